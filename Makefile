@@ -1,0 +1,57 @@
+# Two commands matter: `make demo` and `make test`. Both make their own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Two pytest workers: the tests are sized for two cores.
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.PHONY: help demo test test-all lint format clean
+
+help:
+	@echo "make demo      install, train a small network on handwritten digits, compress it, print the table"
+	@echo "make test      install, check style and types, run the tests"
+	@echo "make test-all  the same with the slow tests"
+	@echo "make lint      check style and types only"
+	@echo "make format    let ruff rewrite the style"
+	@echo "make clean     remove the virtual environment, caches and results"
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/rankwise demo -o demo-out
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST) -m ""
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.stamp-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-out
+
+# torch comes first and alone: the pinned version is taken where pip finds it (on Linux a local CPU wheel or the CPU index
+# in PIP_EXTRA_INDEX_URL saves gigabytes of CUDA), and everything after finds it already installed.
+$(VENV)/.stamp-torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	@touch $@
+
+$(VENV)/.stamp-demo: $(VENV)/.stamp-torch pyproject.toml
+	$(PIP) -e ".[demo,onnx]"
+	@touch $@
+
+# torchvision without its dependencies: its registry wheels ask for a torch of their own. Rankwise uses its model definitions,
+# data sets and transforms, and these work beside any torch (see rankwise/torchvision_shim.py).
+$(VENV)/.stamp-dev: $(VENV)/.stamp-demo
+	$(PIP) -e ".[dev,demo,onnx,bench]"
+	$(PIP) --no-deps torchvision
+	$(PIP) transformers peft
+	@touch $@

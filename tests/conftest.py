@@ -1,0 +1,49 @@
+"""Fixtures that every test can use."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """Two workers share two cores: one thread each; a single process may use both."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with trained networks and their data: RANKWISE_DATA, or ../shared/data beside the checkout.
+
+    Tests that need it are skipped where it is absent, and fail there under RANKWISE_REQUIRE_DATA=1.
+    """
+    folder = Path(os.environ.get("RANKWISE_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "networks.py").is_file():
+        reason = f"no trained networks: {folder / 'networks.py'} does not exist; point RANKWISE_DATA at the folder"
+        if os.environ.get("RANKWISE_REQUIRE_DATA") == "1":
+            pytest.fail(f"{reason} (RANKWISE_REQUIRE_DATA=1 forbids skipping)")
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def networks(data_folder: Path) -> ModuleType:
+    """The module `networks`: loaders of trained networks and data, conventions of their inputs, evaluation."""
+    if "networks" in sys.modules:
+        return sys.modules["networks"]
+    spec = importlib.util.spec_from_file_location("networks", data_folder / "networks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their own module up by name while the body runs.
+    sys.modules["networks"] = module
+    spec.loader.exec_module(module)
+    return module
