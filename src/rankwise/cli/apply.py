@@ -1,0 +1,57 @@
+"""`rankwise apply`: factorise by a plan that a person has read and perhaps edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankwise.cli import options
+from rankwise.cli.compress import Out
+from rankwise.cli.output import Output
+
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", show_default=False, help="plan.yaml, edited or not.")]
+
+
+def apply(
+    model: options.Model,
+    plan: PlanFile,
+    data: options.Data,
+    out_folder: Out,
+    weights: options.Weights = None,
+    test: options.Test = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    batch: options.Batch = 64,
+    samples: options.Samples = 512,
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    stats: options.Stats = None,
+    method: options.Method = "sequential",
+    threads: options.Threads = 1,
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Factorise a network by a plan file, without choosing anything.
+
+    Example: [bold]rankwise apply nets.py:build plan.yaml pictures/ --weights net.pth --size 32 -o out/[/bold]
+
+    Change [bold]format[/bold] and [bold]ranks[/bold] of a row, or set [bold]format: dense[/bold] and
+    [bold]ranks: \\[][/bold]; parameters and MACs are counted anew.
+    """
+    with Output(json, debug=debug) as out:
+        from rankwise.cli.data import DataOptions
+        from rankwise.cli.steps import Job, finish
+        from rankwise.plan import Plan
+
+        wanted = Plan.load(plan)
+        how = DataOptions(
+            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+        )
+        job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
+        wanted = job.edited(wanted)
+        small = job.factorise(wanted, method)
+        finish(job, small, wanted, out_folder, command="apply", threads=threads)

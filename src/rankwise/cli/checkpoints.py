@@ -1,0 +1,136 @@
+"""Weights on disk into a model: safetensors or a checkpoint of tensors, all of it or nothing."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# What training scripts wrap a state_dict in, and what data parallelism and torch.compile put before every name.
+WRAPPERS = ("state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.")
+SHOWN = 4
+
+
+def load_weights(model: nn.Module, path: Path, spec: str = "the model") -> None:
+    """Load the weights in `path` into `model`; the model is unchanged where they do not fit.
+
+    Args:
+        model: receives the weights.
+        path: a `.safetensors` file, or a checkpoint that `torch.load(weights_only=True)` reads. A `state_dict` or
+            `model` wrapper and `module.` and `_orig_mod.` prefixes are taken off.
+        spec: how the user named the model, for error messages.
+
+    Raises:
+        ValueError: where the file cannot be read, or names or shapes differ.
+    """
+    state = read_weights(path)
+    own = model.state_dict(keep_vars=True)
+    missing = _missing(own, state)
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in state
+        if name in own and state[name].shape != own[name].shape
+    ]
+    problems = [
+        _few("missing in the file", missing),
+        _few("not in the model", unexpected),
+        _few("other shape", shapes, separator="; "),
+    ]
+    if any(problems):
+        found = "; ".join(problem for problem in problems if problem)
+        raise ValueError(f"{path} does not fit {spec}: {found}. Nothing was loaded. {_advice(own, state, shapes)}")
+    model.load_state_dict(state, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, without wrappers and prefixes."""
+    if not path.is_file():
+        raise ValueError(f"there is no weights file {path}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    return _without_prefixes(_unwrapped(content, path))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
+
+
+def _read_checkpoint(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and unpickling objects can run any code, so it was not opened. "
+            "Where you trust it, save its tensors: "
+            "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pt')"
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a checkpoint that torch can read, or is cut short: {error}") from error
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    import torch
+
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of named tensors")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(
+            f"{path} is not a dictionary of tensors: {', '.join(others[:SHOWN])} are something else. "
+            f"Rankwise takes off the wrappers {' and '.join(repr(key) for key in WRAPPERS)}; "
+            "save the inner dictionary of tensors alone"
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _missing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Names the file should have. A tied tensor needs one of its names; batch norm counters are absent in old files."""
+    present = {id(own[name]) for name in state if name in own}
+    return [
+        name
+        for name, tensor in own.items()
+        if name not in state and id(tensor) not in present and not name.endswith("num_batches_tracked")
+    ]
+
+
+def _few(title: str, names: Iterable[str], separator: str = ", ") -> str:
+    names = list(names)
+    if not names:
+        return ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} {title}: {separator.join(names[:SHOWN])}{more}"
+
+
+def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
+    if not set(own) & set(state):
+        return "No name is the same: these are the weights of another network, or of one under other names."
+    if shapes:
+        return (
+            "Name the network the weights were trained in: a FILE.py:FUNCTION that builds it with the same widths and "
+            "number of classes, such as torchvision.models.resnet18(num_classes=10)."
+        )
+    return "Name the network the weights were trained in, as a FILE.py:FUNCTION that builds it."

@@ -1,0 +1,67 @@
+"""`rankwise compress`: all steps in a row, from a network and data to an artifact and its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankwise.cli import options
+from rankwise.cli.output import Output
+
+Out = Annotated[
+    Path, typer.Option("-o", "--out", metavar="DIR", show_default=False, help="Folder for the artifact and plan.yaml.")
+]
+
+
+def compress(
+    model: options.Model,
+    data: options.Data,
+    out_folder: Out,
+    keep: options.Keep,
+    weights: options.Weights = None,
+    test: options.Test = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    batch: options.Batch = 64,
+    samples: options.Samples = 512,
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    stats: options.Stats = None,
+    formats: options.Formats = "svd,spatial_svd,tucker2",
+    metric: options.Metric = "input",
+    ignore: options.Ignore = None,
+    include: options.Include = None,
+    pin: options.Pin = None,
+    floor: options.Floor = None,
+    cap: options.Cap = None,
+    round_to: options.RoundTo = "auto",
+    method: options.Method = "sequential",
+    threads: options.Threads = 1,
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Compress a network to a budget and measure what that did.
+
+    Example: [bold]rankwise compress nets.py:build pictures/ --weights net.pth --size 32 --keep macs=0.5 -o out/[/bold]
+
+    DATA needs no labels: a few hundred inputs such as the network will see. The folder of [bold]-o[/bold] receives the
+    artifact (rankwise.json, model.safetensors) and plan.yaml, which you may edit and give to
+    [bold]rankwise apply[/bold].
+    """
+    with Output(json, debug=debug) as out:
+        from rankwise.cli.constraints import choose_options
+        from rankwise.cli.data import DataOptions
+        from rankwise.cli.steps import Job, finish
+
+        wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        how = DataOptions(
+            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+        )
+        job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
+        plan = job.plan(wishes)
+        small = job.factorise(plan, method)
+        finish(job, small, plan, out_folder, command="compress", threads=threads)

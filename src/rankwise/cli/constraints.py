@@ -1,0 +1,117 @@
+"""Budgets and constraints as they are written on the command line, as the library takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+BUDGETS = ("macs", "params", "bytes")
+UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
+METHODS = ("sequential", "one-shot")
+
+
+def choose_options(
+    keep: str,
+    formats: str,
+    metric: str,
+    ignore: Iterable[str] | None,
+    include: Iterable[str] | None,
+    pin: Iterable[str] | None,
+    floor: Iterable[str] | None,
+    cap: Iterable[str] | None,
+    round_to: str,
+) -> dict[str, Any]:
+    """The keyword arguments of `rankwise.choose` for the options of the command line.
+
+    Raises:
+        ValueError: naming the option whose text cannot be read.
+    """
+    return {
+        "keep": parse_keep(keep),
+        "formats": parse_names(formats, "--formats"),
+        "metric": metric,
+        "ignore": tuple(ignore or ()),
+        "include": tuple(include or ("*",)),
+        "pin": dict(_assignment(text, "--pin", "fc=svd:64, conv1=tucker2:16,16 or conv1=dense") for text in pin or ()),
+        "floor": parse_ranks(floor, "--floor"),
+        "cap": parse_ranks(cap, "--cap"),
+        "round_to": parse_round_to(round_to),
+    }
+
+
+def parse_keep(text: str) -> dict[str, float | int]:
+    """`macs=0.5`, `macs=50%`, `params=1.5M`: a fraction of the dense count as a float, an absolute number as an int.
+
+    Raises:
+        ValueError: where the budget is unknown or not a positive number.
+    """
+    name, _, value = text.partition("=")
+    if name not in BUDGETS or not value:
+        examples = ", ".join(f"{budget}=0.5" for budget in BUDGETS)
+        raise ValueError(f"--keep {text!r}: write {examples} or an absolute number")
+    return {name: _amount(text, value.strip().lower())}
+
+
+def _amount(text: str, value: str) -> float | int:
+    try:
+        if value.endswith("%"):
+            amount: float | int = float(value[:-1]) / 100
+        elif value[-1:] in UNITS:
+            amount = round(float(value[:-1]) * UNITS[value[-1]])
+        else:
+            amount = float(value) if "." in value or "e" in value else int(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"--keep {text!r}: {value!r} is not a number such as 0.5, 50% or 1.5M") from None
+    if not amount > 0 or (isinstance(amount, float) and amount > 1):
+        raise ValueError(
+            f"--keep {text!r}: a fraction lies above 0 and at most at 1.0; an absolute number has no point"
+        )
+    if amount == 1 and isinstance(amount, int):
+        raise ValueError(f"--keep {text!r} is one single unit; write 1.0 or 100% for everything")
+    return amount
+
+
+def parse_names(text: str, option: str) -> tuple[str, ...]:
+    """`svd,tucker2` as a tuple."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ValueError(f"{option} names nothing")
+    return names
+
+
+def parse_ranks(texts: Iterable[str] | None, option: str) -> dict[str, int | float]:
+    """`layer4.*=32` as `{"layer4.*": 32}`, `layer4.*=0.5` as a fraction of the largest rank."""
+    ranks: dict[str, int | float] = {}
+    for text in texts or ():
+        pattern, value = _assignment(text, option, "layer4.*=32, or layer4.*=0.5 for half of the largest rank")
+        try:
+            ranks[pattern] = float(value) if "." in value else int(value)
+        except ValueError:
+            raise ValueError(
+                f"{option} {text!r}: {value!r} is not a rank such as 32, or a fraction such as 0.5"
+            ) from None
+    return ranks
+
+
+def _assignment(text: str, option: str, example: str) -> tuple[str, str]:
+    # A pattern may be a regular expression with "=" in it, a value may not.
+    pattern, _, value = text.rpartition("=")
+    if not pattern or not value:
+        raise ValueError(f"{option} {text!r}: write {example}")
+    return pattern, value
+
+
+def parse_round_to(text: str) -> int | str:
+    """A number, or `auto`."""
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"--round-to {text!r} is neither auto nor a number of at least 1")
+    return int(text)
+
+
+def check_method(method: str) -> str:
+    """The method, where it is one."""
+    if method not in METHODS:
+        raise ValueError(f"--method {method!r} is not one of {', '.join(METHODS)}")
+    return method

@@ -1,0 +1,97 @@
+"""Batches that can be run over again and again, and the options that say how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How data is read: the options that every command with DATA shares."""
+
+    transform: str | None = None
+    size: int | None = None
+    normalise: str = "auto"
+    batch: int = 64
+    root: Path = Path("data")
+    split: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Batches that can be run over again and again.
+
+    Args:
+        name: what the user called it.
+        samples: number of samples, None where only running over them would tell.
+        labelled: whether `pairs` has labels.
+        classes: number of class folders, None where labels were stored as numbers.
+        prepared: how inputs were made, for people.
+    """
+
+    name: str
+    samples: int | None
+    labelled: bool
+    classes: int | None
+    prepared: str
+    _passes: Callable[[], Iterator[tuple[Any, Any]]] = field(repr=False)
+
+    @property
+    def pairs(self) -> Iterable[tuple[Any, Any]]:
+        """Batches of inputs and labels; labels are None where there are none."""
+        return _Again(self._passes)
+
+    @property
+    def inputs(self) -> Iterable[Any]:
+        """Batches of inputs alone: what calibration may see."""
+        return _Again(lambda: (inputs for inputs, _ in self._passes()))
+
+    def example(self) -> Any:
+        """The inputs of one sample, as a batch."""
+        for inputs, _ in self._passes():
+            return cut(inputs, 1)
+        raise ValueError(f"{self.name} has no batches")
+
+
+@dataclass(frozen=True)
+class _Again:
+    """An iterable that starts over whenever it is run over."""
+
+    start: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.start()
+
+
+def cut(value: Any, length: int) -> Any:
+    """The first `length` samples of a tensor, or of every tensor in a mapping or list."""
+    if isinstance(value, Mapping):
+        return {key: cut(item, length) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(cut(item, length) for item in value)
+    return value[:length] if hasattr(value, "shape") and len(value.shape) > 0 else value
+
+
+def example_input(shape: str, seed: int = 0) -> Tensor:
+    """A random input of one sample, for counting where no data is given.
+
+    Args:
+        shape: `3,224,224`, without the batch.
+        seed: of the random numbers.
+    """
+    import torch
+
+    try:
+        sides = [int(side) for side in shape.replace("x", ",").split(",")]
+    except ValueError:
+        sides = []
+    if not sides or min(sides) < 1:
+        raise ValueError(f"--input-shape {shape!r} is not a shape such as 3,224,224 (without the batch)")
+    return torch.randn(1, *sides, generator=torch.Generator().manual_seed(seed))

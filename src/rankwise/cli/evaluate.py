@@ -1,0 +1,62 @@
+"""`rankwise evaluate`: measure a network, or a compressed one beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankwise.cli import options
+from rankwise.cli.output import Output
+
+Artifact = Annotated[
+    Path | None, typer.Option("--artifact", metavar="DIR", help="A compressed network to measure beside the dense one.")
+]
+
+
+def evaluate(
+    model: options.Model,
+    data: options.Data,
+    artifact: Artifact = None,
+    weights: options.Weights = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    batch: options.Batch = 64,
+    samples: options.TestSamples = None,
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    threads: options.Threads = 1,
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Measure parameters, MACs, bytes, latency, accuracy (with labels) and agreement with the dense network.
+
+    Example: [bold]rankwise evaluate nets.py:build test.npz --weights net.pth --artifact out/[/bold]
+    """
+    with Output(json, debug=debug) as out:
+        import torch
+
+        from rankwise.cli.data import DataOptions
+        from rankwise.cli.figures import measure
+        from rankwise.cli.loading import load_data
+        from rankwise.cli.models import load_artifact, load_model
+        from rankwise.cli.steps import warn_about_random_weights
+        from rankwise.cli.tables import figures_table
+
+        torch.manual_seed(seed)
+        how = DataOptions(
+            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+        )
+        with out.step("loading"):
+            networks = {"dense": load_model(model, weights)}
+            if artifact is not None:
+                networks["compressed"] = load_artifact(model, artifact)
+            test = load_data(data, how, model=model, samples=samples, default_split="test")
+        warn_about_random_weights(out, model, weights)
+        out.say(f"data: {test.name}, {test.prepared}")
+        figures = measure(out, networks, test, threads=threads)
+        out.show(figures_table(figures))
+        out.result("evaluate", {"figures": figures, "measured_on": test.name, "threads": threads, "seed": seed})

@@ -1,0 +1,124 @@
+"""Figures of networks side by side: counts, latency, accuracy, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwise.cli.data import Data
+from rankwise.cli.output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Figures = dict[str, dict[str, Any]]
+
+
+def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, threads: int) -> Figures:
+    """Measure networks on the same data; what cannot be measured is absent, with a note that says why.
+
+    Args:
+        out: where notes go.
+        networks: by name; with `dense` and `compressed` their agreement is measured as well.
+        data: with labels where accuracy shall be measured.
+        threads: for latency.
+
+    Returns:
+        `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds, accuracy in percent.
+    """
+    from rankwise.evaluate import accuracy, agreement, size
+
+    example = data.example()
+    figures: Figures = {}
+    for name, network in networks.items():
+        with out.step(f"counting {name}"):
+            counted = size(network, example)
+        figures[name] = {"params": counted.params, "macs": counted.macs, "bytes": counted.bytes}
+    _latencies(out, networks, example, figures, threads)
+    if _labels_fit(out, networks, data, example):
+        for name, network in networks.items():
+            top = _tried(out, "accuracy", partial(accuracy, network, out.track(data.pairs, f"accuracy, {name}")))
+            figures[name].update(_telling(top or {}, network, example))
+    if len(networks) == 2:
+        same = _tried(out, "agreement", partial(agreement, *networks.values(), out.track(data.inputs, "agreement")))
+        if same is not None:
+            figures[list(networks)[1]]["agreement"] = same
+    return figures
+
+
+def _latencies(out: Output, networks: Mapping[str, nn.Module], example: Any, figures: Figures, threads: int) -> None:
+    from importlib.util import find_spec
+
+    from rankwise.evaluate import latency
+
+    engines = ["torch"]
+    if find_spec("onnxruntime") and find_spec("onnx"):
+        engines.append("onnxruntime")
+    else:
+        out.note("latency in onnxruntime was not measured: pip install 'rankwise[onnx]'")
+    for engine in engines:
+        with out.step(f"measuring latency in {engine}"):
+            measured = partial(latency, networks, example, engine=engine, threads=threads)
+            times = _tried(out, f"latency in {engine}", measured)
+        for name, time in (times or {}).items():
+            figures[name][f"latency_{engine}_ms"] = time.median * 1e3
+
+
+def _tried(out: Output, what: str, run: Callable[[], Any]) -> Any:
+    """The figure, or None and a note: one figure that cannot be had does not cost the others."""
+    try:
+        return run()
+    except ValueError as error:
+        out.note(f"{what} was not measured: {error}")
+        return None
+
+
+def _outputs(network: nn.Module, example: Any) -> int | None:
+    """Number of classes of a classifier, None where the output is no tensor of scores."""
+    from rankwise.batches import call, pristine
+
+    with pristine(network):
+        scores = call(network, example)
+    shape: tuple[int, ...] = getattr(getattr(scores, "logits", scores), "shape", ())
+    return int(shape[-1]) if len(shape) > 1 else None
+
+
+def _labels_fit(out: Output, networks: Mapping[str, nn.Module], data: Data, example: Any) -> bool:
+    if not data.labelled:
+        return False
+    outputs = _outputs(next(iter(networks.values())), example)
+    # Labels counted from folders are right only where every class has its folder.
+    if data.classes is not None and outputs != data.classes:
+        out.note(
+            f"accuracy was not measured: {data.name} has {data.classes} class folders, the network has {outputs} "
+            "outputs, so the order of the folders does not give their class numbers"
+        )
+        return False
+    return True
+
+
+def _telling(top: Mapping[str, float], network: nn.Module, example: Any) -> dict[str, float]:
+    """Accuracies that say something: with five classes or fewer, the label is always among the best five."""
+    outputs = _outputs(network, example) or 0
+    return {key: value for key, value in top.items() if int(key.removeprefix("top")) < outputs}
+
+
+def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
+    """What the artifact stores: the figures, what they were measured on, and the shape of an input."""
+    from rankwise.cli.output import plain
+
+    shape = getattr(data.example(), "shape", None)
+    stored: dict[str, Any] = {"measured_on": data.name, **figures}
+    if shape is not None:
+        stored["input_shape"] = list(shape[1:])
+    return dict(plain(stored))
+
+
+def input_shape_of(artifact: Path) -> str | None:
+    """The shape of an input that the artifact was measured with, as `--input-shape` takes it."""
+    from rankwise.artifact import read
+
+    shape = read(artifact).figures.get("input_shape")
+    return ",".join(map(str, shape)) if shape else None

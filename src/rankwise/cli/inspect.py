@@ -1,0 +1,111 @@
+"""`rankwise inspect`: what can be factorised and what it costs today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwise.cli import options
+from rankwise.cli.output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rankwise.sites import Site, Sites
+
+
+def inspect(
+    model: options.Model,
+    weights: options.Weights = None,
+    data: options.DataOption = None,
+    input_shape: options.InputShape = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Show every layer that can be factorised, what it costs, and how much of its rank it uses.
+
+    Example: [bold]rankwise inspect torchvision:resnet18 --weights resnet18.pth --input-shape 3,224,224[/bold]
+
+    [dim]break-even[/dim] is the rank below which two thin layers are cheaper than the layer. [dim]stable rank[/dim]
+    ‖W‖²/σ₁² and [dim]effective rank[/dim] exp(entropy of σ) say how many directions the weight uses: far below
+    break-even, a layer has something to give.
+    """
+    with Output(json, debug=debug) as out:
+        import torch
+
+        from rankwise.cli.data import DataOptions
+        from rankwise.cli.loading import load_example
+        from rankwise.cli.models import load_model
+        from rankwise.cli.tables import sites_table
+        from rankwise.sites import find
+
+        torch.manual_seed(seed)
+        with out.step("loading the network"):
+            network = load_model(model, weights)
+        how = DataOptions(transform=transform, size=size, normalise=normalise, root=root, split=split, seed=seed)
+        example = load_example(data, input_shape, how, model)
+        with out.step("counting"):
+            sites = find(network, example)
+            ranks = {name: spectrum(network, site) for name, site in sites.items()}
+        out.show(sites_table(sites, ranks))
+        _remarks(out, sites)
+        out.result("inspect", document(sites, ranks))
+
+
+def spectrum(network: nn.Module, site: Site) -> tuple[float, float]:
+    """Stable and effective rank of a site's weight; the mean over the groups of a grouped convolution."""
+    from rankwise.linalg.spectrum import effective_rank_of, singular_values, stable_rank_of
+
+    weight = network.get_parameter(f"{site.name}.weight").detach()
+    matrix = weight.mT if site.kind == "conv1d_hf" else weight
+    values = singular_values(matrix.reshape(site.groups, matrix.shape[0] // site.groups, -1))
+    return float(stable_rank_of(values).mean()), float(effective_rank_of(values).mean())
+
+
+def _remarks(out: Output, sites: Sites) -> None:
+    """What the table does not show: layers that stay dense, and what no count covers."""
+    for name, site in sites.items():
+        if site.dense_because:
+            out.say(f"stays dense: {name}: {site.dense_because}")
+    for name, macs in sites.other_macs.items():
+        out.say(f"counted, but no site: {name}: {macs:,} MACs")
+    for name, why in sites.not_counted.items():
+        out.say(f"not counted: {name}: {why}")
+    if sites.never_called:
+        out.say(f"never called for this input: {', '.join(sites.never_called)}")
+
+
+def document(sites: Sites, ranks: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """The figures of the table, for `--json`."""
+    rows = [
+        {
+            "name": name,
+            "aliases": site.aliases,
+            "kind": site.kind,
+            "weight_shape": site.weight_shape,
+            "groups": site.groups,
+            "params": site.params,
+            "macs": site.macs,
+            "macs_share": site.macs / sites.total_macs if sites.total_macs else 0.0,
+            "break_even": site.break_even,
+            "stable_rank": ranks[name][0],
+            "effective_rank": ranks[name][1],
+            "dense_because": site.dense_because,
+        }
+        for name, site in sites.items()
+    ]
+    return {
+        "sites": rows,
+        "total_params": sites.total_params,
+        "total_macs": sites.total_macs,
+        "other_macs": sites.other_macs,
+        "not_counted": sites.not_counted,
+        "never_called": sites.never_called,
+        "fingerprint": sites.fingerprint,
+    }

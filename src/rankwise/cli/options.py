@@ -1,0 +1,208 @@
+"""Arguments and options that several commands share, each defined once: the same name means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_DATA = "Data"
+_BUDGET = "Budget and constraints"
+_OUTPUT = "Output"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="torchvision:NAME, or FILE.py:FUNCTION, a function that returns the network.",
+    ),
+]
+DATA_HELP = (
+    "A folder of pictures (class folders give labels), FILE.npz, FILE.safetensors, torchvision:NAME, "
+    "or FILE.py:FUNCTION, a function that returns batches or a Dataset."
+)
+Data = Annotated[str, typer.Argument(metavar="DATA", show_default=False, help=DATA_HELP)]
+OptionalData = Annotated[str | None, typer.Argument(metavar="[DATA]", show_default=False, help=DATA_HELP)]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        show_default=False,
+        help="Trained weights: .safetensors, or a checkpoint of tensors (.pt, .pth). Wrappers such as state_dict and "
+        "prefixes such as module. are taken off.",
+    ),
+]
+
+DataOption = Annotated[str | None, typer.Option("--data", metavar="DATA", rich_help_panel=_DATA, help=DATA_HELP)]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        "--test",
+        metavar="DATA",
+        rich_help_panel=_DATA,
+        help="Held-out data for the figures; without it they come from the calibration samples.",
+    ),
+]
+Transform = Annotated[
+    str | None,
+    typer.Option(
+        "--transform",
+        metavar="STEPS",
+        rich_help_panel=_DATA,
+        help='What is done to each picture: "resize=256,crop=224"; also resize=240x320 and gray.',
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", metavar="N", rich_help_panel=_DATA, help="Resize the shorter side to N and take the middle N x N."
+    ),
+]
+Normalise = Annotated[
+    str,
+    typer.Option(
+        "--normalise",
+        metavar="HOW",
+        rich_help_panel=_DATA,
+        help='imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5;std=0.25" on the 0..1 scale. auto: imagenet '
+        "for torchvision models, unit for other bytes, none for floats.",
+    ),
+]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", rich_help_panel=_DATA, help="Samples in a batch.")]
+Samples = Annotated[
+    int,
+    typer.Option("--samples", metavar="N", rich_help_panel=_DATA, help="Calibration samples, chosen by --seed."),
+]
+TestSamples = Annotated[
+    int | None,
+    typer.Option("--samples", metavar="N", rich_help_panel=_DATA, help="Use N samples, chosen by --seed; else all."),
+]
+Root = Annotated[
+    Path, typer.Option("--root", metavar="DIR", rich_help_panel=_DATA, help="Where torchvision data sets are on disk.")
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="NAME",
+        rich_help_panel=_DATA,
+        help="Split of a named data set: train, val, test. Else train to calibrate, test to evaluate.",
+    ),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="C,H,W",
+        rich_help_panel=_DATA,
+        help="Shape of one input where no data is given, without the batch.",
+    ),
+]
+Stats = Annotated[
+    Path | None,
+    typer.Option(
+        "--stats",
+        metavar="FILE",
+        rich_help_panel=_DATA,
+        help="Statistics: read where the file exists, else collected from DATA and written there.",
+    ),
+]
+
+Keep = Annotated[
+    str,
+    typer.Option(
+        "--keep",
+        metavar="WHAT=HOW MUCH",
+        rich_help_panel=_BUDGET,
+        show_default=False,
+        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M.",
+    ),
+]
+Formats = Annotated[
+    str,
+    typer.Option(
+        "--formats",
+        metavar="NAME,NAME",
+        rich_help_panel=_BUDGET,
+        help="Formats that a layer may take; dense always may.",
+    ),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="input: error of the layer's output on the data; weight: error of the weight, no data needed.",
+    ),
+]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore", metavar="PATTERN", rich_help_panel=_BUDGET, help="Leave these layers dense: conv1, head.*, re:^fc."
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option("--include", metavar="PATTERN", rich_help_panel=_BUDGET, help="Touch only these layers."),
+]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        metavar="PATTERN=FORMAT:RANK",
+        rich_help_panel=_BUDGET,
+        help="Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, conv1=dense.",
+    ),
+]
+Floor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--floor",
+        metavar="PATTERN=RANK",
+        rich_help_panel=_BUDGET,
+        help="Lowest rank, or fraction of full rank: layer4.*=32.",
+    ),
+]
+Cap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cap",
+        metavar="PATTERN=RANK",
+        rich_help_panel=_BUDGET,
+        help="Highest rank, or fraction of full rank: layer1.*=16.",
+    ),
+]
+RoundTo = Annotated[
+    str,
+    typer.Option(
+        "--round-to",
+        metavar="N",
+        rich_help_panel=_BUDGET,
+        help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones.",
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics.",
+    ),
+]
+
+Threads = Annotated[
+    int, typer.Option("--threads", metavar="N", rich_help_panel=_OUTPUT, help="Threads when latency is measured.")
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", rich_help_panel=_OUTPUT, help="Also write all figures as JSON; - for standard output."
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", rich_help_panel=_OUTPUT, help="Of everything random.")]
+Debug = Annotated[bool, typer.Option("--debug", rich_help_panel=_OUTPUT, help="Show the traceback of an error.")]

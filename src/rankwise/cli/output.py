@@ -1,0 +1,148 @@
+"""What a command tells: tables for people, one JSON document for programs, and one clear line for an error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+
+# A pipe or a log file has no width of its own; tables of layer names need more than the usual 80 columns.
+WIDTH_WITHOUT_TERMINAL = 150
+
+
+class Output:
+    """The output of one command, as a context: an error inside becomes one line and an exit code.
+
+    Exit codes: 0 fine; 2 the user's input cannot be used (`ValueError`, a missing file or package); 1 anything else.
+
+    Args:
+        json_file: where the JSON document goes, None for nowhere; with `-` it goes to standard output and the tables
+            go to standard error.
+        debug: show the traceback of an error.
+    """
+
+    def __init__(self, json_file: str | None = None, *, debug: bool = False) -> None:
+        self.json_file = json_file
+        self.debug = debug
+        self.errors = _console(stderr=True)
+        self.console = _console(stderr=json_file == "-")
+        self._document: dict[str, Any] | None = None
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # typer.Exit is a RuntimeError, yet means what it says.
+        if isinstance(error, Exception) and not isinstance(error, typer.Exit):
+            self._fail(error)
+        if error is None and self._document is not None:
+            try:
+                self._write()
+            except OSError as problem:
+                self._fail(problem)
+
+    def say(self, text: str) -> None:
+        """Print a line for people, as it is."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that the user should not miss, to standard error."""
+        self.errors.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, table: RenderableType) -> None:
+        """Print a table."""
+        self.console.print(table)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Show what is going on while it goes on; nothing is left behind, and nothing is shown without a terminal."""
+        if not self.errors.is_terminal:
+            yield
+            return
+        with self.errors.status(text):
+            yield
+
+    def track(self, batches: Iterable[Any], text: str) -> Iterator[Any]:
+        """Run over `batches` behind a progress bar: what the library's functions take as `progress`."""
+        from rich.progress import track
+
+        total = len(batches) if isinstance(batches, Sized) else None
+        yield from track(
+            batches, text, total=total, console=self.errors, transient=True, disable=not self.errors.is_terminal
+        )
+
+    @contextmanager
+    def stages(self, text: str, total: int) -> Iterator[Callable[[str], None]]:
+        """Show a progress bar of `total` stages; call what it yields with the name of each stage as it begins."""
+        from rich.progress import Progress
+
+        with Progress(console=self.errors, transient=True, disable=not self.errors.is_terminal) as progress:
+            # A stage that has begun is not done: the bar counts from one before the first.
+            task = progress.add_task(text, total=total, completed=-1)
+            yield lambda name: progress.update(task, advance=1, description=f"{text} {name}")
+
+    def result(self, command: str, document: Mapping[str, Any]) -> None:
+        """Set the JSON document, written when the command has ended well."""
+        from rankwise.cli.version import version
+
+        self._document = {"command": command, "rankwise": version(), **document}
+
+    def write_report(self, file: Path) -> None:
+        """Write the JSON document to a file, whatever `--json` says."""
+        file.write_text(self._text(), encoding="utf-8")
+
+    def _write(self) -> None:
+        if self.json_file == "-":
+            sys.stdout.write(self._text())
+        elif self.json_file is not None:
+            self.write_report(Path(self.json_file))
+
+    def _text(self) -> str:
+        return json.dumps(plain(self._document), indent=2, allow_nan=False) + "\n"
+
+    def _fail(self, error: Exception) -> None:
+        if self.debug:
+            from rich.traceback import Traceback
+
+            self.errors.print(Traceback.from_exception(type(error), error, error.__traceback__))
+        expected = isinstance(error, (ValueError, OSError, ImportError))
+        text = str(error).strip() or type(error).__name__
+        if not expected:
+            text = f"unexpected {type(error).__name__}: {text}"
+        if not expected and not self.debug:
+            text += "\n(--debug shows where it came from)"
+        self.errors.print("error:", style="bold red", end=" ")
+        self.errors.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2 if expected else 1) from error
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH_WITHOUT_TERMINAL)
+
+
+def plain(value: Any) -> Any:
+    """The value in types that JSON knows: tuples as lists, paths as text, what is not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return plain(value.item())
+    raise TypeError(f"{type(value).__name__} does not go into JSON: {value!r}")

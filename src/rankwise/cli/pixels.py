@@ -1,0 +1,150 @@
+"""From stored pictures to network inputs: `--transform`, `--size` and `--normalise`.
+
+Shapes: C channels, H height, W width, B batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+TRANSFORM_HELP = "resize=256 (shorter side), resize=240x320, crop=224 (centre), crop=192x256, gray"
+NORMALISE_NAMES = ("auto", "imagenet", "unit", "symmetric", "none")
+NORMALISE_HELP = (
+    'imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5,0.5,0.5;std=0.25,0.25,0.25" (on the 0..1 scale)'
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a transform: `resize`, `crop` or `gray`, and the size it makes; one number for the shorter side."""
+
+    name: str
+    size: tuple[int, ...] = ()
+
+    def __call__(self, picture_CHW: Tensor) -> Tensor:
+        """Apply the step to one picture, keeping its dtype."""
+        if self.name == "gray":
+            return _gray(picture_CHW)
+        return _resize(picture_CHW, self.size) if self.name == "resize" else _crop(picture_CHW, self.size)
+
+
+def parse_transform(text: str | None, size: int | None = None) -> tuple[Step, ...]:
+    """The steps of `--transform`, or those that `--size` stands for: the shorter side to it, then the middle square.
+
+    Raises:
+        ValueError: for an unknown step, a size that is none, or both options at once.
+    """
+    if text is not None and size is not None:
+        raise ValueError(f"--size {size} and --transform {text!r} say the same thing twice; give one of them")
+    if size is not None:
+        text = f"resize={size},crop={size}"
+    return tuple(_parse_step(part.strip(), text) for part in text.split(",")) if text else ()
+
+
+def _parse_step(part: str, whole: str) -> Step:
+    name, _, value = part.partition("=")
+    try:
+        size = tuple(int(side) for side in value.split("x")) if value else ()
+    except ValueError:
+        size = (0,)
+    right = len(size) in (1, 2) and min(size) > 0 if name in ("resize", "crop") else name == "gray" and not value
+    if not right:
+        raise ValueError(f"--transform {whole!r}: cannot read {part!r}; the steps are {TRANSFORM_HELP}")
+    return Step(name=name, size=size)
+
+
+def _resize(picture: Tensor, size: tuple[int, ...]) -> Tensor:
+    import torch
+    from torch.nn import functional as F
+
+    height, width = picture.shape[-2:]
+    if len(size) == 1:
+        # The longer side rounds down, as in torchvision, whose evaluation recipes users repeat.
+        short, long = size[0], size[0] * max(height, width) // min(height, width)
+        size = (short, long) if height <= width else (long, short)
+    if size == (height, width):
+        return picture
+    large = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)[0]
+    return large.round().clamp(0, 255).to(torch.uint8) if picture.dtype == torch.uint8 else large.to(picture.dtype)
+
+
+def _crop(picture: Tensor, size: tuple[int, ...]) -> Tensor:
+    height, width = size if len(size) == 2 else (size[0], size[0])
+    if picture.shape[-2] < height or picture.shape[-1] < width:
+        raise ValueError(
+            f"crop={height}x{width} is larger than a picture of {picture.shape[-2]}x{picture.shape[-1]}; "
+            "put a resize before it"
+        )
+    top, left = (picture.shape[-2] - height) // 2, (picture.shape[-1] - width) // 2
+    return picture[..., top : top + height, left : left + width]
+
+
+def _gray(picture: Tensor) -> Tensor:
+    import torch
+
+    if picture.shape[0] == 1:
+        return picture
+    if picture.shape[0] != 3:
+        raise ValueError(f"gray needs 3 channels, the picture has {picture.shape[0]}")
+    light = (picture.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+    return light.round().to(torch.uint8) if picture.dtype == torch.uint8 else light.to(picture.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalise:
+    """`(x / full - mean) / std` per channel, where `full` is 255 for bytes and 1 for anything else."""
+
+    name: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __call__(self, batch_BCHW: Tensor) -> Tensor:
+        """Turn a batch as stored into a batch for the network."""
+        import torch
+
+        bytes_stored = batch_BCHW.dtype == torch.uint8
+        batch = batch_BCHW.float() if bytes_stored else batch_BCHW
+        if self.name == "none" or not batch.is_floating_point():
+            return batch
+        if bytes_stored:
+            batch = batch / 255
+        if not self.mean:
+            return batch
+        if batch.ndim < 3 or len(self.mean) not in (1, batch.shape[1]):
+            raise ValueError(
+                f"--normalise {self.name} is for {len(self.mean)} channels, the input is {tuple(batch.shape[1:])}; "
+                'give unit, none, or as many figures as channels: "mean=…;std=…"'
+            )
+        shape = (1, -1, *(1,) * (batch.ndim - 2))
+        return (batch - batch.new_tensor(self.mean).view(shape)) / batch.new_tensor(self.std).view(shape)
+
+
+def parse_normalise(text: str) -> Normalise:
+    """What `--normalise` asks for, `auto` excluded: that needs to see the data.
+
+    Raises:
+        ValueError: for an unknown name or figures that cannot be read.
+    """
+    if text == "imagenet":
+        return Normalise(name=text, mean=IMAGENET[0], std=IMAGENET[1])
+    if text == "symmetric":
+        return Normalise(name=text, mean=(0.5,), std=(0.5,))
+    if text in ("unit", "none"):
+        return Normalise(name=text)
+    parts = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(";"))
+    try:
+        mean, std = _figures(parts.pop("mean")), _figures(parts.pop("std"))
+    except (KeyError, ValueError):
+        raise ValueError(f"--normalise {text!r} is not one of {NORMALISE_HELP}") from None
+    if parts or len(mean) != len(std) or min(std) <= 0:
+        raise ValueError(f"--normalise {text!r} needs as many means as positive standard deviations, and nothing else")
+    return Normalise(name=text, mean=mean, std=std)
+
+
+def _figures(text: str) -> tuple[float, ...]:
+    return tuple(float(figure) for figure in text.split(","))

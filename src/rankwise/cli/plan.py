@@ -1,0 +1,65 @@
+"""`rankwise plan`: choose formats and ranks, and write them where a person can read and edit them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankwise.cli import options
+from rankwise.cli.output import Output
+
+PlanOut = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The plan file to write.")]
+
+
+def plan(
+    model: options.Model,
+    keep: options.Keep,
+    data: options.OptionalData = None,
+    plan_file: PlanOut = Path("plan.yaml"),
+    weights: options.Weights = None,
+    input_shape: options.InputShape = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    batch: options.Batch = 64,
+    samples: options.Samples = 512,
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    stats: options.Stats = None,
+    formats: options.Formats = "svd,spatial_svd,tucker2",
+    metric: options.Metric = "input",
+    ignore: options.Ignore = None,
+    include: options.Include = None,
+    pin: options.Pin = None,
+    floor: options.Floor = None,
+    cap: options.Cap = None,
+    round_to: options.RoundTo = "auto",
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Choose formats and ranks for a budget and write them as YAML; the network stays as it is.
+
+    Example: [bold]rankwise plan nets.py:build pictures/ --weights net.pth --size 32 --keep macs=0.5 -o plan.yaml[/bold]
+
+    With [bold]--stats FILE[/bold] the data is run over once, and every further plan takes seconds. With
+    [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
+    """
+    with Output(json, debug=debug) as out:
+        from rankwise.cli.constraints import choose_options
+        from rankwise.cli.data import DataOptions
+        from rankwise.cli.steps import Job
+        from rankwise.cli.tables import plan_table
+
+        wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        how = DataOptions(
+            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+        )
+        job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, input_shape=input_shape)
+        chosen = job.plan(wishes)
+        chosen.save(plan_file)
+        out.show(plan_table(chosen, job.sites))
+        out.say(f"plan: {plan_file} (edit it, then: rankwise apply {model} {plan_file} DATA -o out/)")
+        out.result("plan", {"plan_file": plan_file, "plan": chosen.to_dict()})

@@ -1,0 +1,185 @@
+"""The steps that `compress`, `plan` and `apply` share, with files and messages around the library's verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwise.cli.constraints import check_method
+from rankwise.cli.data import Data, DataOptions
+from rankwise.cli.loading import load_data, load_example
+from rankwise.cli.models import is_torchvision, load_model
+from rankwise.cli.output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rankwise.plan import Plan
+    from rankwise.sites import Sites
+    from rankwise.statistics import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A network, its sites, and the data at hand.
+
+    Args:
+        out: where messages go.
+        spec: MODEL as the user wrote it.
+        network: the dense network.
+        sites: what can be factorised in it.
+        data: calibration data, None where a plan needs none.
+        test: held-out data, None where the user has none.
+        stats: the statistics file, None for none.
+        seed: of everything random.
+    """
+
+    out: Output
+    spec: str
+    network: nn.Module
+    sites: Sites
+    data: Data | None
+    test: Data | None
+    stats: Path | None
+    seed: int
+
+    @classmethod
+    def start(
+        cls,
+        out: Output,
+        spec: str,
+        weights: Path | None,
+        data: str | None,
+        how: DataOptions,
+        *,
+        samples: int,
+        stats: Path | None = None,
+        test: str | None = None,
+        input_shape: str | None = None,
+        folder: Path | None = None,
+    ) -> Job:
+        """Load everything that the command names, before any long work begins."""
+        import torch
+
+        from rankwise.sites import find
+
+        torch.manual_seed(how.seed)
+        if folder is not None:
+            check_folder(folder)
+        with out.step("loading the network"):
+            network = load_model(spec, weights)
+        warn_about_random_weights(out, spec, weights)
+        with out.step("reading the data"):
+            calibration = None if data is None else load_data(data, how, model=spec, samples=samples)
+            held_out = None if test is None else load_data(test, how, model=spec, default_split="test")
+        if calibration is not None:
+            count = "batches" if calibration.samples is None else f"{calibration.samples} samples"
+            out.say(f"calibration: {count} of {calibration.name}, {calibration.prepared}")
+        example = load_example(calibration, input_shape, how, spec)
+        with out.step("finding what can be factorised"):
+            sites = find(network, example)
+        return cls(
+            out=out,
+            spec=spec,
+            network=network,
+            sites=sites,
+            data=calibration,
+            test=held_out,
+            stats=stats,
+            seed=how.seed,
+        )
+
+    def statistics(self) -> Statistics:
+        """Statistics from the file, or collected from the data and written there."""
+        from rankwise.statistics import Statistics, collect
+
+        if self.stats is not None and self.stats.exists():
+            self.out.say(f"statistics: read from {self.stats}")
+            return Statistics.load(self.stats)
+        if self.data is None:
+            raise ValueError(
+                "the input metric needs data: name DATA or an existing --stats FILE, or choose --metric weight"
+            )
+        stats = collect(self.network, self.data.inputs, seed=self.seed, progress=self.out.track)
+        if self.stats is not None:
+            stats.save(self.stats)
+            self.out.say(f"statistics: written to {self.stats}")
+        return stats
+
+    def plan(self, wishes: Mapping[str, Any]) -> Plan:
+        """Choose formats and ranks; `wishes` are the keyword arguments of `choose`."""
+        from rankwise.choose import choose
+
+        source = self.sites if wishes["metric"] == "weight" else self.statistics()
+        return choose(self.network, source, progress=self.out.track, **wishes)
+
+    def edited(self, plan: Plan) -> Plan:
+        """The plan with its counts brought up to date after a person edited it."""
+        from rankwise.choose import counts, recount
+
+        return recount(plan, self.sites, counts(self.network, self.sites))
+
+    def factorise(self, plan: Plan, method: str) -> nn.Module:
+        """A factorised copy of the network."""
+        from rankwise.factorise import factorise
+
+        if check_method(method) == "sequential" and self.data is None:
+            raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
+        data = self.data.inputs if method == "sequential" and self.data else None
+        stats: Statistics | Sites | None = None
+        if data is None:
+            stats = self.sites if plan.metric == "weight" else self.statistics()
+        with self.out.stages("factorising", len(plan.factorised)) as step:
+            return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step)
+
+
+def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, threads: int) -> None:
+    """Write the artifact, measure it, and show what came out."""
+    from rankwise.artifact import save
+    from rankwise.cli.figures import figures_of, measure
+    from rankwise.cli.tables import figures_table, plan_table
+
+    # Written before anything is measured: a problem with test data must not cost the work so far.
+    save(small, folder, plan=plan)
+    plan.save(folder / "plan.yaml")
+    data = job.test or job.data
+    assert data is not None
+    figures = measure(job.out, {"dense": job.network, "compressed": small}, data, threads=threads)
+    save(small, folder, plan=plan, figures=figures_of(figures, data))
+    plan.save(folder / "plan.yaml")
+    job.out.show(plan_table(plan, job.sites))
+    job.out.say("")
+    job.out.show(figures_table(figures))
+    where = "held-out samples" if job.test else "the calibration samples themselves (name others with --test)"
+    job.out.say(f"\nmeasured on {where}: {data.name}")
+    job.out.say(f"artifact: {folder}  (rankwise.json, model.safetensors, plan.yaml)")
+    job.out.result(
+        command,
+        {
+            "artifact": folder,
+            "plan": plan.to_dict(),
+            "figures": figures,
+            "measured_on": data.name,
+            "held_out": job.test is not None,
+            "threads": threads,
+            "seed": job.seed,
+        },
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that an artifact cannot be written to, before any long work begins."""
+    from rankwise.artifact import MANIFEST
+
+    if folder.is_file():
+        raise ValueError(f"-o {folder} is a file; name a folder for the artifact")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise ValueError(f"-o {folder} is not empty and holds no {MANIFEST}; name a new or an empty folder")
+
+
+def warn_about_random_weights(out: Output, spec: str, weights: Path | None) -> None:
+    """Say that a network of torchvision without a weights file knows nothing: Rankwise downloads none."""
+    if weights is None and is_torchvision(spec):
+        out.note(f"{spec} has random weights; give trained ones with --weights FILE")

@@ -1,0 +1,111 @@
+"""Tables for people: sites, a plan, dense against compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rankwise.plan import Plan
+    from rankwise.sites import Sites
+
+
+def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table:
+    """Every site, what it costs, and how much of its rank it uses; `ranks` holds stable and effective rank."""
+    table = _table("layer", "kind", "weight", right=("params", "MACs", "share", "break-even", "stable", "effective"))
+    for name, site in sites.items():
+        share = site.macs / sites.total_macs if sites.total_macs else 0.0
+        table.add_row(
+            Text(name, style="dim" if site.dense_because else ""),
+            site.kind,
+            "x".join(map(str, site.weight_shape)) + (f" /{site.groups}" if site.groups > 1 else ""),
+            f"{site.params:,}",
+            f"{site.macs:,}",
+            f"{share:.1%}",
+            "dense" if site.dense_because else f"{site.break_even:.4g}",
+            f"{ranks[name][0]:.1f}",
+            f"{ranks[name][1]:.1f}",
+        )
+    table.add_section()
+    table.add_row("whole network", "", "", f"{sites.total_params:,}", f"{sites.total_macs:,}", "100.0%", "", "", "")
+    return table
+
+
+def plan_table(plan: Plan, sites: Sites) -> Table:
+    """Every row of a plan beside what the layer costs today."""
+    table = _table("layer", "format", right=("ranks", "params", "MACs", "of dense", "error"), wide="why")
+    for row in plan.rows:
+        dense = sites[row.site].macs if row.site in sites else 0
+        table.add_row(
+            Text(row.site, style="dim" if row.format == "dense" else ""),
+            row.format,
+            ", ".join(map(str, row.ranks)),
+            f"{row.params:,}",
+            f"{row.macs:,}",
+            f"{row.macs / dense:.0%}" if dense else "",
+            "" if row.format == "dense" or row.error is None else f"{row.error:.2%}",
+            Text(row.why),
+        )
+    table.add_section()
+    for name in plan.dense:
+        share = plan.planned[name] / plan.dense[name]
+        table.add_row(f"{name} of the network", "", "", "", f"{plan.planned[name]:,}", f"{share:.1%}", "", "")
+    return table
+
+
+# Figure -> (title, how to print it, what the last column says).
+_FIGURES: dict[str, tuple[str, str, str]] = {
+    "params": ("parameters", "{:,.0f}", "share"),
+    "macs": ("MACs per input", "{:,.0f}", "share"),
+    "bytes": ("bytes on disk", "{:,.0f}", "share"),
+    "latency_torch_ms": ("latency, torch (ms)", "{:.3f}", "speed"),
+    "latency_onnxruntime_ms": ("latency, onnxruntime (ms)", "{:.3f}", "speed"),
+    "top1": ("top-1 accuracy", "{:.2f} %", "points"),
+    "top5": ("top-5 accuracy", "{:.2f} %", "points"),
+    "agreement": ("same answer as dense", "{:.2f} %", ""),
+}
+
+
+def figures_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Figures of one network, or of a dense one and a compressed one side by side.
+
+    Args:
+        figures: `{"dense": {...}, "compressed": {...}}`; a figure that was not measured is absent.
+    """
+    names = [name for name in ("dense", "compressed") if name in figures]
+    table = _table("", right=(*names, *(("compressed / dense",) if len(names) == 2 else ())))
+    for key, (title, form, compare) in _FIGURES.items():
+        values = [figures[name].get(key) for name in names]
+        if all(value is None for value in values):
+            continue
+        cells = ["" if value is None else form.format(value) for value in values]
+        if len(names) == 2:
+            cells.append(_compared(values[0], values[1], compare))
+        table.add_row(title, *cells)
+    return table
+
+
+def _compared(dense: float | None, small: float | None, compare: str) -> str:
+    if dense is None or small is None or not compare:
+        return ""
+    if compare == "points":
+        return f"{small - dense:+.2f} points"
+    if dense == 0 or small == 0:
+        return ""
+    if compare == "share":
+        return f"{small / dense:.1%}"
+    return f"{dense / small:.2f}x faster" if small <= dense else f"{small / dense:.2f}x slower"
+
+
+def _table(*left: str, right: tuple[str, ...], wide: str | None = None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+    for title in left:
+        table.add_column(title, overflow="fold")
+    for title in right:
+        table.add_column(title, justify="right", no_wrap=True)
+    if wide is not None:
+        table.add_column(wide, overflow="fold")
+    return table

@@ -1,0 +1,67 @@
+"""Budgets and constraints as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankwise.cli.constraints import choose_options, parse_keep, parse_ranks, parse_round_to
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("macs=0.5", {"macs": 0.5}),
+        ("macs=1.0", {"macs": 1.0}),
+        ("macs=50%", {"macs": 0.5}),
+        ("params=5e-1", {"params": 0.5}),
+        ("params=1.5M", {"params": 1_500_000}),
+        ("bytes=300k", {"bytes": 300_000}),
+        ("macs=2G", {"macs": 2_000_000_000}),
+        ("macs=12345", {"macs": 12345}),
+    ],
+)
+def test_a_fraction_is_a_float_and_an_absolute_number_an_int(text: str, expected: dict[str, float]) -> None:
+    keep = parse_keep(text)
+    assert keep == expected
+    assert [type(value) for value in keep.values()] == [type(value) for value in expected.values()]
+
+
+@pytest.mark.parametrize(
+    "text", ["macs", "flops=0.5", "macs=", "macs=half", "macs=0", "macs=-0.5", "macs=1.5", "macs=1", "macs=150%"]
+)
+def test_a_budget_that_cannot_be_meant_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--keep"):
+        parse_keep(text)
+
+
+def test_ranks_are_numbers_or_fractions_and_patterns_may_hold_equal_signs() -> None:
+    assert parse_ranks(["layer.*=32", "re:a=b=0.5"], "--cap") == {"layer.*": 32, "re:a=b": 0.5}
+    with pytest.raises(ValueError, match="--floor 'fc=many'"):
+        parse_ranks(["fc=many"], "--floor")
+    with pytest.raises(ValueError, match="--cap '32'"):
+        parse_ranks(["32"], "--cap")
+
+
+def test_round_to() -> None:
+    assert parse_round_to("auto") == "auto"
+    assert parse_round_to("8") == 8
+    for text in ("0", "-8", "eight"):
+        with pytest.raises(ValueError, match="--round-to"):
+            parse_round_to(text)
+
+
+def test_everything_becomes_keyword_arguments_of_choose() -> None:
+    wishes = choose_options("macs=0.5", "svd, tucker2", "input", None, None, ["fc=svd:64"], None, ["c*=8"], "auto")
+    assert wishes == {
+        "keep": {"macs": 0.5},
+        "formats": ("svd", "tucker2"),
+        "metric": "input",
+        "ignore": (),
+        "include": ("*",),
+        "pin": {"fc": "svd:64"},
+        "floor": {},
+        "cap": {"c*": 8},
+        "round_to": "auto",
+    }
+    with pytest.raises(ValueError, match="--formats names nothing"):
+        choose_options("macs=0.5", ",", "input", None, None, None, None, None, "auto")
