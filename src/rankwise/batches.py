@@ -1,0 +1,172 @@
+"""Calibration data: any re-iterable of batches (see `calling` for what a batch is)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from rankwise.calling import call, describe, first_sample, samples_in, tensors_in, to_device
+from rankwise.pristine import pristine
+
+__all__ = ["Batches", "call", "describe", "first_sample", "inputs_only", "pristine", "samples_in", "to_device"]
+
+_log = logging.getLogger("rankwise")
+
+
+class Batches:
+    """Calibration data that can be walked over as often as needed, each batch checked to be finite.
+
+    Example:
+        >>> batches = Batches.of([torch.zeros(2, 3), torch.zeros(1, 3)])
+        >>> len(batches), batches.samples
+        (2, 3)
+    """
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self._source = source
+        self._counts: tuple[int, int] | None = None  # batches and samples, known after one whole pass
+
+    @classmethod
+    def of(cls, data: Any, *, cache_limit: int = 2 << 30) -> Batches:
+        """Take calibration data in any of the usual shapes.
+
+        Args:
+            data: a list or tuple of batches, a `DataLoader`, or any other iterable that can be walked over again; a
+                single tensor or mapping is one batch. A one-shot iterator (a generator) is kept in memory, which is
+                logged.
+            cache_limit: the most bytes of tensors kept for a one-shot iterator.
+
+        Returns:
+            The data as `Batches` (`data` itself where it already is one).
+
+        Raises:
+            ValueError: there is no batch, the data cannot be walked over, or a generator is larger than the cap.
+
+        Example:
+            >>> Batches.of(torch.zeros(4, 3)).samples
+            4
+        """
+        if isinstance(data, Batches):
+            return data
+        if data is None:
+            raise ValueError(f"{_EMPTY}, got None")
+        if isinstance(data, (torch.Tensor, Mapping)):
+            return cls([data])
+        if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+            raise ValueError(
+                f"{type(data).__name__} yields single samples, not batches; pass a torch.utils.data.DataLoader over it"
+            )
+        if isinstance(data, (str, bytes)) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+            raise ValueError(
+                f"calibration data must be an iterable of batches, got {type(data).__name__}; pass a list of tensors, "
+                "a DataLoader, or call the function that makes them"
+            )
+        if isinstance(data, Iterator):
+            data = _cached(data, cache_limit)
+        if isinstance(data, Sized) and len(data) == 0:
+            raise ValueError(f"{_EMPTY}, got an empty {type(data).__name__}")
+        return cls(data)
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._source) if isinstance(self._source, (list, tuple)) else self._counted()[0]
+
+    @property
+    def samples(self) -> int:
+        """The number of samples: the leading dimension of each batch's first tensor, summed.
+
+        Lists are counted directly; other data is walked over once where no whole pass has counted it yet.
+        """
+        return self._counted()[1]
+
+    def first(self) -> Any:
+        """The first batch, checked like every other."""
+        return next(iter(self))
+
+    def __iter__(self) -> Iterator[Any]:
+        count = samples = 0
+        for index, batch in enumerate(self._source):
+            if not all(bool(t.isfinite().all()) for t in tensors_in(batch) if t.is_floating_point()):
+                raise ValueError(
+                    f"calibration batch {index} {describe(batch)} holds values that are not finite; "
+                    "remove the sample or repair the preprocessing"
+                )
+            count, samples = count + 1, samples + samples_in(batch)
+            yield batch
+        if count == 0:
+            ran_out = " any more: it can be walked over only once" if self._counts else ""
+            raise ValueError(f"{_EMPTY}{ran_out}, got {type(self._source).__name__}")
+        self._counts = (count, samples)
+
+    def _counted(self) -> tuple[int, int]:
+        if self._counts is None:
+            if isinstance(self._source, (list, tuple)):
+                self._counts = (len(self._source), sum(samples_in(batch) for batch in self._source))
+            else:
+                for _ in self:
+                    pass
+        assert self._counts is not None
+        return self._counts
+
+
+_EMPTY = "the calibration data holds no batch; pass at least one batch of the kind that the model is called with"
+
+
+def _cached(iterator: Iterator[Any], limit: int) -> list[Any]:
+    kept: list[Any] = []
+    size = 0
+    for batch in iterator:
+        size += sum(t.numel() * t.element_size() for t in tensors_in(batch))
+        if size > limit:
+            raise ValueError(
+                f"the calibration data is a one-shot iterator of more than {limit:,} bytes (cache_limit), and it is "
+                "walked over more than once; pass a list or a DataLoader, or raise cache_limit in Batches.of"
+            )
+        kept.append(batch)
+    _log.info("kept %d calibration batches (%s bytes) of a one-shot iterator in memory", len(kept), f"{size:,}")
+    return kept
+
+
+class _InputsOnly:
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, batch in enumerate(self._loader):
+            if not isinstance(batch, (tuple, list)) or not batch:
+                raise ValueError(
+                    f"batch {index} is a {type(batch).__name__}, not (inputs, labels); "
+                    "pass the data without inputs_only"
+                )
+            yield batch[0]
+
+
+class _SizedInputsOnly(_InputsOnly):
+    def __len__(self) -> int:
+        assert isinstance(self._loader, Sized)
+        return len(self._loader)
+
+
+def inputs_only(loader: Iterable[Any]) -> Iterable[Any]:
+    """A view of `(inputs, labels)` batches that yields the inputs, as often as the loader itself can be walked over.
+
+    Args:
+        loader: yields tuples or lists whose first element is what the model is called with.
+
+    Returns:
+        An iterable; a one-shot iterator where `loader` is one.
+
+    Raises:
+        ValueError: while iterating, at a batch that is no tuple or list.
+
+    Example:
+        >>> [batch.shape[0] for batch in inputs_only([(torch.zeros(2, 3), torch.zeros(2))])]
+        [2]
+    """
+    if isinstance(loader, Iterator):
+        return iter(_InputsOnly(loader))
+    return _SizedInputsOnly(loader) if isinstance(loader, Sized) else _InputsOnly(loader)

@@ -1,0 +1,125 @@
+"""One batch, and running a model on it.
+
+A *batch* is what the model is called with: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping
+(`model(**x)`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+
+def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
+    """Run a model on a batch: `model(x)`, `model(*x)` or `model(**x)`.
+
+    Tensors are moved to the device of the model's first parameter. A half-precision model (its first floating
+    parameter is float16 or bfloat16) gets floating inputs in its own dtype; otherwise dtypes are left alone.
+
+    Args:
+        model: the model.
+        batch: a tensor, tuple, list or mapping.
+        index: which batch of the data this is, for the message.
+
+    Returns:
+        What the model returns.
+
+    Raises:
+        ValueError: the model raises on this batch; the message has the batch's shapes and the original message. Running
+            out of device memory is raised as it is.
+
+    Example:
+        >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+    """
+    parameters = list(model.parameters())
+    floating = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    if parameters:
+        batch = to_device(batch, parameters[0].device)
+    if floating in (torch.float16, torch.bfloat16):
+        batch = map_tensors(lambda t: t.to(floating) if t.is_floating_point() else t, batch)
+    try:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
+            return model(*batch)
+        return model(batch)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        which = "the example batch" if index is None else f"batch {index}"
+        raise ValueError(
+            f"{type(model).__name__} rejects {which} {describe(batch)}: {type(error).__name__}: {error}. "
+            "A tuple or list is passed as model(*batch), a mapping as model(**batch); "
+            "labels are stripped with inputs_only(loader)"
+        ) from error
+
+
+def to_device(batch: Any, device: torch.device | str) -> Any:
+    """The batch with every tensor on `device`; everything else is left as it is."""
+    return map_tensors(lambda t: t.to(device), batch)
+
+
+def first_sample(batch: Any) -> Any:
+    """The batch with its first sample alone: tensors with the batch's leading dimension keep their first entry.
+
+    Example:
+        >>> first_sample({"x": torch.zeros(8, 3), "scale": torch.zeros(5)})["x"].shape
+        torch.Size([1, 3])
+    """
+    size = samples_in(batch)
+    return map_tensors(lambda t: t[:1] if t.dim() and t.shape[0] == size else t, batch)
+
+
+def samples_in(batch: Any) -> int:
+    """The number of samples in a batch: the leading dimension of its first tensor (1 for a scalar)."""
+    first = next(tensors_in(batch), None)
+    if first is None:
+        raise ValueError(f"a batch must hold a tensor, got {describe(batch)}; convert arrays with torch.as_tensor")
+    return first.shape[0] if first.dim() else 1
+
+
+def describe(batch: Any) -> str:
+    """The shapes in a batch, for messages.
+
+    Example:
+        >>> describe({"x": torch.zeros(8, 3), "flag": True})
+        '{x: (8, 3), flag: bool}'
+    """
+    if isinstance(batch, torch.Tensor):
+        return str(tuple(batch.shape))
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in batch.items()) + "}"
+    if isinstance(batch, (tuple, list)):
+        return "[" + ", ".join(describe(value) for value in batch) + "]"
+    return type(batch).__name__
+
+
+def tensors_in(batch: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in a batch, in order."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors_in(value)
+
+
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
+    """The batch with every tensor changed, in containers of the same kind (mappings become dicts)."""
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(change, value) for key, value in batch.items()}
+    if isinstance(batch, PackedSequence):  # its indices follow its data, its batch sizes stay on the CPU
+        data = change(batch.data)
+        orders = (batch.sorted_indices, batch.unsorted_indices)
+        return PackedSequence(data, batch.batch_sizes, *(o if o is None else o.to(data.device) for o in orders))
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(change, value) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(change, value) for value in batch)
+    return batch

@@ -1,0 +1,296 @@
+"""Watch one forward pass: which layers run, on what sizes, and which products use which parameter.
+
+Layers of the usual kinds are counted by hooks, from shapes alone. Everything else is seen operator by operator: a
+product with a parameter (or with a tensor computed from parameters alone) is that parameter's, a product of two
+activations is not counted, and every operator that is left out is listed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a layer in one forward of the example input.
+
+    Attributes:
+        rows: products with the weight: samples x output positions (Linear: product of the leading dimensions).
+        in_positions: samples x spatial input positions (Linear: equal to `rows`).
+        in_size: spatial input size, `()` for Linear.
+        out_size: spatial output size, `()` for Linear.
+    """
+
+    rows: int
+    in_positions: int
+    in_size: tuple[int, ...]
+    out_size: tuple[int, ...]
+
+
+# Operator -> positions of the two factors among its arguments.
+_MATMULS = {
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "mv": (0, 1),
+    "dot": (0, 1),
+    "addmm": (1, 2),
+    "addbmm": (1, 2),
+    "baddbmm": (1, 2),
+    "addmv": (1, 2),
+}
+_CONVOLUTIONS = {"convolution", "_convolution", "convolution_overrideable", "cudnn_convolution"}
+# Operators that create or move data and compute nothing, beside those that PyTorch marks as views.
+_MOVES = re.compile(
+    "_?(alias|arange|as_strided|cat|clone|constant_pad|copy|detach|embedding|empty|expand|fill|flip|full|gather|index|"
+    "lift|local_scalar|masked_fill|masked_select|new_|ones|pad|permute|pixel_|repeat|roll|scalar_tensor|scatter|select|"
+    "slice|stack|to_copy|tri[lu]|unsafe_|zero)"
+)
+
+
+_HF_HOME = "transformers.pytorch_utils"
+
+
+def site_kind(module: nn.Module) -> str | None:
+    """ "linear", "conv2d" or "conv1d_hf" for a layer that may be a site, None for every other module."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Conv2d):
+        return "conv2d"
+    # Known by name: transformers need not be installed, and importing it takes seconds.
+    for cls in type(module).__mro__:
+        if (cls.__module__, cls.__name__) == (_HF_HOME, "Conv1D"):
+            return "conv1d_hf"
+    return None
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether a Linear, convolution or transformers Conv1D computes something else than its class in the library."""
+    if "forward" in module.__dict__:  # replaced on the instance
+        return True
+    homes = ("torch.nn.modules.", _HF_HOME)
+    original = next(cls for cls in type(module).__mro__ if cls.__module__.startswith(homes))
+    return any(
+        getattr(type(module), name, None) is not getattr(original, name, None) for name in ("forward", "_conv_forward")
+    )
+
+
+class Recorder(TorchDispatchMode):
+    """Context that records one forward pass of a model; hooks are removed on leaving.
+
+    Attributes:
+        calls: layer name -> its calls, in order of the first call.
+        direct: layer name -> the module that used its weight without calling it, in words.
+        other_macs: name -> MACs of everything counted that is no call of a `site_kind` layer.
+        not_counted: operator -> why it is not counted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.calls: dict[str, list[Call]] = {}
+        self.direct: dict[str, str] = {}
+        self.other_macs: dict[str, int] = defaultdict(int)
+        self.not_counted: dict[str, str] = {}
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._model = model
+        self._running: list[nn.Module] = []
+        self._counted_by_hook = 0  # how many running modules are counted by their hook
+        self._layers = {name: module for name, module in model.named_modules() if site_kind(module)}
+        self._shapes = {name: tuple(module.weight.shape) for name, module in self._layers.items()}
+        self._own = {name for name, module in self._layers.items() if own_forward(module)}
+        self._parameters: dict[int, list[tuple[int, int, str]]] = defaultdict(list)  # storage -> (start, end, owner)
+        self._derived: dict[int, tuple[torch.Tensor, str]] = {}  # storage -> (tensor, owner); held, so never reused
+        self._handles: list[RemovableHandle] = []
+        self._map_parameters()
+
+    def _map_parameters(self) -> None:
+        # Site layers first: a product with a weight that is tied to an embedding is the layer's.
+        owned = [
+            (name, parameter)
+            for name, layer in self._layers.items()
+            for part, parameter in layer.named_parameters()
+            if part == "weight" or part.startswith("parametrizations.weight.")
+        ]
+        for full, parameter in self._model.named_parameters(remove_duplicate=False):
+            owned.append((full.rpartition(".")[0] or full, parameter))
+        for owner, parameter in owned:
+            if _storage(parameter):
+                start = parameter.storage_offset()
+                end = start + 1 + sum((n - 1) * s for n, s in zip(parameter.shape, parameter.stride(), strict=True))
+                self._parameters[_storage(parameter)].append((start, end, owner))
+
+    def __enter__(self) -> Recorder:
+        for module in self._model.modules():
+            self._handles.append(module.register_forward_pre_hook(self._before))
+            # First of all hooks, so that what a user's hook computes is not taken for the layer's own work.
+            self._handles.append(
+                module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True)
+            )
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+
+    # ---- layers, by hook
+
+    def _by_hook(self, module: nn.Module) -> bool:
+        if site_kind(module):
+            return self._names[id(module)] not in self._own
+        return isinstance(module, nn.RNNBase) or (isinstance(module, _ConvNd) and not own_forward(module))
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._running.append(module)
+        self._counted_by_hook += self._by_hook(module)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._running.pop()
+        if self._by_hook(module):
+            if output is not None:  # None: the layer raised
+                self._count(module, args[0] if args else next(iter(kwargs.values())), output)
+            self._counted_by_hook -= 1
+        elif isinstance(module, ParametrizationList) and isinstance(output, torch.Tensor):
+            self._hold(output, self._names[id(module)].rpartition(".parametrizations.")[0])
+
+    def _count(self, module: Any, given: Any, output: Any) -> None:
+        name = self._names[id(module)]
+        if isinstance(module, nn.RNNBase):
+            # Every time step of every sample meets every weight of every layer and direction.
+            steps = prod((given.data if isinstance(given, PackedSequence) else given).shape[:-1])
+            weights = (getattr(module, part) for part in module._flat_weights_names if part.startswith("weight"))
+            self.other_macs[name] += steps * sum(weight.numel() for weight in weights)
+        elif isinstance(module, nn.Conv2d):
+            self._add(name, _conv_call(given, output))
+        elif isinstance(module, _ConvNd):
+            positions = given if isinstance(module, _ConvTransposeNd) else output
+            self.other_macs[name] += positions.numel() * prod(module.weight.shape[1:])
+        else:
+            self._add(name, _linear_call(prod(given.shape[:-1])))
+
+    def _add(self, name: str, call: Call) -> None:
+        self.calls.setdefault(name, []).append(call)
+
+    # ---- everything else, by operator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if not self._counted_by_hook:
+            self._see(func, args, kwargs or {}, output)
+        return output
+
+    def _see(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        name = func.overloadpacket.__name__
+        if name in _CONVOLUTIONS:
+            given, weight = args[0], args[1]
+            transposed = name != "cudnn_convolution" and args[6]
+            macs = (given if transposed else output).numel() * prod(weight.shape[1:])
+            self._product(name, macs, [weight], None if transposed else _conv_call(given, output))
+        elif name in _MATMULS:
+            left, right = (args[position] for position in _MATMULS[name])
+            macs = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
+            self._product(name, macs, [right, left], None)
+        else:
+            self._derive(args, kwargs, output)
+            why = _why_not_counted(func, name)
+            if why is not None:
+                self.not_counted[name] = why
+
+    def _product(self, operator: str, macs: int, factors: list[torch.Tensor], call: Call | None) -> None:
+        owner = self._owner_of_product(factors)
+        if owner is None:
+            self.not_counted[operator] = "a product of two activations, such as attention"
+            return
+        if owner not in self._layers:
+            self.other_macs[owner] += macs
+            return
+        running = self._running[-1] if self._running else self._model
+        if running is not self._layers[owner]:
+            self.direct.setdefault(
+                owner, f"{type(running).__name__} ({self._names[id(running)] or 'the model itself'})"
+            )
+        rows, rest = divmod(macs, prod(self._shapes[owner]))
+        if rest:  # a part of the weight: no whole call of the layer
+            self.other_macs[owner] += macs
+        elif call is not None:
+            self._add(owner, call)
+        else:
+            self._add(owner, _linear_call(rows))
+
+    def _owner_of_product(self, factors: list[torch.Tensor]) -> str | None:
+        for factor in factors:
+            if (owner := self._owner(factor)) is not None:
+                return owner
+        # Inside a layer with its own forward, the factor of the weight's shape is a reworked weight.
+        for module in reversed(self._running):
+            name = self._names[id(module)]
+            if name in self._own:
+                shape = self._shapes[name]
+                return name if any(tuple(f.shape) in (shape, shape[::-1]) for f in factors) else None
+        return None
+
+    def _owner(self, tensor: torch.Tensor) -> str | None:
+        storage = _storage(tensor)
+        for start, end, owner in self._parameters.get(storage, ()):
+            if start <= tensor.storage_offset() < end:
+                return owner
+        return self._derived[storage][1] if storage in self._derived else None
+
+    def _derive(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        owners = [self._owner(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        for tensor in tree_leaves(output):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if owners and all(owner is not None for owner in owners):
+                self._hold(tensor, str(owners[0]))
+            else:
+                self._derived.pop(_storage(tensor), None)
+
+    def _hold(self, tensor: torch.Tensor, owner: str) -> None:
+        if _storage(tensor) and self._owner(tensor) is None:
+            self._derived[_storage(tensor)] = (tensor, owner)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    # 0, which no parameter has, stands for sparse and other tensors without one block of memory
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
+def _linear_call(rows: int) -> Call:
+    return Call(rows=rows, in_positions=rows, in_size=(), out_size=())
+
+
+def _conv_call(given: torch.Tensor, output: torch.Tensor) -> Call:
+    samples = given.shape[0] if given.dim() == 4 else 1  # (C, H, W) is one sample
+    in_size, out_size = tuple(given.shape[-2:]), tuple(output.shape[-2:])
+    return Call(rows=samples * prod(out_size), in_positions=samples * prod(in_size), in_size=in_size, out_size=out_size)
+
+
+def _why_not_counted(func: Any, name: str) -> str | None:
+    if func.is_view or _MOVES.match(name):
+        return None
+    if "attention" in name:
+        return "products of activations (attention)"
+    if "norm" in name:
+        return "normalisation"
+    if "pool" in name or "upsample" in name or name in {"mean", "sum", "max", "amax"}:
+        return "pooling, resizing or a reduction"
+    if torch.Tag.pointwise in func.tags or "softmax" in name:
+        return "element-wise work"
+    return "no rule counts this operator"

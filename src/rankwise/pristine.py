@@ -1,0 +1,138 @@
+"""Run a model without leaving a trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+_HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+@contextmanager
+def pristine(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode without gradients or shortcuts, and the model handed back exactly as it was.
+
+    Inside: every submodule is in eval mode; `no_grad` (never `inference_mode`: modules made under it could not be
+    trained); autocast and TF32 off; the fused path of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` off, so
+    that every layer runs as it is written; `module.compile()` suspended.
+
+    Restored on leaving, also after an exception: every submodule's `training` flag, forward hooks, buffers and
+    `requires_grad`, the random state of the CPU and of the model's devices, and all switches above.
+
+    Args:
+        model: the model to run. Do not move it to another device inside.
+
+    Yields:
+        The same model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+        >>> with pristine(net):
+        ...     net.training
+        False
+        >>> net.training
+        True
+    """
+    devices = sorted({p.device for p in model.parameters()}, key=str)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_random_state(devices))
+        stack.enter_context(_full_precision())
+        for kind in sorted({"cpu", *(device.type for device in devices)}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_restored(model))
+        model.eval()
+        yield model
+
+
+@contextmanager
+def _random_state(devices: list[torch.device]) -> Iterator[None]:
+    kinds = sorted({device.type for device in devices} - {"cpu"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind in kinds:
+            indices = [device.index or 0 for device in devices if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
+        yield
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    # PyTorch 2.9 added per-operator switches beside the two old ones; mixing both makes the old getters raise, so the
+    # old ones are set (which sets the new ones too) and both are put back, the finer ones last.
+    backends = torch.backends
+    homes = (
+        (backends.cuda, ("matmul",)),
+        (backends.cudnn, ("conv", "rnn")),
+        (backends.mkldnn, ("matmul", "conv", "rnn")),
+    )
+    switches = [getattr(home, name) for home, names in homes for name in names if hasattr(home, name)]
+    switches = [switch for switch in switches if hasattr(switch, "fp32_precision")]
+    fine = [switch.fp32_precision for switch in switches]
+    fast_path = backends.mha.get_fastpath_enabled()
+    try:
+        matmul: str | None = torch.get_float32_matmul_precision()
+        tf32: bool | None = backends.cudnn.allow_tf32
+    except RuntimeError:  # the user set the new switches: only those can be read back
+        matmul = tf32 = None
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = False
+        backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        backends.mha.set_fastpath_enabled(fast_path)
+        if matmul is not None and tf32 is not None:
+            torch.set_float32_matmul_precision(matmul)
+            backends.cudnn.allow_tf32 = tf32
+        for switch, value in zip(switches, fine, strict=True):
+            switch.fp32_precision = value
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    hooks = [{table: dict(getattr(module, table)) for table in _HOOK_TABLES} for module in modules]
+    compiled = [module._compiled_call_impl for module in modules]
+    wants_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, _version(buffer), buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        for module in modules:
+            module._compiled_call_impl = None  # a compiled call would skip hooks
+        yield
+    finally:
+        for module, flag, tables, call in zip(modules, training, hooks, compiled, strict=True):
+            module.training = flag
+            module._compiled_call_impl = call
+            for table, entries in tables.items():
+                live = getattr(module, table)  # the same dict object: removable handles point at it
+                live.clear()
+                live.update(entries)
+        for parameter, flag in wants_grad:
+            parameter.requires_grad_(flag)
+        for module, name, buffer, version, values in buffers:
+            if _version(buffer) != version:  # written in place
+                buffer.copy_(values)
+            module._buffers[name] = buffer
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

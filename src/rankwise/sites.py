@@ -1,0 +1,281 @@
+"""Find the layers that can be factorised, and count what a model costs today."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from rankwise.batches import call, pristine
+from rankwise.counting import Call, Recorder, site_kind
+from rankwise.guards import refuse_unsupported, unwrap
+from rankwise.ties import Ties, fused_layers, geometry
+
+__all__ = ["Call", "Site", "Sites", "find", "fingerprint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A layer that can be factorised, or one of that kind that must stay dense.
+
+    Attributes:
+        name: first qualified name.
+        aliases: further names of the same module, or of modules tied to its weight.
+        kind: "linear", "conv2d", or "conv1d_hf" (transformers' Conv1D, whose weight is stored transposed).
+        weight_shape: (O, I) or (O, I/groups, kh, kw), always output first.
+        stride, padding, dilation, padding_mode, groups: of the convolution; `padding` may be "same" or "valid".
+        has_bias: whether the layer has a bias.
+        dtype: of the weight, such as "float32".
+        calls: every call in one forward of the example input.
+        dense_because: why it must stay dense, None where it may be factorised.
+        extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] | str = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    padding_mode: str = "zeros"
+    groups: int = 1
+    has_bias: bool = True
+    dtype: str = "float32"
+    calls: tuple[Call, ...] = ()
+    dense_because: str | None = None
+    extra_params: int = 0
+
+    @property
+    def out_features(self) -> int:
+        """O: output features or channels."""
+        return self.weight_shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """D: what one output is computed from: I, or I/groups * kh * kw."""
+        return prod(self.weight_shape[1:])
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(kh, kw), (1, 1) for a linear layer."""
+        return (self.weight_shape[2], self.weight_shape[3]) if len(self.weight_shape) == 4 else (1, 1)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the layer, its bias included."""
+        return prod(self.weight_shape) + self.has_bias * self.out_features + self.extra_params
+
+    @property
+    def rows(self) -> int:
+        """Products with the weight, summed over the calls."""
+        return sum(call.rows for call in self.calls)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all calls: rows * O * D."""
+        return self.rows * prod(self.weight_shape)
+
+    @property
+    def break_even(self) -> int:
+        """The largest rank at which two factors per group have fewer parameters than the dense weight.
+
+        With O' = O / groups, a rank r costs r (D + O') instead of D O' per group. Half of the full rank is no saving on
+        a square layer.
+
+        Example:
+            >>> Site(name="fc", kind="linear", weight_shape=(512, 512)).break_even
+            255
+        """
+        per_group = self.out_features // self.groups
+        return (self.in_features * per_group - 1) // (self.in_features + per_group)
+
+    def layer(self, model: nn.Module) -> nn.Module:
+        """The layer in a model of the same structure."""
+        return unwrap(model).get_submodule(self.name)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Sites(Mapping[str, Site]):
+    """The sites of a model by name, in the order of their first call, and the counts of the whole model.
+
+    Attributes:
+        by_name: name -> site.
+        total_params: all parameters of the model, tied ones once.
+        other_macs: counted layers and parameters that are no sites -> MACs.
+        not_counted: operators that are not counted -> why.
+        never_called: layers that the forward never called.
+        fingerprint: sha256 of the structure, see `fingerprint`.
+    """
+
+    by_name: Mapping[str, Site]
+    total_params: int
+    other_macs: Mapping[str, int]
+    not_counted: Mapping[str, str]
+    never_called: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def total_macs(self) -> int:
+        """MACs of the whole model for the example input: all sites, dense ones included, and `other_macs`."""
+        return sum(site.macs for site in self.by_name.values()) + sum(self.other_macs.values())
+
+    def __getitem__(self, name: str) -> Site:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def __repr__(self) -> str:
+        free = sum(site.dense_because is None for site in self.values())
+        return f"Sites({free} of {len(self)} to factorise, {self.total_params:,} params, {self.total_macs:,} MACs)"
+
+    def select(self, patterns: str | Iterable[str]) -> list[Site]:
+        """The sites that any pattern matches, in execution order.
+
+        Args:
+            patterns: globs over names and aliases ("encoder.*.fc1"), or full-match regular expressions ("re:.*fc[12]").
+
+        Returns:
+            The sites, each once.
+
+        Raises:
+            ValueError: a pattern matches nothing (near names are listed), or is no regular expression.
+        """
+        chosen: set[str] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            matching = _matcher(pattern)
+            found = [site.name for site in self.values() if any(map(matching, (site.name, *site.aliases)))]
+            if not found:
+                raise ValueError(self._no_match(pattern))
+            chosen.update(found)
+        return [site for name, site in self.items() if name in chosen]
+
+    def _no_match(self, pattern: str) -> str:
+        idle = list(filter(_matcher(pattern), self.never_called))
+        if idle:
+            return f"pattern '{pattern}' matches only layers that the example input never calls: {', '.join(idle)}"
+        names = [name for site in self.values() for name in (site.name, *site.aliases)]
+        if not names:
+            return f"pattern '{pattern}' matches no site: the model has none"
+        near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=5, cutoff=0.4) or names[:5]
+        return f"pattern '{pattern}' matches no site; near names are: {', '.join(near)}"
+
+
+def find(model: nn.Module, example_input: Any) -> Sites:
+    """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
+
+    Args:
+        model: any `nn.Module`; wrappers of `torch.compile` and data parallelism are looked through, and it is left
+            as found.
+        example_input: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
+            counts are for this batch as given.
+
+    Returns:
+        The sites.
+
+    Raises:
+        ValueError: the model cannot be worked on (see `guards.refuse_unsupported`), or it rejects the batch.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> sites = find(net, torch.zeros(3, 8))
+        >>> list(sites), sites.total_params, sites.total_macs
+        (['0', '2'], 46, 120)
+    """
+    model = unwrap(model)
+    refuse_unsupported(model)
+    fused = fused_layers(model)  # before pristine switches that path off
+    with pristine(model):
+        with Recorder(model) as record:
+            call(model, example_input)
+        sites = _sites(model, record, fused)
+    used = {name for site in sites for name in (site.name, *site.aliases)} | set(record.other_macs)
+    return Sites(
+        by_name={site.name: site for site in sites},
+        total_params=sum(parameter.numel() for parameter in model.parameters()),
+        other_macs=dict(record.other_macs),
+        not_counted=record.not_counted,
+        never_called=tuple(
+            name
+            for name, module in model.named_modules()
+            if name not in used and (site_kind(module) or isinstance(module, (_ConvNd, nn.RNNBase)))
+        ),
+        fingerprint=fingerprint(model),
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A sha256 of a model's structure: the class of every module, the name and shape of every parameter.
+
+    Values, dtypes and devices play no part, so two runs of the same constructor agree.
+
+    Example:
+        >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3).half())
+        True
+    """
+    model = unwrap(model)
+    lines = [f"{name} {type(module).__name__}" for name, module in model.named_modules(remove_duplicate=False)]
+    lines += [f"{name} {tuple(p.shape)}" for name, p in model.named_parameters(remove_duplicate=False)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list[Site]:
+    ties = Ties(model)
+    order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
+    users = {**fused, **{id(model.get_submodule(name)): owner for name, owner in record.direct.items()}}
+    sites = []
+    for group in ties.groups:
+        names = {ties.names[id(layer)][0]: layer for layer in group}
+        called = [name for name in names if name in order]
+        if not called:
+            continue
+        name = min(called, key=order.__getitem__)
+        further = [alias for layer in (names[name], *group) for alias in ties.names[id(layer)] if alias != name]
+        site = Site(
+            name=name,
+            aliases=tuple(dict.fromkeys(further)),
+            calls=tuple(call for name in names for call in record.calls.get(name, ())),
+            dense_because=ties.why_dense(names[name], group, users),
+            **_described(names[name]),
+        )
+        sites.append(site)
+    return sorted(sites, key=lambda site: order[site.name])
+
+
+def _described(layer: Any) -> dict[str, Any]:
+    kind, weight, bias = site_kind(layer), layer.weight, layer.bias
+    extra = 0
+    if is_parametrized(layer):
+        extra = sum(p.numel() for p in layer.parameters()) - sum(t.numel() for t in (weight, bias) if t is not None)
+    return {
+        "kind": kind,
+        "weight_shape": tuple(weight.shape[::-1] if kind == "conv1d_hf" else weight.shape),
+        "has_bias": bias is not None,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "extra_params": extra,
+        **geometry(layer),
+    }
+
+
+def _matcher(pattern: str) -> Any:
+    if not pattern.startswith("re:"):
+        return lambda name: fnmatchcase(name, pattern)
+    try:
+        expression = re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise ValueError(f"pattern '{pattern}' is no regular expression: {error}") from None
+    return lambda name: expression.fullmatch(name) is not None

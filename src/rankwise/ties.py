@@ -1,0 +1,101 @@
+"""Layers that hang together: tied weights, and the reasons why a layer must stay dense."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.counting import own_forward, site_kind
+
+
+def geometry(layer: nn.Module) -> dict[str, Any]:
+    """Stride, padding, dilation, padding mode and groups of a convolution, nothing for another layer."""
+    if not isinstance(layer, nn.Conv2d):
+        return {}
+    return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "padding_mode", "groups")}
+
+
+class Ties:
+    """Which layers of a model hang together.
+
+    Attributes:
+        names: id of a module -> its qualified names.
+        groups: the layers of a site's kind, those whose `weight` is the same Parameter together.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names: dict[int, list[str]] = defaultdict(list)
+        for name, module in model.named_modules(remove_duplicate=False):
+            self.names[id(module)].append(name)
+        self._owners: dict[int, list[nn.Module]] = defaultdict(list)
+        groups: dict[int, list[nn.Module]] = defaultdict(list)
+        for module in model.modules():
+            for parameter in module._parameters.values():
+                self._owners[id(parameter)].append(module)
+            if site_kind(module):
+                # A parametrised weight is computed anew for each layer: such a layer is a group of its own.
+                groups[id(module._parameters.get("weight", module))].append(module)
+        self.groups = list(groups.values())
+
+    def why_dense(self, layer: nn.Module, group: Sequence[nn.Module], users: Mapping[int, str]) -> str | None:
+        """Why a layer must stay dense, None where it may be factorised.
+
+        Args:
+            layer: the layer that stands for the group.
+            group: the layers tied to its weight, itself included.
+            users: id of a layer -> in words, the module that uses its weight without calling it.
+        """
+        for module in group:
+            if own_forward(module):
+                return f"{type(module).__name__} has a forward of its own, which a factorised layer would not run"
+            if id(module) in users:
+                return f"its weight is used directly by {users[id(module)]}"
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.in_channels == layer.groups:
+            return f"depthwise: each of its {layer.groups} groups has one input channel, which leaves nothing to factor"
+        for other in group:
+            if site_kind(other) != site_kind(layer) or geometry(other) != geometry(layer):
+                return f"its weight is tied to {self._words(other)}, which has another geometry"
+            if other._parameters.get("bias") is not layer._parameters.get("bias"):
+                return f"its weight is tied to {self._words(other)}, which has a different bias"
+        inside = {id(part) for module in group for part in module.modules()}
+        for name, parameter in layer.named_parameters():
+            for owner in self._owners[id(parameter)]:
+                if id(owner) not in inside:
+                    return f"its {'bias' if 'bias' in name else 'weight'} is tied to {self._words(owner)}"
+        return None
+
+    def _words(self, module: nn.Module) -> str:
+        return f"{type(module).__name__} ({self.names[id(module)][0] or 'the model itself'})"
+
+
+def fused_layers(model: nn.Module) -> dict[int, str]:
+    """The layers whose weights `nn.TransformerEncoderLayer` hands to one fused kernel in eval mode.
+
+    That kernel is off in the forward that counts, so the conditions on the module that its forward lists are read here.
+
+    Returns:
+        id of a layer -> its owner, in words.
+    """
+    fused: dict[int, str] = {}
+    if not torch.backends.mha.get_fastpath_enabled():
+        return fused
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.TransformerEncoderLayer):
+            continue
+        attention = module.self_attn
+        if (
+            attention.batch_first
+            and attention.in_proj_bias is not None
+            and attention._qkv_same_embed_dim
+            and attention.num_heads % 2 == 0
+            and module.activation_relu_or_gelu
+            and module.norm1.eps == module.norm2.eps
+            and type(module).forward is nn.TransformerEncoderLayer.forward
+        ):
+            owner = f"the fused path of {type(module).__name__} ({name or 'the model itself'})"
+            fused.update({id(layer): owner for layer in (module.linear1, module.linear2)})
+    return fused
