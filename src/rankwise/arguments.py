@@ -1,0 +1,36 @@
+"""The arguments that a model's forward receives for a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .batches import call
+
+
+def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments as `call` hands them over: on the model's device, in its dtype.
+
+    Runs the model once.
+
+    Raises:
+        ValueError: if the model rejects the batch.
+
+    Example:
+        >>> import torch
+        >>> args, kwargs = arguments(nn.Linear(3, 2), torch.zeros(4, 3))
+        >>> args[0].shape, kwargs
+        (torch.Size([4, 3]), {})
+    """
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+
+    hook = model.register_forward_pre_hook(remember, prepend=True, with_kwargs=True)
+    try:
+        call(model, batch)
+    finally:
+        hook.remove()
+    return seen[0]

@@ -1,0 +1,171 @@
+"""Save a compressed network as a directory of `rankwise.json` and `model.safetensors`; load it onto a fresh model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..guards import unwrap
+from ..plan import Plan
+from ..state import state_of
+from .directory import current, replacing
+from .manifest import Chain, Manifest, fingerprint, outline
+from .restore import restored
+from .structure import chains_of, channels_last_of, unsaved_buffers_of
+
+MANIFEST = "rankwise.json"
+WEIGHTS = "model.safetensors"
+
+
+def save(
+    model: nn.Module, directory: str | Path, *, plan: Plan | None = None, figures: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a compressed network to a directory, all of it or nothing.
+
+    An artifact that is already there is replaced as a whole; other files in its directory stay.
+
+    Args:
+        model: the compressed network. Everything of its state dict is stored, tied tensors once.
+        directory: a new or empty directory, or an artifact.
+        plan: the plan it was made by, stored beside it.
+        figures: measured figures, stored beside it: anything that JSON can hold.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: if the model or the figures hold what cannot be stored, or the directory holds something else.
+        OSError: naming the directory, if it cannot be written; an artifact that was there is unchanged.
+
+    Example:
+        >>> save(small, "out/", plan=plan, figures={"top1": 91.2})  # doctest: +SKIP
+        PosixPath('out')
+    """
+    model, directory = unwrap(model), Path(directory)
+    state, structure = state_of(model), chains_of(model)
+    dense = {name: chain.dense for chain in structure for name in chain.names}
+    with replacing(directory, MANIFEST, own=(MANIFEST, WEIGHTS)) as new:
+        _write_tensors(state.tensors, new / WEIGHTS)
+        manifest = Manifest(
+            structure=structure,
+            dense_fingerprint=fingerprint(outline(state.shapes(), dense)),
+            tensors_bytes=(new / WEIGHTS).stat().st_size,
+            tensors_sha256=_sha256(new / WEIGHTS),
+            aliases=state.aliases,
+            channels_last=channels_last_of(state.tensors),
+            unsaved_buffers=unsaved_buffers_of(model),
+            plan=plan,
+            figures=dict(figures or {}),
+            provenance=_provenance(model),
+        )
+        (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        # safetensors makes a file that only its owner may read; give it the permissions that a plain file gets here
+        os.chmod(new / WEIGHTS, (new / MANIFEST).stat().st_mode)
+    return directory
+
+
+def load(fresh_model: nn.Module, directory: str | Path) -> nn.Module:
+    """The compressed network that `save` wrote.
+
+    Nothing in the directory is executed or unpickled. What has no tensors (strides, activations, the forward itself)
+    comes from `fresh_model`.
+
+    Args:
+        fresh_model: the dense architecture, with any values; it is not changed.
+        directory: where `save` wrote to.
+
+    Returns:
+        A copy of `fresh_model` with the stored layers, tensors and dtypes, on the device of `fresh_model` and with its
+        training flags.
+
+    Raises:
+        ValueError: if the artifact is missing, damaged, of another version, or made from another network; the message
+            says what differs.
+
+    Example:
+        >>> small = load(resnet18(), "out/")  # doctest: +SKIP
+    """
+    where = current(Path(directory))
+    manifest = read(directory)
+    _check_tensors_file(where / WEIGHTS, manifest)
+    try:
+        return restored(unwrap(fresh_model), manifest, load_file(where / WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(f"{where / WEIGHTS} is no safetensors file: {error}; save the artifact again") from error
+    except ValueError as error:
+        raise ValueError(f"cannot load {directory}: {error}") from error
+
+
+def read(directory: str | Path) -> Manifest:
+    """What an artifact says about itself: structure, plan, figures, provenance. No tensor is read.
+
+    Raises:
+        ValueError: naming the file and the field that is missing or wrong.
+
+    Example:
+        >>> read("out/").figures  # doctest: +SKIP
+        {'top1': 91.2}
+    """
+    path = current(Path(directory)) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{directory} is no artifact: there is no {path}")
+    try:
+        return Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, failures as OSError."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors refuses views into one storage that overlap
+    plain = {
+        name: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        for name, tensor in plain.items()
+    }
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(None, str(error)) from error
+
+
+def _check_tensors_file(path: Path, manifest: Manifest) -> None:
+    fix = "the file is damaged or an incomplete copy: copy it again, or save the artifact again"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}, though {MANIFEST} is there; copy the whole directory")
+    if (size := path.stat().st_size) != manifest.tensors_bytes:
+        raise ValueError(f"{path} has {size:,} bytes, {MANIFEST} says {manifest.tensors_bytes:,}; {fix}")
+    if _sha256(path) != manifest.tensors_sha256:
+        raise ValueError(f"the sha256 of {path} is not the one in {MANIFEST}; {fix}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _provenance(model: nn.Module) -> dict[str, str]:
+    return {
+        "rankwise": version("rankwise"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+__all__ = ["MANIFEST", "WEIGHTS", "Chain", "Manifest", "load", "read", "save"]

@@ -1,0 +1,213 @@
+"""What `rankwise.json` says: read as untrusted input, every field checked before anyone uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..plan import Plan
+
+FORMAT_VERSION = 1
+KINDS = ("linear", "conv2d", "conv1d_hf")
+FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers compute in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A factorised layer of the stored model.
+
+    Attributes:
+        names: all its qualified names.
+        kind: kind of the dense layer it replaced: "linear", "conv2d" or "conv1d_hf".
+        weight_shape: shape of the dense weight, output first.
+        format: name of the format.
+        ranks: its ranks.
+        bias: whether it has one.
+        dtype: of its weights, for instance "float32".
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    weight_shape: tuple[int, ...]
+    format: str
+    ranks: tuple[int, ...]
+    bias: bool
+    dtype: str
+
+    @property
+    def dense(self) -> str:
+        """The dense layer in words."""
+        return described(self.kind, self.weight_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `rankwise.json`.
+
+    Attributes:
+        structure: the factorised layers.
+        dense_fingerprint: sha256 of the outline of the dense network, see `outline`.
+        tensors_bytes: length of `model.safetensors`.
+        tensors_sha256: its hash.
+        aliases: further name of a tied tensor -> name it is stored under.
+        channels_last: names of tensors in that memory format.
+        unsaved_buffers: dtype of the floating-point buffers that are no part of the state dict.
+        plan: the plan that the model was made by.
+        figures: measured figures, as they were handed to `save`.
+        provenance: what wrote the artifact: versions, model class, time.
+        format_version: of this file.
+    """
+
+    structure: tuple[Chain, ...]
+    dense_fingerprint: str
+    tensors_bytes: int
+    tensors_sha256: str
+    aliases: dict[str, str]
+    channels_last: tuple[str, ...]
+    unsaved_buffers: dict[str, str]
+    plan: Plan | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """JSON text.
+
+        Raises:
+            ValueError: if figures or plan hold what JSON cannot.
+        """
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain["structure"] = [asdict(chain) for chain in self.structure]
+        plain["plan"] = None if self.plan is None else self.plan.to_dict()
+        # the version comes first, so that a person sees it and a reader of another version finds it
+        plain = {"format_version": plain.pop("format_version"), **plain}
+        try:
+            return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"figures and plan must be numbers, strings, lists and dictionaries without NaN or infinity: {error}"
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The manifest in a text.
+
+        Raises:
+            ValueError: naming the field that is missing, unknown or wrong.
+        """
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"not valid JSON ({error}); it is cut off or damaged: copy or save the artifact again"
+            ) from error
+        if not isinstance(plain, dict):
+            raise ValueError(f"a JSON object is needed, not {type(plain).__name__}")
+        version = plain.get("format_version")
+        if version != FORMAT_VERSION or isinstance(version, bool):
+            raise ValueError(
+                f"format_version is {version!r}, this rankwise reads {FORMAT_VERSION}; install the version that "
+                f"wrote the artifact, or save it again with this one"
+            )
+        values = _checked(cls, plain, _MANIFEST, "")
+        structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(values.pop("structure")))
+        plan = None if values["plan"] is None else Plan.from_dict(values["plan"])
+        return cls(**{**values, "structure": structure, "plan": plan})
+
+
+def described(kind: str, weight_shape: Sequence[int]) -> str:
+    """A dense layer in words: "linear [10, 64]"."""
+    return f"{kind} {list(weight_shape)}"
+
+
+def outline(shapes: Mapping[str, Sequence[int]], dense: Mapping[str, str]) -> dict[str, str]:
+    """The dense network in words: name -> shape of every tensor outside the factorised layers, and these layers.
+
+    Args:
+        shapes: shapes of a state dict, of the dense or the compressed network.
+        dense: name of every factorised layer -> what it was, in words.
+    """
+    inside = tuple(f"{name}." for name in dense)
+    lines = {name: str(list(shape)) for name, shape in shapes.items() if not name.startswith(inside)}
+    return dict(sorted({**lines, **dense}.items()))
+
+
+def fingerprint(lines: Mapping[str, str]) -> str:
+    """sha256 of an outline."""
+    return hashlib.sha256(json.dumps(dict(lines)).encode()).hexdigest()
+
+
+_Test = Callable[[Any], bool]
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _list_of(test: _Test, least: int = 0) -> _Test:
+    return lambda value: isinstance(value, list) and len(value) >= least and all(test(item) for item in value)
+
+
+def _map_of(test: _Test) -> _Test:
+    return lambda value: isinstance(value, dict) and all(test(item) for item in value.values())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# field -> test of its plain value, and what the test asks for in words
+_MANIFEST: dict[str, tuple[_Test, str]] = {
+    "format_version": (_is_int, "an integer"),
+    "structure": (_list_of(lambda value: isinstance(value, dict)), "a list of objects"),
+    "dense_fingerprint": (_is_text, "a string"),
+    "tensors_bytes": (lambda value: _is_int(value) and value > 0, "a positive integer"),
+    "tensors_sha256": (_is_text, "a string"),
+    "aliases": (_map_of(_is_text), "a map of strings"),
+    "channels_last": (_list_of(_is_text), "a list of strings"),
+    "unsaved_buffers": (_map_of(lambda value: value in FLOATS), f"a map of dtypes ({', '.join(FLOATS)})"),
+    "plan": (lambda value: value is None or isinstance(value, dict), "an object or null"),
+    "figures": (lambda value: isinstance(value, dict), "an object"),
+    "provenance": (_map_of(_is_text), "a map of strings"),
+}
+_CHAIN: dict[str, tuple[_Test, str]] = {
+    "names": (_list_of(lambda value: isinstance(value, str) and value != "", least=1), "a list of module names"),
+    "kind": (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
+    "weight_shape": (_list_of(lambda value: _is_int(value) and value > 0, least=2), "a list of positive integers"),
+    "format": (_is_text, "a string"),
+    "ranks": (_list_of(lambda value: _is_int(value) and value > 0, least=1), "a list of positive integers"),
+    "bias": (lambda value: isinstance(value, bool), "true or false"),
+    "dtype": (lambda value: value in FLOATS, f"one of {', '.join(FLOATS)}"),
+}
+
+
+def _checked(cls: type, plain: dict[str, Any], tests: dict[str, tuple[_Test, str]], where: str) -> dict[str, Any]:
+    """The plain values, lists of names and numbers as tuples."""
+    if unknown := sorted(plain.keys() - tests.keys()):
+        raise ValueError(f"{where}unknown field {unknown[0]!r}; the fields are {', '.join(tests)}")
+    if missing := [name for name in tests if name not in plain]:
+        raise ValueError(f"{where}the field {missing[0]!r} is missing")
+    for name, (test, wanted) in tests.items():
+        if not _holds(test, plain[name]):
+            raise ValueError(f"{where}{name} must be {wanted}, not {str(plain[name])[:80]!r}")
+    kinds = {item.name: str(item.type) for item in fields(cls)}
+    return {name: tuple(value) if kinds[name].startswith("tuple") else value for name, value in plain.items()}
+
+
+def _holds(test: _Test, value: Any) -> bool:
+    try:
+        return test(value)
+    except TypeError:  # a list where a name is looked up in a table: unhashable
+        return False
+
+
+def _checked_chain(plain: dict[str, Any], index: int) -> Chain:
+    where = f"structure[{index}]{_named(plain.get('names'))}: "
+    return Chain(**_checked(Chain, plain, _CHAIN, where))
+
+
+def _named(names: object) -> str:
+    return f" (site {names[0]!r})" if isinstance(names, list) and names else ""

@@ -1,0 +1,162 @@
+"""Put a stored network onto a fresh dense model: compare, build the chains, fill the tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..counting import site_kind
+from ..formats import get_format
+from ..sites import Site
+from ..state import DTYPES, NAMES, state_of
+from ..surgery import replace
+from .manifest import Chain, Manifest, described, fingerprint, outline
+from .structure import can_be_channels_last, empty
+
+SHOWN = 4
+
+
+def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `fresh` with the stored chains and tensors.
+
+    Everything is compared before anything is built, and `fresh` is not changed.
+
+    Raises:
+        ValueError: saying what differs between the artifact and the fresh model.
+    """
+    stored = _with_aliases(manifest, tensors)
+    _check_outline(fresh, manifest, stored)
+    _check_ties(fresh, manifest, stored)
+    for chain in manifest.structure:
+        _check_chain(fresh.get_submodule(chain.names[0]), chain, stored)
+    model = copy.deepcopy(fresh)
+    # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it
+    with torch.random.fork_rng():
+        for chain in manifest.structure:
+            _build(model, chain)
+    _fill(model, manifest, stored)
+    return model
+
+
+def _with_aliases(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for alias, name in manifest.aliases.items():
+        if name not in tensors or alias in tensors:
+            raise ValueError(
+                f"aliases: {alias!r} must stand for a stored tensor, not for {name!r}; save the artifact again"
+            )
+    if wrong := [
+        name for name in manifest.channels_last if name not in tensors or not can_be_channels_last(tensors[name])
+    ]:
+        raise ValueError(
+            f"channels_last: {wrong[0]!r} is no stored tensor of 4 or 5 dimensions; save the artifact again"
+        )
+    return {**tensors, **{alias: tensors[name] for alias, name in manifest.aliases.items()}}
+
+
+def _check_outline(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
+    """The fresh model must have the tensors and layers of the dense network that was compressed."""
+    names = [name for chain in manifest.structure for name in chain.names]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"site {twice[0]!r} stands more than once in the structure; save the artifact again")
+    dense = {name: chain.dense for chain in manifest.structure for name in chain.names}
+    theirs = outline({name: tuple(tensor.shape) for name, tensor in stored.items()}, dense)
+    if fingerprint(theirs) != manifest.dense_fingerprint:
+        raise ValueError("the structure does not have the dense_fingerprint it was saved with; save the artifact again")
+    modules = dict(fresh.named_modules(remove_duplicate=False))
+    ours = outline(
+        {name: tuple(tensor.shape) for name, tensor in fresh.state_dict(keep_vars=True).items()},
+        {name: _described(modules[name]) for name in dense if name in modules},
+    )
+    differs = [name for name in theirs if ours.get(name, theirs[name]) != theirs[name]]
+    problems = [
+        _few("the fresh model lacks", [f"{name} ({theirs[name]})" for name in theirs if name not in ours]),
+        _few("the artifact lacks", [f"{name} ({ours[name]})" for name in ours if name not in theirs]),
+        _few("these differ", [f"{name} ({theirs[name]} stored, {ours[name]} fresh)" for name in differs]),
+    ]
+    if found := [problem for problem in problems if problem]:
+        raise ValueError(f"it was made from another network than this {type(fresh).__name__}: {'; '.join(found)}")
+
+
+def _check_ties(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
+    """What the fresh model shares must be shared in the artifact, or the value loaded last would win."""
+    pairs = [pair for pair in state_of(fresh).aliases.items() if pair[0] in stored and pair[1] in stored]
+    modules = dict(fresh.named_modules(remove_duplicate=False))
+    for chain in manifest.structure:
+        own = {id(modules[name]) for name in chain.names}
+        pairs += [(name, chain.names[0]) for name, it in modules.items() if id(it) in own and name not in chain.names]
+    for one, other in pairs:
+        if one not in stored or stored[one] is not stored[other]:
+            raise ValueError(
+                f"the fresh model shares {one!r} with {other!r}, the artifact holds a value for each; "
+                f"build the model without sharing them"
+            )
+
+
+def _check_chain(layer: nn.Module, chain: Chain, stored: Mapping[str, Tensor]) -> None:
+    """Format and ranks must be legal for the layer, before a tensor of their size is made."""
+    site, format = _site(chain.names[0], chain.kind, layer), get_format(chain.format)
+    if reason := format.refuses(site):
+        raise ValueError(f"site {site.name!r} cannot be in format {chain.format!r}: {reason}")
+    format.check(site, chain.ranks)
+    for name, tensor in stored.items():
+        if name.startswith(f"{site.name}.") and NAMES[tensor.dtype] != chain.dtype:
+            raise ValueError(
+                f"tensor {name!r} is {tensor.dtype}, the structure says {chain.dtype}; save the artifact again"
+            )
+
+
+def _build(model: nn.Module, chain: Chain) -> None:
+    layer = model.get_submodule(chain.names[0])
+    replace(model, chain.names, get_format(chain.format).build(layer, chain.ranks, chain.bias))
+
+
+def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
+    """Give every tensor of the model the shape, dtype, memory format and values of the stored one."""
+    own, state = model.state_dict(keep_vars=True), state_of(model)
+    for name in sorted(own.keys() | stored.keys()):
+        ours = tuple(own[name].shape) if name in own else None
+        theirs = tuple(stored[name].shape) if name in stored else None
+        if ours != theirs:
+            raise ValueError(
+                f"tensor {name!r} has shape {theirs}, its format and ranks need {ours}; save the artifact again"
+            )
+        if own[name].is_floating_point() != stored[name].is_floating_point():
+            raise ValueError(
+                f"tensor {name!r} is {stored[name].dtype} in the artifact, {own[name].dtype} in the fresh model"
+            )
+    model.zero_grad(set_to_none=True)
+    for name, tensor in own.items():
+        first = state.aliases.get(name, name)
+        if first == name:
+            tensor.data = empty(stored[name], tensor.device, name in manifest.channels_last)
+        else:
+            tensor.data = own[first].data
+    model.load_state_dict(dict(stored))
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        # a buffer that the first forward makes is not there yet, and will have the dtype of that forward
+        if name in manifest.unsaved_buffers and buffer.is_floating_point():
+            buffer.data = buffer.data.to(DTYPES[manifest.unsaved_buffers[name]])
+
+
+def _described(layer: nn.Module) -> str:
+    kind = site_kind(layer)
+    return type(layer).__name__ if kind is None else described(kind, _site("", kind, layer).weight_shape)
+
+
+def _site(name: str, kind: str, layer: Any) -> Site:
+    """The site of a layer as far as the laws of a format need it; a parametrised weight is not computed for it."""
+    if kind == "conv2d":
+        shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+        return Site(name=name, kind=kind, weight_shape=shape, groups=layer.groups)
+    shape = (layer.out_features, layer.in_features) if kind == "linear" else tuple(layer.weight.shape[::-1])
+    return Site(name=name, kind=kind, weight_shape=shape)
+
+
+def _few(what: str, items: list[str]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return f"{what} {', '.join(items[:SHOWN])}{more}" if items else ""

@@ -1,0 +1,88 @@
+"""What a compressed model consists of, beside its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..formats import FORMATS, LowRank
+from ..state import NAMES
+from .manifest import FLOATS, Chain
+
+_MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def chains_of(model: nn.Module) -> tuple[Chain, ...]:
+    """Every factorised layer of a model, with all its names.
+
+    Raises:
+        ValueError: if a chain was changed so that it cannot be built again.
+    """
+    names: dict[LowRank, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LowRank):
+            names.setdefault(module, []).append(name)
+    return tuple(_chain(chain, tuple(its_names)) for chain, its_names in names.items())
+
+
+def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
+    if "" in names:
+        raise ValueError("the model itself is one factorised layer; wrap it first: model = nn.Sequential(model)")
+    if chain.format not in FORMATS or not all(_is_plain(layer) for layer in chain):
+        layers = ", ".join(type(layer).__name__ for layer in chain)
+        raise ValueError(
+            f"site {names[0]!r}: its {chain.format!r} chain consists of {layers}; only plain Linear and Conv2d layers "
+            f"can be stored: remove parametrisations and pruning, merge adapters"
+        )
+    with torch.no_grad():
+        weight = chain.weight
+    transposed = hasattr(chain, "nf")
+    return Chain(
+        names=names,
+        kind="conv2d" if weight.dim() == 4 else "conv1d_hf" if transposed else "linear",
+        weight_shape=tuple(weight.mT.shape if transposed else weight.shape),
+        format=chain.format,
+        ranks=chain.ranks,
+        bias=chain.bias is not None,
+        dtype=NAMES[weight.dtype],
+    )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer) in (nn.Linear, nn.Conv2d) and layer.state_dict().keys() <= {"weight", "bias"}
+
+
+def channels_last_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the tensors in channels-last memory format."""
+    return tuple(name for name, tensor in tensors.items() if _is_channels_last(tensor))
+
+
+def empty(source: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+    """A tensor of the shape and dtype of `source`, values not set."""
+    memory_format = _MEMORY_FORMATS[source.dim()] if channels_last else torch.contiguous_format
+    return torch.empty_like(source, device=device, memory_format=memory_format)
+
+
+def can_be_channels_last(tensor: Tensor) -> bool:
+    """Whether the tensor has the dimensions of a batch of images or volumes."""
+    return tensor.dim() in _MEMORY_FORMATS
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    # Strides, not is_contiguous: a 1 x 1 kernel is contiguous both ways, and its strides choose the kernel that runs.
+    if not can_be_channels_last(tensor):
+        return False
+    meta = torch.device("meta")
+    return empty(tensor, meta, True).stride() == tensor.stride() != empty(tensor, meta, False).stride()
+
+
+def unsaved_buffers_of(model: nn.Module) -> dict[str, str]:
+    """Dtype of the floating-point buffers that are no part of the state dict; their values are the architecture's."""
+    stored = model.state_dict(keep_vars=True).keys()
+    return {
+        name: NAMES[buffer.dtype]
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if name not in stored and NAMES.get(buffer.dtype) in FLOATS
+    }
