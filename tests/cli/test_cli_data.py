@@ -118,7 +118,7 @@ def test_a_function_of_the_user(tmp_path: Path) -> None:
         load_data(f"{tmp_path}/mine.py:nothing", DataOptions())
     with pytest.raises(ValueError, match="do not apply"):
         load_data(f"{tmp_path}/mine.py:words", DataOptions(size=8))
-    with pytest.raises(ValueError, match="no function .onse.; it has: once"):
+    with pytest.raises(ValueError, match=r"no function .onse.; it has: once"):
         load_data(f"{tmp_path}/mine.py:onse", DataOptions())
 
 

@@ -52,8 +52,13 @@ def _options(
     pass
 
 
+def _paragraphs(docstring: str | None) -> str:
+    """The docstring with one line for each paragraph: the terminal breaks lines, not the source."""
+    return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
+
+
 for command in (inspect, compress, plan, apply, evaluate, export, demo):
-    app.command()(command)
+    app.command(help=_paragraphs(command.__doc__))(command)
 
 
 def main() -> None:

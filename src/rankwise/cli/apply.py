@@ -31,6 +31,7 @@ def apply(
     stats: options.Stats = None,
     method: options.Method = "sequential",
     threads: options.Threads = 1,
+    engines: options.Engines = "auto",
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -44,9 +45,11 @@ def apply(
     """
     with Output(json, debug=debug) as out:
         from rankwise.cli.data import DataOptions
+        from rankwise.cli.figures import parse_engines
         from rankwise.cli.steps import Job, finish
         from rankwise.plan import Plan
 
+        chosen_engines = parse_engines(engines)
         wanted = Plan.load(plan)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
@@ -54,4 +57,4 @@ def apply(
         job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
         wanted = job.edited(wanted)
         small = job.factorise(wanted, method)
-        finish(job, small, wanted, out_folder, command="apply", threads=threads)
+        finish(job, small, wanted, out_folder, command="apply", engines=chosen_engines, threads=threads)

@@ -36,6 +36,7 @@ def demo(
         from safetensors.torch import save_file
 
         from rankwise import demo as digits_demo
+        from rankwise.cli.figures import parse_engines
         from rankwise.cli.steps import Job, finish
         from rankwise.sites import find
 
@@ -59,7 +60,7 @@ def demo(
         out.say(f"compressing to a third of its MACs with {digits_demo.CALIBRATION} unlabelled digits")
         plan = job.plan({"keep": {"macs": digits_demo.KEEP}, "metric": "input"})
         small = job.factorise(plan, "sequential")
-        finish(job, small, plan, out_folder, command="demo", threads=threads)
+        finish(job, small, plan, out_folder, command="demo", engines=parse_engines("auto"), threads=threads)
         save_file(network.state_dict(), out_folder / "dense.safetensors")
         save_file({"images": test_images, "labels": test_labels}, out_folder / "test.safetensors")
         out.write_report(out_folder / "report.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 Figures = dict[str, dict[str, Any]]
+ENGINES = ("torch", "onnxruntime")
 
 
-def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, threads: int) -> Figures:
+def measure(
+    out: Output, networks: Mapping[str, nn.Module], data: Data, *, engines: tuple[str, ...], threads: int
+) -> Figures:
     """Measure networks on the same data; what cannot be measured is absent, with a note that says why.
 
     Args:
         out: where notes go.
         networks: by name; with `dense` and `compressed` their agreement is measured as well.
         data: with labels where accuracy shall be measured.
+        engines: where latency is measured, of `ENGINES`.
         threads: for latency.
 
     Returns:
@@ -36,28 +41,46 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, threa
         with out.step(f"counting {name}"):
             counted = size(network, example)
         figures[name] = {"params": counted.params, "macs": counted.macs, "bytes": counted.bytes}
-    _latencies(out, networks, example, figures, threads)
+    _latencies(out, networks, example, figures, engines, threads)
     if _labels_fit(out, networks, data, example):
         for name, network in networks.items():
             top = _tried(out, "accuracy", partial(accuracy, network, out.track(data.pairs, f"accuracy, {name}")))
             figures[name].update(_telling(top or {}, network, example))
     if len(networks) == 2:
-        same = _tried(out, "agreement", partial(agreement, *networks.values(), out.track(data.inputs, "agreement")))
+        (_, dense), (small_name, small) = networks.items()
+        same = _tried(out, "agreement", partial(agreement, dense, small, out.track(data.inputs, "agreement")))
         if same is not None:
-            figures[list(networks)[1]]["agreement"] = same
+            figures[small_name]["agreement"] = same
     return figures
 
 
-def _latencies(out: Output, networks: Mapping[str, nn.Module], example: Any, figures: Figures, threads: int) -> None:
-    from importlib.util import find_spec
+def parse_engines(text: str) -> tuple[str, ...]:
+    """`torch,onnxruntime` as a tuple; `auto` is both where onnxruntime is installed; `none` is empty.
 
+    Raises:
+        ValueError: for an unknown engine.
+    """
+    if text == "none":
+        return ()
+    if text == "auto":
+        return ENGINES if find_spec("onnxruntime") and find_spec("onnx") else ENGINES[:1]
+    names = tuple(name.strip() for name in text.split(","))
+    unknown = [name for name in names if name not in ENGINES]
+    if unknown:
+        raise ValueError(f"--engines {text!r}: {unknown[0]!r} is not one of {', '.join(ENGINES)}, auto, none")
+    return names
+
+
+def _latencies(
+    out: Output,
+    networks: Mapping[str, nn.Module],
+    example: Any,
+    figures: Figures,
+    engines: tuple[str, ...],
+    threads: int,
+) -> None:
     from rankwise.evaluate import latency
 
-    engines = ["torch"]
-    if find_spec("onnxruntime") and find_spec("onnx"):
-        engines.append("onnxruntime")
-    else:
-        out.note("latency in onnxruntime was not measured: pip install 'rankwise[onnx]'")
     for engine in engines:
         with out.step(f"measuring latency in {engine}"):
             measured = partial(latency, networks, example, engine=engine, threads=threads)

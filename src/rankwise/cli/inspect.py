@@ -60,23 +60,24 @@ def inspect(
 
 def spectrum(network: nn.Module, site: Site) -> tuple[float, float]:
     """Stable and effective rank of a site's weight; the mean over the groups of a grouped convolution."""
+    from rankwise.formats.weights import site_weight
     from rankwise.linalg.spectrum import effective_rank_of, singular_values, stable_rank_of
 
-    weight = network.get_parameter(f"{site.name}.weight").detach()
-    matrix = weight.mT if site.kind == "conv1d_hf" else weight
-    values = singular_values(matrix.reshape(site.groups, matrix.shape[0] // site.groups, -1))
+    weight = site_weight(network, site)
+    values = singular_values(weight.reshape(site.groups, weight.shape[0] // site.groups, -1))
     return float(stable_rank_of(values).mean()), float(effective_rank_of(values).mean())
 
 
 def _remarks(out: Output, sites: Sites) -> None:
     """What the table does not show: layers that stay dense, and what no count covers."""
-    for name, site in sites.items():
+    for site_name, site in sites.items():
         if site.dense_because:
-            out.say(f"stays dense: {name}: {site.dense_because}")
+            out.say(f"stays dense: {site_name}: {site.dense_because}")
     for name, macs in sites.other_macs.items():
         out.say(f"counted, but no site: {name}: {macs:,} MACs")
-    for name, why in sites.not_counted.items():
-        out.say(f"not counted: {name}: {why}")
+    for why in dict.fromkeys(sites.not_counted.values()):
+        names = ", ".join(name for name, reason in sites.not_counted.items() if reason == why)
+        out.say(f"not counted: {why}: {names}")
     if sites.never_called:
         out.say(f"never called for this input: {', '.join(sites.never_called)}")
 

@@ -198,6 +198,15 @@ Method = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", rich_help_panel=_OUTPUT, help="Threads when latency is measured.")
 ]
+Engines = Annotated[
+    str,
+    typer.Option(
+        "--engines",
+        metavar="NAME,NAME",
+        rich_help_panel=_OUTPUT,
+        help="Where latency is measured: torch, onnxruntime, none; auto: both, where onnxruntime is installed.",
+    ),
+]
 Json = Annotated[
     str | None,
     typer.Option(

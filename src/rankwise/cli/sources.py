@@ -190,6 +190,7 @@ def from_torchvision(name: str, root: Path, split: str) -> Source:
     try:
         dataset = kind(root=str(root), **options)
     except (RuntimeError, FileNotFoundError) as error:
+        options.pop("download", None)
         arguments = ", ".join(f"{key}={value!r}" for key, value in {**options, "download": True}.items())
         raise ValueError(
             f"torchvision:{name} is not under --root {root} ({_first_line(error)}). "

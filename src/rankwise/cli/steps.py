@@ -93,11 +93,15 @@ class Job:
 
     def statistics(self) -> Statistics:
         """Statistics from the file, or collected from the data and written there."""
-        from rankwise.statistics import Statistics, collect
+        from rankwise.statistics import Statistics
+        from rankwise.statistics.collect import collect
 
         if self.stats is not None and self.stats.exists():
             self.out.say(f"statistics: read from {self.stats}")
-            return Statistics.load(self.stats)
+            stats = Statistics.load(self.stats)
+            if stats.sites.fingerprint != self.sites.fingerprint:
+                raise ValueError(f"--stats {self.stats} is of another network than {self.spec}; name another file")
+            return stats
         if self.data is None:
             raise ValueError(
                 "the input metric needs data: name DATA or an existing --stats FILE, or choose --metric weight"
@@ -135,7 +139,9 @@ class Job:
             return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step)
 
 
-def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, threads: int) -> None:
+def finish(
+    job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, engines: tuple[str, ...], threads: int
+) -> None:
     """Write the artifact, measure it, and show what came out."""
     from rankwise.artifact import save
     from rankwise.cli.figures import figures_of, measure
@@ -146,7 +152,7 @@ def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str
     plan.save(folder / "plan.yaml")
     data = job.test or job.data
     assert data is not None
-    figures = measure(job.out, {"dense": job.network, "compressed": small}, data, threads=threads)
+    figures = measure(job.out, {"dense": job.network, "compressed": small}, data, engines=engines, threads=threads)
     save(small, folder, plan=plan, figures=figures_of(figures, data))
     plan.save(folder / "plan.yaml")
     job.out.show(plan_table(plan, job.sites))

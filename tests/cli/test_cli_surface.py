@@ -1,0 +1,99 @@
+"""The command line as users know it: its options are a promise, its help teaches, and it answers at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import typer.main
+
+from rankwise.cli import app
+
+SHARED = {"--json", "--seed", "--debug", "--help"}
+DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
+BUDGET = {
+    "--keep", "--formats", "--metric", "--ignore", "--include", "--pin", "--floor", "--cap", "--round-to", "--stats"
+}  # fmt: skip
+OPTIONS = {
+    "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
+    "compress": SHARED
+    | DATA
+    | BUDGET
+    | {"MODEL", "DATA", "--weights", "--out", "--test", "--batch", "--samples", "--method", "--threads", "--engines"},
+    "plan": SHARED | DATA | BUDGET | {"MODEL", "[DATA]", "--weights", "--out", "--batch", "--samples", "--input-shape"},
+    "apply": SHARED
+    | DATA
+    | {
+        "MODEL",
+        "PLAN",
+        "DATA",
+        "--weights",
+        "--out",
+        "--test",
+        "--batch",
+        "--samples",
+        "--method",
+        "--threads",
+        "--engines",
+    }
+    | {"--stats"},
+    "evaluate": SHARED
+    | DATA
+    | {"MODEL", "DATA", "--weights", "--artifact", "--batch", "--samples", "--threads", "--engines"},
+    "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},
+    "demo": SHARED | {"--out", "--threads"},
+}
+
+
+def parameters(command: Any) -> set[str]:
+    names = set()
+    for parameter in command.params:
+        long = [name for name in parameter.opts if name.startswith("--")]
+        names.add(long[0] if long else parameter.metavar)
+    return names | {"--help"}
+
+
+def test_the_options_are_a_promise() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {name: parameters(command) for name, command in commands.items()} == OPTIONS
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_holds_an_example(cli: Callable[..., Any], command: str) -> None:
+    result = cli(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: rankwise {command}" in " ".join(result.stdout.split())
+
+
+def test_help_names_every_command_and_the_exit_codes(cli: Callable[..., Any]) -> None:
+    text = cli("--help").stdout
+    assert all(name in text for name in OPTIONS)
+    assert "Exit codes" in text
+
+
+def test_version(cli: Callable[..., Any]) -> None:
+    from importlib.metadata import version
+
+    assert cli("--version").stdout.strip() == f"rankwise {version('rankwise')}"
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = (
+        "import sys; from rankwise.cli import app; from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(app, ['compress', '--help']).exit_code == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_module_and_entry_point_are_the_same() -> None:
+    result = subprocess.run([sys.executable, "-m", "rankwise", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("rankwise ")
+
+
+def test_an_unknown_option_is_a_usage_error(cli: Callable[..., Any]) -> None:
+    assert cli("compress", "nets.py:build", "data.npz", "--keeep", "macs=0.5").exit_code == 2
+    assert cli("shrink").exit_code == 2
