@@ -67,13 +67,17 @@ class Batches:
             )
         if isinstance(data, Iterator):
             data = _cached(data, cache_limit)
-        if isinstance(data, Sized) and len(data) == 0:
+        if _length(data) == 0:
             raise ValueError(f"{_EMPTY}, got an empty {type(data).__name__}")
         return cls(data)
 
     def __len__(self) -> int:
-        """The number of batches."""
-        return len(self._source) if isinstance(self._source, (list, tuple)) else self._counted()[0]
+        """The number of batches; data that does not know its length is walked over once."""
+        length = _length(self._source)
+        return self._counted()[0] if length is None else length
+
+    def __bool__(self) -> bool:
+        return True  # without this, a truth test would walk over data that does not know its length
 
     @property
     def samples(self) -> int:
@@ -98,8 +102,12 @@ class Batches:
             count, samples = count + 1, samples + samples_in(batch)
             yield batch
         if count == 0:
-            ran_out = " any more: it can be walked over only once" if self._counts else ""
-            raise ValueError(f"{_EMPTY}{ran_out}, got {type(self._source).__name__}")
+            if self._counts:
+                raise ValueError(
+                    f"the {type(self._source).__name__} given as calibration data yields batches only once; "
+                    "pass a list or a DataLoader"
+                )
+            raise ValueError(f"{_EMPTY}, got {type(self._source).__name__}")
         self._counts = (count, samples)
 
     def _counted(self) -> tuple[int, int]:
@@ -114,6 +122,13 @@ class Batches:
 
 
 _EMPTY = "the calibration data holds no batch; pass at least one batch of the kind that the model is called with"
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:  # no length, or a DataLoader over an IterableDataset, which has one in name only
+        return None
 
 
 def _cached(iterator: Iterator[Any], limit: int) -> list[Any]:

@@ -35,7 +35,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise ValueError(f"a model must be a torch.nn.Module, got {type(model).__name__}; pass the module itself")
     while True:
         # OptimizedModule is known by its attribute: importing its class would import the whole compiler.
-        inner = model._modules.get("_orig_mod")
+        inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if inner is None:

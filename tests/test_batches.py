@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from rankwise.batches import Batches, call, first_sample, inputs_only, pristine, to_device
+from rankwise.sites import find
+from rankwise.torchvision_shim import import_torchvision
+
+# ---- data
+
+
+@pytest.mark.parametrize(
+    "data, batches, samples",
+    [
+        (torch.zeros(4, 3), 1, 4),
+        ([torch.zeros(4, 3), torch.zeros(2, 3)], 2, 6),
+        ((torch.zeros(4, 3), torch.zeros(2, 3)), 2, 6),
+        ({"x": torch.zeros(4, 3)}, 1, 4),
+        ([{"flag": True, "x": torch.zeros(4, 3)}], 1, 4),
+        ([(torch.zeros(4, 3), torch.zeros(4))], 1, 4),
+        (DataLoader(torch.zeros(7, 3), batch_size=3), 3, 7),  # type: ignore[arg-type]
+        (DataLoader(torch.zeros(7, 3), batch_size=3, drop_last=True), 2, 6),  # type: ignore[arg-type]
+    ],
+)
+def test_any_re_iterable_is_taken(data: Any, batches: int, samples: int) -> None:
+    taken = Batches.of(data)
+    assert (len(taken), taken.samples) == (batches, samples)
+    assert len(list(taken)) == len(list(taken)) == batches
+    assert Batches.of(taken) is taken
+
+
+def test_a_generator_is_kept_in_memory_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "rankwise"):
+        taken = Batches.of(torch.full((2, 3), float(i)) for i in range(4))
+    assert "kept 4 calibration batches (96 bytes)" in caplog.text
+    assert [batch[0, 0].item() for batch in taken] == [0, 1, 2, 3]
+    assert (len(taken), taken.samples) == (4, 8)
+
+
+def test_a_generator_over_the_cap_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one-shot iterator of more than 50 bytes.*pass a list or a DataLoader"):
+        Batches.of((torch.zeros(2, 3) for _ in range(4)), cache_limit=50)
+
+
+@pytest.mark.parametrize("data", [None, [], (), iter([])])
+def test_no_batch_is_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match="the calibration data holds no batch"):
+        Batches.of(data)
+
+
+def test_data_that_runs_out_is_noticed() -> None:
+    class Once:
+        def __init__(self) -> None:
+            self.left = iter([torch.zeros(1, 2)])
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            return self.left
+
+    taken = Batches.of(Once())
+    assert [batch.shape for batch in taken] == [(1, 2)]
+    with pytest.raises(ValueError, match="Once given as calibration data yields batches only once"):
+        taken.first()
+
+
+def test_data_without_a_length_is_counted_by_walking() -> None:
+    class Stream(IterableDataset[torch.Tensor]):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            return iter(torch.zeros(5, 2))
+
+    taken = Batches.of(DataLoader(Stream(), batch_size=2))
+    assert (len(taken), taken.samples) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (3, "must be an iterable of batches, got int"),
+        ("batches", "got str"),
+        (lambda: None, "call the function"),
+        (TensorDataset(torch.zeros(4, 3)), "single samples.*DataLoader"),
+    ],
+)
+def test_what_is_no_data_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Batches.of(data)
+
+
+def test_a_batch_without_a_tensor_is_refused() -> None:
+    with pytest.raises(ValueError, match="a batch must hold a tensor, got int"):
+        Batches.of([1, 2]).samples  # noqa: B018
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_name_the_batch(bad: float) -> None:
+    data = [{"x": torch.zeros(2, 3)}, {"x": torch.full((2, 3), bad)}]
+    with pytest.raises(ValueError, match=r"batch 1 \{x: \(2, 3\)\} holds values that are not finite"):
+        list(Batches.of(data))
+
+
+def test_labels_are_stripped_again_and_again() -> None:
+    loader = DataLoader(TensorDataset(torch.randn(5, 3), torch.arange(5)), batch_size=2)
+    taken = Batches.of(inputs_only(loader))
+    assert (len(taken), taken.samples, taken.first().shape) == (3, 5, (2, 3))
+    assert Batches.of(inputs_only(b for b in loader)).samples == 5  # still seen to be one-shot, and kept
+    with pytest.raises(ValueError, match="batch 0 is a Tensor, not \\(inputs, labels\\)"):
+        list(inputs_only([torch.zeros(1)]))
+
+
+# ---- one batch
+
+
+class Add(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b
+
+
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+def test_a_batch_is_what_the_model_is_called_with() -> None:
+    one = torch.ones(2)
+    for batch in ((one, one), [one, one], {"a": one, "b": one}, Pair(one, one)):
+        assert call(Add(), batch).tolist() == [2, 2]
+    assert call(nn.Identity(), one) is one
+
+
+def test_packed_sequences_are_one_input() -> None:
+    packed = pack_sequence([torch.randn(3, 2), torch.randn(1, 2)])
+    output, _ = call(nn.GRU(2, 4), packed)
+    assert output.data.shape == (4, 4)
+    assert find(nn.Sequential(nn.GRU(2, 4)), packed).total_macs == 4 * 12 * 6
+
+
+def test_a_rejected_batch_names_everything() -> None:
+    with pytest.raises(
+        ValueError, match=r"Linear rejects batch 7 \[\(2, 4\), \(2\,\)\]: TypeError.*inputs_only"
+    ) as info:
+        call(nn.Linear(4, 4), (torch.zeros(2, 4), torch.zeros(2)), index=7)
+    assert isinstance(info.value.__cause__, TypeError)
+
+
+def test_half_precision_models_get_inputs_of_their_dtype() -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).bfloat16()
+    assert call(model, torch.zeros(1, 4)).dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="Double"):  # full-precision models: dtypes are the caller's
+        call(nn.Linear(4, 4), torch.zeros(1, 4, dtype=torch.float64))
+
+
+def test_first_sample_and_to_device() -> None:
+    batch = {
+        "x": torch.zeros(8, 3),
+        "nested": [torch.zeros(8), torch.tensor(1.0)],
+        "table": torch.zeros(5),
+        "flag": True,
+    }
+    one = first_sample(batch)
+    assert (one["x"].shape, one["nested"][0].shape, one["nested"][1].shape) == ((1, 3), (1,), ())
+    assert (one["table"].shape, one["flag"]) == ((5,), True)
+    assert isinstance(first_sample(Pair(torch.zeros(2), torch.zeros(2))), Pair)
+    assert to_device(batch, "meta")["nested"][0].is_meta
+
+
+# ---- pristine
+
+
+def settings() -> list[Any]:
+    backends = torch.backends
+    return [
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_float32_matmul_precision(),
+        backends.cuda.matmul.allow_tf32,
+        backends.cudnn.allow_tf32,
+        backends.mha.get_fastpath_enabled(),
+    ]
+
+
+class Noisy(nn.Module):
+    """Everything that a forward may leave behind: buffers, dropout, a buffer replaced, a counter."""
+
+    seen: torch.Tensor
+    last: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout()
+        self.fc = nn.Linear(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        self.last = x.mean(0)
+        return self.frozen(self.fc(self.drop(self.norm(x))) + torch.rand(4))
+
+
+@pytest.mark.parametrize("run", ["find", "pristine", "raise"])
+def test_a_model_is_handed_back_as_it_was(run: str) -> None:
+    model = Noisy().train()
+    model.norm.eval()
+    calls: list[int] = []
+    model.fc.register_forward_hook(lambda *_: calls.append(1))
+    state = copy.deepcopy(model.state_dict())
+    training = {name: module.training for name, module in model.named_modules()}
+    hooks = {name: list(module._forward_hooks) for name, module in model.named_modules()}
+    wants = {name: p.requires_grad for name, p in model.named_parameters()}
+    torch.manual_seed(3)
+    rng, before = torch.get_rng_state(), settings()
+
+    if run == "find":
+        find(model, torch.randn(8, 4))
+        rng_now = torch.get_rng_state()
+        torch.manual_seed(3)
+        torch.randn(8, 4)  # made outside
+        assert torch.equal(rng_now, torch.get_rng_state())
+    else:
+        try:
+            with pristine(model) as same:
+                assert same is model
+                assert not any(module.training for module in model.modules())
+                assert not torch.is_grad_enabled()
+                model.fc.register_forward_hook(lambda *_: calls.append(2))
+                model(torch.randn(8, 4)).sum()
+                model.requires_grad_(True)
+                if run == "raise":
+                    raise KeyError
+        except KeyError:
+            pass
+        assert torch.equal(rng, torch.get_rng_state())
+        assert calls == [1, 2]
+
+    assert settings() == before
+    assert {name: module.training for name, module in model.named_modules()} == training
+    assert {name: list(module._forward_hooks) for name, module in model.named_modules()} == hooks
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == wants
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_pristine_switches_shortcuts_off_and_on_again() -> None:
+    model = nn.Linear(4, 4)
+    matmul, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+            before = settings()
+            with pristine(model):
+                assert settings() == [False, False, False, "highest", False, False, False]
+                assert model(torch.zeros(1, 4)).dtype is torch.float32
+                assert not nn.Linear(2, 2).weight.is_inference()
+            assert settings() == before
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+def test_handles_made_before_still_remove_their_hooks() -> None:
+    model = nn.Linear(4, 4)
+    handle = model.register_forward_hook(lambda *_: None)
+    with pristine(model):
+        model(torch.zeros(1, 4))
+    handle.remove()
+    assert not model._forward_hooks
+
+
+# ---- torchvision
+
+
+def test_torchvision_imports_beside_any_build_of_pytorch() -> None:
+    try:
+        torchvision = import_torchvision()
+    except ImportError:
+        pytest.skip("torchvision is not installed")
+    assert import_torchvision() is torchvision
+    assert hasattr(torchvision.models, "resnet18")
+    assert hasattr(torchvision.transforms, "Compose")
+
+
+def test_a_missing_torchvision_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r"rankwise\[vision\]"):
+        import_torchvision()

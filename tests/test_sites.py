@@ -1,0 +1,485 @@
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankwise.guards import unwrap
+from rankwise.sites import Call, Site, Sites, find, fingerprint
+
+
+class Chain(nn.Module):
+    """Calls its parts by the given names, in that order."""
+
+    def __init__(self, order: str, **parts: nn.Module) -> None:
+        super().__init__()
+        self.order = order.split()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in self.order:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+def products(
+    model: nn.Module, *inputs: torch.Tensor, operators: tuple[str, ...] = ("convolution", "mm", "addmm")
+) -> int:
+    """MACs of the named operators, by PyTorch's own counter."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    counts = {
+        str(operator).removeprefix("aten."): flops for operator, flops in counter.get_flop_counts()["Global"].items()
+    }
+    assert all(flops % 2 == 0 for flops in counts.values())
+    return sum(counts.get(operator, 0) for operator in operators) // 2
+
+
+# ---- counts by hand
+
+
+def test_linear_counts_by_hand() -> None:
+    sites = find(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2, bias=False)), torch.zeros(3, 5, 8))
+    assert list(sites) == ["0", "2"]
+    first, last = sites.values()
+    assert (first.kind, first.weight_shape, first.has_bias, first.params, first.dtype) == (
+        "linear",
+        (4, 8),
+        True,
+        36,
+        "float32",
+    )
+    assert first.calls == (Call(rows=15, in_positions=15, in_size=(), out_size=()),)
+    assert (first.macs, last.macs, last.params) == (15 * 32, 15 * 8, 8)
+    assert (sites.total_params, sites.total_macs) == (44, 15 * 40)
+    assert sites.not_counted == {"relu": "element-wise work"}
+    assert sites.other_macs == {}
+    assert sites.never_called == ()
+
+
+def test_conv_counts_by_hand() -> None:
+    conv = nn.Conv2d(6, 8, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 1), groups=2, padding_mode="reflect")
+    site = find(conv, torch.zeros(2, 6, 9, 10))[""]
+    assert site.calls == (Call(rows=2 * 5 * 10, in_positions=2 * 90, in_size=(9, 10), out_size=(5, 10)),)
+    assert (site.out_features, site.in_features, site.kernel_size) == (8, 3 * 15, (3, 5))
+    assert site.macs == 100 * 8 * 45
+    assert site.params == 8 * 45 + 8
+    assert (site.stride, site.padding, site.groups, site.padding_mode) == ((2, 1), (1, 2), 2, "reflect")
+    assert site.dense_because is None
+    assert site.layer(conv) is conv
+
+
+def test_conv_with_same_padding_and_an_unbatched_image() -> None:
+    site = find(nn.Conv2d(3, 4, 3, padding="same", dilation=2), torch.zeros(3, 7, 7))[""]
+    assert site.padding == "same"
+    assert site.calls == (Call(rows=49, in_positions=49, in_size=(7, 7), out_size=(7, 7)),)
+
+
+@pytest.mark.parametrize("shape, rank", [((512, 512), 255), ((768, 3072), 614), ((4096, 11008), 2985), ((1, 9), 0)])
+def test_break_even_is_the_last_rank_that_saves(shape: tuple[int, int], rank: int) -> None:
+    site = Site(name="fc", kind="linear", weight_shape=shape)
+    assert site.break_even == rank
+    total, dense = sum(shape), shape[0] * shape[1]
+    assert rank * total < dense <= (rank + 1) * total
+
+
+def test_break_even_of_a_grouped_convolution_is_per_group() -> None:
+    # per group a 16 x 72 matrix: r (16 + 72) < 1152
+    assert Site(name="c", kind="conv2d", weight_shape=(32, 8, 3, 3), groups=2).break_even == 13
+
+
+def test_other_layers_are_counted_but_are_no_sites() -> None:
+    parts = {
+        "conv1d": (nn.Conv1d(4, 6, 3), torch.zeros(2, 4, 10), 2 * 8 * 6 * 12),
+        "conv3d": (nn.Conv3d(2, 3, 2, groups=1), torch.zeros(1, 2, 4, 4, 4), 27 * 3 * 16),
+        "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), torch.zeros(2, 4, 5, 5), 2 * 25 * 4 * 3 * 9),
+        "lstm": (
+            nn.LSTM(3, 5, 2, bidirectional=True),
+            torch.zeros(7, 2, 3),
+            14 * (2 * 20 * (3 + 5) + 2 * 20 * (10 + 5)),
+        ),
+        "projected": (nn.LSTM(3, 5, proj_size=2), torch.zeros(7, 1, 3), 7 * (20 * 3 + 20 * 2 + 2 * 5)),
+        "gru": (nn.GRU(3, 5), torch.zeros(7, 2, 3), 14 * 15 * 8),
+        "cell": (nn.GRUCell(3, 5), torch.zeros(2, 3), 2 * 15 * 8),
+    }
+    for name, (layer, x, macs) in parts.items():
+        sites = find(nn.Sequential(layer), x)
+        assert (len(sites), dict(sites.other_macs), sites.total_macs) == (0, {"0": macs}, macs), name
+
+
+def test_products_of_bare_parameters_are_counted_under_their_owner() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 3))
+            self.low = nn.Parameter(torch.randn(5, 5).half())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x @ self.weight.t().contiguous()  # a copy: still the parameter's product
+            x = F.linear(x, F.normalize(self.low.float(), dim=1))
+            return x @ x.t()
+
+    sites = find(Bare(), torch.randn(4, 3))
+    assert sites.other_macs == {"weight": 4 * 15, "low": 4 * 25}
+    assert sites.not_counted["mm"] == "a product of two activations, such as attention"
+    assert sites.total_macs == 4 * 40
+
+
+# ---- agreement with PyTorch's counter on real networks
+
+
+@functools.cache
+def networks() -> Any:
+    from rankwise.torchvision_shim import import_torchvision
+
+    try:
+        import_torchvision()
+    except ImportError as error:
+        pytest.skip(str(error))
+    import torchvision.models
+
+    return torchvision.models
+
+
+@pytest.mark.parametrize("name, size", [("resnet18", 64), ("mobilenet_v2", 64), ("swin_t", 64), ("vit_b_16", 224)])
+def test_agrees_with_the_flop_counter(name: str, size: int) -> None:
+    model, x = getattr(networks(), name)(weights=None), torch.randn(1, 3, size, size)
+    sites = find(model, x)
+    assert sites.total_macs == products(model, x)
+    assert sites.total_params == sum(p.numel() for p in model.parameters())
+    assert sites.never_called == ()
+
+
+def test_depthwise_convolutions_stay_dense() -> None:
+    sites = find(networks().mobilenet_v2(weights=None), torch.randn(1, 3, 32, 32))
+    dense = [site for site in sites.values() if site.dense_because]
+    assert len(dense) == 17
+    assert all(site.groups == site.weight_shape[0] and "depthwise" in str(site.dense_because) for site in dense)
+
+
+def test_swin_attention_stays_dense_and_is_counted() -> None:
+    sites = find(networks().swin_t(weights=None), torch.randn(1, 3, 64, 64))
+    site = sites["features.1.0.attn.qkv"]
+    assert site.dense_because == "its weight is used directly by ShiftedWindowAttention (features.1.0.attn)"
+    assert site.rows == 9 * 49  # 16 x 16 positions padded to nine windows of 7 x 7
+    assert sites["features.1.0.mlp.0"].dense_because is None
+    names = list(sites)
+    assert (
+        names.index("features.1.0.attn.qkv") < names.index("features.1.0.attn.proj") < names.index("features.1.0.mlp.0")
+    )
+
+
+# ---- attention
+
+
+def test_multihead_attention_is_counted_and_dense() -> None:
+    class Attend(nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            self.mha = nn.MultiheadAttention(16, 4, batch_first=True, **options)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.mha(x, y, y)[0]
+
+    x = torch.randn(2, 5, 16)
+    sites = find(Attend(), (x, x))
+    assert sites["mha.out_proj"].dense_because == "its weight is used directly by MultiheadAttention (mha)"
+    assert sites["mha.out_proj"].macs == 10 * 256
+    assert sites.other_macs == {"mha": 10 * 3 * 256}
+    assert sites.never_called == ()
+
+    sites = find(Attend(kdim=6, vdim=6), (x, torch.randn(2, 7, 6)))
+    assert sites.other_macs == {"mha": 10 * 256 + 2 * 14 * 96}
+
+
+def test_the_fused_path_of_the_encoder_layer_keeps_its_layers_dense() -> None:
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2, enable_nested_tensor=False
+    )
+    x = torch.randn(2, 5, 16)
+    sites = find(encoder, x)
+    assert sites.total_macs == 2 * 10 * (4 * 256 + 2 * 512) == products(encoder, x)
+    reason = "its weight is used directly by the fused path of TransformerEncoderLayer (layers.0)"
+    assert sites["layers.0.linear1"].dense_because == reason
+    assert torch.backends.mha.get_fastpath_enabled()
+    # sequence-first layers never take that path, and a switch turns it off
+    assert find(nn.TransformerEncoderLayer(16, 4, 32), x)["linear1"].dense_because is None
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert find(encoder, x)["layers.0.linear1"].dense_because is None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+# ---- names, order, ties
+
+
+def test_order_is_that_of_the_first_call_and_calls_add_up() -> None:
+    model = Chain("b a b", a=nn.Linear(4, 4), b=nn.Linear(4, 4), idle=nn.Conv2d(3, 4, 3), rnn=nn.GRU(2, 2))
+    sites = find(model, torch.zeros(3, 4))
+    assert list(sites) == ["b", "a"]
+    assert (len(sites["b"].calls), sites["b"].rows, sites["b"].macs) == (2, 6, 96)
+    assert sites.never_called == ("idle", "rnn")
+    assert sites.total_params == 2 * 20 + 112 + 2 * 6 * (2 + 1)
+
+
+def test_a_shared_module_is_one_site_with_aliases() -> None:
+    layer = nn.Linear(4, 4)
+    model = Chain("b a", a=layer, b=layer, block=nn.Sequential(layer))
+    sites = find(model, torch.zeros(3, 4))
+    assert list(sites) == ["a"]
+    assert sites["a"].aliases == ("b", "block.0")
+    assert (sites["a"].macs, sites.total_params) == (2 * 3 * 16, 20)
+    assert [site.name for site in sites.select("block.*")] == ["a"]
+
+
+def test_tied_linears_are_one_site_where_their_biases_allow() -> None:
+    a, b, idle = (nn.Linear(4, 4, bias=False) for _ in range(3))
+    b.weight = idle.weight = a.weight
+    sites = find(Chain("b a", a=a, b=b, idle=idle), torch.zeros(3, 4))
+    assert list(sites) == ["b"]
+    assert set(sites["b"].aliases) == {"a", "idle"}
+    assert (sites["b"].macs, sites.total_params, sites.never_called) == (96, 16, ())
+    assert sites["b"].dense_because is None
+
+    c, d = nn.Linear(4, 4), nn.Linear(4, 4)
+    d.weight = c.weight
+    sites = find(Chain("c d", c=c, d=d), torch.zeros(3, 4))
+    assert sites["c"].dense_because == "its weight is tied to Linear (d), which has a different bias"
+    d.bias = c.bias
+    assert find(Chain("c d", c=c, d=d), torch.zeros(3, 4))["c"].dense_because is None
+
+
+def test_tied_convolutions_of_another_stride_stay_dense() -> None:
+    a, b = nn.Conv2d(3, 3, 3, bias=False), nn.Conv2d(3, 3, 3, stride=2, bias=False)
+    b.weight = a.weight
+    site = find(Chain("a b", a=a, b=b), torch.zeros(1, 3, 9, 9))["a"]
+    assert site.dense_because == "its weight is tied to Conv2d (b), which has another geometry"
+    assert site.rows == 49 + 9
+
+
+def test_a_linear_tied_to_an_embedding_stays_dense() -> None:
+    embedding, head = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
+    head.weight = embedding.weight
+    sites = find(Chain("embedding head", embedding=embedding, head=head), torch.zeros(2, 3, dtype=torch.long))
+    assert sites["head"].dense_because == "its weight is tied to Embedding (embedding)"
+    assert (sites["head"].macs, sites.total_params) == (6 * 40, 40)
+
+
+def test_a_tied_bias_stays_dense() -> None:
+    a, b = nn.Linear(4, 4), nn.Linear(4, 4)
+    b.bias = a.bias
+    sites = find(Chain("a b", a=a, b=b), torch.zeros(3, 4))
+    assert sites["a"].dense_because == "its bias is tied to Linear (b)"
+
+
+# ---- layers that are not what they seem
+
+
+def test_a_subclass_with_its_own_forward_stays_dense_and_is_counted() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std()
+            return self._conv_forward(x, weight, self.bias)
+
+    class Renamed(nn.Linear):
+        pass
+
+    class Adapted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 8)
+            self.down, self.up = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(8, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + x @ self.down.t() @ self.up.t()
+
+    patched = nn.Linear(4, 4)
+    patched.forward = lambda x: F.linear(x, patched.weight) * 2  # type: ignore[method-assign]
+    sites = find(Standardised(3, 4, 3), torch.zeros(2, 3, 5, 5))
+    assert "Standardised has a forward of its own" in str(sites[""].dense_because)
+    assert sites.total_macs == sites[""].macs == 18 * 4 * 27
+    assert find(nn.Sequential(Renamed(4, 4)), torch.zeros(2, 4))["0"].dense_because is None
+    sites = find(nn.Sequential(Adapted()), torch.zeros(3, 8))
+    assert (sites["0"].macs, sites.other_macs) == (3 * 64, {"0": 2 * 3 * 16})
+    assert "forward of its own" in str(find(nn.Sequential(patched), torch.zeros(2, 4))["0"].dense_because)
+
+
+def test_a_layer_used_by_a_functional_stays_dense() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 6))
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.linear(x, self.inner[0].weight, self.inner[0].bias)
+            return F.conv2d(x[None, None], self.conv.weight)
+
+    sites = find(Functional(), torch.zeros(5, 4))
+    assert sites["inner.0"].dense_because == "its weight is used directly by Functional (the model itself)"
+    assert sites["inner.0"].macs == 5 * 24
+    assert sites["conv"].calls == (Call(rows=12, in_positions=30, in_size=(5, 6), out_size=(3, 4)),)
+
+
+def test_parametrised_weights_may_be_factorised() -> None:
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(8, 4)), parametrizations.spectral_norm(nn.Linear(4, 4))
+    )
+    before = copy.deepcopy(model.state_dict())
+    sites = find(model.train(), torch.randn(3, 8))
+    assert [site.dense_because for site in sites.values()] == [None, None]
+    assert sites["0"].weight_shape == (4, 8)
+    assert (sites["0"].params, sites["1"].params) == (4 * 8 + 4 + 4, 20)  # one magnitude per output besides
+    assert sites.total_params == sum(p.numel() for p in model.parameters()) == 60
+    assert sites.total_macs == 3 * 48
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_transformers_conv1d_is_a_transposed_linear() -> None:
+    pytest.importorskip("transformers")
+    from transformers.pytorch_utils import Conv1D
+
+    site = find(nn.Sequential(Conv1D(6, 4)), torch.zeros(2, 3, 4))["0"]
+    assert (site.kind, site.weight_shape, site.macs, site.params) == ("conv1d_hf", (6, 4), 6 * 24, 30)
+    assert site.dense_because is None
+
+
+def test_gpt2_from_a_mapping_with_a_tied_head() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=20)
+    sites = find(transformers.GPT2LMHeadModel(config), {"input_ids": torch.zeros(2, 7, dtype=torch.long)})
+    assert sites["lm_head"].dense_because == "its weight is tied to Embedding (transformer.wte)"
+    assert sites.total_macs == 14 * (2 * (16 * 48 + 16 * 16 + 2 * 16 * 64) + 16 * 50)
+    assert sum(site.dense_because is None for site in sites.values()) == 8
+
+
+# ---- select and fingerprint
+
+
+def test_select_by_glob_and_regular_expression() -> None:
+    model = Chain("enc1 enc2 head", enc1=nn.Linear(4, 4), enc2=nn.Linear(4, 4), head=nn.Linear(4, 2))
+    sites = find(model, torch.zeros(1, 4))
+
+    def names(patterns: Any) -> list[str]:
+        return [site.name for site in sites.select(patterns)]
+
+    assert names(["head", "enc*"]) == ["enc1", "enc2", "head"]
+    assert names("re:enc[2-9]") == ["enc2"]
+    assert names([]) == []
+    with pytest.raises(ValueError, match=r"'encoder1' matches no site; near names are: enc1"):
+        names(["head", "encoder1"])
+    with pytest.raises(ValueError, match=r"'re:enc' matches no site"):  # full match
+        names("re:enc")
+    with pytest.raises(ValueError, match="no regular expression"):
+        names("re:(")
+
+
+def test_select_says_that_a_layer_is_never_called() -> None:
+    sites = find(Chain("a", a=nn.Linear(4, 4), spare=nn.Linear(4, 4)), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="never calls: spare"):
+        sites.select("spa*")
+
+
+def test_sites_is_a_mapping_with_a_short_repr() -> None:
+    sites = find(nn.Sequential(nn.Linear(4, 4)), torch.zeros(1, 4))
+    assert isinstance(sites, Sites)
+    assert repr(sites) == "Sites(1 of 1 to factorise, 20 params, 16 MACs)"
+
+
+def test_fingerprint_is_of_the_structure() -> None:
+    def build(width: int = 4, act: nn.Module | None = None) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), act or nn.ReLU())
+
+    assert fingerprint(build()) == fingerprint(build()) == fingerprint(nn.DataParallel(build()))
+    assert find(build(), torch.zeros(1, 4)).fingerprint == fingerprint(build())
+    assert len({fingerprint(m) for m in (build(), build(5), build(4, nn.GELU()))}) == 3
+
+
+# ---- wrappers and refusals
+
+
+def test_wrappers_are_looked_through() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    compiled = torch.compile(nn.DataParallel(model), backend="eager")
+    assert unwrap(compiled) is model  # type: ignore[arg-type]
+    assert list(find(compiled, torch.zeros(2, 4))) == ["0"]  # type: ignore[arg-type]
+    inplace = nn.Sequential(nn.Linear(4, 4))
+    inplace.compile(backend="eager")
+    assert find(inplace, torch.zeros(2, 4))["0"].rows == 2
+    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got int"):
+        unwrap(3)  # type: ignore[arg-type]
+
+
+def test_distributed_data_parallel_is_looked_through(tmp_path: Any) -> None:
+    dist = torch.distributed
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("PyTorch was built without gloo")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Linear(4, 4)
+        assert unwrap(nn.parallel.DistributedDataParallel(model)) is model
+    finally:
+        dist.destroy_process_group()
+
+
+def old_spectral() -> nn.Module:
+    return nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)))
+
+
+def old_weight() -> nn.Module:
+    return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
+
+
+def lora() -> nn.Module:
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), peft.LoraConfig(target_modules=["0"]))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (old_weight, r"'0' carries the old torch.nn.utils.weight_norm.*remove_weight_norm"),
+        (old_spectral, r"'0' carries the old torch.nn.utils.spectral_norm.*remove_spectral_norm"),
+        (lambda: nn.Sequential(nn.LazyLinear(4)), "'0.weight' has no shape yet; run one forward pass first"),
+        (lambda: nn.Sequential(nn.Linear(4, 4, device="meta")), "'0.weight' is on the meta device"),
+        (lambda: torch.jit.script(nn.Linear(4, 4)), "TorchScript"),
+        (lora, "PEFT.*merge_and_unload"),
+        (lambda: nn.Sequential(torch.compile(nn.Linear(4, 4))), "'0' is compiled"),
+        (lambda: torch.ao.nn.quantized.Linear(4, 4), "quantised"),
+    ],
+)
+def test_refusals_name_the_part_and_the_fix(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(build(), torch.zeros(1, 4))
+
+
+def test_a_graph_module_is_fine() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    assert list(find(traced, torch.zeros(1, 4))) == ["0"]
+
+
+def test_half_precision_models_take_float_examples() -> None:
+    site = find(nn.Sequential(nn.Linear(4, 4)).bfloat16(), torch.zeros(2, 4))["0"]
+    assert (site.dtype, site.rows) == ("bfloat16", 2)
+
+
+def test_a_rejected_example_is_a_value_error_and_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).train()
+    with pytest.raises(ValueError, match=r"Sequential rejects the example batch \(2, 5\)"):
+        find(model, torch.zeros(2, 5))
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
