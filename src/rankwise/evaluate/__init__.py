@@ -1,0 +1,9 @@
+"""Measure a network: accuracy, agreement with another one, latency, size."""
+
+from __future__ import annotations
+
+from .accuracy import accuracy, agreement
+from .latency import Latency, latency
+from .size import Size, size
+
+__all__ = ["Latency", "Size", "accuracy", "agreement", "latency", "size"]

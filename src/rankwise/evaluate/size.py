@@ -1,0 +1,50 @@
+"""How large a network is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..guards import unwrap
+from ..sites import find
+from ..state import state_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Size of a network.
+
+    Attributes:
+        params: parameters, tied ones once.
+        macs: multiply-accumulates for the example input, None without one.
+        bytes: of all tensors of its state dict as they are stored, tied ones once.
+    """
+
+    params: int
+    macs: int | None
+    bytes: int
+
+
+def size(model: nn.Module, example: Any = None) -> Size:
+    """Count parameters, multiply-accumulates and bytes of a dense or compressed network.
+
+    Args:
+        model: the network.
+        example: an input, as for `find`; without it MACs are not counted.
+
+    Returns:
+        The counts. What MACs include is told in `rankwise.find(model, example)`.
+
+    Example:
+        >>> import torch
+        >>> size(torch.nn.Sequential(torch.nn.Linear(8, 4)), torch.zeros(1, 8))
+        Size(params=36, macs=32, bytes=144)
+    """
+    model = unwrap(model)
+    return Size(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=None if example is None else find(model, example).total_macs,
+        bytes=state_of(model).bytes,
+    )

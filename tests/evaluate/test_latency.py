@@ -1,0 +1,91 @@
+"""Latency: the order of the runs and what is left behind; never the seconds themselves."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rankwise.evaluate import Latency, latency
+from rankwise.evaluate.latency import in_turns
+
+
+class Recording(nn.Module):
+    """Writes its name into a list whenever it runs."""
+
+    def __init__(self, name: str, log: list[Any]) -> None:
+        super().__init__()
+        self.name, self.log = name, log
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        self.log.append((self.name, self.training, torch.is_grad_enabled(), torch.get_num_threads()))
+        return x
+
+
+def test_models_run_in_turns() -> None:
+    log: list[Any] = []
+    before = torch.get_num_threads()
+    models = {name: Recording(name, log).train() for name in "abc"}
+    timed = latency(models, torch.zeros(1), threads=1, rounds=4, warmup=1)
+    # one run of each to learn its arguments, then the rounds, the first of them unmeasured
+    assert "".join(name for name, *_ in log) == "abc" + "abcbcacababcbca"
+    assert {entry[1:] for entry in log} == {(False, False, 1)}
+    assert torch.get_num_threads() == before
+    assert all(model.training for model in models.values())
+    assert list(timed) == ["a", "b", "c"]
+
+
+def test_warmup_is_not_measured() -> None:
+    seconds = in_turns({"a": lambda: None, "b": lambda: None}, rounds=3, warmup=2)
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_median_and_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    # each reading of the clock is later than the last by 1, 2, 3, ... seconds; a run takes every second step
+    clock = iter([sum(range(step)) for step in range(1, 100)])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    timed = latency({"a": nn.Identity()}, torch.zeros(1), rounds=5, warmup=0)
+    assert timed["a"] == Latency(median=5.0, low=3.0, high=7.0)
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1), (torch.zeros(1), torch.ones(1)), {"x": torch.zeros(1)}])
+def test_kinds_of_examples(example: Any) -> None:
+    assert latency({"a": Recording("a", [])}, example, rounds=1)["a"].median > 0
+
+
+def test_flags_come_back_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(2, 2)).train()
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="rejects the example batch"):
+        latency({"a": model}, torch.zeros(1, 3), threads=1)
+    assert model.training
+    assert torch.get_num_threads() == before
+
+
+def test_onnxruntime_times_the_same_models() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    timed = latency({"a": model, "b": model}, torch.randn(2, 3, 8, 8), engine="onnxruntime", rounds=3)
+    assert all(0 < each.low <= each.median <= each.high for each in timed.values())
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"engine": "tensorrt"}, "engine is 'tensorrt'; it must be one of torch, onnxruntime"),
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"rounds": 0}, "rounds is 0; it must be at least 1"),
+        ({"warmup": -1}, "warmup is -1; it must be at least 0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        latency({"a": nn.Identity()}, torch.zeros(1), **options)
+
+
+def test_no_models() -> None:
+    with pytest.raises(ValueError, match="models is empty"):
+        latency({}, torch.zeros(1))
