@@ -277,6 +277,35 @@ def test_handles_made_before_still_remove_their_hooks() -> None:
     assert not model._forward_hooks
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_cuda_device() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.rnn = nn.Conv2d(3, 8, 3, groups=1), nn.LSTM(8, 5, bidirectional=True)
+            self.layer = nn.TransformerEncoderLayer(10, 2, 20, batch_first=True)
+            self.bare = nn.Parameter(torch.randn(4, 10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.rnn(self.conv(x).flatten(2).permute(2, 0, 1))[0]
+            return self.layer(torch.nn.functional.dropout(x)) @ self.bare.t()
+
+    batch = torch.randn(2, 3, 6, 6)  # on the CPU: call moves it
+    model = Net()
+    on_cpu = find(model, batch)
+    torch.manual_seed(3)
+    states, before = (torch.get_rng_state(), torch.cuda.get_rng_state()), settings()
+    on_cuda = find(model.cuda(), batch)
+    assert on_cuda.total_macs == on_cpu.total_macs
+    assert dict(on_cuda) == dict(on_cpu)
+    assert on_cuda.other_macs == on_cpu.other_macs
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert torch.equal(states[1], torch.cuda.get_rng_state())
+    assert settings() == before
+    half = find(model.half(), batch)
+    assert (half.total_macs, half["conv"].dtype) == (on_cpu.total_macs, "float16")
+
+
 # ---- torchvision
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from typing import Any
 
 import pytest
@@ -397,6 +398,14 @@ def test_sites_is_a_mapping_with_a_short_repr() -> None:
     sites = find(nn.Sequential(nn.Linear(4, 4)), torch.zeros(1, 4))
     assert isinstance(sites, Sites)
     assert repr(sites) == "Sites(1 of 1 to factorise, 20 params, 16 MACs)"
+
+
+def test_sites_survive_json() -> None:
+    sites = find(nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 2, (1, 3))), torch.zeros(1, 3, 5, 5))
+    again = Sites.from_dict(json.loads(json.dumps(sites.to_dict())))
+    assert dict(again) == dict(sites)
+    assert again.to_dict() == sites.to_dict()
+    assert again.never_called == ()
 
 
 def test_fingerprint_is_of_the_structure() -> None:

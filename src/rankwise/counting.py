@@ -51,6 +51,7 @@ _MATMULS = {
     "addbmm": (1, 2),
     "baddbmm": (1, 2),
     "addmv": (1, 2),
+    "_grouped_mm": (0, 1),  # mixture of experts: each row meets one expert
 }
 _CONVOLUTIONS = {"convolution", "_convolution", "convolution_overrideable", "cudnn_convolution"}
 # Operators that create or move data and compute nothing, beside those that PyTorch marks as views.
@@ -60,6 +61,13 @@ _MOVES = re.compile(
     "slice|stack|to_copy|tri[lu]|unsafe_|zero)"
 )
 
+
+_LEFT_OUT = {
+    "attention": "products of activations (attention)",
+    "norm": "normalisation",
+    "softmax|^hard": "element-wise work",
+    "pool|upsample|^(mean|sum|std|var|any|all|a?max|a?min|arg|cum|sort|topk|histc)": "pooling, sorting or a reduction",
+}
 
 _HF_HOME = "transformers.pytorch_utils"
 
@@ -285,12 +293,6 @@ def _conv_call(given: torch.Tensor, output: torch.Tensor) -> Call:
 def _why_not_counted(func: Any, name: str) -> str | None:
     if func.is_view or _MOVES.match(name):
         return None
-    if "attention" in name:
-        return "products of activations (attention)"
-    if "norm" in name:
-        return "normalisation"
-    if "pool" in name or "upsample" in name or name in {"mean", "sum", "max", "amax"}:
-        return "pooling, resizing or a reduction"
-    if torch.Tag.pointwise in func.tags or "softmax" in name:
+    if torch.Tag.pointwise in func.tags:
         return "element-wise work"
-    return "no rule counts this operator"
+    return next((why for pattern, why in _LEFT_OUT.items() if re.search(pattern, name)), "no rule counts this operator")

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
@@ -163,6 +163,19 @@ class Sites(Mapping[str, Site]):
             chosen.update(found)
         return [site for name, site in self.items() if name in chosen]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, to be stored as JSON; `from_dict` is the way back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Sites:
+        """The sites that `to_dict` described, also after a round trip through JSON."""
+        by_name = {
+            name: Site(**{**_tuples(site), "calls": tuple(Call(**_tuples(call)) for call in site["calls"])})
+            for name, site in values["by_name"].items()
+        }
+        return cls(**{**_tuples(values), "by_name": by_name})
+
     def _no_match(self, pattern: str) -> str:
         idle = list(filter(_matcher(pattern), self.never_called))
         if idle:
@@ -269,6 +282,10 @@ def _described(layer: Any) -> dict[str, Any]:
         "extra_params": extra,
         **geometry(layer),
     }
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _matcher(pattern: str) -> Any:
