@@ -22,7 +22,19 @@ OPTIONS = {
     "compress": SHARED
     | DATA
     | BUDGET
-    | {"MODEL", "DATA", "--weights", "--out", "--test", "--batch", "--samples", "--method", "--threads", "--engines"},
+    | {
+        "MODEL",
+        "DATA",
+        "--weights",
+        "--out",
+        "--test",
+        "--batch",
+        "--samples",
+        "--method",
+        "--threads",
+        "--engines",
+        "--latency-batch",
+    },
     "plan": SHARED | DATA | BUDGET | {"MODEL", "[DATA]", "--weights", "--out", "--batch", "--samples", "--input-shape"},
     "apply": SHARED
     | DATA
@@ -42,7 +54,7 @@ OPTIONS = {
     | {"--stats"},
     "evaluate": SHARED
     | DATA
-    | {"MODEL", "DATA", "--weights", "--artifact", "--batch", "--samples", "--threads", "--engines"},
+    | {"MODEL", "DATA", "--weights", "--artifact", "--batch", "--samples", "--threads", "--engines", "--latency-batch"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},
     "demo": SHARED | {"--out", "--threads"},
 }

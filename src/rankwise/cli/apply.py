@@ -31,6 +31,7 @@ def apply(
     stats: options.Stats = None,
     method: options.Method = "sequential",
     threads: options.Threads = 1,
+    latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
     json: options.Json = None,
     seed: options.Seed = 0,
@@ -45,16 +46,18 @@ def apply(
     """
     with Output(json, debug=debug) as out:
         from rankwise.cli.data import DataOptions
-        from rankwise.cli.figures import parse_engines
+        from rankwise.cli.figures import Timing
         from rankwise.cli.steps import Job, finish
         from rankwise.plan import Plan
 
-        chosen_engines = parse_engines(engines)
+        timing = Timing.of(engines, threads, latency_batch)
         wanted = Plan.load(plan)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
         job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
         wanted = job.edited(wanted)
+        # Batches that are too small for the timing are found out before the work, not after.
+        job.measured_on.example(timing.batch)
         small = job.factorise(wanted, method)
-        finish(job, small, wanted, out_folder, command="apply", engines=chosen_engines, threads=threads)
+        finish(job, small, wanted, out_folder, command="apply", timing=timing)

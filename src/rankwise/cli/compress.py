@@ -40,6 +40,7 @@ def compress(
     round_to: options.RoundTo = "auto",
     method: options.Method = "sequential",
     threads: options.Threads = 1,
+    latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
     json: options.Json = None,
     seed: options.Seed = 0,
@@ -56,15 +57,17 @@ def compress(
     with Output(json, debug=debug) as out:
         from rankwise.cli.constraints import choose_options
         from rankwise.cli.data import DataOptions
-        from rankwise.cli.figures import parse_engines
+        from rankwise.cli.figures import Timing
         from rankwise.cli.steps import Job, finish
 
-        chosen_engines = parse_engines(engines)
+        timing = Timing.of(engines, threads, latency_batch)
         wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
         job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
+        # Batches that are too small for the timing are found out before the work, not after.
+        job.measured_on.example(timing.batch)
         plan = job.plan(wishes)
         small = job.factorise(plan, method)
-        finish(job, small, plan, out_folder, command="compress", engines=chosen_engines, threads=threads)
+        finish(job, small, plan, out_folder, command="compress", timing=timing)

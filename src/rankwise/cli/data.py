@@ -53,10 +53,19 @@ class Data:
         """Batches of inputs alone: what calibration may see."""
         return _Again(lambda: (inputs for inputs, _ in self._passes()))
 
-    def example(self) -> Any:
-        """The inputs of one sample, as a batch."""
+    def example(self, samples: int = 1) -> Any:
+        """The inputs of the first sample, or of the first few, as a batch.
+
+        Raises:
+            ValueError: where the first batch holds fewer.
+        """
         for inputs, _ in self._passes():
-            return cut(inputs, 1)
+            if (there := count(inputs)) < samples:
+                raise ValueError(
+                    f"{samples} samples are wanted in a batch (--latency-batch), "
+                    f"the first batch of {self.name} holds {there}; raise --batch, or ask for fewer"
+                )
+            return cut(inputs, samples)
         raise ValueError(f"{self.name} has no batches")
 
 
@@ -68,6 +77,17 @@ class _Again:
 
     def __iter__(self) -> Iterator[Any]:
         return self.start()
+
+
+def count(inputs: Any) -> int:
+    """Number of samples of a batch."""
+    if isinstance(inputs, Mapping):
+        return count(next(iter(inputs.values())))
+    if isinstance(inputs, (tuple, list)):
+        return count(inputs[0])
+    if not hasattr(inputs, "shape"):
+        raise ValueError(f"a batch holds a {type(inputs).__name__}; the inputs of a batch are tensors")
+    return int(inputs.shape[0])
 
 
 def cut(value: Any, length: int) -> Any:

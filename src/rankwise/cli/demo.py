@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,12 +37,10 @@ def demo(
         from safetensors.torch import save_file
 
         from rankwise import demo as digits_demo
-        from rankwise.cli.figures import parse_engines
+        from rankwise.cli.figures import Timing
         from rankwise.cli.steps import Job, finish
         from rankwise.sites import find
 
-        # One thread: so small a network gains nothing from more, and the same seed gives the same network everywhere.
-        torch.set_num_threads(1)
         (images, labels), (test_images, test_labels) = digits_demo.digits(seed)
         out.say(f"training a small convolutional network on {len(images)} handwritten digits of 8x8 pixels")
         with out.step("training"):
@@ -49,7 +48,7 @@ def demo(
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: digits_demo.CALIBRATION]
         job = Job(
             out=out,
-            spec=f"{digits_demo.__file__}:build",
+            spec=f"{_short(Path(digits_demo.__file__))}:build",
             network=network,
             sites=find(network, images[:1]),
             data=_in_memory(f"{digits_demo.CALIBRATION} training digits", images[chosen], None),
@@ -60,16 +59,24 @@ def demo(
         out.say(f"compressing to a third of its MACs with {digits_demo.CALIBRATION} unlabelled digits")
         plan = job.plan({"keep": {"macs": digits_demo.KEEP}, "metric": "input"})
         small = job.factorise(plan, "sequential")
-        finish(job, small, plan, out_folder, command="demo", engines=parse_engines("auto"), threads=threads)
+        finish(
+            job, small, plan, out_folder, command="demo", timing=Timing.of("auto", threads, digits_demo.LATENCY_BATCH)
+        )
         save_file(network.state_dict(), out_folder / "dense.safetensors")
         save_file({"images": test_images, "labels": test_labels}, out_folder / "test.safetensors")
         out.write_report(out_folder / "report.json")
+        program = sys.argv[0] if Path(sys.argv[0]).name == "rankwise" else "rankwise"
         out.say(
             f"all figures: {out_folder / 'report.json'}\n\n"
             "The same by hand, from here on with a network of your own:\n"
-            f"  rankwise evaluate {job.spec} {out_folder / 'test.safetensors'} "
+            f"  {program} evaluate {job.spec} {out_folder / 'test.safetensors'} "
             f"--weights {out_folder / 'dense.safetensors'} --artifact {out_folder}"
         )
+
+
+def _short(path: Path) -> Path:
+    """The path from here, where it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _in_memory(name: str, images: Tensor, labels: Tensor | None) -> Data:

@@ -28,6 +28,7 @@ def evaluate(
     root: options.Root = Path("data"),
     split: options.Split = None,
     threads: options.Threads = 1,
+    latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
     json: options.Json = None,
     seed: options.Seed = 0,
@@ -41,13 +42,13 @@ def evaluate(
         import torch
 
         from rankwise.cli.data import DataOptions
-        from rankwise.cli.figures import measure, parse_engines
+        from rankwise.cli.figures import Timing, measure
         from rankwise.cli.loading import load_data
         from rankwise.cli.models import load_artifact, load_model
         from rankwise.cli.steps import warn_about_random_weights
         from rankwise.cli.tables import figures_table
 
-        chosen_engines = parse_engines(engines)
+        timing = Timing.of(engines, threads, latency_batch)
         torch.manual_seed(seed)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
@@ -59,6 +60,8 @@ def evaluate(
             test = load_data(data, how, model=model, samples=samples, default_split="test")
         warn_about_random_weights(out, model, weights)
         out.say(f"data: {test.name}, {test.prepared}")
-        figures = measure(out, networks, test, engines=chosen_engines, threads=threads)
-        out.show(figures_table(figures))
-        out.result("evaluate", {"figures": figures, "measured_on": test.name, "threads": threads, "seed": seed})
+        figures = measure(out, networks, test, timing=timing)
+        out.show(figures_table(figures, timing.batch))
+        out.result(
+            "evaluate", {"figures": figures, "measured_on": test.name, "timing": timing.document(), "seed": seed}
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,17 +19,45 @@ Figures = dict[str, dict[str, Any]]
 ENGINES = ("torch", "onnxruntime")
 
 
-def measure(
-    out: Output, networks: Mapping[str, nn.Module], data: Data, *, engines: tuple[str, ...], threads: int
-) -> Figures:
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How latency is measured: the engines, the threads, and the samples in a batch."""
+
+    engines: tuple[str, ...]
+    threads: int
+    batch: int
+
+    @classmethod
+    def of(cls, engines: str, threads: int, batch: int) -> Timing:
+        """What the options of the command line say; `auto` is both engines where onnxruntime is installed.
+
+        Raises:
+            ValueError: for an unknown engine, or a number below 1.
+        """
+        if threads < 1 or batch < 1:
+            raise ValueError(f"--threads {threads} and --latency-batch {batch} must be at least 1")
+        if engines == "auto":
+            names: tuple[str, ...] = ENGINES if find_spec("onnxruntime") and find_spec("onnx") else ENGINES[:1]
+        else:
+            names = tuple(name.strip() for name in engines.split(",")) if engines != "none" else ()
+        for name in names:
+            if name not in ENGINES:
+                raise ValueError(f"--engines {engines!r}: {name!r} is not one of {', '.join(ENGINES)}, auto, none")
+        return cls(engines=names, threads=threads, batch=batch)
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing) -> Figures:
     """Measure networks on the same data; what cannot be measured is absent, with a note that says why.
 
     Args:
         out: where notes go.
         networks: by name; with `dense` and `compressed` their agreement is measured as well.
         data: with labels where accuracy shall be measured.
-        engines: where latency is measured, of `ENGINES`.
-        threads: for latency.
+        timing: how latency is measured.
 
     Returns:
         `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds, accuracy in percent.
@@ -41,7 +70,7 @@ def measure(
         with out.step(f"counting {name}"):
             counted = size(network, example)
         figures[name] = {"params": counted.params, "macs": counted.macs, "bytes": counted.bytes}
-    _latencies(out, networks, example, figures, engines, threads)
+    _latencies(out, networks, data, figures, timing)
     if _labels_fit(out, networks, data, example):
         for name, network in networks.items():
             top = _tried(out, "accuracy", partial(accuracy, network, out.track(data.pairs, f"accuracy, {name}")))
@@ -54,36 +83,13 @@ def measure(
     return figures
 
 
-def parse_engines(text: str) -> tuple[str, ...]:
-    """`torch,onnxruntime` as a tuple; `auto` is both where onnxruntime is installed; `none` is empty.
-
-    Raises:
-        ValueError: for an unknown engine.
-    """
-    if text == "none":
-        return ()
-    if text == "auto":
-        return ENGINES if find_spec("onnxruntime") and find_spec("onnx") else ENGINES[:1]
-    names = tuple(name.strip() for name in text.split(","))
-    unknown = [name for name in names if name not in ENGINES]
-    if unknown:
-        raise ValueError(f"--engines {text!r}: {unknown[0]!r} is not one of {', '.join(ENGINES)}, auto, none")
-    return names
-
-
-def _latencies(
-    out: Output,
-    networks: Mapping[str, nn.Module],
-    example: Any,
-    figures: Figures,
-    engines: tuple[str, ...],
-    threads: int,
-) -> None:
+def _latencies(out: Output, networks: Mapping[str, nn.Module], data: Data, figures: Figures, timing: Timing) -> None:
     from rankwise.evaluate import latency
 
-    for engine in engines:
+    inputs = data.example(timing.batch)
+    for engine in timing.engines:
         with out.step(f"measuring latency in {engine}"):
-            measured = partial(latency, networks, example, engine=engine, threads=threads)
+            measured = partial(latency, networks, inputs, engine=engine, threads=timing.threads)
             times = _tried(out, f"latency in {engine}", measured)
         for name, time in (times or {}).items():
             figures[name][f"latency_{engine}_ms"] = time.median * 1e3

@@ -207,6 +207,12 @@ Engines = Annotated[
         help="Where latency is measured: torch, onnxruntime, none; auto: both, where onnxruntime is installed.",
     ),
 ]
+LatencyBatch = Annotated[
+    int,
+    typer.Option(
+        "--latency-batch", metavar="N", rich_help_panel=_OUTPUT, help="Samples in a batch when latency is measured."
+    ),
+]
 Json = Annotated[
     str | None,
     typer.Option(

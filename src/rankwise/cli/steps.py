@@ -16,6 +16,7 @@ from rankwise.cli.output import Output
 if TYPE_CHECKING:
     from torch import nn
 
+    from rankwise.cli.figures import Timing
     from rankwise.plan import Plan
     from rankwise.sites import Sites
     from rankwise.statistics import Statistics
@@ -91,6 +92,14 @@ class Job:
             seed=how.seed,
         )
 
+    @property
+    def measured_on(self) -> Data:
+        """The data that figures come from: held-out data where there is some, else the calibration samples."""
+        data = self.test or self.data
+        if data is None:
+            raise ValueError("measuring needs data; name DATA")
+        return data
+
     def statistics(self) -> Statistics:
         """Statistics from the file, or collected from the data and written there."""
         from rankwise.statistics import Statistics
@@ -139,9 +148,7 @@ class Job:
             return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step)
 
 
-def finish(
-    job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, engines: tuple[str, ...], threads: int
-) -> None:
+def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing) -> None:
     """Write the artifact, measure it, and show what came out."""
     from rankwise.artifact import save
     from rankwise.cli.figures import figures_of, measure
@@ -150,14 +157,13 @@ def finish(
     # Written before anything is measured: a problem with test data must not cost the work so far.
     save(small, folder, plan=plan)
     plan.save(folder / "plan.yaml")
-    data = job.test or job.data
-    assert data is not None
-    figures = measure(job.out, {"dense": job.network, "compressed": small}, data, engines=engines, threads=threads)
+    data = job.measured_on
+    figures = measure(job.out, {"dense": job.network, "compressed": small}, data, timing=timing)
     save(small, folder, plan=plan, figures=figures_of(figures, data))
     plan.save(folder / "plan.yaml")
     job.out.show(plan_table(plan, job.sites))
     job.out.say("")
-    job.out.show(figures_table(figures))
+    job.out.show(figures_table(figures, timing.batch))
     where = "held-out samples" if job.test else "the calibration samples themselves (name others with --test)"
     job.out.say(f"\nmeasured on {where}: {data.name}")
     job.out.say(f"artifact: {folder}  (rankwise.json, model.safetensors, plan.yaml)")
@@ -169,7 +175,7 @@ def finish(
             "figures": figures,
             "measured_on": data.name,
             "held_out": job.test is not None,
-            "threads": threads,
+            "timing": timing.document(),
             "seed": job.seed,
         },
     )

@@ -61,19 +61,20 @@ _FIGURES: dict[str, tuple[str, str, str]] = {
     "params": ("parameters", "{:,.0f}", "share"),
     "macs": ("MACs per input", "{:,.0f}", "share"),
     "bytes": ("bytes on disk", "{:,.0f}", "share"),
-    "latency_torch_ms": ("latency, torch (ms)", "{:.3f}", "speed"),
-    "latency_onnxruntime_ms": ("latency, onnxruntime (ms)", "{:.3f}", "speed"),
+    "latency_torch_ms": ("ms in torch, batch {batch}", "{:.3f}", "speed"),
+    "latency_onnxruntime_ms": ("ms in onnxruntime, batch {batch}", "{:.3f}", "speed"),
     "top1": ("top-1 accuracy", "{:.2f} %", "points"),
     "top5": ("top-5 accuracy", "{:.2f} %", "points"),
     "agreement": ("same answer as dense", "{:.2f} %", ""),
 }
 
 
-def figures_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
+def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table:
     """Figures of one network, or of a dense one and a compressed one side by side.
 
     Args:
         figures: `{"dense": {...}, "compressed": {...}}`; a figure that was not measured is absent.
+        batch: samples in the batch that latency was measured with.
     """
     names = [name for name in ("dense", "compressed") if name in figures]
     table = _table("", right=(*names, *(("compressed / dense",) if len(names) == 2 else ())))
@@ -84,7 +85,7 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
         cells = ["" if value is None else form.format(value) for value in values]
         if len(names) == 2:
             cells.append(_compared(values[0], values[1], compare))
-        table.add_row(title, *cells)
+        table.add_row(title.format(batch=batch), *cells)
     return table
 
 

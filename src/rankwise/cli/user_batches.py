@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rankwise.cli.data import Data, cut
+from rankwise.cli.data import Data, count, cut
 
 
 def is_dataset(made: Any) -> bool:
@@ -57,9 +57,8 @@ def _first_samples(batches: Iterable[Any], samples: int | None) -> Iterator[tupl
         if left is None:
             yield pair
             continue
-        count = _count(pair[0])
         yield cut(pair[0], left), cut(pair[1], left)
-        left -= count
+        left -= count(pair[0])
         if left <= 0:
             return
 
@@ -70,13 +69,3 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 1:
         return batch[0], None
     return batch, None
-
-
-def _count(inputs: Any) -> int:
-    if isinstance(inputs, Mapping):
-        return _count(next(iter(inputs.values())))
-    if isinstance(inputs, (tuple, list)):
-        return _count(inputs[0])
-    if not hasattr(inputs, "shape"):
-        raise ValueError(f"a batch holds a {type(inputs).__name__}; the inputs of a batch are tensors")
-    return int(inputs.shape[0])
