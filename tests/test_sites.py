@@ -102,6 +102,7 @@ def test_break_even_of_a_grouped_convolution_is_per_group() -> None:
     assert Site(name="c", kind="conv2d", weight_shape=(32, 8, 3, 3), groups=2).break_even == 13
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_other_layers_are_counted_but_are_no_sites() -> None:
     parts = {
         "conv1d": (nn.Conv1d(4, 6, 3), torch.zeros(2, 4, 10), 2 * 8 * 6 * 12),
@@ -143,7 +144,8 @@ def test_products_of_bare_parameters_are_counted_under_their_owner() -> None:
 
 
 @functools.cache
-def networks() -> Any:
+def build(name: str) -> nn.Module:
+    """A torchvision network with random weights; making one takes longer than counting it."""
     from rankwise.torchvision_shim import import_torchvision
 
     try:
@@ -152,12 +154,12 @@ def networks() -> Any:
         pytest.skip(str(error))
     import torchvision.models
 
-    return torchvision.models
+    return getattr(torchvision.models, name)(weights=None)
 
 
 @pytest.mark.parametrize("name, size", [("resnet18", 64), ("mobilenet_v2", 64), ("swin_t", 64), ("vit_b_16", 224)])
 def test_agrees_with_the_flop_counter(name: str, size: int) -> None:
-    model, x = getattr(networks(), name)(weights=None), torch.randn(1, 3, size, size)
+    model, x = build(name), torch.randn(1, 3, size, size)
     sites = find(model, x)
     assert sites.total_macs == products(model, x)
     assert sites.total_params == sum(p.numel() for p in model.parameters())
@@ -165,14 +167,14 @@ def test_agrees_with_the_flop_counter(name: str, size: int) -> None:
 
 
 def test_depthwise_convolutions_stay_dense() -> None:
-    sites = find(networks().mobilenet_v2(weights=None), torch.randn(1, 3, 32, 32))
+    sites = find(build("mobilenet_v2"), torch.randn(1, 3, 32, 32))
     dense = [site for site in sites.values() if site.dense_because]
     assert len(dense) == 17
     assert all(site.groups == site.weight_shape[0] and "depthwise" in str(site.dense_because) for site in dense)
 
 
 def test_swin_attention_stays_dense_and_is_counted() -> None:
-    sites = find(networks().swin_t(weights=None), torch.randn(1, 3, 64, 64))
+    sites = find(build("swin_t"), torch.randn(1, 3, 64, 64))
     site = sites["features.1.0.attn.qkv"]
     assert site.dense_because == "its weight is used directly by ShiftedWindowAttention (features.1.0.attn)"
     assert site.rows == 9 * 49  # 16 x 16 positions padded to nine windows of 7 x 7
@@ -409,12 +411,12 @@ def test_sites_survive_json() -> None:
 
 
 def test_fingerprint_is_of_the_structure() -> None:
-    def build(width: int = 4, act: nn.Module | None = None) -> nn.Module:
+    def make(width: int = 4, act: nn.Module | None = None) -> nn.Module:
         return nn.Sequential(nn.Linear(4, width), act or nn.ReLU())
 
-    assert fingerprint(build()) == fingerprint(build()) == fingerprint(nn.DataParallel(build()))
-    assert find(build(), torch.zeros(1, 4)).fingerprint == fingerprint(build())
-    assert len({fingerprint(m) for m in (build(), build(5), build(4, nn.GELU()))}) == 3
+    assert fingerprint(make()) == fingerprint(make()) == fingerprint(nn.DataParallel(make()))
+    assert find(make(), torch.zeros(1, 4)).fingerprint == fingerprint(make())
+    assert len({fingerprint(m) for m in (make(), make(5), make(4, nn.GELU()))}) == 3
 
 
 # ---- wrappers and refusals

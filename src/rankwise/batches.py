@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from rankwise.calling import call, describe, first_sample, samples_in, tensors_in, to_device
-from rankwise.pristine import pristine
+from .calling import call, describe, first_sample, samples_in, tensors_in, to_device
+from .pristine import pristine
 
 __all__ = ["Batches", "call", "describe", "first_sample", "inputs_only", "pristine", "samples_in", "to_device"]
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from rankwise.batches import call, pristine
-from rankwise.counting import Call, Recorder, site_kind
-from rankwise.guards import refuse_unsupported, unwrap
-from rankwise.ties import Ties, fused_layers, geometry
+from .batches import call, pristine
+from .counting import Call, Recorder, site_kind
+from .guards import refuse_unsupported, unwrap
+from .ties import Ties, fused_layers, geometry
 
 __all__ = ["Call", "Site", "Sites", "find", "fingerprint"]
 

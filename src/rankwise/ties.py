@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwise.counting import own_forward, site_kind
+from .counting import own_forward, site_kind
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
