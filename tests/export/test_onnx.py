@@ -111,6 +111,25 @@ def test_weights_beyond_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run(path, x=torch.randn(3, 3, 8, 8))[0].shape == (3, 5)
 
 
+def test_a_constant_that_looks_like_a_batch(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return x * scale.sum(0)
+
+    path = export.onnx(Scaled(), (torch.randn(1, 4), torch.randn(2, 4)), tmp_path / "scaled.onnx")
+    assert onnx.load(path).graph.input[1].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_a_full_disk_is_not_the_networks_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        export.onnx(Net(), torch.randn(1, 3, 8, 8), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- what is refused; nothing is left behind
 
 

@@ -72,7 +72,8 @@ def onnx(
         size = samples_in(pytree.tree_leaves(example))
         # a traced size of 1 would be taken for a constant
         traced = _resized(example, size, max(size, 2)) if dynamic_batch else example
-        program = _captured(model, traced, max(size, 2) if dynamic_batch else None)
+        leaves = zip(pytree.tree_leaves(example), pytree.tree_leaves(traced), strict=True)
+        program = _captured(model, traced, [long for leaf, long in leaves if dynamic_batch and _batched(leaf, size)])
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
             written = Path(folder) / path.name
@@ -85,14 +86,13 @@ def onnx(
     return path
 
 
-def _captured(model: nn.Module, given: Arguments, batch: int | None) -> torch.export.ExportedProgram:
+def _captured(model: nn.Module, given: Arguments, batched: list[Tensor]) -> torch.export.ExportedProgram:
     shapes = torch.export.ShapesCollection()
-    for leaf in pytree.tree_leaves(given):
-        if batch is not None and isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch:
-            shapes[leaf] = {0: torch.export.Dim.DYNAMIC}
+    for tensor in batched:
+        shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
     args, kwargs = given
     try:
-        dynamic = shapes.dynamic_shapes(model, args, kwargs) if batch is not None else None
+        dynamic = shapes.dynamic_shapes(model, args, kwargs) if batched else None
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
         if frozen := re.search(r"You marked (\S+) as dynamic .* to be a constant \((\d+)\)", str(error)):
@@ -110,6 +110,8 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
         converted = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
         assert converted is not None
         converted.save(str(path), external_data=external)
+    except OSError:  # no fault of the network's
+        raise
     except Exception as error:
         operator = _operator(error)
         where = f" in {_site_of(program, operator)}" if operator else ""
@@ -127,11 +129,14 @@ def _resized(given: Arguments, size: int, wanted: int) -> Arguments:
     index = torch.arange(wanted) % size
 
     def resize(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
-        return leaf[index.to(leaf.device)] if batched else leaf
+        return leaf[index.to(leaf.device)] if _batched(leaf, size) else leaf
 
     resized: Arguments = pytree.tree_map(resize, given)
     return resized
+
+
+def _batched(leaf: Any, size: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
 
 
 def _operator(error: BaseException | None) -> str | None:
