@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from artifact_nets import Net, assert_same, compressed, images
+from safetensors import SafetensorError
 from torch import nn
 
 from rankwise.artifact import load, read, save
@@ -116,3 +117,16 @@ def test_a_killed_run_loses_nothing(renames: int, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     left = [path.name for path in tmp_path.iterdir() if path.name != "out"]
     assert all(name.startswith(".out.tmp-") for name in left)
+
+
+def test_disk_errors_of_the_tensor_writer_are_os_errors(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("rankwise.artifact.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save(small, tmp_path / "out")
+    assert caught.value.errno == 28
+    assert list(tmp_path.iterdir()) == []

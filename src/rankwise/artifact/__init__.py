@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -137,7 +139,8 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file(plain, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise OSError(None, str(error)) from error
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def _check_tensors_file(path: Path, manifest: Manifest) -> None:
