@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from safetensors.torch import save_file
 from rankwise.cli.data import Data, DataOptions, example_input
 from rankwise.cli.loading import load_data
 from rankwise.cli.pixels import IMAGENET, parse_normalise, parse_transform
+
+# Importing it here would fail beside a CPU torch: that needs the shim.
+needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 
 
 def everything(data: Data) -> tuple[torch.Tensor, list[int] | None]:
@@ -120,6 +125,46 @@ def test_a_function_of_the_user(tmp_path: Path) -> None:
         load_data(f"{tmp_path}/mine.py:words", DataOptions(size=8))
     with pytest.raises(ValueError, match=r"no function .onse.; it has: once"):
         load_data(f"{tmp_path}/mine.py:onse", DataOptions())
+
+
+@needs_torchvision
+def test_a_torchvision_data_set_with_a_train_argument(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, number in (("train", 4), ("t10k", 3)):
+        header = struct.pack(">IIII", 2051, number, 5, 6)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + noise(number, 5, 6).tobytes())
+        labels = bytes(range(number))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, number) + labels)
+    data = load_data("torchvision:MNIST", DataOptions(root=tmp_path))
+    inputs, labels_read = everything(data)
+    torch.testing.assert_close(inputs[:, 0], torch.from_numpy(noise(4, 5, 6)) / 255)
+    assert labels_read == [0, 1, 2, 3]
+    assert load_data("torchvision:MNIST", DataOptions(root=tmp_path), default_split="test").samples == 3
+    with pytest.raises(ValueError, match="the splits train and test, not 'extra'"):
+        load_data("torchvision:MNIST", DataOptions(root=tmp_path, split="extra"))
+
+
+@needs_torchvision
+def test_a_torchvision_data_set_with_a_split_argument(tmp_path: Path) -> None:
+    folder = tmp_path / "fgvc-aircraft-2013b" / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder / "variants.txt").write_text("A300\nDC-8\n")
+    for split, names in (("train", ("1", "2")), ("test", ("3",))):
+        (folder / f"images_variant_{split}.txt").write_text("".join(f"{name} DC-8\n" for name in names))
+        for name in names:
+            Image.fromarray(noise(20, 30, 3)).save(folder / "images" / f"{name}.jpg")
+    data = load_data("torchvision:FGVCAircraft", DataOptions(root=tmp_path, size=16))
+    inputs, labels = everything(data)
+    assert inputs.shape == (2, 3, 16, 16)
+    assert labels == [1, 1]
+    assert load_data("torchvision:FGVCAircraft", DataOptions(root=tmp_path, split="test")).samples == 1
+
+
+@needs_torchvision
+def test_a_torchvision_data_set_that_needs_more(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"annFile.*FILE\.py:FUNCTION"):
+        load_data("torchvision:CocoDetection", DataOptions(root=tmp_path))
 
 
 def test_transform_makes_sizes_equal(tmp_path: Path) -> None:

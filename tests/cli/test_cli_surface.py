@@ -17,44 +17,14 @@ DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
 BUDGET = {
     "--keep", "--formats", "--metric", "--ignore", "--include", "--pin", "--floor", "--cap", "--round-to", "--stats"
 }  # fmt: skip
+TIMING = {"--threads", "--engines", "--latency-batch"}
+WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
-    "compress": SHARED
-    | DATA
-    | BUDGET
-    | {
-        "MODEL",
-        "DATA",
-        "--weights",
-        "--out",
-        "--test",
-        "--batch",
-        "--samples",
-        "--method",
-        "--threads",
-        "--engines",
-        "--latency-batch",
-    },
-    "plan": SHARED | DATA | BUDGET | {"MODEL", "[DATA]", "--weights", "--out", "--batch", "--samples", "--input-shape"},
-    "apply": SHARED
-    | DATA
-    | {
-        "MODEL",
-        "PLAN",
-        "DATA",
-        "--weights",
-        "--out",
-        "--test",
-        "--batch",
-        "--samples",
-        "--method",
-        "--threads",
-        "--engines",
-    }
-    | {"--stats"},
-    "evaluate": SHARED
-    | DATA
-    | {"MODEL", "DATA", "--weights", "--artifact", "--batch", "--samples", "--threads", "--engines", "--latency-batch"},
+    "compress": WORK | BUDGET | TIMING | {"DATA", "--out", "--test", "--method"},
+    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape"},
+    "apply": WORK | TIMING | {"PLAN", "DATA", "--out", "--test", "--method", "--stats"},
+    "evaluate": WORK | TIMING | {"DATA", "--artifact"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},
     "demo": SHARED | {"--out", "--threads"},
 }

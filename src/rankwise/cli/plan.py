@@ -60,6 +60,6 @@ def plan(
         job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, input_shape=input_shape)
         chosen = job.plan(wishes)
         chosen.save(plan_file)
-        out.show(plan_table(chosen, job.sites))
+        out.show(plan_table(chosen, job.sites, out.console.width))
         out.say(f"plan: {plan_file} (edit it, then: rankwise apply {model} {plan_file} DATA -o out/)")
         out.result("plan", {"plan_file": plan_file, "plan": chosen.to_dict()})

@@ -178,7 +178,9 @@ def from_torchvision(name: str, root: Path, split: str) -> Source:
         raise ValueError(f"torchvision has no data set {name!r}; near names: {', '.join(near)}")
     kind = getattr(datasets, name)
     parameters = inspect.signature(kind).parameters
-    options: dict[str, Any] = {"download": False} if "download" in parameters else {}
+    options: dict[str, Any] = {"root": str(root)} if "root" in parameters else {}
+    if "download" in parameters:
+        options["download"] = False
     if "split" in parameters:
         options["split"] = split
     elif "train" in parameters:
@@ -188,9 +190,14 @@ def from_torchvision(name: str, root: Path, split: str) -> Source:
     elif "image_set" in parameters:
         options["image_set"] = split
     try:
-        dataset = kind(root=str(root), **options)
+        dataset = kind(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"torchvision:{name} needs arguments that only you know ({_first_line(error)}); "
+            "write a FILE.py:FUNCTION that returns the data set"
+        ) from error
     except (RuntimeError, FileNotFoundError) as error:
-        options.pop("download", None)
+        options = {key: value for key, value in options.items() if key not in ("root", "download")}
         arguments = ", ".join(f"{key}={value!r}" for key, value in {**options, "download": True}.items())
         raise ValueError(
             f"torchvision:{name} is not under --root {root} ({_first_line(error)}). "

@@ -161,7 +161,7 @@ def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str
     figures = measure(job.out, {"dense": job.network, "compressed": small}, data, timing=timing)
     save(small, folder, plan=plan, figures=figures_of(figures, data))
     plan.save(folder / "plan.yaml")
-    job.out.show(plan_table(plan, job.sites))
+    job.out.show(plan_table(plan, job.sites, job.out.console.width))
     job.out.say("")
     job.out.show(figures_table(figures, timing.batch))
     where = "held-out samples" if job.test else "the calibration samples themselves (name others with --test)"

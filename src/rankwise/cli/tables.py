@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+WIDTH_FOR_REASONS = 110
+
 if TYPE_CHECKING:
     from rankwise.plan import Plan
     from rankwise.sites import Sites
@@ -34,25 +36,28 @@ def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table
     return table
 
 
-def plan_table(plan: Plan, sites: Sites) -> Table:
-    """Every row of a plan beside what the layer costs today."""
-    table = _table("layer", "format", right=("ranks", "params", "MACs", "of dense", "error"), wide="why")
+def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
+    """Every row of a plan beside what the layer costs today; reasons where `width` columns have room for them."""
+    reasons = width >= WIDTH_FOR_REASONS
+    table = _table(
+        "layer", "format", right=("ranks", "params", "MACs", "of dense", "error"), wide="why" if reasons else None
+    )
     for row in plan.rows:
         dense = sites[row.site].macs if row.site in sites else 0
         table.add_row(
             Text(row.site, style="dim" if row.format == "dense" else ""),
             row.format,
-            ", ".join(map(str, row.ranks)),
+            ",".join(map(str, row.ranks)),
             f"{row.params:,}",
             f"{row.macs:,}",
             f"{row.macs / dense:.0%}" if dense else "",
             "" if row.format == "dense" or row.error is None else f"{row.error:.2%}",
-            Text(row.why),
+            *([Text(row.why)] if reasons else []),
         )
     table.add_section()
     for name in plan.dense:
         share = plan.planned[name] / plan.dense[name]
-        table.add_row(f"{name} of the network", "", "", "", f"{plan.planned[name]:,}", f"{share:.1%}", "", "")
+        table.add_row(f"all {name}", "", "", "", f"{plan.planned[name]:,}", f"{share:.1%}", "")
     return table
 
 
