@@ -1,5 +1,5 @@
 """`python -m rankwise`: the command line without its entry point."""
 
-from rankwise.cli import main
+from .cli import main
 
 main()

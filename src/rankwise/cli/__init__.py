@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.apply import apply
-from rankwise.cli.compress import compress
-from rankwise.cli.demo import demo
-from rankwise.cli.evaluate import evaluate
-from rankwise.cli.export import export
-from rankwise.cli.inspect import inspect
-from rankwise.cli.plan import plan
-from rankwise.cli.version import version
+from .apply import apply
+from .compress import compress
+from .demo import demo
+from .evaluate import evaluate
+from .export import export
+from .inspect import inspect
+from .plan import plan
+from .version import version
 
 __all__ = ["app", "main"]
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli import options
-from rankwise.cli.compress import Out
-from rankwise.cli.output import Output
+from . import options
+from .compress import Out
+from .output import Output
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", show_default=False, help="plan.yaml, edited or not.")]
 
@@ -45,10 +45,10 @@ def apply(
     [bold]ranks: \\[][/bold]; parameters and MACs are counted anew.
     """
     with Output(json, debug=debug) as out:
-        from rankwise.cli.data import DataOptions
-        from rankwise.cli.figures import Timing
-        from rankwise.cli.steps import Job, finish
-        from rankwise.plan import Plan
+        from ..plan import Plan
+        from .data import DataOptions
+        from .figures import Timing
+        from .steps import Job, finish
 
         timing = Timing.of(engines, threads, latency_batch)
         wanted = Plan.load(plan)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli import options
-from rankwise.cli.output import Output
+from . import options
+from .output import Output
 
 Out = Annotated[
     Path, typer.Option("-o", "--out", metavar="DIR", show_default=False, help="Folder for the artifact and plan.yaml.")
@@ -55,10 +55,10 @@ def compress(
     [bold]rankwise apply[/bold].
     """
     with Output(json, debug=debug) as out:
-        from rankwise.cli.constraints import choose_options
-        from rankwise.cli.data import DataOptions
-        from rankwise.cli.figures import Timing
-        from rankwise.cli.steps import Job, finish
+        from .constraints import choose_options
+        from .data import DataOptions
+        from .figures import Timing
+        from .steps import Job, finish
 
         timing = Timing.of(engines, threads, latency_batch)
         wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli import options
-from rankwise.cli.output import Output
+from . import options
+from .output import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rankwise.cli.data import Data
+    from .data import Data
 
 DemoOut = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the results.")]
 
@@ -36,10 +36,10 @@ def demo(
         import torch
         from safetensors.torch import save_file
 
-        from rankwise import demo as digits_demo
-        from rankwise.cli.figures import Timing
-        from rankwise.cli.steps import Job, finish
-        from rankwise.sites import find
+        from .. import demo as digits_demo
+        from ..sites import find
+        from .figures import Timing
+        from .steps import Job, finish
 
         (images, labels), (test_images, test_labels) = digits_demo.digits(seed)
         out.say(f"training a small convolutional network on {len(images)} handwritten digits of 8x8 pixels")
@@ -80,7 +80,7 @@ def _short(path: Path) -> Path:
 
 
 def _in_memory(name: str, images: Tensor, labels: Tensor | None) -> Data:
-    from rankwise.cli.data import Data
+    from .data import Data
 
     size = 64
     batches = [

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli import options
-from rankwise.cli.output import Output
+from . import options
+from .output import Output
 
 Artifact = Annotated[
     Path | None, typer.Option("--artifact", metavar="DIR", help="A compressed network to measure beside the dense one.")
@@ -41,12 +41,12 @@ def evaluate(
     with Output(json, debug=debug) as out:
         import torch
 
-        from rankwise.cli.data import DataOptions
-        from rankwise.cli.figures import Timing, measure
-        from rankwise.cli.loading import load_data
-        from rankwise.cli.models import load_artifact, load_model
-        from rankwise.cli.steps import warn_about_random_weights
-        from rankwise.cli.tables import figures_table
+        from .data import DataOptions
+        from .figures import Timing, measure
+        from .loading import load_data
+        from .models import load_artifact, load_model
+        from .steps import warn_about_random_weights
+        from .tables import figures_table
 
         timing = Timing.of(engines, threads, latency_batch)
         torch.manual_seed(seed)

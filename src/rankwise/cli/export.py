@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli import options
-from rankwise.cli.output import Output
+from . import options
+from .output import Output
 
 Artifact = Annotated[
     Path | None,
@@ -44,12 +44,12 @@ def export(
     with Output(json, debug=debug) as out:
         import torch
 
-        from rankwise.cli.data import DataOptions
-        from rankwise.cli.figures import input_shape_of
-        from rankwise.cli.loading import load_example
-        from rankwise.cli.models import load_artifact, load_model
-        from rankwise.cli.steps import warn_about_random_weights
-        from rankwise.export import onnx
+        from ..export import onnx
+        from .data import DataOptions
+        from .figures import input_shape_of
+        from .loading import load_example
+        from .models import load_artifact, load_model
+        from .steps import warn_about_random_weights
 
         torch.manual_seed(seed)
         how = DataOptions(transform=transform, size=size, normalise=normalise, root=root, split=split, seed=seed)

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.cli.data import Data
-from rankwise.cli.output import Output
+from .data import Data
+from .output import Output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timin
     Returns:
         `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds, accuracy in percent.
     """
-    from rankwise.evaluate import accuracy, agreement, size
+    from ..evaluate import accuracy, agreement, size
 
     example = data.example()
     figures: Figures = {}
@@ -84,7 +84,7 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timin
 
 
 def _latencies(out: Output, networks: Mapping[str, nn.Module], data: Data, figures: Figures, timing: Timing) -> None:
-    from rankwise.evaluate import latency
+    from ..evaluate import latency
 
     inputs = data.example(timing.batch)
     for engine in timing.engines:
@@ -106,7 +106,7 @@ def _tried(out: Output, what: str, run: Callable[[], Any]) -> Any:
 
 def _outputs(network: nn.Module, example: Any) -> int | None:
     """Number of classes of a classifier, None where the output is no tensor of scores."""
-    from rankwise.batches import call, pristine
+    from ..batches import call, pristine
 
     with pristine(network):
         scores = call(network, example)
@@ -136,7 +136,7 @@ def _telling(top: Mapping[str, float], network: nn.Module, example: Any) -> dict
 
 def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
     """What the artifact stores: the figures, what they were measured on, and the shape of an input."""
-    from rankwise.cli.output import plain
+    from .output import plain
 
     shape = getattr(data.example(), "shape", None)
     stored: dict[str, Any] = {"measured_on": data.name, **figures}
@@ -147,7 +147,7 @@ def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
 
 def input_shape_of(artifact: Path) -> str | None:
     """The shape of an input that the artifact was measured with, as `--input-shape` takes it."""
-    from rankwise.artifact import read
+    from ..artifact import read
 
     shape = read(artifact).figures.get("input_shape")
     return ",".join(map(str, shape)) if shape else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.cli import options
-from rankwise.cli.output import Output
+from . import options
+from .output import Output
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rankwise.sites import Site, Sites
+    from ..sites import Site, Sites
 
 
 def inspect(
@@ -39,11 +39,11 @@ def inspect(
     with Output(json, debug=debug) as out:
         import torch
 
-        from rankwise.cli.data import DataOptions
-        from rankwise.cli.loading import load_example
-        from rankwise.cli.models import load_model
-        from rankwise.cli.tables import sites_table
-        from rankwise.sites import find
+        from ..sites import find
+        from .data import DataOptions
+        from .loading import load_example
+        from .models import load_model
+        from .tables import sites_table
 
         torch.manual_seed(seed)
         with out.step("loading the network"):
@@ -60,8 +60,8 @@ def inspect(
 
 def spectrum(network: nn.Module, site: Site) -> tuple[float, float]:
     """Stable and effective rank of a site's weight; the mean over the groups of a grouped convolution."""
-    from rankwise.formats.weights import site_weight
-    from rankwise.linalg.spectrum import effective_rank_of, singular_values, stable_rank_of
+    from ..formats.weights import site_weight
+    from ..linalg.spectrum import effective_rank_of, singular_values, stable_rank_of
 
     weight = site_weight(network, site)
     values = singular_values(weight.reshape(site.groups, weight.shape[0] // site.groups, -1))

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.cli.data import Data, DataOptions, example_input
-from rankwise.cli.models import TORCHVISION, is_torchvision, load_function
-from rankwise.cli.pixels import Normalise, Step, parse_normalise, parse_transform
-from rankwise.cli.sources import Source, from_arrays, from_dataset, from_folder, from_torchvision
-from rankwise.cli.user_batches import from_batches, is_dataset
+from .data import Data, DataOptions, example_input
+from .models import TORCHVISION, is_torchvision, load_function
+from .pixels import Normalise, Step, parse_normalise, parse_transform
+from .sources import Source, from_arrays, from_dataset, from_folder, from_torchvision
+from .user_batches import from_batches, is_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.cli.checkpoints import load_weights
+from .checkpoints import load_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ def load_artifact(spec: str, folder: Path) -> nn.Module:
     Raises:
         ValueError: where the folder holds no artifact, a broken one, or one of another network.
     """
-    from rankwise.artifact import load
+    from ..artifact import load
 
     return load(load_model(spec), folder).eval()
 
@@ -56,7 +56,7 @@ def is_torchvision(spec: str) -> bool:
 
 def torchvision_model(name: str) -> nn.Module:
     """A model of torchvision by name, with random weights: nothing is ever downloaded."""
-    from rankwise.torchvision_shim import import_torchvision
+    from ..torchvision_shim import import_torchvision
 
     models = import_torchvision().models
     names = models.list_models()

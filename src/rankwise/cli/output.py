@@ -93,7 +93,7 @@ class Output:
 
     def result(self, command: str, document: Mapping[str, Any]) -> None:
         """Set the JSON document, written when the command has ended well."""
-        from rankwise.cli.version import version
+        from .version import version
 
         self._document = {"command": command, "rankwise": version(), **document}
 

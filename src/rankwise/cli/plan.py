@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli import options
-from rankwise.cli.output import Output
+from . import options
+from .output import Output
 
 PlanOut = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The plan file to write.")]
 
@@ -48,10 +48,10 @@ def plan(
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from rankwise.cli.constraints import choose_options
-        from rankwise.cli.data import DataOptions
-        from rankwise.cli.steps import Job
-        from rankwise.cli.tables import plan_table
+        from .constraints import choose_options
+        from .data import DataOptions
+        from .steps import Job
+        from .tables import plan_table
 
         wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
         how = DataOptions(

@@ -169,7 +169,7 @@ def _labels(labels: Tensor, samples: int, where: str) -> list[int]:
 
 def from_torchvision(name: str, root: Path, split: str) -> Source:
     """A data set of torchvision that is already on disk; `split` becomes the argument the data set has for it."""
-    from rankwise.torchvision_shim import import_torchvision
+    from ..torchvision_shim import import_torchvision
 
     datasets = import_torchvision().datasets
     known = [key for key in datasets.__all__ if inspect.isclass(getattr(datasets, key))]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.cli.constraints import check_method
-from rankwise.cli.data import Data, DataOptions
-from rankwise.cli.loading import load_data, load_example
-from rankwise.cli.models import is_torchvision, load_model
-from rankwise.cli.output import Output
+from .constraints import check_method
+from .data import Data, DataOptions
+from .loading import load_data, load_example
+from .models import is_torchvision, load_model
+from .output import Output
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from rankwise.cli.figures import Timing
-    from rankwise.plan import Plan
-    from rankwise.sites import Sites
-    from rankwise.statistics import Statistics
+    from ..plan import Plan
+    from ..sites import Sites
+    from ..statistics import Statistics
+    from .figures import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Job:
         """Load everything that the command names, before any long work begins."""
         import torch
 
-        from rankwise.sites import find
+        from ..sites import find
 
         torch.manual_seed(how.seed)
         if folder is not None:
@@ -100,10 +101,11 @@ class Job:
             raise ValueError("measuring needs data; name DATA")
         return data
 
+    @cached_property
     def statistics(self) -> Statistics:
-        """Statistics from the file, or collected from the data and written there."""
-        from rankwise.statistics import Statistics
-        from rankwise.statistics.collect import collect
+        """Statistics from the file, or collected from the data and written there; once, however often they are read."""
+        from ..statistics import Statistics
+        from ..statistics.collect import collect
 
         if self.stats is not None and self.stats.exists():
             self.out.say(f"statistics: read from {self.stats}")
@@ -123,36 +125,36 @@ class Job:
 
     def plan(self, wishes: Mapping[str, Any]) -> Plan:
         """Choose formats and ranks; `wishes` are the keyword arguments of `choose`."""
-        from rankwise.choose import choose
+        from ..choose import choose
 
-        source = self.sites if wishes["metric"] == "weight" else self.statistics()
+        source = self.sites if wishes["metric"] == "weight" else self.statistics
         return choose(self.network, source, progress=self.out.track, **wishes)
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
-        from rankwise.choose import counts, recount
+        from ..choose import counts, recount
 
         return recount(plan, self.sites, counts(self.network, self.sites))
 
     def factorise(self, plan: Plan, method: str) -> nn.Module:
         """A factorised copy of the network."""
-        from rankwise.factorise import factorise
+        from ..factorise import factorise
 
         if check_method(method) == "sequential" and self.data is None:
             raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
         data = self.data.inputs if method == "sequential" and self.data else None
         stats: Statistics | Sites | None = None
         if data is None:
-            stats = self.sites if plan.metric == "weight" else self.statistics()
+            stats = self.sites if plan.metric == "weight" else self.statistics
         with self.out.stages("factorising", len(plan.factorised)) as step:
             return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step)
 
 
 def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing) -> None:
     """Write the artifact, measure it, and show what came out."""
-    from rankwise.artifact import save
-    from rankwise.cli.figures import figures_of, measure
-    from rankwise.cli.tables import figures_table, plan_table
+    from ..artifact import save
+    from .figures import figures_of, measure
+    from .tables import figures_table, plan_table
 
     # Written before anything is measured: a problem with test data must not cost the work so far.
     save(small, folder, plan=plan)
@@ -183,7 +185,7 @@ def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that an artifact cannot be written to, before any long work begins."""
-    from rankwise.artifact import MANIFEST
+    from ..artifact import MANIFEST
 
     if folder.is_file():
         raise ValueError(f"-o {folder} is a file; name a folder for the artifact")

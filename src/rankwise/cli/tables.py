@@ -11,8 +11,8 @@ from rich.text import Text
 WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
-    from rankwise.plan import Plan
-    from rankwise.sites import Sites
+    from ..plan import Plan
+    from ..sites import Sites
 
 
 def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table:

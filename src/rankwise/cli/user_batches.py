@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rankwise.cli.data import Data, count, cut
+from .data import Data, count, cut
 
 
 def is_dataset(made: Any) -> bool:
