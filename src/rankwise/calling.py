@@ -14,6 +14,10 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 
+class DataError(ValueError):
+    """Our own complaint about a batch, raised from inside a forward; `call` passes it on as it is."""
+
+
 def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
     """Run a model on a batch: `model(x)`, `model(*x)` or `model(**x)`.
 
@@ -36,19 +40,14 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
         >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
         torch.Size([4, 2])
     """
-    parameters = list(model.parameters())
-    floating = next((p.dtype for p in parameters if p.is_floating_point()), None)
-    if parameters:
-        batch = to_device(batch, parameters[0].device)
-    if floating in (torch.float16, torch.bfloat16):
-        batch = map_tensors(lambda t: t.to(floating) if t.is_floating_point() else t, batch)
+    batch = prepared(model, batch)
     try:
         if isinstance(batch, Mapping):
             return model(**batch)
         if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
             return model(*batch)
         return model(batch)
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, DataError):
         raise
     except Exception as error:
         which = "the example batch" if index is None else f"batch {index}"
@@ -57,6 +56,17 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
             "A tuple or list is passed as model(*batch), a mapping as model(**batch); "
             "labels are stripped with inputs_only(loader)"
         ) from error
+
+
+def prepared(model: nn.Module, batch: Any) -> Any:
+    """The batch as `call` hands it to the model: on its device, floating tensors in half precision where it is."""
+    parameters = list(model.parameters())
+    floating = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    if parameters:
+        batch = to_device(batch, parameters[0].device)
+    if floating in (torch.float16, torch.bfloat16):
+        batch = map_tensors(lambda t: t.to(floating) if t.is_floating_point() else t, batch)
+    return batch
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

@@ -1,0 +1,112 @@
+"""All verbs in a row: find, collect, choose, factorise, and an account of what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .batches import Batches, first_sample
+from .choose import choose
+from .evaluate import Size, size
+from .factorise import factorise
+from .guards import unwrap
+from .plan import Plan
+from .sites import Sites
+from .statistics import Statistics
+from .statistics.collect import collect
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressReport:
+    """What `compress` did.
+
+    Attributes:
+        sites: what could be factorised.
+        plan: what was chosen, and why.
+        dense, compressed: parameters, MACs and bytes, counted on the two networks.
+        seconds: of each verb.
+    """
+
+    sites: Sites
+    plan: Plan
+    dense: Size
+    compressed: Size
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        lines = []
+        for name in ("params", "macs", "bytes"):
+            before, after = getattr(self.dense, name), getattr(self.compressed, name)
+            lines.append(f"{name:>7} {before:>15,} -> {after:>15,}  ({after / before:.3f})")
+        factorised = len(self.plan.factorised)
+        lines.append(f"{factorised} of {len(self.plan)} sites factorised in {sum(self.seconds.values()):.1f} s")
+        return "\n".join(lines)
+
+
+def compress(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    keep: Mapping[str, float],
+    method: str = "sequential",
+    stats: Statistics | None = None,
+    positions: int | str = "auto",
+    seed: int = 0,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+    **constraints: Any,
+) -> tuple[nn.Module, CompressReport]:
+    """Compress a trained network with unlabelled samples and one budget; no gradient step.
+
+    Args:
+        model: the dense network; left exactly as it was.
+        data: a few hundred samples, as any re-iterable of batches without labels.
+        keep: the budget, for instance {"macs": 0.5}; see `choose`.
+        method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot".
+        stats: statistics collected before; collected from `data` by default.
+        positions: output positions of each sample to use, as for `collect`.
+        seed: of the positions.
+        progress: wraps batches and sites, for progress bars.
+        **constraints: formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
+
+    Returns:
+        The compressed network, of the same class, and a report.
+
+    Raises:
+        ValueError: as `collect`, `choose` and `factorise` do; the model is unchanged then.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> small, report = compress(net, [torch.randn(32, 64) for _ in range(8)], keep={"params": 0.5})
+        >>> report.compressed.params <= 0.5 * report.dense.params
+        True
+    """
+    if method not in ("sequential", "one-shot"):
+        raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
+    model = unwrap(model)
+    batches = Batches.of(data)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, run: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = run()
+        seconds[name] = time.perf_counter() - start
+        return result
+
+    if stats is None:
+        stats = timed("collect", lambda: collect(model, batches, positions=positions, seed=seed, progress=progress))
+    plan = timed("choose", lambda: choose(model, stats, keep=keep, progress=progress, **constraints))
+    if method == "sequential":
+        run = lambda: factorise(model, plan, stats, data=batches, positions=positions, seed=seed)  # noqa: E731
+    else:
+        run = lambda: factorise(model, plan, stats)  # noqa: E731
+    small = timed("factorise", run)
+    example = first_sample(batches.first())
+    report = CompressReport(
+        sites=stats.sites, plan=plan, dense=size(model, example), compressed=size(small, example), seconds=seconds
+    )
+    return small, report

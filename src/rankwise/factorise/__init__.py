@@ -1,0 +1,132 @@
+"""Apply a plan: a new model with the planned sites factorised."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from ..batches import Batches, first_sample, pristine
+from ..formats import get_format
+from ..guards import unwrap
+from ..plan import DENSE, Plan
+from ..sites import Sites, find
+from ..statistics import Statistics
+from .one_shot import one_shot
+from .sequential import sequential
+from .spill import DEFAULT_CAP
+
+logger = logging.getLogger("rankwise")
+
+
+def factorise(
+    model: nn.Module,
+    plan: Plan,
+    stats: Statistics | Sites | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    positions: int | str = "auto",
+    seed: int = 0,
+    engine: str = "auto",
+    spill_above: int = DEFAULT_CAP,
+    step: Callable[[str], None] = lambda site: None,
+) -> nn.Module:
+    """A copy of the model with the plan's sites factorised; the model itself is left as it was.
+
+    With `data` sequentially: `min E || y_dense - (V x_compressed + c) ||^2` for each site in execution order. With
+    statistics alone in one shot: `min ||(W - V) Cov(x)^(1/2)||_F`. With neither, in the weight metric.
+
+    Args:
+        model: the dense network.
+        plan: from `choose`, or edited by hand.
+        stats: statistics for one-shot, or the sites for a plan in the weight metric.
+        data: calibration batches for the sequential way.
+        positions: output positions of each sample to use, as for `collect`.
+        seed: of the positions.
+        engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
+        spill_above: bytes of activations above which they go to memory-mapped files.
+        step: called with each site's name before it is fitted.
+
+    Returns:
+        A model of the same class, each planned site replaced by a chain of plain layers.
+
+    Raises:
+        ValueError: if the plan belongs to another network, or what it needs is missing; nothing is changed then.
+
+    Example:
+        >>> import torch, rankwise as rw
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        >>> data = [torch.randn(16, 32) for _ in range(4)]
+        >>> plan = rw.choose(model, rw.collect(model, data), keep={"params": 0.5})
+        >>> factorise(model, plan, data=data)[0].format
+        'svd'
+    """
+    model = unwrap(model)
+    if data is None and plan.metric == "input" and not isinstance(stats, Statistics):
+        raise ValueError(
+            "a plan in the input metric needs data= (sequential) or statistics (one-shot); pass one of them, or choose "
+            'with metric="weight"'
+        )
+    batches = None if data is None else Batches.of(data)
+    if isinstance(stats, Statistics):
+        sites = stats.sites
+    elif isinstance(stats, Sites):
+        sites = stats
+    elif batches is not None:
+        sites = find(model, first_sample(batches.first()))
+    else:
+        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
+    check_plan(plan, sites)
+    compressed = copy.deepcopy(model)
+    with pristine(model), pristine(compressed):
+        if batches is None:
+            one_shot(model, compressed, plan, sites, stats if plan.metric == "input" else None)  # type: ignore[arg-type]
+        else:
+            sequential(
+                model,
+                compressed,
+                plan,
+                sites,
+                batches,
+                positions=positions,
+                seed=seed,
+                engine=engine,
+                cap=spill_above,
+                step=step,
+            )
+    return compressed
+
+
+def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:
+    """`factorise` in place: the model's sites are replaced once all of them are fitted."""
+    from ..surgery import replace
+
+    compressed = factorise(model, plan, stats, **options)
+    model = unwrap(model)
+    for row in plan.factorised:
+        chain = compressed.get_submodule(row.site)
+        names = [name for name, module in compressed.named_modules(remove_duplicate=False) if module is chain]
+        replace(model, names, chain)
+    return model
+
+
+def check_plan(plan: Plan, sites: Sites) -> None:
+    """Refuse a plan that does not fit the network.
+
+    Raises:
+        ValueError: naming the row and what is wrong with it.
+    """
+    for row in plan.rows:
+        if row.site not in sites:
+            sites.select([row.site])  # raises, with near names
+        if row.format == DENSE:
+            continue
+        site, format = sites[row.site], get_format(row.format)
+        if reason := format.refuses(site):
+            raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
+        format.check(site, row.ranks)
+    if plan.fingerprint and plan.fingerprint != sites.fingerprint:
+        raise ValueError("the plan was made for a network of another structure; choose a plan for this one")

@@ -1,0 +1,114 @@
+"""Fit one site to the dense network's outputs on the compressed network's inputs.
+
+`min over V, c of  E || y - V x - c ||^2` with `y = W x_dense + b` and `x` the input in the compressed network. With the
+centred moments `A = Cov(x)` and `C = Cov(y, x)` this is the ordinary data-aware problem for the target
+
+    T = W + beta (C - W A) (A + e I)^-1,      c = mean(y) - V mean(x),
+
+so every format serves unchanged. The damping shrinks towards W. How far to follow the target (beta) is decided on
+held-out samples, because a target estimated from few rows fits their noise.
+
+Letters: G groups, T outputs per group, D inputs per group.
+
+Source: Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks for Classification and Detection", 2015,
+arXiv 1505.06798 (asymmetric reconstruction).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..formats import Factors, Ranks, get_format
+from ..linalg.symmetric import cholesky
+from ..sites import Site
+from ..statistics.moments import DAMPING, Moments
+
+BETAS = (0.0, 0.5, 1.0)
+# With fewer rows than this many per input dimension a regression target is not trusted at all.
+LEAST_ROWS_PER_INPUT = 8
+TARGET_DAMPING = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What the fit of a site found: its factors (None where it stays dense), weight, bias, and how far it followed."""
+
+    factors: Factors | None
+    weight: Tensor
+    bias: Tensor
+    beta: float
+
+
+def regression_target(weight_GTD: Tensor, moments: Moments, beta: float) -> Tensor:
+    """`W + beta (C - W A)(A + e I)^-1`, G x T x D."""
+    if beta == 0:
+        return weight_GTD
+    covariances, crosses = _centred(moments)
+    target = weight_GTD.clone()
+    for group, (A_DD, C_TD) in enumerate(zip(covariances, crosses, strict=True)):
+        L_DD = cholesky(A_DD, TARGET_DAMPING)
+        residual = C_TD - weight_GTD[group] @ A_DD
+        target[group] += beta * torch.cholesky_solve(residual.mT, L_DD).mT
+    return target
+
+
+def held_out_error(weight_GTD: Tensor, moments: Moments, held: Moments) -> float:
+    """`E|y - V x - c|^2` on the held-out samples, less a constant; `c` is from the fitted samples."""
+    bias_GT = _bias(weight_GTD, moments)
+    covariances, crosses = _centred(held)
+    error = 0.0
+    for group, (A_DD, C_TD) in enumerate(zip(covariances, crosses, strict=True)):
+        V_TD = weight_GTD[group]
+        error += float((V_TD @ A_DD * V_TD).sum() - 2 * (V_TD * C_TD).sum())
+    assert held.target_mean_GT is not None
+    offset = held.target_mean_GT - torch.einsum("gtd,gd->gt", weight_GTD, held.mean_GD) - bias_GT
+    return error + float(offset.square().sum())
+
+
+def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> float:
+    """The candidate whose target predicts the held-out outputs best; 0 where too few rows were seen."""
+    enough = fitted.count >= LEAST_ROWS_PER_INPUT * fitted.dim
+    if held is None or not enough or fitted.second_GDD is None or held.second_GDD is None:
+        return 0.0
+    errors = {beta: held_out_error(regression_target(weight_GTD, fitted, beta), fitted, held) for beta in BETAS}
+    return min(errors, key=errors.__getitem__)
+
+
+def fit_site(site: Site, weight: Tensor, format: str, ranks: Ranks, moments: Moments, beta: float) -> Fit:
+    """Fit a format to the regression target on the compressed network's inputs; format "dense" keeps the full target.
+
+    Args:
+        site: the site.
+        weight: dense weight, O x I/G [x kh x kw], float64.
+        format: name of the format, or "dense".
+        ranks: its ranks.
+        moments: of the inputs, with the dense network's outputs as targets.
+        beta: how far to follow the target, from 0 (the weight itself) to 1.
+    """
+    weight_GTD = weight.reshape(site.groups, -1, site.in_features)
+    target = regression_target(weight_GTD, moments, beta).reshape(weight.shape)
+    factors = None
+    if format != "dense":
+        factors = get_format(format).fit(site, target, moments.metrics(DAMPING), ranks)
+        target = factors.dense()
+    bias_GT = _bias(target.reshape(weight_GTD.shape), moments)
+    return Fit(factors=factors, weight=target, bias=bias_GT.reshape(-1), beta=beta)
+
+
+def _bias(weight_GTD: Tensor, moments: Moments) -> Tensor:
+    assert moments.target_mean_GT is not None
+    return moments.target_mean_GT - torch.einsum("gtd,gd->gt", weight_GTD, moments.mean_GD)
+
+
+def _centred(moments: Moments) -> tuple[list[Tensor], list[Tensor]]:
+    """Covariances of the inputs and cross covariances with the targets, per group."""
+    assert moments.second_GDD is not None
+    assert moments.cross_GTD is not None
+    assert moments.target_mean_GT is not None
+    mu_GD, nu_GT = moments.mean_GD, moments.target_mean_GT
+    A = [second - torch.outer(mu, mu) for second, mu in zip(moments.second_GDD, mu_GD, strict=True)]
+    C = [cross - torch.outer(nu, mu) for cross, nu, mu in zip(moments.cross_GTD, nu_GT, mu_GD, strict=True)]
+    return A, C

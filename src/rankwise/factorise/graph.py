@@ -1,0 +1,260 @@
+"""Run the dense and the compressed network side by side, node by node, each of them once.
+
+The graph from `torch.fx` only schedules: every module without a site is one node, and modules are called as they are in
+the two networks. Between two sites a whole segment runs batch by batch; only activations that a later segment reads are
+kept. While the two networks still agree on a value it is computed once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..batches import Batches, call, first_sample
+from ..calling import prepared
+from .residual import Link, corrected, schedule
+from .spill import ActivationStore
+
+
+class Visitor(Protocol):
+    """What is done at each site, whichever way the networks are run."""
+
+    def observe(self, site: str, batch: int, x: Tensor, y: Tensor) -> None:
+        """Take a batch's input in the compressed network and output in the dense one."""
+
+    def finish(self, site: str) -> None:
+        """All batches were seen: put the fitted layer into the compressed network."""
+
+    def differs(self, module: str) -> bool:
+        """Whether a module of the compressed network is no longer the dense one's."""
+
+
+class _Same:
+    """Stands for a compressed value that is still the dense one."""
+
+
+SAME = _Same()
+
+
+class _Tracer(fx.Tracer):
+    """Leaves every module closed that holds no site."""
+
+    def __init__(self, open_modules: set[str]) -> None:
+        super().__init__()
+        self.open_modules = open_modules
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in self.open_modules
+
+
+def trace(model: nn.Module, batch: Any, sites: Iterable[str]) -> fx.Graph | str:
+    """The model's graph, checked on one sample, or the reason why there is none.
+
+    Args:
+        model: in eval mode, under no_grad.
+        batch: what the model is called with.
+        sites: qualified names of the modules that must be nodes.
+    """
+    sites = set(sites)
+    open_modules = {name.rpartition(".")[0] for name in sites}
+    open_modules |= {parent.rpartition(".")[0] for name in list(open_modules) for parent in _parents(name)}
+    try:
+        arguments = bind(model, batch)
+        concrete = {name: value for name, value in arguments.items() if not _has_tensor(value)}
+        graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
+        called = [node.target for node in graph.nodes if node.op == "call_module" and node.target in sites]
+        if sorted(called) != sorted(sites):
+            return "a site is not called exactly once in the traced graph"
+        sample = first_sample(batch)
+        expected = pytree.tree_leaves(call(model, sample))
+        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, sites)[0], bind(model, sample)))
+    except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
+        return f"{type(error).__name__}: {error}"
+    if len(expected) != len(got) or not all(_close(a, b) for a, b in zip(expected, got, strict=True)):
+        return "the traced graph computes something else"
+    return graph
+
+
+def run(
+    dense: nn.Module,
+    compressed: nn.Module,
+    graph: fx.Graph,
+    batches: Batches,
+    sites: Iterable[str],
+    visitor: Visitor,
+    cap: int,
+    step: Callable[[str], None] = lambda site: None,
+) -> None:
+    """Visit the sites in the graph's order.
+
+    Args:
+        dense, compressed: the two networks; the visitor changes the second.
+        graph: of the dense one.
+        batches: calibration data.
+        sites: qualified names of the sites.
+        visitor: what to do at each site.
+        cap: bytes of activations that are kept in memory.
+        step: called with each site's name before it is fitted.
+    """
+    sites = set(sites)
+    nodes, links = schedule(graph, dense, sites)
+    position = {node: i for i, node in enumerate(nodes)}
+    last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
+    with ActivationStore(cap) as store:
+        fitted: fx.Node | None = None  # the last fitted site, whose compressed output is still to be computed
+        start = 0
+        for cut, site in [(i, node) for i, node in enumerate(nodes) if node.op == "call_module"]:
+            name = str(site.target)
+            if name not in sites:
+                continue
+            step(name)
+            needed = {node for node in nodes[:cut] if last_use[node] > cut} | {site, *site.all_input_nodes}
+            for index, batch in enumerate(batches):
+                segment = _Segment(dense, compressed, visitor, store, index, bind(dense, batch))
+                if fitted is not None:
+                    segment.compress(fitted)
+                for node in nodes[start:cut]:
+                    segment.execute(node)
+                visitor.observe(name, index, *segment.site(site, links.get(name)))
+                segment.keep(needed)
+            visitor.finish(name)
+            fitted, start = site, cut + 1
+
+
+def bind(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """The arguments of `forward` by name, defaults included."""
+    batch = prepared(model, batch)
+    signature = inspect.signature(model.forward)
+    if isinstance(batch, Mapping):
+        bound = signature.bind(**batch)
+    elif isinstance(batch, (tuple, list)):
+        bound = signature.bind(*batch)
+    else:
+        bound = signature.bind(batch)
+    bound.apply_defaults()
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            if bound.arguments[name]:
+                raise TypeError(f"forward takes the batch through *{name}")
+            del bound.arguments[name]
+    return bound.arguments
+
+
+class _Segment:
+    """Values of one batch between two sites: node to (dense value, compressed value or SAME)."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        compressed: nn.Module,
+        visitor: Visitor,
+        store: ActivationStore,
+        batch: int,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self.dense, self.compressed, self.visitor = dense, compressed, visitor
+        self.store, self.batch, self.arguments = store, batch, arguments
+        self.values: dict[fx.Node, tuple[Any, Any]] = {}
+        self.fresh: set[fx.Node] = set()
+
+    def value(self, node: fx.Node) -> tuple[Any, Any]:
+        if node not in self.values:
+            self.values[node] = self.store.get((self.batch, node))
+        return self.values[node]
+
+    def execute(self, node: fx.Node) -> None:
+        """Run a node in both networks, once where they agree."""
+        inputs = [self.value(argument) for argument in node.all_input_nodes]
+        agree = [compressed is SAME for _, compressed in inputs]
+        same = all(agree) and not (node.op in ("call_module", "get_attr") and self.visitor.differs(str(node.target)))
+        if not same and any(agree):  # a shared value that is changed in place must be changed once per network
+            for argument, (value, compressed) in zip(node.all_input_nodes, inputs, strict=True):
+                if compressed is SAME:
+                    self._set(argument, value, pytree.tree_map_only(Tensor, torch.clone, value))
+        result = self._call(node, self.dense, 0)
+        self._set(node, result, SAME if same else self._call(node, self.compressed, 1))
+
+    def site(self, node: fx.Node, link: Link | None) -> tuple[Tensor, Tensor]:
+        """Input in the compressed network and target from the dense one; the compressed output comes after the fit."""
+        y = self._call(node, self.dense, 0)
+        self._set(node, y, SAME)
+        x, compressed = self.value(node.all_input_nodes[0])
+        if link is not None and (other := self.value(link.other))[1] is not SAME:
+            y = corrected(y, link.scale, *other, channels_first=is_convolution(self.dense, str(node.target)))
+        return (x if compressed is SAME else compressed), y
+
+    def compress(self, node: fx.Node) -> None:
+        """Compute the compressed output of a site that was just fitted."""
+        self._set(node, self.value(node)[0], self._call(node, self.compressed, 1))
+
+    def keep(self, needed: set[fx.Node]) -> None:
+        """Store what later segments read, and drop what they do not."""
+        for node in self.fresh & needed:
+            self.store.put((self.batch, node), self.values[node])
+        for node in self.values.keys() - needed:
+            self.store.drop((self.batch, node))
+
+    def _set(self, node: fx.Node, dense: Any, compressed: Any) -> None:
+        self.values[node] = (dense, compressed)
+        self.fresh.add(node)
+
+    def _call(self, node: fx.Node, model: nn.Module, side: int) -> Any:
+        if node.op == "placeholder":
+            return self.arguments[str(node.target)]
+
+        def pick(argument: fx.Node) -> Any:
+            dense, compressed = self.value(argument)
+            return compressed if side and compressed is not SAME else dense
+
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), pick)
+        return _apply(node, model, args, kwargs)
+
+
+def _apply(node: fx.Node, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        return getattr(model.get_submodule(owner), name)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "output":
+        return args[0]
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def is_convolution(model: nn.Module, site: str) -> bool:
+    """Whether channels are the second dimension of the site's output."""
+    return isinstance(model.get_submodule(site), nn.Conv2d)
+
+
+def _run_dense(model: nn.Module, nodes: list[fx.Node], arguments: Mapping[str, Any]) -> Any:
+    values: dict[fx.Node, Any] = {}
+    for node in nodes:
+        if node.op == "placeholder":
+            values[node] = arguments[str(node.target)]
+        else:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = _apply(node, model, args, kwargs)
+    return values[node]
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _has_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _close(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return bool(a == b)

@@ -1,0 +1,49 @@
+"""One-shot factorisation: every site on its own, from stored statistics or from the weight alone."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..formats import get_format
+from ..formats.weights import site_bias, site_weight
+from ..plan import DENSE, Plan, PlanRow
+from ..sites import Site, Sites
+from ..statistics import Statistics
+from ..statistics.moments import Moments, identity_metrics
+from ..surgery import replace
+
+
+def one_shot(dense: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, stats: Statistics | None) -> None:
+    """Factorise `compressed`, a copy of `dense`, in place.
+
+    Args:
+        dense: the dense network.
+        compressed: its copy.
+        plan: what to build.
+        sites: of the dense network.
+        stats: statistics; None fits in the weight metric, without a bias correction.
+
+    Raises:
+        ValueError: if the statistics miss a site.
+    """
+    for row in plan.rows:
+        if row.format == DENSE:
+            continue
+        if stats is not None and row.site not in stats:
+            raise ValueError(f"the statistics hold nothing for site {row.site!r}; collect them again for this network")
+        factorise_site(dense, compressed, sites[row.site], row, None if stats is None else stats[row.site])
+
+
+def factorise_site(dense: nn.Module, compressed: nn.Module, site: Site, row: PlanRow, moments: Moments | None) -> None:
+    """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site."""
+    format, weight, bias = get_format(row.format), site_weight(dense, site), site_bias(dense, site)
+    layer = compressed.get_submodule(site.name)
+    if moments is None:
+        metrics = identity_metrics(site.groups, site.in_features, weight.device)
+        factors = format.fit(site, weight, metrics, row.ranks)
+    else:
+        factors = format.fit(site, weight, moments.metrics(), row.ranks)
+        bias = moments.bias(weight, factors.dense(), bias)
+    chain = format.build(layer, row.ranks, bias=bias is not None)
+    format.fill(chain, factors, bias)
+    replace(compressed, [site.name, *site.aliases], chain)

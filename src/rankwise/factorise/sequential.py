@@ -1,0 +1,156 @@
+"""Sequential factorisation: every site is fitted to the dense outputs on the inputs it will really get.
+
+Sites are visited in execution order. At each one the moments of the compressed prefix's activations and their cross
+moments with the dense network's outputs are collected, and the layer is fitted in closed form (see `fitting`). Each
+network runs over the data once where its graph can be traced; else both run from the start for every site.
+
+Letters: G groups, N rows, D inputs and T outputs per group.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..batches import Batches
+from ..calling import DataError
+from ..formats import get_format
+from ..formats.weights import site_weight
+from ..plan import DENSE, Plan, PlanRow
+from ..sites import Sites
+from ..statistics.collect import collect, draw
+from ..statistics.moments import Accumulator, merge
+from ..statistics.rows import input_rows, output_rows, positions_per_sample
+from ..surgery import replace
+from . import graph, hooks
+from .fitting import choose_beta, fit_site
+from .one_shot import factorise_site
+from .spill import DEFAULT_CAP
+
+logger = logging.getLogger("rankwise")
+
+HELD_OUT = 4  # every fourth sample decides between regression targets
+
+
+def sequential(
+    dense: nn.Module,
+    compressed: nn.Module,
+    plan: Plan,
+    sites: Sites,
+    batches: Batches,
+    *,
+    positions: int | str = "auto",
+    seed: int = 0,
+    engine: str = "auto",
+    cap: int = DEFAULT_CAP,
+    step: Callable[[str], None] = lambda site: None,
+) -> None:
+    """Factorise `compressed`, a copy of `dense`, in place.
+
+    Args:
+        dense: the dense network, in eval mode, under no_grad.
+        compressed: its copy.
+        plan: what to build.
+        sites: of the dense network.
+        batches: calibration data.
+        positions: output positions of each sample to use, as for `collect`.
+        seed: of the positions.
+        engine: "graph", "hooks", or "auto" for the graph where it can be traced.
+        cap: bytes of activations kept in memory.
+        step: called with each site's name before its turn.
+
+    Raises:
+        ValueError: if `engine` is "graph" and the network cannot be traced, or unknown.
+    """
+    rows = {row.site: row for row in plan.rows if row.format != DENSE}
+    shared = [name for name in rows if len(sites[name].calls) > 1 or sites[name].aliases]
+    visitor = _Visitor(dense, compressed, rows, sites, batches.samples, positions, seed)
+    if shared:  # fitted on the dense inputs of all its calls, before the first of them
+        stats = collect(dense, batches, only=shared, positions=positions, seed=seed)
+        for name in shared:
+            step(name)
+            factorise_site(dense, compressed, sites[name], rows[name], stats[name])
+            visitor.changed.append(name)
+    order = [name for name in sites if name in rows and name not in shared]
+    if not order:
+        return
+    if engine not in ("auto", "graph", "hooks"):
+        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
+    traced = graph.trace(dense, batches.first(), order) if engine != "hooks" else "not asked for"
+    if isinstance(traced, str):
+        if engine == "graph":
+            raise ValueError(f"the network cannot be traced ({traced}); use engine='hooks'")
+        if engine == "auto":
+            logger.warning("the network cannot be traced (%s); every site runs it from the start", traced)
+        hooks.run(dense, compressed, batches, order, visitor, step)
+    else:
+        graph.run(dense, compressed, traced, batches, order, visitor, cap, step)
+
+
+class _Visitor:
+    """Collects the moments of one site after the other and puts the fitted layers into the compressed network."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        compressed: nn.Module,
+        rows: dict[str, PlanRow],
+        sites: Sites,
+        samples: int,
+        positions: int | str,
+        seed: int,
+    ) -> None:
+        self.dense, self.compressed = dense, compressed
+        self.rows, self.sites = rows, sites
+        self.samples, self.positions, self.seed = samples, positions, seed
+        self.changed: list[str] = []
+        self.betas: dict[str, float] = {}
+        self._start("")
+
+    def _start(self, name: str) -> None:
+        self.current = name
+        site = self.sites[name] if name else None
+        taps = site.kernel_size[0] * site.kernel_size[1] if site else 1
+        self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
+
+    def observe(self, site: str, batch: int, x: Tensor, y: Tensor) -> None:
+        if site != self.current:
+            self._start(site)
+        layer = self.dense.get_submodule(site)
+        wanted = positions_per_sample(self.sites[site], self.samples, self.positions)
+        drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed)
+        x_GND, y_GNT = input_rows(layer, x, drawn), output_rows(layer, y, drawn)
+        for accumulator, part in self._parts(batch, x_GND.shape[1], len(y)):
+            try:
+                accumulator.update(x_GND[:, part], y_GNT[:, part])
+            except ValueError as error:
+                raise DataError(f"site {site!r}, batch {batch}: {error}; remove the sample") from error
+
+    def _parts(self, batch: int, rows: int, samples: int) -> list[tuple[Accumulator, slice]]:
+        """The last quarter of a batch's samples is held out; of batches of fewer than four, every fourth batch."""
+        if samples >= HELD_OUT and rows % samples == 0:
+            cut = (samples - samples // HELD_OUT) * (rows // samples)
+            return [(self.fitted, slice(0, cut)), (self.held, slice(cut, rows))]
+        return [(self.held if batch % HELD_OUT == HELD_OUT - 1 else self.fitted, slice(0, rows))]
+
+    def finish(self, site: str) -> None:
+        row, described = self.rows[site], self.sites[site]
+        fitted, held = self.fitted.moments(), self.held.moments() if self.held.count else None
+        weight = site_weight(self.dense, described)
+        weight_GTD = weight.reshape(described.groups, -1, described.in_features)
+        beta = choose_beta(weight_GTD, fitted, held)
+        moments = fitted if held is None else merge([fitted, held])
+        fit = fit_site(described, weight, row.format, row.ranks, moments, beta)
+        assert fit.factors is not None
+        layer = self.compressed.get_submodule(site)
+        format = get_format(row.format)
+        chain = format.build(layer, row.ranks, bias=True)
+        format.fill(chain, fit.factors, fit.bias)
+        replace(self.compressed, [site], chain)
+        self.changed.append(site)
+        self.betas[site] = beta
+
+    def differs(self, module: str) -> bool:
+        return any(name == module or name.startswith(module + ".") for name in self.changed)

@@ -1,0 +1,220 @@
+"""What a format is, and the chain of plain layers that every format builds.
+
+Letters: O outputs, I inputs, G groups, T outputs per group, D inputs per group (channels x taps), R rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg.metric import Metric
+from ..sites import Site
+
+Ranks = tuple[int, ...]
+
+
+class Cost(NamedTuple):
+    """Parameters (bias included) and multiply-accumulates for the example input."""
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """A fitted factorisation of one site's weight.
+
+    Attributes:
+        format: name of the format.
+        ranks: per-group ranks.
+        tensors: the factors, each with the groups first.
+        weight: the dense weight they stand for, O x I or O x I/G x kh x kw, float64.
+        error: relative squared error `||(W - V) Sigma^(1/2)||^2 / ||W Sigma^(1/2)||^2` over all groups.
+    """
+
+    format: str
+    ranks: Ranks
+    tensors: dict[str, Tensor]
+    weight: Tensor
+    error: float
+
+    def dense(self) -> Tensor:
+        """The weight that the factors stand for."""
+        return self.weight
+
+
+class LowRank(nn.Sequential):
+    """A factorised layer: a chain of plain layers that offers what host code reads of a dense one.
+
+    Attributes:
+        format: name of the format.
+        ranks: its ranks.
+    """
+
+    in_features: int
+    out_features: int
+    in_channels: int
+    out_channels: int
+    groups: int
+
+    def __init__(self, format: str, ranks: Ranks, layers: Sequence[nn.Module], transposed: bool = False) -> None:
+        super().__init__(*layers)
+        self.format = format
+        self.ranks = tuple(ranks)
+        self._transposed = transposed
+        first: Any = self[0]
+        last: Any = self[-1]
+        if isinstance(first, nn.Linear):
+            self.in_features, self.out_features = first.in_features, last.out_features
+            if transposed:
+                self.nx, self.nf = first.in_features, last.out_features
+        else:
+            self.in_channels, self.out_channels = first.in_channels, last.out_channels
+            self.groups = first.groups
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias of the last layer."""
+        last: Any = self[-1]
+        bias: Tensor | None = last.bias
+        return bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight that the chain computes, in the layout of the layer it replaced; computed anew each time."""
+        from . import FORMATS
+
+        weight = FORMATS[self.format].chain_weight(self)
+        return weight.mT if self._transposed else weight
+
+    def extra_repr(self) -> str:
+        return f"format={self.format!r}, ranks={self.ranks}"
+
+
+class Format(ABC):
+    """One way to factorise a weight.
+
+    Laws, tested for all formats alike: exact at the largest ranks; the error never grows with a rank; a weight that has
+    the form is recovered; the chain computes what a dense layer with `Factors.dense()` computes; `cost` counts what the
+    built chain has, to the unit.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def refuses(self, site: Site) -> str | None:
+        """Why this format makes no sense for the site; None where it does."""
+
+    @abstractmethod
+    def limits(self, site: Site) -> Ranks:
+        """Largest legal ranks, per group."""
+
+    @abstractmethod
+    def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
+        """Exact parameters and MACs of the chain, built with or without a bias."""
+
+    @abstractmethod
+    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
+        """Candidate ranks (multiples of `step`, and the limits) with the relative squared error predicted for each."""
+
+    @abstractmethod
+    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
+        """Fit the weight (O x I/G [x kh x kw]) in the metric of each group.
+
+        Raises:
+            ValueError: if the ranks are not between 1 and `limits(site)`.
+        """
+
+    @abstractmethod
+    def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
+        """The chain for a dense layer, with its dtype and device, values not set. All that loading needs."""
+
+    @abstractmethod
+    def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
+        """Write factors and bias into a built chain."""
+
+    @abstractmethod
+    def chain_weight(self, chain: LowRank) -> Tensor:
+        """The dense weight of a chain, O x I/G [x kh x kw], from its layers' parameters (differentiable)."""
+
+    def check(self, site: Site, ranks: Ranks) -> Ranks:
+        """The ranks as a tuple of integers.
+
+        Raises:
+            ValueError: naming the site, the ranks and the legal ones.
+        """
+        limits = self.limits(site)
+        ranks = tuple(int(rank) for rank in ranks)
+        if len(ranks) != len(limits) or not all(1 <= rank <= limit for rank, limit in zip(ranks, limits, strict=False)):
+            raise ValueError(
+                f"site {site.name!r}: {self.name} cannot have ranks {ranks}; it needs {len(limits)} "
+                f"number{'s' if len(limits) > 1 else ''} between 1 and {limits}"
+            )
+        return ranks
+
+
+def grouped(site: Site, weight: Tensor) -> Tensor:
+    """The weight as G x T x C x Q: groups, outputs and channels of a group, taps; float64."""
+    kernel = weight.detach().double()
+    taps = kernel[0, 0].numel()
+    return kernel.reshape(site.groups, kernel.shape[0] // site.groups, kernel.shape[1], taps)
+
+
+def ungrouped(site: Site, weight_GTCQ: Tensor) -> Tensor:
+    """Inverse of `grouped`."""
+    return weight_GTCQ.reshape(site.weight_shape)
+
+
+def steps(limit: int, step: int, most: int | None = None) -> list[int]:
+    """Multiples of `step` up to `limit`, and `limit`; thinned to about `most` values, spaced evenly in logarithm."""
+    values = sorted({*range(step, limit + 1, step), limit})
+    if most is None or len(values) <= most:
+        return values
+    targets = torch.logspace(0, 1, most).sub(1).div(9).mul(len(values) - 1).round().long().tolist()
+    return sorted({values[index] for index in targets})
+
+
+def relative(error: float, total: float) -> float:
+    """Error over total, 0 for a weight whose outputs are all zero."""
+    return error / total if total > 0 else 0.0
+
+
+def same_tensor_options(layer: nn.Module) -> dict[str, Any]:
+    """dtype and device for the layers of a chain."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return {"dtype": weight.dtype, "device": weight.device}
+
+
+def kind_of(layer: nn.Module) -> str:
+    """ "conv2d", "linear", or "conv1d_hf" for a layer that can be factorised."""
+    if isinstance(layer, nn.Conv2d):
+        return "conv2d"
+    return "linear" if isinstance(layer, nn.Linear) else "conv1d_hf"
+
+
+def match_layout(chain: LowRank, layer: nn.Module) -> LowRank:
+    """Give the chain the dense layer's memory format, training flag and `requires_grad`."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
+        chain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chain.train(layer.training)
+    return chain.requires_grad_(any(parameter.requires_grad for parameter in layer.parameters()))
+
+
+def set_bias(layer: nn.Module, bias: Tensor | None) -> None:
+    """Copy a bias into the last layer of a chain; both or neither must be there."""
+    own = layer.bias
+    if bias is None:
+        assert own is None
+        return
+    assert isinstance(own, Tensor)
+    own.copy_(bias)

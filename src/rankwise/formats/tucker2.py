@@ -1,0 +1,133 @@
+"""Tucker-2: 1 x 1 -> k x k -> 1 x 1 convolutions, fitted in the metric.
+
+Letters: G groups, T outputs per group, C channels per group, Q taps, R output rank, S channel rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import tucker2
+from ..linalg.metric import Metric
+from ..sites import Site
+from .base import (
+    Cost,
+    Factors,
+    Format,
+    LowRank,
+    Ranks,
+    grouped,
+    match_layout,
+    relative,
+    same_tensor_options,
+    set_bias,
+    steps,
+    ungrouped,
+)
+
+# A curve asks for at most this many channel ranks; each costs one eigenvalue problem of the size of the outputs.
+CHANNEL_RANKS = 32
+
+
+class Tucker2(Format):
+    """`W[t, c, q] = sum A[t, r] G[r, s, q] B[c, s]`, minimising `||(W - V) Sigma^(1/2)||_F`.
+
+    Ranks are (output rank R, channel rank S). The first 1 x 1 runs at the resolution of the input; the core carries
+    stride, padding and dilation.
+
+    Source: Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile Applications",
+    2016, arXiv 1511.06530 (the chain); Kalle et al., 2025, arXiv 2511.04494 (the metric).
+    """
+
+    name = "tucker2"
+    summary = "three factors: 1 x 1 to few channels, small k x k core, 1 x 1 back"
+
+    def refuses(self, site: Site) -> str | None:
+        if site.dense_because:
+            return site.dense_because
+        if site.kind != "conv2d" or site.kernel_size == (1, 1):
+            return "tucker2 needs a convolution kernel larger than 1 x 1; use svd"
+        return None
+
+    def limits(self, site: Site) -> Ranks:
+        return (site.out_features // site.groups, site.weight_shape[1])
+
+    def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
+        R, S = ranks
+        G, C, Q = site.groups, site.weight_shape[1], site.kernel_size[0] * site.kernel_size[1]
+        first, core, last = G * C * S, G * S * R * Q, R * site.out_features
+        in_positions = sum(call.in_positions for call in site.calls)
+        return Cost(first + core + last + site.out_features * bias, in_positions * first + site.rows * (core + last))
+
+    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
+        most_R, most_S = self.limits(site)
+        channel_ranks = steps(most_S, step, CHANNEL_RANKS)
+        surface, total = torch.zeros(len(channel_ranks), most_R, dtype=torch.float64), 0.0
+        for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
+            surface += tucker2.error_surface(W_TCQ, metric, channel_ranks)
+            total += metric.energy(W_TCQ.flatten(1))
+        return [
+            ((R, S), relative(float(surface[row, R - 1]), total))
+            for row, S in enumerate(channel_ranks)
+            for R in steps(most_R, step)
+        ]
+
+    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
+        R, S = ranks = self.check(site, ranks)
+        fits, total = [], 0.0
+        for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
+            fits.append(tucker2.fit(W_TCQ, metric, output_rank=R, channel_rank=S))
+            total += metric.energy(W_TCQ.flatten(1))
+        tensors = {
+            "A_GTR": torch.stack([fit.A_TR for fit in fits]),
+            "G_GRSQ": torch.stack([fit.G_RSQ for fit in fits]),
+            "B_GCS": torch.stack([fit.B_CS for fit in fits]),
+        }
+        dense = ungrouped(site, torch.stack([fit.dense() for fit in fits]))
+        error = relative(sum(fit.error for fit in fits), total)
+        return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=error)
+
+    def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
+        R, S = ranks
+        assert isinstance(layer, nn.Conv2d)
+        G, options = layer.groups, same_tensor_options(layer)
+        first = nn.Conv2d(layer.in_channels, G * S, 1, groups=G, bias=False, **options)
+        core = nn.Conv2d(
+            G * S,
+            G * R,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            G,
+            bias=False,
+            padding_mode=layer.padding_mode,
+            **options,
+        )
+        last = nn.Conv2d(G * R, layer.out_channels, 1, groups=G, bias=bias, **options)
+        return match_layout(LowRank(self.name, ranks, [first, core, last]), layer)
+
+    def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
+        first, core, last = _three(chain)
+        with torch.no_grad():
+            first.weight.copy_(factors.tensors["B_GCS"].mT.reshape(first.weight.shape))
+            core.weight.copy_(factors.tensors["G_GRSQ"].reshape(core.weight.shape))
+            last.weight.copy_(factors.tensors["A_GTR"].reshape(last.weight.shape))
+            set_bias(last, bias)
+
+    def chain_weight(self, chain: LowRank) -> Tensor:
+        first, core, last = _three(chain)
+        groups, (R, S) = core.groups, chain.ranks
+        B_GSC = first.weight.reshape(groups, S, -1)
+        G_GRSQ = core.weight.reshape(groups, R, S, -1)
+        A_GTR = last.weight.reshape(groups, -1, R)
+        weight = torch.einsum("gtr,grsq,gsc->gtcq", A_GTR, G_GRSQ, B_GSC)
+        return weight.reshape(chain.out_channels, -1, *core.kernel_size)
+
+
+def _three(chain: LowRank) -> tuple[Any, Any, Any]:
+    return chain[0], chain[1], chain[2]

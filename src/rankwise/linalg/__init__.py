@@ -1,0 +1,1 @@
+"""Numerical kernels on plain tensors; nothing here knows layers or data."""

@@ -1,0 +1,202 @@
+"""The metric of a fit: `||(W - V) Sigma^(1/2)||_F^2` for a second moment that is dense, sampled or the identity.
+
+A fit never needs a root or an inverse of Sigma, only products with it; each class answers them in the form it holds.
+The input dimension D is read as C channels x Q taps (kernel positions), row-major, as `torch.nn.functional.unfold`.
+
+Letters: D input dimension = C * Q, T output rows of a weight, N sampled rows, R rank.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .symmetric import cholesky
+
+
+class Metric(ABC):
+    """A positive semidefinite D x D matrix Sigma, in float64.
+
+    Laws: `times(M) == M @ dense()`; `energy(M) == trace(M @ dense() @ M.T)`;
+    `inner(M) == M @ dense() @ M.T`; `taps` and `channels` are the mean diagonal blocks of `dense()`.
+    """
+
+    dim: int
+    device: torch.device
+
+    @abstractmethod
+    def times(self, M_TD: Tensor) -> Tensor:
+        """`M Sigma`, T x D."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Sigma itself, D x D."""
+
+    @abstractmethod
+    def inner(self, M_TD: Tensor) -> Tensor:
+        """`M Sigma M^T`, T x T."""
+
+    @abstractmethod
+    def channels(self, taps: int) -> Tensor:
+        """Mean over taps of the C x C diagonal blocks."""
+
+    @abstractmethod
+    def taps(self, taps: int) -> Tensor:
+        """Sum over channels of the Q x Q diagonal blocks over the trace."""
+
+    @abstractmethod
+    def fold(self, B_CR: Tensor, taps: int) -> Metric:
+        """The metric of the inputs projected on `B` per tap: `(B kron I)^T Sigma (B kron I)`, (R Q) x (R Q)."""
+
+    @abstractmethod
+    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
+        """`M Sigma (B kron I)`, T x (R Q)."""
+
+    @abstractmethod
+    def nested_projection(self, target_TD: Tensor) -> Tensor:
+        """Rows whose running sum of squares is the energy explained by the leading coordinates.
+
+        Returns `Y` (K x T) with: for every d, `Y[:d].T @ Y[:d]` is the part of `target Sigma target^T` that a
+        regression on the first d coordinates explains.
+        """
+
+    def energy(self, M_TD: Tensor) -> float:
+        """`trace(M Sigma M^T)`."""
+        return float((self.times(M_TD) * M_TD).sum())
+
+
+def _blocks(C_D: int, taps: int) -> int:
+    assert C_D % taps == 0, f"{C_D} inputs are not a multiple of {taps} taps"
+    return C_D // taps
+
+
+def _channel_fold(M_TD: Tensor, B_CR: Tensor, taps: int) -> Tensor:
+    """`M (B kron I)`: T x (R Q)."""
+    M_TCQ = M_TD.reshape(len(M_TD), -1, taps)
+    return torch.einsum("tcq,cr->trq", M_TCQ, B_CR).reshape(len(M_TD), -1)
+
+
+class Dense(Metric):
+    """Sigma held as a matrix, damped by `damping` times its mean diagonal.
+
+    Args:
+        sigma_DD: symmetric positive semidefinite.
+        damping: relative to the trace; 0.01 means one per cent of weight-space error is mixed in.
+    """
+
+    def __init__(self, sigma_DD: Tensor, damping: float = 0.0) -> None:
+        sigma_DD = sigma_DD.double()
+        sigma_DD = (sigma_DD + sigma_DD.mT) / 2
+        if damping:
+            sigma_DD.diagonal().add_(damping * sigma_DD.diagonal().mean())
+        self.sigma_DD = sigma_DD
+        self.dim = len(sigma_DD)
+        self.device = sigma_DD.device
+
+    def times(self, M_TD: Tensor) -> Tensor:
+        return M_TD @ self.sigma_DD
+
+    def dense(self) -> Tensor:
+        return self.sigma_DD
+
+    def inner(self, M_TD: Tensor) -> Tensor:
+        return self.times(M_TD) @ M_TD.mT
+
+    def channels(self, taps: int) -> Tensor:
+        C = _blocks(self.dim, taps)
+        return torch.einsum("apbp->ab", self.sigma_DD.view(C, taps, C, taps)) / taps
+
+    def taps(self, taps: int) -> Tensor:
+        C = _blocks(self.dim, taps)
+        blocks = torch.einsum("apaq->pq", self.sigma_DD.view(C, taps, C, taps))
+        return blocks / blocks.trace().clamp_min(torch.finfo(torch.float64).tiny) * taps
+
+    def fold(self, B_CR: Tensor, taps: int) -> Dense:
+        half = _channel_fold(self.sigma_DD, B_CR, taps)
+        return Dense(_channel_fold(half.mT, B_CR, taps).mT)
+
+    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
+        return _channel_fold(self.times(M_TD), B_CR, taps)
+
+    def nested_projection(self, target_TD: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(cholesky(self.sigma_DD), self.times(target_TD).mT, upper=False)
+
+
+class Sampled(Metric):
+    """Sigma as `X^T X` for fewer rows than inputs: nothing of size D x D is ever made.
+
+    Args:
+        rows_ND: centred samples divided by the square root of their number.
+    """
+
+    def __init__(self, rows_ND: Tensor) -> None:
+        self.rows_ND = rows_ND.double()
+        self.dim = rows_ND.shape[1]
+        self.device = rows_ND.device
+
+    def times(self, M_TD: Tensor) -> Tensor:
+        return (M_TD @ self.rows_ND.mT) @ self.rows_ND
+
+    def dense(self) -> Tensor:
+        return self.rows_ND.mT @ self.rows_ND
+
+    def inner(self, M_TD: Tensor) -> Tensor:
+        half = M_TD @ self.rows_ND.mT
+        return half @ half.mT
+
+    def channels(self, taps: int) -> Tensor:
+        rows = self.rows_ND.view(len(self.rows_ND), -1, taps)
+        rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
+        return rows.mT @ rows / taps
+
+    def taps(self, taps: int) -> Tensor:
+        rows = self.rows_ND.reshape(-1, taps)
+        blocks = rows.mT @ rows
+        return blocks / blocks.trace().clamp_min(torch.finfo(torch.float64).tiny) * taps
+
+    def fold(self, B_CR: Tensor, taps: int) -> Metric:
+        folded = _channel_fold(self.rows_ND, B_CR, taps)
+        if len(folded) > folded.shape[1]:
+            return Dense(folded.mT @ folded)
+        return Sampled(folded)
+
+    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
+        return (M_TD @ self.rows_ND.mT) @ _channel_fold(self.rows_ND, B_CR, taps)
+
+    def nested_projection(self, target_TD: Tensor) -> Tensor:
+        return torch.linalg.qr(self.rows_ND).Q.mT @ (self.rows_ND @ target_TD.mT)
+
+
+class Identity(Metric):
+    """The weight metric: Sigma is the identity, and the error is the Frobenius norm."""
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.dim = dim
+        self.device = torch.device(device)
+
+    def times(self, M_TD: Tensor) -> Tensor:
+        return M_TD
+
+    def dense(self) -> Tensor:
+        return torch.eye(self.dim, dtype=torch.float64, device=self.device)
+
+    def inner(self, M_TD: Tensor) -> Tensor:
+        return M_TD @ M_TD.mT
+
+    def channels(self, taps: int) -> Tensor:
+        return torch.eye(_blocks(self.dim, taps), dtype=torch.float64, device=self.device)
+
+    def taps(self, taps: int) -> Tensor:
+        return torch.eye(taps, dtype=torch.float64, device=self.device)
+
+    def fold(self, B_CR: Tensor, taps: int) -> Metric:
+        gram = B_CR.mT @ B_CR
+        return Dense(torch.kron(gram, torch.eye(taps, dtype=torch.float64, device=self.device)))
+
+    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
+        return _channel_fold(M_TD, B_CR, taps)
+
+    def nested_projection(self, target_TD: Tensor) -> Tensor:
+        return target_TD.mT

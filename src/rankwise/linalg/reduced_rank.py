@@ -1,0 +1,89 @@
+"""Truncated factorisation of a matrix in a metric: the closed form behind every two-factor layer.
+
+`min over rank(V) <= r of ||(W - V) Sigma^(1/2)||_F^2` is attained at `V = U_r U_r^T W` with `U_r` the leading
+eigenvectors of `W Sigma W^T`, and the minimum is the sum of the eigenvalues left out. No root and no inverse of Sigma
+is needed, so a singular Sigma is no special case.
+
+Letters: T outputs, D inputs, R rank, N sampled rows, K the smaller side.
+
+Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736 (the norm);
+Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798 (response PCA).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .metric import Identity, Metric, Sampled
+from .symmetric import eigh, orthonormal
+
+
+def spectrum(W_TD: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of `W Sigma W^T`, descending, and its eigenvectors, from the smallest side that serves.
+
+    Args:
+        W_TD: weight, T x D.
+        metric: Sigma, D x D.
+
+    Returns:
+        lambda_K (squared singular values of the whitened weight) and U_TK with orthonormal columns, where
+        `K = min(T, D)`. `lambda[r:].sum()` is the squared error of the best rank-r factorisation.
+    """
+    W_TD = W_TD.double()
+    T, D = W_TD.shape
+    if isinstance(metric, Sampled) and len(metric.rows_ND) < min(T, D):
+        return _sampled_spectrum(W_TD, metric)
+    if T <= D:
+        return eigh(metric.inner(W_TD))
+    Q_TD, R_DD = torch.linalg.qr(W_TD)  # T > D: the same problem on D rows
+    values, vectors = eigh(metric.inner(R_DD))
+    return values, Q_TD @ vectors
+
+
+def _sampled_spectrum(W_TD: Tensor, metric: Sampled) -> tuple[Tensor, Tensor]:
+    """Dual form: N outputs were seen, fewer than W has rows; beyond them the weight metric completes the basis."""
+    K = min(W_TD.shape)
+    outputs_TN = W_TD @ metric.rows_ND.mT
+    values_N, Q_NN = eigh(outputs_TN.mT @ outputs_TN)
+    seen = int((values_N > 1e-14 * values_N[0].clamp_min(torch.finfo(torch.float64).tiny)).sum())
+    U_TN = outputs_TN @ Q_NN[:, :seen]
+    U_TN = orthonormal(U_TN / values_N[:seen].sqrt())
+    rest_TD = W_TD - U_TN @ (U_TN.mT @ W_TD)
+    _, rest_U = spectrum(rest_TD, Identity(W_TD.shape[1]))
+    U_TK = orthonormal(torch.cat([U_TN, rest_U], dim=1)[:, :K])
+    values_K = torch.zeros(K, dtype=torch.float64, device=W_TD.device)
+    values_K[:seen] = values_N[:seen]
+    return values_K, U_TK
+
+
+def truncate(W_TD: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, float]:
+    """Best rank-`rank` factors `U V` of `W` in the metric.
+
+    Args:
+        W_TD: weight, T x D.
+        metric: Sigma, D x D.
+        rank: between 1 and min(T, D).
+
+    Returns:
+        U_TR with orthonormal columns, V_RD, and the squared error `||(W - U V) Sigma^(1/2)||_F^2`.
+
+    Example:
+        >>> import torch
+        >>> from rankwise.linalg.metric import Identity
+        >>> W_TD = torch.outer(torch.arange(1.0, 4.0), torch.ones(5))
+        >>> U_TR, V_RD, error = truncate(W_TD, Identity(5), rank=1)
+        >>> torch.allclose(U_TR @ V_RD, W_TD.double()), error < 1e-12
+        (True, True)
+    """
+    values, U_TK = spectrum(W_TD, metric)
+    U_TR = U_TK[:, :rank]
+    return U_TR, U_TR.mT @ W_TD.double(), float(values[rank:].sum())
+
+
+def balance(U_TR: Tensor, V_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, both factors' components of equal norm: gradient steps and half precision behave then."""
+    U_norm = torch.linalg.vector_norm(U_TR, dim=0)
+    V_norm = torch.linalg.vector_norm(V_RD, dim=1)
+    scale = torch.where((U_norm > 0) & (V_norm > 0), (V_norm / U_norm).sqrt(), torch.ones_like(U_norm))
+    return U_TR * scale, V_RD / scale[:, None]

@@ -1,0 +1,65 @@
+"""Symmetric decompositions that do not fail: double precision, relative damping, a fallback chain.
+
+Letters: N order of the matrix, R rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def eigh(K_NN: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (descending, at least 0) and eigenvectors of a positive semidefinite matrix.
+
+    `K = Q diag(lambda) Q^T`, in float64. The matrix is scaled to unit size first, so that the answer does not depend on
+    its units. LAPACK's divide and conquer can fail to converge on repeated eigenvalues; the singular value
+    decomposition of the same matrix is then used, which has the same vectors.
+
+    Args:
+        K_NN: symmetric positive semidefinite, N x N; only its symmetric part counts.
+
+    Returns:
+        lambda_N and Q_NN (columns are the eigenvectors), both float64 on the device of `K_NN`.
+
+    Raises:
+        ValueError: if `K_NN` holds a value that is not finite.
+    """
+    K_NN = K_NN.double()
+    K_NN = (K_NN + K_NN.mT) / 2
+    if not torch.isfinite(K_NN).all():
+        raise ValueError("a moment matrix holds NaN or infinity; check the calibration data and the weights")
+    scale = K_NN.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    try:
+        values, vectors = torch.linalg.eigh(K_NN / scale)
+    except torch.linalg.LinAlgError:
+        vectors, values, _ = torch.linalg.svd(K_NN / scale)
+        return values * scale, vectors
+    return values.flip(0).clamp_min(0) * scale, vectors.flip(1)
+
+
+def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
+    """Lower Cholesky factor of `S + e I`, with the smallest `e >= damping * trace / N` that succeeds.
+
+    Args:
+        S_NN: symmetric positive semidefinite, N x N.
+        damping: relative to the mean of the diagonal, so that it does not depend on units.
+
+    Raises:
+        ValueError: if no damping up to the mean of the diagonal helps: the matrix is not positive semidefinite.
+    """
+    S_NN = (S_NN + S_NN.mT) / 2
+    mean = S_NN.diagonal().mean().abs().clamp_min(torch.finfo(torch.float64).tiny)
+    while damping <= 1:
+        damped = S_NN.clone()
+        damped.diagonal().add_(damping * mean)
+        L_NN, failed = torch.linalg.cholesky_ex(damped)
+        if not failed and torch.isfinite(L_NN).all():
+            return L_NN
+        damping *= 100
+    raise ValueError("a moment matrix is not positive semidefinite; the statistics are damaged, collect them again")
+
+
+def orthonormal(B_NR: Tensor) -> Tensor:
+    """Orthonormal basis of the columns; the first r columns span what the first r columns of `B_NR` span."""
+    return torch.linalg.qr(B_NR).Q

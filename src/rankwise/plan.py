@@ -1,0 +1,172 @@
+"""A plan: for every site its format, its ranks, and why; a YAML file that a person can read, edit and re-apply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One site of a plan.
+
+    Attributes:
+        site: qualified name.
+        format: name of the format, or "dense" for a site that stays as it is.
+        ranks: ranks of the format, () for a dense site.
+        params: parameters of the built layer, bias included.
+        macs: multiply-accumulates of the built layer for the example input.
+        error: predicted relative squared error of the site's output, 0 for a dense site, None where not predicted.
+        why: reason for the choice.
+    """
+
+    site: str
+    format: str = DENSE
+    ranks: tuple[int, ...] = ()
+    params: int
+    macs: int
+    error: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Mapping[str, PlanRow]):
+    """Format and ranks for every site of a network, and the budget they meet.
+
+    Attributes:
+        rows: one row per site, in execution order.
+        keep: the budget as it was asked, for instance {"macs": 0.5}.
+        dense: counts of the dense network, for instance {"params": ..., "macs": ...}.
+        planned: the same counts of the compressed network.
+        metric: "input" or "weight".
+        rule: the rule that chose the ranks.
+        fingerprint: structure of the network that the plan was made for.
+    """
+
+    rows: tuple[PlanRow, ...]
+    keep: dict[str, float] = field(default_factory=dict)
+    dense: dict[str, int] = field(default_factory=dict)
+    planned: dict[str, int] = field(default_factory=dict)
+    metric: str = "input"
+    rule: str = "knapsack"
+    fingerprint: str = ""
+
+    def __getitem__(self, site: str) -> PlanRow:
+        for row in self.rows:
+            if row.site == site:
+                return row
+        raise KeyError(site)
+
+    def __iter__(self) -> Iterator[str]:
+        return (row.site for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def factorised(self) -> tuple[PlanRow, ...]:
+        """The rows that are not dense."""
+        return tuple(row for row in self.rows if row.format != DENSE)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries."""
+        plain = asdict(self)
+        plain["rows"] = [{**row, "ranks": list(row["ranks"])} for row in plain["rows"]]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: object) -> Plan:
+        """A plan from plain values.
+
+        Raises:
+            ValueError: naming the field that is missing, unknown or of a wrong type.
+        """
+        values = _fields_of(cls, plain, "plan", required={"rows"})
+        if not isinstance(values["rows"], list):
+            raise ValueError(f"plan: rows must be a list, not {type(values['rows']).__name__}")
+        rows = tuple(_row(row, index) for index, row in enumerate(values.pop("rows")))
+        names = [row.site for row in rows]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"plan: site {twice[0]!r} has more than one row; keep one")
+        for name in ("keep", "dense", "planned"):
+            if not isinstance(values.get(name, {}), dict):
+                raise ValueError(f"plan: {name} must be a mapping, not {values[name]!r}")
+        return cls(rows=rows, **values)
+
+    def to_yaml(self) -> str:
+        """YAML, one flow-style line per site."""
+        plain = self.to_dict()
+        rows = plain.pop("rows")
+        head = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        lines = (
+            "- "
+            + yaml.safe_dump(row, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6).strip()
+            for row in rows
+        )
+        return head + "rows:\n" + "".join(line + "\n" for line in lines)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Plan:
+        """A plan from its YAML.
+
+        Raises:
+            ValueError: if the text is no YAML, or no plan.
+        """
+        try:
+            plain = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the plan is not valid YAML: {error}") from error
+        return cls.from_dict(plain)
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML file."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a YAML file.
+
+        Raises:
+            ValueError: naming the file, if it cannot be read or holds no plan.
+        """
+        try:
+            return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read the plan {str(path)!r}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _fields_of(cls: type, plain: object, where: str, required: set[str]) -> dict[str, Any]:
+    if not isinstance(plain, dict):
+        raise ValueError(f"{where}: a mapping is needed, not {type(plain).__name__}")
+    known = {item.name for item in fields(cls)}
+    if unknown := sorted(str(key) for key in plain.keys() - known):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+    if missing := sorted(required - plain.keys()):
+        raise ValueError(f"{where}: the field {missing[0]!r} is missing")
+    return dict(plain)
+
+
+def _row(plain: object, index: int) -> PlanRow:
+    values = _fields_of(PlanRow, plain, f"plan row {index}", required={"site"})
+    where = f"plan row {index} (site {values['site']!r})"
+    ranks = values.get("ranks", ())
+    if not isinstance(ranks, (list, tuple)) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
+        raise ValueError(f"{where}: ranks must be a list of integers, not {ranks!r}")
+    for name, kind in (("site", str), ("format", str), ("why", str), ("params", int), ("macs", int)):
+        if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+            raise ValueError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r}")
+    if values.get("format", DENSE) == DENSE and ranks:
+        raise ValueError(
+            f"{where}: a dense site has no ranks, but {list(ranks)} stand there; name a format or clear them"
+        )
+    # an edited row may leave out the counts: they follow from the ranks and are recomputed when the plan is applied
+    return PlanRow(**{"params": 0, "macs": 0, **values, "ranks": tuple(ranks)})

@@ -1,0 +1,128 @@
+"""Statistics and formats to curves: for every site the options it has, each with its cost and predicted error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .formats import Ranks, get_format
+from .formats.weights import site_weight
+from .guards import unwrap
+from .linalg.metric import Metric
+from .plan import DENSE
+from .sites import Site, Sites
+from .statistics import Statistics
+from .statistics.moments import identity_metrics
+
+METRICS = ("input", "weight")
+ALL_FORMATS = ("svd", "spatial_svd", "tucker2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One way to build a site.
+
+    Attributes:
+        format: name of the format, or "dense".
+        ranks: its ranks, () for dense.
+        params, macs: counts of the built layer.
+        error: relative squared error of the site's output in the metric, 0 for dense.
+    """
+
+    format: str
+    ranks: Ranks
+    params: int
+    macs: int
+    error: float
+
+
+Curve = tuple[Option, ...]
+
+
+def rank_step(site: Site, round_to: int | str) -> int:
+    """Ranks are multiples of this: "auto" is 8 where the smaller side is at least 128, else 1.
+
+    Raises:
+        ValueError: for anything but "auto" or a number above 0.
+    """
+    if round_to == "auto":
+        return 8 if min(site.out_features // site.groups, site.weight_shape[1]) >= 128 else 1
+    if isinstance(round_to, int) and not isinstance(round_to, bool) and round_to > 0:
+        return round_to
+    raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
+
+
+def site_metrics(source: Statistics | Sites, site: Site, metric: str, model: nn.Module) -> list[Metric]:
+    """The metric of each group of a site.
+
+    Raises:
+        ValueError: if the metric is unknown, or needs statistics that are not there.
+    """
+    if metric == "weight":
+        return identity_metrics(site.groups, site.in_features, next(model.parameters()).device)
+    if metric != "input":
+        raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    if not isinstance(source, Statistics):
+        raise ValueError('the "input" metric needs statistics: pass rankwise.collect(model, data), or metric="weight"')
+    if site.name not in source:
+        raise ValueError(
+            f"the statistics hold nothing for site {site.name!r}; collect them again for this network, or ignore it"
+        )
+    return source[site.name].metrics()
+
+
+def profile(
+    model: nn.Module,
+    source: Statistics | Sites,
+    *,
+    formats: Sequence[str] = ALL_FORMATS,
+    metric: str = "input",
+    round_to: int | str = "auto",
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+) -> dict[str, Curve]:
+    """The options of every site: dense, and whatever costs less and is not beaten in both cost and error.
+
+    `error(option) = ||(W - V) Sigma^(1/2)||_F^2 / ||W Sigma^(1/2)||_F^2`
+
+    Args:
+        model: the dense network.
+        source: statistics, or only the sites for `metric="weight"`.
+        formats: names of the formats to consider.
+        metric: "input" (the covariance of each site's input) or "weight" (Frobenius).
+        round_to: ranks are multiples of this.
+        progress: wraps the sites, for a progress bar.
+
+    Returns:
+        Curve by site name; a site that has to stay dense has one option.
+
+    Raises:
+        ValueError: for an unknown format or metric, or missing statistics.
+    """
+    model = unwrap(model)
+    sites = source.sites if isinstance(source, Statistics) else source
+    candidates = [get_format(name) for name in formats]
+    if not candidates:
+        raise ValueError(f"no format given; name at least one of {', '.join(ALL_FORMATS)}")
+    curves: dict[str, Curve] = {}
+    todo: Iterable[Site] = list(sites.values())
+    for site in todo if progress is None else progress(todo, "profile"):
+        options = [dense_option(site)]
+        usable = [format for format in candidates if format.refuses(site) is None]
+        if usable:
+            weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model)
+            bias = site.has_bias or metric == "input"
+            for format in usable:
+                for ranks, error in format.curve(site, weight, metrics, rank_step(site, round_to)):
+                    cost = format.cost(site, ranks, bias)
+                    if cost.macs < site.macs and cost.params < site.params:
+                        options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
+        curves[site.name] = tuple(options)
+    return curves
+
+
+def dense_option(site: Site) -> Option:
+    """The site as it is."""
+    return Option(format=DENSE, ranks=(), params=site.params, macs=site.macs, error=0.0)

@@ -1,0 +1,1 @@
+"""Rules that choose ranks; they see curves, budgets and constraints, never data or models."""

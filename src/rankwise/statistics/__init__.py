@@ -1,0 +1,9 @@
+"""Statistics of what each site multiplies its weight with: collect, merge, save and load."""
+
+from __future__ import annotations
+
+from .collect import collect
+from .moments import Moments
+from .store import Statistics
+
+__all__ = ["Moments", "Statistics", "collect"]

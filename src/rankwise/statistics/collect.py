@@ -1,0 +1,170 @@
+"""One pass over calibration data: the moments of every site's input.
+
+Letters: see `rows`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import Batches, call, first_sample, pristine
+from ..calling import DataError
+from ..guards import unwrap
+from ..sites import Site, find
+from .moments import LARGEST_DENSE, SAMPLED_ROWS, Accumulator
+from .rows import input_rows, positions_per_sample, sample_positions
+from .store import Statistics
+
+logger = logging.getLogger("rankwise")
+
+
+def collect(
+    model: nn.Module,
+    data: Iterable[Any] | None = None,
+    *,
+    forward_loop: Callable[[nn.Module], object] | None = None,
+    example_input: Any = None,
+    only: Collection[str] | None = None,
+    positions: int | str = "auto",
+    seed: int = 0,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+) -> Statistics:
+    """Collect mean and second moment of the (unfolded) input of every site.
+
+    `mu = E[x], Sigma = E[x x^T]` over samples and output positions, per convolution group, of what the layer multiplies
+    its weight with: after padding, at its stride and dilation.
+
+    Args:
+        model: the dense network; left exactly as it was.
+        data: any re-iterable of batches (tensor, tuple or mapping), without labels.
+        forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example_input`.
+        example_input: what MACs are counted for; by default the first sample of the first batch.
+        only: names of the sites to collect; all by default.
+        positions: output positions of each sample to use: "auto" (16 rows per input dimension over all samples, at
+            least 16 per sample), "all", or a number.
+        seed: of the positions.
+        progress: wraps the batches, for a progress bar: `progress(batches, description)`.
+
+    Returns:
+        Moments by site name. Sites that stay dense have none.
+
+    Raises:
+        ValueError: if the data is empty or not finite, the model rejects a batch, or neither or both of `data` and
+            `forward_loop` are given.
+
+    Example:
+        >>> import torch
+        >>> stats = collect(torch.nn.Sequential(torch.nn.Linear(4, 3)), [torch.randn(8, 4)])
+        >>> stats["0"].count
+        8
+    """
+    model = unwrap(model)
+    if (data is None) == (forward_loop is None):
+        raise ValueError("collect needs either data (batches) or forward_loop (a function of the model), one of them")
+    batches = None if data is None else Batches.of(data)
+    if example_input is None:
+        if batches is None:
+            raise ValueError("collect with a forward_loop needs example_input, for which MACs are counted")
+        example_input = first_sample(batches.first())
+    sites = find(model, example_input)
+    chosen = [site for site in sites.values() if not site.dense_because and (only is None or site.name in only)]
+    samples = None if batches is None else batches.samples
+    logger.info("collecting statistics needs up to %.2f GB", memory_needed(chosen, samples, positions) / 1e9)
+    collector = _Collector(chosen, samples, positions, seed)
+    with pristine(model), ExitStack() as hooks:
+        for site in chosen:
+            layer = model.get_submodule(site.name)
+            hooks.enter_context(_hook(layer, collector.observer(site)))
+        if forward_loop is not None:
+            forward_loop(model)
+        elif batches is not None:
+            for index, batch in enumerate(batches if progress is None else progress(batches, "statistics")):
+                collector.batch = index
+                call(model, batch, index=index)
+    missing = [site.name for site in chosen if not collector.accumulators[site.name].count]
+    if missing:
+        raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
+    moments = {name: accumulator.moments() for name, accumulator in collector.accumulators.items()}
+    return Statistics(moments, sites=sites, samples=samples or 0, seed=seed)
+
+
+def memory_needed(sites: Collection[Site], samples: int | None, positions: int | str) -> int:
+    """Largest number of bytes that the moments of the sites will hold."""
+    total = 0
+    for site in sites:
+        D, rows = site.in_features, _rows_expected(site, samples, positions)
+        if D > LARGEST_DENSE:
+            total += site.groups * 2 * min(rows, SAMPLED_ROWS) * D * 4
+        elif rows <= D:
+            total += site.groups * rows * D * 4
+        else:
+            total += site.groups * D * D * (8 + 8)  # the sum, and rows waiting to be multiplied
+    return total
+
+
+def _rows_expected(site: Site, samples: int | None, positions: int | str) -> int:
+    if samples is None:
+        return 10**12
+    per_sample = positions_per_sample(site, samples, positions)
+    return samples * sum(call.rows if per_sample is None else min(per_sample, call.rows) for call in site.calls)
+
+
+class _Collector:
+    """Feeds what a site's hook sees to the site's accumulator."""
+
+    def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
+        self.accumulators = {
+            site.name: Accumulator(taps=site.kernel_size[0] * site.kernel_size[1], seed=seed) for site in sites
+        }
+        self.wanted = {site.name: positions_per_sample(site, samples, positions) for site in sites}
+        self.seed = seed
+        self.batch = 0
+        self.calls: dict[tuple[str, int], int] = {}
+
+    def observer(self, site: Site) -> Callable[[nn.Module, Tensor, Tensor], None]:
+        def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
+            number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
+            drawn = draw(layer, x, y, self.wanted[site.name], f"{site.name}:{self.batch}:{number}", self.seed)
+            try:
+                self.accumulators[site.name].update(input_rows(layer, x, drawn))
+            except ValueError as error:
+                raise DataError(f"site {site.name!r}, batch {self.batch}: {error}; remove the sample") from error
+
+        return observe
+
+
+def draw(layer: nn.Module, x: Tensor, y: Tensor, wanted: int | None, key: str, seed: int) -> Tensor | None:
+    """Output positions to gather for one call, B x n; None for all."""
+    if isinstance(layer, nn.Conv2d):
+        batch, total = (len(y), y.shape[-2] * y.shape[-1]) if y.dim() == 4 else (1, y.shape[-2] * y.shape[-1])
+    else:
+        batch, total = (len(x), x[0].numel() // x.shape[-1]) if x.dim() > 1 else (1, 1)
+    return sample_positions(batch, total, wanted, key, seed)
+
+
+def _hook(layer: nn.Module, observe: Callable[[nn.Module, Tensor, Tensor], None]) -> Any:
+    def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        with torch.no_grad():
+            observe(module, x, output)
+
+    return _Removed(layer.register_forward_hook(seen, with_kwargs=True))
+
+
+class _Removed:
+    """A hook handle as a context."""
+
+    def __init__(self, handle: torch.utils.hooks.RemovableHandle) -> None:
+        self.handle = handle
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()

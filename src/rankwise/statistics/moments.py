@@ -1,0 +1,220 @@
+"""Count, mean and second moment of a site's input, streamed; with targets also their cross moment.
+
+Letters: G groups, N rows, D inputs per group, T targets per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..linalg.metric import Dense, Identity, Metric, Sampled
+from .rows import unfold_order
+
+# Above this many inputs per group a D x D moment is not kept (536 MB in float64), but a sample of rows is.
+LARGEST_DENSE = 8192
+SAMPLED_ROWS = 4096
+# Relative to the trace. Keeps fits defined on inputs that never fire without moving the others.
+DAMPING = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Moments of one site, in the order of `torch.nn.functional.unfold`, float64.
+
+    Either `second_GDD` is there, or the rows themselves are (fewer rows than inputs, or more inputs than 8,192).
+
+    Attributes:
+        count: rows that were seen.
+        mean_GD: mean of the rows.
+        second_GDD: `E[x x^T]`, uncentred.
+        rows_GND: all rows, or a seeded sample of them.
+        target_mean_GT, cross_GTD: mean and `E[y x^T]` of targets, where there were any.
+    """
+
+    count: int
+    mean_GD: Tensor
+    second_GDD: Tensor | None = None
+    rows_GND: Tensor | None = None
+    target_mean_GT: Tensor | None = None
+    cross_GTD: Tensor | None = None
+
+    @property
+    def dim(self) -> int:
+        """Inputs per group."""
+        return self.mean_GD.shape[1]
+
+    def metrics(self, damping: float = DAMPING, centred: bool = True) -> list[Metric]:
+        """The metric of each group: the covariance of the input (its second moment if not `centred`)."""
+        result: list[Metric] = []
+        for group, mean_D in enumerate(self.mean_GD):
+            shift_D = mean_D if centred else torch.zeros_like(mean_D)
+            if self.second_GDD is not None:
+                result.append(Dense(self.second_GDD[group] - torch.outer(shift_D, shift_D), damping))
+            else:
+                assert self.rows_GND is not None
+                rows_ND = self.rows_GND[group].double() - shift_D
+                result.append(Sampled(rows_ND / max(len(rows_ND), 1) ** 0.5))
+        return result
+
+    def bias(self, weight: Tensor, replacement: Tensor, bias: Tensor | None) -> Tensor:
+        """`b + (W - V) mu`: the bias that keeps the mean output when `replacement` takes the place of `weight`."""
+        change_GTD = (weight.double() - replacement.double()).reshape(len(self.mean_GD), -1, self.dim)
+        correction = torch.einsum("gtd,gd->gt", change_GTD, self.mean_GD).reshape(-1)
+        return correction if bias is None else bias.double() + correction
+
+
+def identity_metrics(groups: int, dim: int, device: torch.device | str = "cpu") -> list[Metric]:
+    """The weight metric of each group."""
+    return [Identity(dim, device) for _ in range(groups)]
+
+
+class Accumulator:
+    """Adds up rows batch by batch: float32 products, float64 sums.
+
+    Rows are kept as they are until there are more of them than inputs; that is exact, smaller, and lets the products
+    run on large blocks.
+
+    Args:
+        taps: kernel positions Q of the tap-major rows.
+        seed: of the sample that is kept above 8,192 inputs.
+    """
+
+    def __init__(self, taps: int = 1, seed: int = 0) -> None:
+        self.taps = taps
+        self.count = 0
+        self.pending: list[Tensor] = []
+        self.pending_targets: list[Tensor] = []
+        self.pending_rows = 0
+        self.keys: list[Tensor] = []
+        self.sums: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def update(self, x_GND: Tensor, y_GNT: Tensor | None = None) -> None:
+        """Add rows, and the targets that belong to them.
+
+        Raises:
+            ValueError: if a row is not finite.
+        """
+        self._add("mean", x_GND.sum(1, dtype=torch.float64))
+        if not torch.isfinite(self.sums["mean"]).all():
+            raise ValueError("the input holds NaN or infinity")
+        if y_GNT is not None:
+            self._add("target_mean", y_GNT.sum(1, dtype=torch.float64))
+            self.pending_targets.append(y_GNT)
+        self.count += x_GND.shape[1]
+        self.pending.append(x_GND)
+        self.pending_rows += x_GND.shape[1]
+        if x_GND.shape[2] > LARGEST_DENSE:
+            self.keys.append(torch.rand(x_GND.shape[1], generator=self.generator, dtype=torch.float64))
+            if self.pending_rows > 2 * SAMPLED_ROWS:
+                self._thin()
+        elif self.pending_rows > x_GND.shape[2]:
+            self._flush()
+
+    def moments(self) -> Moments:
+        """The moments so far.
+
+        Raises:
+            ValueError: if no row was added.
+        """
+        if not self.count:
+            raise ValueError("no row was seen")
+        sums = dict(self.sums)
+        mean_GD = sums["mean"] / self.count
+        order = unfold_order(self.taps, mean_GD.shape[1], mean_GD.device)
+        dense = "second" in sums
+        if dense and self.pending:
+            self._flush()
+            sums = dict(self.sums)
+        rows_GND = None
+        if not dense:
+            if mean_GD.shape[1] > LARGEST_DENSE and self.pending_rows > SAMPLED_ROWS:
+                self._thin()
+            rows_GND = torch.cat(self.pending, dim=1)[:, :, order]
+            if self.pending_targets:
+                targets = torch.cat(self.pending_targets, dim=1).double()
+                sums["cross"] = targets.mT @ torch.cat(self.pending, dim=1).double() * (self.count / self.pending_rows)
+        second_GDD = (sums["second"] / self.count)[:, order][:, :, order] if dense else None
+        has_targets = "target_mean" in sums
+        return Moments(
+            count=self.count,
+            mean_GD=mean_GD[:, order],
+            second_GDD=second_GDD,
+            rows_GND=rows_GND,
+            target_mean_GT=sums["target_mean"] / self.count if has_targets else None,
+            cross_GTD=(sums["cross"] / self.count)[:, :, order] if has_targets else None,
+        )
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _flush(self) -> None:
+        x_GND = torch.cat(self.pending, dim=1)
+        self._add("second", gram(x_GND).double())
+        if self.pending_targets:
+            self._add("cross", (torch.cat(self.pending_targets, dim=1).mT @ x_GND).double())
+        self.pending, self.pending_targets, self.pending_rows = [], [], 0
+
+    def _thin(self) -> None:
+        """Keep the rows with the smallest random keys: a uniform sample of all rows seen, whatever their order."""
+        keys = torch.cat(self.keys)
+        kept = keys.argsort()[:SAMPLED_ROWS].sort().values
+        self.keys = [keys[kept]]
+        kept = kept.to(self.pending[0].device)
+        self.pending = [torch.cat(self.pending, dim=1)[:, kept]]
+        if self.pending_targets:
+            self.pending_targets = [torch.cat(self.pending_targets, dim=1)[:, kept]]
+        self.pending_rows = len(kept)
+
+
+def gram(x_GND: Tensor) -> Tensor:
+    """`X^T X`, D x D per group, as three of its four blocks: the fourth is a transpose."""
+    half = x_GND.shape[2] // 2
+    if half < 64:
+        return x_GND.mT @ x_GND
+    left, right = x_GND[..., :half], x_GND[..., half:]
+    upper = left.mT @ right
+    top = torch.cat([left.mT @ left, upper], dim=2)
+    return torch.cat([top, torch.cat([upper.mT, right.mT @ right], dim=2)], dim=1)
+
+
+def merge(parts: Sequence[Moments]) -> Moments:
+    """Moments of all the rows that the parts saw.
+
+    Raises:
+        ValueError: if the parts have different sizes.
+    """
+    shapes = {tuple(part.mean_GD.shape) for part in parts}
+    if len(shapes) != 1:
+        raise ValueError(f"moments of different sizes cannot be merged: {sorted(shapes)}")
+    count = sum(part.count for part in parts)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return sum(
+            (v * (part.count / count) for v, part in zip(values, parts, strict=True)), torch.zeros_like(values[0])
+        )
+
+    targets = {}
+    if all(part.cross_GTD is not None for part in parts):
+        targets = {
+            "target_mean_GT": mean([part.target_mean_GT for part in parts if part.target_mean_GT is not None]),
+            "cross_GTD": mean([part.cross_GTD for part in parts if part.cross_GTD is not None]),
+        }
+    mean_GD = mean([part.mean_GD for part in parts])
+    if all(part.second_GDD is None for part in parts):
+        rows_GND = torch.cat([part.rows_GND for part in parts if part.rows_GND is not None], dim=1)
+        if parts[0].dim > LARGEST_DENSE or rows_GND.shape[1] <= parts[0].dim:
+            return Moments(count=count, mean_GD=mean_GD, rows_GND=rows_GND, **targets)
+    return Moments(count=count, mean_GD=mean_GD, second_GDD=mean([_second(part) for part in parts]), **targets)
+
+
+def _second(part: Moments) -> Tensor:
+    if part.second_GDD is not None:
+        return part.second_GDD
+    assert part.rows_GND is not None
+    rows = part.rows_GND.double()
+    return rows.mT @ rows / rows.shape[1]

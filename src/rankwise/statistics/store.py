@@ -1,0 +1,122 @@
+"""Moments of all sites of a network, and their file: safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..sites import Sites
+from .moments import Moments, merge
+
+_KIND = "rankwise statistics"
+_VERSION = 1
+_TENSORS = tuple(item.name for item in fields(Moments) if item.name != "count")
+
+
+class Statistics(Mapping[str, Moments]):
+    """Moments by site name, with the sites they belong to.
+
+    Args:
+        moments: by site name.
+        sites: of the network they were collected from.
+        samples: calibration samples seen.
+        seed: of the sampled positions.
+    """
+
+    def __init__(self, moments: Mapping[str, Moments], *, sites: Sites, samples: int, seed: int = 0) -> None:
+        self._moments = dict(moments)
+        self.sites = sites
+        self.samples = samples
+        self.seed = seed
+
+    def __getitem__(self, site: str) -> Moments:
+        return self._moments[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def __repr__(self) -> str:
+        return f"Statistics({len(self)} sites, {self.samples} samples)"
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of both sets of samples together.
+
+        Raises:
+            ValueError: if they belong to networks of different structure, or to different sites.
+        """
+        if other.sites.fingerprint != self.sites.fingerprint:
+            raise ValueError("statistics of networks of different structure cannot be merged")
+        if set(other) != set(self):
+            raise ValueError(f"the statistics cover different sites: {sorted(set(self) ^ set(other))[:5]}")
+        moments = {name: merge([self[name], other[name]]) for name in self}
+        return Statistics(moments, sites=self.sites, samples=self.samples + other.samples, seed=self.seed)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file; an older file stays whole until the new one is.
+
+        Raises:
+            OSError: if the disk refuses; nothing is left half written.
+        """
+        path = Path(path)
+        tensors, counts = {}, {}
+        for name, moments in self.items():
+            counts[name] = moments.count
+            for kind in _TENSORS:
+                value = getattr(moments, kind)
+                if value is not None:
+                    tensors[f"{kind}:{name}"] = value.contiguous()
+        about = {
+            "kind": _KIND,
+            "version": str(_VERSION),
+            "counts": json.dumps(counts),
+            "sites": json.dumps(self.sites.to_dict()),
+            "samples": str(self.samples),
+            "seed": str(self.seed),
+        }
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            save_file(tensors, temporary, metadata=about)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"cannot write the statistics to {path}: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: if the file is missing, damaged, of another kind or of a newer version.
+        """
+        tensors: dict[str, Tensor] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("kind") != _KIND:
+                    raise ValueError(f"{path} holds no Rankwise statistics; write them with Statistics.save")
+                if about["version"] != str(_VERSION):
+                    raise ValueError(f"{path} has version {about['version']}; this Rankwise reads version {_VERSION}")
+                for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    tensors[key] = file.get_tensor(key)
+            counts, sites = json.loads(about["counts"]), Sites.from_dict(json.loads(about["sites"]))
+            moments = {name: _moments(name, count, tensors) for name, count in counts.items()}
+            return cls(moments, sites=sites, samples=int(about["samples"]), seed=int(about["seed"]))
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"cannot read statistics from {path}: {error}; collect them again") from error
+
+
+def _moments(name: str, count: int, tensors: Mapping[str, Tensor]) -> Moments:
+    found = {kind: tensors[f"{kind}:{name}"] for kind in _TENSORS if f"{kind}:{name}" in tensors}
+    return Moments(count=count, **found)
