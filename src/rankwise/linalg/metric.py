@@ -166,7 +166,44 @@ class Sampled(Metric):
         return (M_TD @ self.rows_ND.mT) @ _channel_fold(self.rows_ND, B_CR, taps)
 
     def nested_projection(self, target_TD: Tensor) -> Tensor:
-        return torch.linalg.qr(self.rows_ND).Q.mT @ (self.rows_ND @ target_TD.mT)
+        Q_NK, inputs = _leading_basis(self.rows_ND)
+        Y_KT = target_TD.new_zeros(max(inputs, default=-1) + 1, len(target_TD))
+        Y_KT[inputs] = Q_NK.mT @ (self.rows_ND @ target_TD.mT)
+        return Y_KT
+
+
+def _leading_basis(X_ND: Tensor, block: int = 64, tolerance: float = 1e-7) -> tuple[Tensor, list[int]]:
+    """Orthonormal columns that span the columns of X one after the other, and the column that each belongs to.
+
+    A column that those before it determine (an input that is always zero, or repeats others) has none. A plain QR would
+    give it an arbitrary direction, which then seems to explain something.
+    """
+    X_ND = X_ND / X_ND.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    N, D = X_ND.shape
+    norms_D = torch.linalg.vector_norm(X_ND, dim=0)
+    floor_D = tolerance * torch.maximum(norms_D, 0.1 * norms_D.max())
+    Q_NK = X_ND[:, :0]
+    columns: list[int] = []
+    for start in range(0, D, block):
+        if Q_NK.shape[1] == N:
+            break
+        part = X_ND[:, start : start + block]
+        for _ in range(2):  # the second time removes what rounding left
+            part = part - Q_NK @ (Q_NK.mT @ part)
+        basis, R = torch.linalg.qr(part)
+        new = list(range(part.shape[1]))
+        if len(R) < len(new) or bool((R.diagonal().abs() <= floor_D[start : start + block]).any()):
+            basis, new = part[:, :0], []
+            for column, v_N in enumerate(part.mT):
+                for _ in range(2):
+                    v_N = v_N - basis @ (basis.mT @ v_N)
+                length = torch.linalg.vector_norm(v_N)
+                if length > floor_D[start + column] and Q_NK.shape[1] + len(new) < N:
+                    basis = torch.cat([basis, v_N[:, None] / length], dim=1)
+                    new.append(column)
+        Q_NK = torch.cat([Q_NK, basis], dim=1)
+        columns += [start + column for column in new]
+    return Q_NK, columns
 
 
 class Identity(Metric):
