@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -107,15 +108,17 @@ def run(
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
     with ActivationStore(cap) as store:
         fitted: fx.Node | None = None  # the last fitted site, whose compressed output is still to be computed
-        start = 0
+        start = count = 0
         for cut, site in [(i, node) for i, node in enumerate(nodes) if node.op == "call_module"]:
             name = str(site.target)
             if name not in sites:
                 continue
             step(name)
             needed = {node for node in nodes[:cut] if last_use[node] > cut} | {site, *site.all_input_nodes}
-            for index, batch in enumerate(batches):
-                segment = _Segment(dense, compressed, visitor, store, index, bind(dense, batch))
+            # every input is a node of the graph, stored like any other value: the data is walked over only once
+            for index, arguments in enumerate(map(partial(bind, dense), batches) if start == 0 else [{}] * count):
+                count = max(count, index + 1)
+                segment = _Segment(dense, compressed, visitor, store, index, arguments)
                 if fitted is not None:
                     segment.compress(fitted)
                 for node in nodes[start:cut]:

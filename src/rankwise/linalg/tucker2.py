@@ -106,9 +106,9 @@ def fit(
     metric: Metric,
     output_rank: int,
     channel_rank: int,
-    sweeps: int = 10,
-    tolerance: float = 1e-4,
-    steps: int = 12,
+    sweeps: int = 6,
+    tolerance: float = 1e-3,
+    steps: int = 6,
 ) -> Tucker2:
     """Fit `A G (B kron I)^T` to `W` in the metric by two-block alternating least squares.
 

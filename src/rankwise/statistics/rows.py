@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ..sites import Site
 
 # Rows per unknown that a moment is estimated from, and the fewest positions of one sample; see `positions_per_sample`.
-ROWS_PER_INPUT = 32
-FEWEST_POSITIONS = 32
+ROWS_PER_INPUT = 48
+FEWEST_POSITIONS = 16
 
 
 def positions_per_sample(site: Site, samples: int | None, positions: int | str) -> int | None:
