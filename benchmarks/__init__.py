@@ -1,0 +1,1 @@
+"""Measurements side by side in one run; each module is run as `python -m benchmarks.NAME`."""

@@ -1,0 +1,154 @@
+"""Accuracy of training-free compression: no labels, no gradient step.
+
+    python -m benchmarks.cifar_training_free [--networks resnet20 ...] [--quick] [--json FILE]
+
+Every method sees the same calibration images and the same budget in MACs. Variants of our method are decided by the
+agreement with the dense network on further images; the accuracy on the test images is read off at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+import rankwise as rw
+from benchmarks.baselines import balf
+from benchmarks.common import Row, networks, parser, report, start
+from benchmarks.tasks import TASKS, Task
+
+COLUMNS = (
+    "network",
+    "method",
+    "keep",
+    "top1",
+    "agreement",
+    "macs_ratio",
+    "params_ratio",
+    "against_baseline",
+    "paired_se",
+)
+COLUMNS = (*COLUMNS, "seconds")
+OURS = {"ours svd": "svd", "ours spatial svd": "spatial_svd", "ours tucker2": "tucker2", "ours per layer": "auto"}
+
+
+class Compressor:
+    """All methods on one network; statistics and curves are computed once.
+
+    Args:
+        task: network and data.
+        positions: output positions of each image to use.
+        seed: of the positions.
+        device: of the model and the data.
+    """
+
+    def __init__(self, task: Task, positions: int | str, seed: int, device: str) -> None:
+        self.model = task.model.to(device)
+        self.batches = task.batches(device)
+        self.positions, self.seed = positions, seed
+        self.stats = rw.collect(self.model, self.batches, positions=positions, seed=seed)
+        self.curves = rw.profile(self.model, self.stats)
+
+    def frobenius(self, keep: dict[str, float]) -> nn.Module:
+        """Plain SVD with the knapsack on relative Frobenius error."""
+        plan = rw.choose(self.model, self.stats.sites, keep=keep, metric="weight", formats=("svd",), round_to=1)
+        return rw.factorise(self.model, plan, self.stats.sites)
+
+    def baseline(self, keep: dict[str, float]) -> nn.Module:
+        """The best published training-free method."""
+        return balf(self.model, self.stats, keep)[0]
+
+    def ours(self, keep: dict[str, float], format: str) -> nn.Module:
+        """Sequential factorisation with one format for kernels above 1 x 1 (SVD for the others), or all of them."""
+        curves = self.curves
+        if format != "auto":
+            sites = self.stats.sites
+            allowed = {name: ("dense", format if sites[name].kernel_size != (1, 1) else "svd") for name in sites}
+            curves = {name: tuple(o for o in curve if o.format in allowed[name]) for name, curve in curves.items()}
+        plan = rw.choose(self.model, self.stats, keep=keep, curves=curves)
+        return rw.factorise(self.model, plan, data=self.batches, positions=self.positions, seed=self.seed)
+
+    def methods(self, only: list[str] | None) -> dict[str, Callable[[dict[str, float]], nn.Module]]:
+        """Method by name, the baseline first: others are compared with it."""
+        result: dict[str, Callable[[dict[str, float]], nn.Module]] = {
+            "baseline (input-metric SVD)": self.baseline,
+            "SVD in the Frobenius norm": self.frobenius,
+        }
+        for name, format in OURS.items():
+            result[name] = lambda keep, format=format: self.ours(keep, format)  # type: ignore[misc]
+        return {name: run for name, run in result.items() if not only or any(word in name for word in only)}
+
+
+def measure(name: str, task: Task, options: Compressor, only: list[str] | None, keeps: tuple[float, ...]) -> list[Row]:
+    """Rows of one network."""
+    model = options.model
+    dense_further, dense_test = task.answers(model, task.further), task.answers(model, task.images)
+    dense_right = dense_test == task.labels
+    example = options.batches[0][:1]
+    before = rw.evaluate.size(model, example)
+    rows: list[Row] = [{"network": name, "method": "dense", "keep": 1.0, "top1": _percent(dense_right)}]
+    for keep in keeps:
+        baseline: Tensor | None = None
+        for method, run in options.methods(only).items():
+            begin = time.perf_counter()
+            small = run({"macs": keep})
+            seconds = time.perf_counter() - begin
+            after = rw.evaluate.size(small, example)
+            right = task.answers(small, task.images) == task.labels
+            row: Row = {
+                "network": name,
+                "method": method,
+                "budget": "macs",
+                "keep": keep,
+                "top1": _percent(right),
+                "agreement": _percent(task.answers(small, task.further) == dense_further),
+                "macs_ratio": after.macs / before.macs,  # type: ignore[operator]
+                "params_ratio": after.params / before.params,
+                "seconds": seconds,
+                "seed": options.seed,
+            }
+            if baseline is None:
+                baseline = right
+            else:
+                difference = right.double() - baseline.double()
+                row["against_baseline"] = 100 * float(difference.mean())
+                row["paired_se"] = 100 * float(difference.std()) / len(difference) ** 0.5
+            rows.append(row)
+            print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    return rows
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * float(right.double().mean())
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--networks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    options.add_argument("--keeps", nargs="+", type=float, help="budgets instead of each network's own")
+    options.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words")
+    options.add_argument("--positions", default="auto", help='"auto", "all" or a number of positions per image')
+    options.add_argument("--device", default="cpu")
+    arguments = options.parse_args()
+    start(arguments)
+    positions = int(arguments.positions) if arguments.positions.isdigit() else arguments.positions
+    chosen = ["resnet20"] if arguments.quick else arguments.networks
+    module = networks()
+    rows: list[Row] = []
+    for name in chosen:
+        task = TASKS[name](module)
+        if arguments.quick:
+            task = replace(task, calibration=task.calibration[:256], further=task.further[::10])
+        keeps = tuple(arguments.keeps or task.keeps)
+        compressor = Compressor(task, positions, arguments.seed, arguments.device)
+        rows += measure(name, task, compressor, arguments.methods, keeps)
+        report(rows, COLUMNS, f"training-free compression, positions={positions}", arguments.json)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
