@@ -147,9 +147,11 @@ def fit(
     channels_CC = metric.channels(Q)
     L_CC = cholesky(channels_CC, damping=1e-6)
     for _ in range(sweeps):
-        before = error
-        B_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
-        A_TR, G_RSQ, error = _outputs_and_core(W_TD, metric, B_CS, output_rank, Q, total)
+        moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
+        moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
+        if moved[2] >= error:  # converged up to rounding
+            break
+        before, B_CS, (A_TR, G_RSQ, error) = error, moved_CS, moved
         if before - error <= tolerance * before or error <= 1e-14 * total:
             break
     return Tucker2(A_TR, G_RSQ, B_CS, error)
@@ -186,7 +188,8 @@ def _update_channels(
         return torch.einsum("rcq,rsq->cs", metric.times(V_RD).reshape(R, C, Q), G_RSQ)
 
     right_CS = torch.einsum("rcq,rsq->cs", metric.times(A_TR.mT @ W_TD).reshape(R, C, Q), G_RSQ)
-    M_SS = cholesky(torch.einsum("rsq,rtq->st", G_RSQ, G_RSQ), damping=1e-10)
+    # Singular where the core uses fewer than S channels (always if S > R Q): more damping keeps rounding small there.
+    M_SS = cholesky(torch.einsum("rsq,rtq->st", G_RSQ, G_RSQ), damping=1e-6)
 
     def precondition(X_CS: Tensor) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(X_CS, L_CC).mT, M_SS).mT
