@@ -97,6 +97,8 @@ def factorise(
                 cap=spill_above,
                 step=step,
             )
+    for row in plan.factorised:  # the copy was in eval mode when the chains were built
+        compressed.get_submodule(row.site).train(model.get_submodule(row.site).training)
     return compressed
 
 

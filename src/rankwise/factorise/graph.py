@@ -8,8 +8,8 @@ kept. While the two networks still agree on a value it is computed once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +17,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..batches import Batches, call, first_sample
-from ..calling import prepared
+from ..calling import DataError, prepared
 from .residual import Link, corrected, schedule
 from .spill import ActivationStore
+
+
+class OtherOptionsError(ValueError):
+    """A batch calls the network with other options than the first one, for which it was traced."""
 
 
 class Visitor(Protocol):
@@ -68,6 +72,7 @@ def trace(model: nn.Module, batch: Any, sites: Iterable[str]) -> fx.Graph | str:
         arguments = bind(model, batch)
         concrete = {name: value for name, value in arguments.items() if not _has_tensor(value)}
         graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
+        _drop_constants(graph, arguments.keys() - concrete.keys())
         called = [node.target for node in graph.nodes if node.op == "call_module" and node.target in sites]
         if sorted(called) != sorted(sites):
             return "a site is not called exactly once in the traced graph"
@@ -101,6 +106,10 @@ def run(
         visitor: what to do at each site.
         cap: bytes of activations that are kept in memory.
         step: called with each site's name before it is fitted.
+
+    Raises:
+        OtherOptionsError: if a batch has other options than the first; nothing was fitted then.
+        ValueError: if the network rejects a batch.
     """
     sites = set(sites)
     nodes, links = schedule(graph, dense, sites)
@@ -116,17 +125,43 @@ def run(
             step(name)
             needed = {node for node in nodes[:cut] if last_use[node] > cut} | {site, *site.all_input_nodes}
             # every input is a node of the graph, stored like any other value: the data is walked over only once
-            for index, arguments in enumerate(map(partial(bind, dense), batches) if start == 0 else [{}] * count):
+            for index, arguments in enumerate(_arguments(dense, batches) if start == 0 else [{}] * count):
                 count = max(count, index + 1)
                 segment = _Segment(dense, compressed, visitor, store, index, arguments)
-                if fitted is not None:
-                    segment.compress(fitted)
-                for node in nodes[start:cut]:
-                    segment.execute(node)
-                visitor.observe(name, index, *segment.site(site, links.get(name)))
+                with _naming(dense, index):
+                    if fitted is not None:
+                        segment.compress(fitted)
+                    for node in nodes[start:cut]:
+                        segment.execute(node)
+                    visitor.observe(name, index, *segment.site(site, links.get(name)))
                 segment.keep(needed)
             visitor.finish(name)
             fitted, start = site, cut + 1
+
+
+def _arguments(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
+    """The arguments of every batch, as long as the options among them are those of the first."""
+    first: dict[str, Any] = {}
+    for index, batch in enumerate(batches):
+        with _naming(model, index):
+            arguments = bind(model, batch)
+        options = {name: None if _has_tensor(value) else (value,) for name, value in arguments.items()}
+        if index == 0:
+            first = options
+        if different := sorted(name for name in options.keys() | first.keys() if options.get(name) != first.get(name)):
+            raise OtherOptionsError(f"batch {index} has another {different[0]!r} than the first batch")
+        yield arguments
+
+
+@contextmanager
+def _naming(model: nn.Module, index: int) -> Iterator[None]:
+    """Errors of the network name the batch."""
+    try:
+        yield
+    except (DataError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(model).__name__} rejects batch {index}: {type(error).__name__}: {error}") from error
 
 
 def bind(model: nn.Module, batch: Any) -> dict[str, Any]:
@@ -246,6 +281,17 @@ def _run_dense(model: nn.Module, nodes: list[fx.Node], arguments: Mapping[str, A
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = _apply(node, model, args, kwargs)
     return values[node]
+
+
+def _drop_constants(graph: fx.Graph, tensors: Collection[str]) -> None:
+    """Remove the placeholders that `torch.fx` makes for fixed arguments and its checks; no other node reads them."""
+    dropped: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        fixed = node.op == "placeholder" and node.target not in tensors
+        if fixed or any(argument in dropped for argument in node.all_input_nodes):
+            dropped[node] = None
+    for node in reversed(dropped):
+        graph.erase_node(node)
 
 
 def _parents(name: str) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..batches import Batches
 from ..calling import DataError
@@ -64,6 +64,8 @@ def sequential(
     Raises:
         ValueError: if `engine` is "graph" and the network cannot be traced, or unknown.
     """
+    if engine not in ("auto", "graph", "hooks"):
+        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name in rows if len(sites[name].calls) > 1 or sites[name].aliases]
     visitor = _Visitor(dense, compressed, rows, sites, batches.samples, positions, seed)
@@ -76,17 +78,21 @@ def sequential(
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
-    if engine not in ("auto", "graph", "hooks"):
-        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
-    traced = graph.trace(dense, batches.first(), order) if engine != "hooks" else "not asked for"
-    if isinstance(traced, str):
+    if engine != "hooks":
+        traced = graph.trace(dense, batches.first(), order)
+        if isinstance(traced, fx.Graph):
+            try:
+                graph.run(dense, compressed, traced, batches, order, visitor, cap, step)
+                return
+            except graph.OtherOptionsError as error:
+                reason = str(error)
+                visitor.start("")  # forget what the first site has seen
+        else:
+            reason = traced
         if engine == "graph":
-            raise ValueError(f"the network cannot be traced ({traced}); use engine='hooks'")
-        if engine == "auto":
-            logger.warning("the network cannot be traced (%s); every site runs it from the start", traced)
-        hooks.run(dense, compressed, batches, order, visitor, step)
-    else:
-        graph.run(dense, compressed, traced, batches, order, visitor, cap, step)
+            raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
+        logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
+    hooks.run(dense, compressed, batches, order, visitor, step)
 
 
 class _Visitor:
@@ -107,9 +113,10 @@ class _Visitor:
         self.samples, self.positions, self.seed = samples, positions, seed
         self.changed: list[str] = []
         self.betas: dict[str, float] = {}
-        self._start("")
+        self.start("")
 
-    def _start(self, name: str) -> None:
+    def start(self, name: str) -> None:
+        """Turn to another site."""
         self.current = name
         site = self.sites[name] if name else None
         taps = site.kernel_size[0] * site.kernel_size[1] if site else 1
@@ -117,7 +124,7 @@ class _Visitor:
 
     def observe(self, site: str, batch: int, x: Tensor, y: Tensor) -> None:
         if site != self.current:
-            self._start(site)
+            self.start(site)
         layer = self.dense.get_submodule(site)
         wanted = positions_per_sample(self.sites[site], self.samples, self.positions)
         drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed)

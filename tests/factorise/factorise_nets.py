@@ -1,0 +1,171 @@
+"""Networks that sequential factorisation must cope with, each with batches and what it is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from helpers import Residual, batches_of
+from torch import Tensor, nn
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 24), nn.Tanh(), nn.Linear(24, 8)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class InPlace(nn.Module):
+    """Activations overwritten in place, also one that a later addition reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 12, 3, padding=1)
+        self.conv2 = nn.Conv2d(12, 12, 3, padding=1)
+        self.conv3 = nn.Conv2d(12, 12, 3, stride=2, padding=1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        y = self.conv2(self.act(x))  # x itself is rectified now
+        y = F.relu_(y) + x
+        y = y.mul_(0.5)
+        return self.act(self.conv3(y)).mean((2, 3))
+
+
+class Concat(nn.Module):
+    """DenseNet's pattern: every layer reads all maps before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8 + 6 * i) for i in range(3)])
+        self.convs = nn.ModuleList([nn.Conv2d(8 + 6 * i, 6, 3, padding=1, bias=False) for i in range(3)])
+        self.head = nn.Linear(26, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [self.stem(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            maps.append(conv(F.relu(norm(torch.cat(maps, 1)), inplace=True)))
+        return self.head(torch.cat(maps, 1).mean((2, 3)))
+
+
+class PreActivation(nn.Module):
+    """Norm and ReLU before the convolutions, the shortcut from after them, nothing after the addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(10) for _ in range(4)])
+        self.convs = nn.ModuleList([nn.Conv2d(10, 10, 3, padding=1, bias=False) for _ in range(4)])
+        self.shortcut = nn.Conv2d(10, 10, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in range(2):
+            y = self.relu(self.norms[2 * block](x))
+            kept = self.shortcut(y) if block == 0 else x
+            y = self.convs[2 * block](y)
+            y = self.convs[2 * block + 1](self.relu(self.norms[2 * block + 1](y)))
+            x = kept + y
+        return x.mean((2, 3))
+
+
+class Keywords(nn.Module):
+    """Called with keywords, one of them left out, one no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(16, 24)
+        self.right = nn.Linear(12, 24)
+        self.out = nn.Linear(24, 10)
+
+    def forward(
+        self, a: Tensor, b: Tensor | None = None, mask: Tensor | None = None, scale: float = 1.0, *, flip: bool = False
+    ) -> dict[str, Tensor]:
+        h = self.left(a)
+        if b is not None:
+            h = h + self.right(b) * scale
+        if mask is not None:
+            h = h * mask
+        if flip:
+            h = -h
+        return {"logits": self.out(input=torch.tanh(h))}
+
+
+class Pair(nn.Module):
+    """Two tensors in, a tuple out; every layer sees sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(10, 24)
+        self.mix = nn.Linear(24, 24)
+        self.norm = nn.LayerNorm(24)
+        self.out = nn.Linear(24, 6)
+
+    def forward(self, x: Tensor, y: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h = self.norm(self.embed(x) + self.embed_other(y))
+        h = h + self.mix(F.gelu(h))
+        return self.out(h), h.mean(1)
+
+    def embed_other(self, y: Tensor) -> Tensor:
+        return y.repeat(1, 1, 3)
+
+
+class Branching(nn.Module):
+    """Control flow that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 24)
+        self.second = nn.Linear(24, 24)
+        self.third = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        h = h + self.second(h) if x.mean() < 1000 else h
+        return self.third(h)
+
+
+class Grouped(nn.Module):
+    """Groups, dilation, uneven strides and "same" padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 12, (3, 5), stride=(1, 2), padding=(1, 2), padding_mode="reflect")
+        self.conv2 = nn.Conv2d(12, 16, 3, padding="same", dilation=2, groups=2)
+        self.conv3 = nn.Conv2d(16, 12, (2, 4), padding="same")
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+Case = tuple[Callable[[], nn.Module], Callable[[], list[Any]]]
+
+
+def images() -> list[Tensor]:
+    return batches_of(8, 3, 10, 10, count=4)
+
+
+CASES: dict[str, Case] = {
+    "chain": (Chain, lambda: batches_of(64, 20)),
+    "in place": (InPlace, images),
+    "residual": (Residual, images),
+    "concat": (Concat, images),
+    "pre-activation": (PreActivation, images),
+    "groups": (Grouped, images),
+    "keywords": (Keywords, lambda: [{"a": a, "b": a[:, :12].cos()} for a in batches_of(64, 16)]),
+    "optional left out": (Keywords, lambda: [{"a": a, "scale": 0.5, "flip": True} for a in batches_of(64, 16)]),
+    "tuples": (Pair, lambda: [(x, x[..., :8].sin()) for x in batches_of(32, 6, 10)]),
+    "positional options": (Keywords, lambda: [(a, a[:, :12].cos(), None, 0.7) for a in batches_of(64, 16)]),
+}
