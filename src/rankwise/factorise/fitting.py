@@ -30,6 +30,8 @@ BETAS = (0.0, 0.5, 1.0)
 # With fewer rows than this many per input dimension a regression target is not trusted at all.
 LEAST_ROWS_PER_INPUT = 8
 TARGET_DAMPING = 1e-4
+# Nor where the variance is less than this part of the second moment per input: rounding of float32 products.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,9 @@ def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> fl
     """The candidate whose target predicts the held-out outputs best; 0 where too few rows were seen."""
     enough = fitted.count >= LEAST_ROWS_PER_INPUT * fitted.dim
     if held is None or not enough or fitted.second_GDD is None or held.second_GDD is None:
+        return 0.0
+    variance = sum(float(A_DD.trace()) for A_DD in _centred(fitted)[0])
+    if variance <= ROUNDING * fitted.dim * sum(float(second.trace()) for second in fitted.second_GDD):
         return 0.0
     errors = {beta: held_out_error(regression_target(weight_GTD, fitted, beta), fitted, held) for beta in BETAS}
     return min(errors, key=errors.__getitem__)
