@@ -1,0 +1,409 @@
+"""The laws of a format, for every format on every kind of layer it takes, in every metric."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankwise import FORMATS, LowRank, Site, find
+from rankwise.formats import Factors, Format, Ranks
+from rankwise.formats.weights import site_bias, site_weight
+from rankwise.linalg.metric import Metric
+from rankwise.statistics.moments import Accumulator, identity_metrics
+from rankwise.statistics.rows import input_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+Made = tuple[Any, Site, Tensor]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads only wait for each other on sizes as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def conv1d_hf(outputs: int, inputs: int) -> nn.Module:
+    return pytest.importorskip("transformers.pytorch_utils").Conv1D(outputs, inputs)
+
+
+IMAGE = (2, 8, 8, 7)
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(10, 7), (3, 5, 10)),
+    "linear, no bias": (lambda: nn.Linear(6, 11, bias=False), (4, 6)),
+    "transformers' Conv1D": (lambda: conv1d_hf(9, 6), (2, 4, 6)),
+    "1 x 1": (lambda: nn.Conv2d(8, 6, 1), IMAGE),
+    "1 x 1, stride 2, padding 1": (lambda: nn.Conv2d(8, 6, 1, 2, 1, bias=False), IMAGE),
+    "1 x 3": (lambda: nn.Conv2d(8, 6, (1, 3), padding=(0, 1)), IMAGE),
+    "3 x 3": (lambda: nn.Conv2d(8, 6, 3, padding=1), IMAGE),
+    "3 x 3, no padding, no bias": (lambda: nn.Conv2d(8, 10, 3, bias=False), IMAGE),
+    "stride (2, 1)": (lambda: nn.Conv2d(8, 6, 3, (2, 1), 1), IMAGE),
+    "dilation 2": (lambda: nn.Conv2d(8, 6, 3, padding=2, dilation=2), IMAGE),
+    "5 x 3, all uneven": (lambda: nn.Conv2d(8, 6, (5, 3), (2, 1), (1, 4), (1, 2)), IMAGE),
+    "same": (lambda: nn.Conv2d(8, 6, 3, padding="same", dilation=(1, 2)), IMAGE),
+    "same, even kernel": (lambda: nn.Conv2d(8, 6, (4, 2), padding="same", dilation=(1, 3)), IMAGE),
+    "same, even kernel, reflect": (lambda: nn.Conv2d(8, 6, (2, 4), padding="same", padding_mode="reflect"), IMAGE),
+    "valid": (lambda: nn.Conv2d(8, 6, 3, padding="valid"), IMAGE),
+    "reflect": (lambda: nn.Conv2d(8, 6, 3, padding=(1, 2), padding_mode="reflect"), IMAGE),
+    "circular": (lambda: nn.Conv2d(8, 6, 3, (1, 2), (2, 1), padding_mode="circular", bias=False), IMAGE),
+    "replicate": (lambda: nn.Conv2d(8, 6, 3, 2, 1, padding_mode="replicate"), IMAGE),
+    "groups 2": (lambda: nn.Conv2d(8, 6, 3, padding=1, groups=2), IMAGE),
+    "groups 4, all uneven": (lambda: nn.Conv2d(8, 12, (3, 2), (2, 1), (1, 2), (1, 2), groups=4, bias=False), IMAGE),
+    "groups 2, 1 x 1": (lambda: nn.Conv2d(8, 6, 1, groups=2), IMAGE),
+}
+METRICS = ("weight", "many rows", "few rows")
+
+
+def made(name: str, dtype: torch.dtype = torch.float64) -> Made:
+    """The layer of that name, its site, and an input."""
+    build, shape = LAYERS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(len(name))
+        layer, x = build().to(dtype), torch.randn(shape, dtype=torch.float64).to(dtype)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    return layer.requires_grad_(True), find(nn.Sequential(layer), x)["0"], x
+
+
+def takes(format: Format, name: str) -> bool:
+    kernel = LAYERS[name][0]
+    shape = tuple(kernel().weight.shape[2:]) if "Conv1D" not in name and "linear" not in name else ()
+    if format.name == "svd":
+        return True
+    if format.name == "tucker2":
+        return shape not in ((), (1, 1))
+    return bool(shape) and min(shape) > 1
+
+
+GRID = [(format, name) for format in FORMATS.values() for name in LAYERS if takes(format, name)]
+each = pytest.mark.parametrize("format, name", [pytest.param(f, n, id=f"{f.name}-{n}") for f, n in GRID])
+
+
+def smooth(x: Tensor) -> Tensor:
+    """Inputs with a mean, correlated between neighbours and channels: what a network really feeds."""
+    x = x + 0.7 * x.roll(1, -1) + 0.5 * x.roll(1, 1 if x.dim() > 2 else -1) + 0.3
+    return x.relu() + 0.05 * x
+
+
+def metrics_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> list[Metric]:
+    if kind == "weight":
+        return identity_metrics(site.groups, site.in_features)
+    accumulator = Accumulator(taps=site.kernel_size[0] * site.kernel_size[1])
+    generator = torch.Generator().manual_seed(5)
+    inputs = [smooth(torch.randn(x.shape, generator=generator, dtype=torch.float64)) for _ in range(4)]
+    for batch in inputs:
+        rows = input_rows(layer, batch, None)
+        few = max(1, site.in_features // 8)
+        accumulator.update(rows if kind == "many rows" else rows[:, rows.shape[1] // 3 :][:, ::3][:, :few])
+    return accumulator.moments().metrics()
+
+
+def some_ranks(format: Format, site: Site) -> Ranks:
+    return tuple(max(1, limit // 2) for limit in format.limits(site))
+
+
+def chain_of(format: Format, layer: nn.Module, site: Site, factors: Factors) -> LowRank:
+    model = nn.Sequential(layer)
+    bias = site_bias(model, site)
+    chain = format.build(layer, factors.ranks, bias=bias is not None)
+    format.fill(chain, factors, bias)
+    return chain
+
+
+def fitted(format: Format, layer: nn.Module, site: Site, ranks: Ranks, metrics: list[Metric] | None = None) -> Factors:
+    metrics = metrics or identity_metrics(site.groups, site.in_features)
+    return format.fit(site, site_weight(nn.Sequential(layer), site), metrics, ranks)
+
+
+def with_weight(layer: nn.Module, site: Site, weight: Tensor) -> nn.Module:
+    other: Any = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.weight.copy_(weight.mT if site.kind == "conv1d_hf" else weight)
+    return other
+
+
+def energy(metrics: list[Metric], weight: Tensor) -> float:
+    parts = weight.reshape(len(metrics), -1, metrics[0].dim)
+    return sum(float((part @ metric.dense() @ part.mT).trace()) for part, metric in zip(parts, metrics, strict=True))
+
+
+@each
+@pytest.mark.parametrize("kind", METRICS)
+def test_full_rank_is_exact(format: Format, name: str, kind: str) -> None:
+    layer, site, x = made(name)
+    factors = fitted(format, layer, site, format.limits(site), metrics_of(kind, layer, site, x))
+    weight = site_weight(nn.Sequential(layer), site)
+    torch.testing.assert_close(factors.dense(), weight, atol=1e-7, rtol=0)
+    assert factors.error < 1e-9
+    chain = chain_of(format, layer, site, factors)
+    torch.testing.assert_close(chain(x), layer(x), atol=1e-6, rtol=1e-6)
+
+
+@each
+@pytest.mark.parametrize("kind", METRICS)
+def test_reported_error_is_that_of_the_weight(format: Format, name: str, kind: str) -> None:
+    layer, site, x = made(name)
+    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, layer, site, x)
+    factors = format.fit(site, weight, metrics, some_ranks(format, site))
+    direct = energy(metrics, weight - factors.dense()) / energy(metrics, weight)
+    assert factors.error == pytest.approx(direct, rel=1e-6, abs=1e-9)
+    assert factors.format == format.name
+    assert factors.dense().shape == site.weight_shape
+
+
+@each
+@pytest.mark.parametrize("kind", METRICS)
+def test_curve(format: Format, name: str, kind: str) -> None:
+    """Errors fall with every rank, to zero; the fit keeps what the curve predicts; ranks are legal and rounded."""
+    layer, site, x = made(name)
+    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, layer, site, x)
+    curve = format.curve(site, weight, metrics, 1)
+    errors = dict(curve)
+    assert len(errors) == len(curve)
+    limits = format.limits(site)
+    assert errors[limits] < 1e-9
+    for ranks, error in curve:
+        assert format.check(site, ranks) == ranks
+        assert 0 <= error <= 1 + 1e-9
+        for axis in range(len(ranks)):
+            less = (*ranks[:axis], ranks[axis] - 1, *ranks[axis + 1 :])
+            assert error <= errors.get(less, 1.0) + 1e-9
+    for ranks, error in curve[1 :: max(1, len(curve) // 3)]:
+        achieved = format.fit(site, weight, metrics, ranks).error
+        assert achieved <= error + 1e-6
+        if format.name == "svd":
+            assert achieved == pytest.approx(error, rel=1e-6, abs=1e-9)
+    stepped = dict(format.curve(site, weight, metrics, 3))
+    assert limits in stepped
+    for ranks, error in stepped.items():
+        assert all(rank % 3 == 0 or rank == limit for rank, limit in zip(ranks, limits, strict=True))
+        assert error == pytest.approx(errors[ranks], rel=1e-9, abs=1e-12)
+
+
+@each
+@pytest.mark.parametrize("kind", ["weight", "many rows"])
+def test_a_planted_weight_is_recovered(format: Format, name: str, kind: str) -> None:
+    layer, site, x = made(name)
+    ranks = some_ranks(format, site)
+    planted = format.build(layer, ranks, bias=site.has_bias)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for parameter in planted.parameters():
+            nn.init.normal_(parameter)
+    weight = format.chain_weight(planted).detach()
+    metrics = metrics_of(kind, layer, site, x)
+    factors = format.fit(site, weight, metrics, ranks)
+    assert factors.error < 1e-9
+    torch.testing.assert_close(factors.dense(), weight, atol=1e-5, rtol=1e-5)
+    assert format.fit(site, weight, metrics, tuple(1 for _ in ranks)).error > 1e-4 or max(ranks) == 1
+
+
+DTYPES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+
+
+@each
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_chain_computes_what_the_dense_weight_computes(format: Format, name: str, dtype: torch.dtype) -> None:
+    layer, site, x = made(name, dtype)
+    factors = fitted(format, layer, site, some_ranks(format, site))
+    chain = chain_of(format, layer, site, factors)
+    expected = with_weight(made(name)[0].double(), site, factors.dense())
+    with torch.no_grad():
+        for own, bias in zip([layer.bias], [expected.bias], strict=True):
+            if own is not None:
+                bias.copy_(own)
+        found, wanted = chain(x), expected(x.double())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted, atol=DTYPES[dtype] * float(wanted.abs().max()), rtol=0)
+    stored = chain.weight.mT if site.kind == "conv1d_hf" else chain.weight
+    scale = float(factors.dense().abs().max())
+    torch.testing.assert_close(stored.double(), factors.dense(), atol=DTYPES[dtype] * scale, rtol=0)
+    assert chain.weight.shape == layer.weight.shape
+
+
+@each
+def test_state_dict_goes_into_a_new_chain(format: Format, name: str) -> None:
+    layer, site, x = made(name)
+    ranks = some_ranks(format, site)
+    chain = chain_of(format, layer, site, fitted(format, layer, site, ranks))
+    fresh = format.build(made(name)[0], ranks, bias=site.has_bias)
+    assert fresh.state_dict().keys() == chain.state_dict().keys()
+    fresh.load_state_dict(chain.state_dict())
+    assert torch.equal(fresh(x), chain(x))
+
+
+@each
+@pytest.mark.parametrize("bias", [True, False])
+def test_cost_is_what_the_chain_counts_to(format: Format, name: str, bias: bool) -> None:
+    layer, site, x = made(name)
+    for ranks in (tuple(1 for _ in format.limits(site)), some_ranks(format, site), format.limits(site)):
+        chain, cost = format.build(layer, ranks, bias), format.cost(site, ranks, bias)
+        assert sum(parameter.numel() for parameter in chain.parameters()) == cost.params
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            chain(x)
+        assert counter.get_total_flops() == 2 * cost.macs
+        counted = find(nn.Sequential(chain), x)
+        assert (counted.total_params, counted.total_macs) == cost
+
+
+@each
+def test_fits_are_deterministic(format: Format, name: str) -> None:
+    layer, site, x = made(name)
+    metrics = metrics_of("many rows", layer, site, x)
+    ranks = some_ranks(format, site)
+    assert torch.equal(
+        fitted(format, layer, site, ranks, metrics).dense(), fitted(format, layer, site, ranks, metrics).dense()
+    )
+
+
+@each
+def test_chain_offers_what_host_code_reads_of_the_layer(format: Format, name: str) -> None:
+    layer, site, _ = made(name)
+    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site)))
+    for attribute in ("in_features", "out_features", "in_channels", "out_channels", "groups", "nx", "nf"):
+        if hasattr(layer, attribute):
+            assert getattr(chain, attribute) == getattr(layer, attribute)
+    assert (chain.format, chain.ranks) == (format.name, some_ranks(format, site))
+    if layer.bias is None:
+        assert chain.bias is None
+    else:
+        assert chain.bias is not None
+        assert torch.equal(chain.bias, layer.bias)
+    assert f"format='{format.name}'" in repr(chain)
+
+
+@each
+def test_chain_takes_over_how_the_layer_is_kept(format: Format, name: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        layer, site, _ = made(name, dtype)
+        if len(site.weight_shape) == 4:
+            layer.to(memory_format=torch.channels_last)
+        layer.train(False).requires_grad_(False)
+        ranks = some_ranks(format, site)
+        chain = chain_of(format, layer, site, fitted(format, layer, site, ranks))
+        assert not chain.training
+        assert not any(parameter.requires_grad for parameter in chain.parameters())
+        assert {parameter.dtype for parameter in chain.parameters()} == {dtype}
+        if len(site.weight_shape) == 4:
+            assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in chain)  # type: ignore
+        layer.train(True).requires_grad_(True)
+        chain = format.build(layer, ranks, bias=True)
+        assert chain.training
+        assert all(parameter.requires_grad for parameter in chain.parameters())
+        device = format.build(copy.deepcopy(layer).to("meta"), ranks, bias=True)
+        assert {parameter.device.type for parameter in device.parameters()} == {"meta"}
+
+
+def test_a_plain_layout_stays_plain() -> None:
+    for format, name in GRID:
+        layer, site, _ = made(name)
+        assert all(p.is_contiguous() for p in format.build(layer, some_ranks(format, site), bias=True).parameters())
+
+
+@each
+def test_gradients_reach_the_computed_weight(format: Format, name: str) -> None:
+    layer, site, _ = made(name)
+    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site)))
+    chain.weight.square().sum().backward()
+    for index, module in enumerate(chain):
+        weight: Any = module.weight
+        assert float(weight.grad.abs().max()) > 0, f"factor {index}"
+
+
+def one_of_each_kind() -> Iterator[Any]:
+    for format, name in GRID:
+        if name in ("linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all uneven"):
+            yield pytest.param(format, name, id=f"{format.name}-{name}")
+
+
+@pytest.mark.parametrize("format, name", list(one_of_each_kind()))
+def test_torch_export(format: Format, name: str) -> None:
+    layer, site, x = made(name, torch.float32)
+    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
+    exported = torch.export.export(chain, (x,))
+    torch.testing.assert_close(exported.module()(x), chain(x))
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_torch_compile_without_a_graph_break(format: Format) -> None:
+    layer, site, x = made("stride (2, 1)", torch.float32)
+    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
+    compiled = torch.compile(chain, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), chain(x))
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_refuses_layers_that_it_cannot_serve(format: Format) -> None:
+    for name in LAYERS:
+        _, site, _ = made(name)
+        reason = format.refuses(site)
+        assert (reason is None) == takes(format, name)
+        if reason is not None:
+            assert format.name in reason
+            assert "use svd" in reason
+    depthwise = find(nn.Sequential(nn.Conv2d(4, 8, 3, groups=4)), torch.zeros(1, 4, 5, 5))["0"]
+    assert depthwise.dense_because is not None
+    assert format.refuses(depthwise) == depthwise.dense_because
+
+
+@each
+def test_illegal_ranks_are_refused_with_site_ranks_and_limits(format: Format, name: str) -> None:
+    layer, site, _ = made(name)
+    limits = format.limits(site)
+    zero, above = tuple(0 for _ in limits), tuple(limit + 1 for limit in limits)
+    for ranks in (zero, above, (), (*limits, 1), tuple(-1 for _ in limits)):
+        with pytest.raises(ValueError) as caught:
+            fitted(format, layer, site, ranks)
+        for part in (repr(site.name), format.name, str(ranks), str(limits)):
+            assert part in str(caught.value)
+    assert format.check(site, list(limits)) == limits  # type: ignore[arg-type]
+
+
+# ---- faults that were measured in other libraries
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_no_truncation_asked_reproduces_the_layer_in_single_precision(format: Format) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 48, 3, padding=1)
+    x = torch.randn(2, 32, 7, 7)
+    site = find(nn.Sequential(conv), x)["0"]
+    chain = chain_of(format, conv, site, fitted(format, conv, site, format.limits(site)))
+    with torch.no_grad():
+        wanted = conv(x)
+        assert float((chain(x) - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    assert sum(p.numel() for p in chain.parameters()) == format.cost(site, format.limits(site), True).params
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(
+    "options, size, expected",
+    [
+        ({"stride": (2, 1), "padding": 1}, 20, (10, 20)),
+        ({"dilation": 2, "padding": 2}, 16, (16, 16)),
+        ({"groups": 4, "padding": 1}, 16, (16, 16)),
+    ],
+)
+def test_output_shapes(format: Format, options: dict[str, Any], size: int, expected: tuple[int, int]) -> None:
+    conv = nn.Conv2d(16, 16, 3, **options)
+    x = torch.randn(1, 16, size, size)
+    site = find(nn.Sequential(conv), x)["0"]
+    chain = chain_of(format, conv, site, fitted(format, conv, site, tuple(2 for _ in format.limits(site))))
+    assert chain(x).shape == conv(x).shape == (1, 16, *expected)
+
+
+def test_an_unbatched_image_passes() -> None:
+    for format in FORMATS.values():
+        layer, site, x = made("3 x 3")
+        chain = chain_of(format, layer, site, fitted(format, layer, site, format.limits(site)))
+        torch.testing.assert_close(chain(x[0]), F.conv2d(x[0], layer.weight, layer.bias, padding=1))
