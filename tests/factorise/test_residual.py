@@ -1,0 +1,201 @@
+"""Targets that repair the residual stream: the scale on the way, what links, and that it helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Residual, batches_of, make, outputs, plan_of
+from torch import Tensor, fx, nn
+
+import rankwise as rw
+from rankwise.batches import pristine
+from rankwise.factorise import graph, hooks, residual
+from rankwise.factorise.residual import Watcher, corrected, schedule
+
+
+def links_of(model: nn.Module, sites: set[str], example: Tensor) -> dict[str, residual.Link]:
+    with pristine(model):
+        found = graph.trace(model, example, sites)
+    assert isinstance(found, fx.Graph), found
+    nodes, links = schedule(found, model, sites)
+    assert sorted(map(str, nodes)) == sorted(map(str, found.nodes))
+    place = {node: i for i, node in enumerate(nodes)}
+    assert all(place[argument] < place[node] for node in nodes for argument in node.all_input_nodes)
+    for name, link in links.items():
+        assert place[link.other] < next(i for i, node in enumerate(nodes) if node.target == name)
+    return links
+
+
+class Block(nn.Module):
+    """One addition, written by `combine`."""
+
+    def __init__(self, combine: Callable[[Block, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 12)
+        self.main = nn.Linear(12, 12)
+        self.side = nn.Linear(12, 12)
+        self.norm = nn.BatchNorm1d(12)
+        self.drop = nn.Dropout(0.3)
+        self.combine = combine
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.combine(self, self.stem(x))
+
+
+LINKED: dict[str, Callable[[Block, Tensor], Tensor]] = {
+    "plus": lambda m, x: m.main(x) + x,
+    "the other way round": lambda m, x: x + m.main(x),
+    "in place": lambda m, x: m.main(x).add_(x),
+    "torch.add": lambda m, x: torch.add(m.main(x), x),
+    "norm": lambda m, x: x + m.norm(m.main(x)),
+    "norm and dropout": lambda m, x: x + m.drop(m.norm(m.main(x))),
+    "computed later": lambda m, x: m.main(x) + torch.tanh(x),
+}
+UNLINKED: dict[str, Callable[[Block, Tensor], Tensor]] = {
+    "an activation between": lambda m, x: x + torch.relu(m.main(x)),
+    "used twice": lambda m, x: (lambda y: x + y + y.abs())(m.main(x)),
+    "a number": lambda m, x: m.main(x) + 1.0,
+    "itself": lambda m, x: (lambda y: y + y)(m.main(x)),
+    "no addition": lambda m, x: m.main(x) * x,
+    "the other depends on the site": lambda m, x: (lambda y: m.norm(y) + y.abs())(m.main(x)),
+    "the other waits for an unfitted site": lambda m, x: m.main(x) + m.side(x),
+}
+
+
+@pytest.mark.parametrize("kind", LINKED)
+def test_additions_that_link(kind: str) -> None:
+    model = make(lambda: Block(LINKED[kind]))
+    links = links_of(model, {"main"}, torch.randn(4, 8))
+    assert set(links) == {"main"}
+    scale = links["main"].scale
+    if "norm" not in kind:
+        assert scale is None
+    else:
+        expected = model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+        torch.testing.assert_close(scale, expected)
+
+
+@pytest.mark.parametrize("kind", UNLINKED)
+def test_what_makes_no_link(kind: str) -> None:
+    model = make(lambda: Block(UNLINKED[kind]))
+    sites = {"main", "side"} if "unfitted" in kind else {"main"}
+    assert "main" not in links_of(model, sites, torch.randn(4, 8))
+
+
+def test_the_last_of_two_branches_links() -> None:
+    """Both summands are sites: the first cannot wait for the second, the second sees what the first became."""
+    model = make(lambda: Block(lambda m, x: m.main(x) + m.side(x)))
+    assert set(links_of(model, {"main", "side"}, torch.randn(4, 8))) == {"side"}
+
+
+def test_links_of_a_residual_network() -> None:
+    model = make(Residual)
+    every = {f"block{i}.conv{j}" for i in (1, 2, 3) for j in (1, 2)} | {"stem", "block2.downsample.0", "head"}
+    assert set(links_of(model, every, torch.randn(2, 3, 8, 8))) == {
+        "block1.conv2",
+        "block2.downsample.0",
+        "block3.conv2",
+    }
+    # A dense shortcut is computed before the convolution that it corrects.
+    assert "block2.conv2" in links_of(model, every - {"block2.downsample.0"}, torch.randn(2, 3, 8, 8))
+
+
+def test_the_correction() -> None:
+    y, dense, compressed = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    scale = torch.tensor([2.0, -0.5, 1e-6])
+    got = corrected(y, scale, dense, compressed, channels_first=True)
+    shift, z = torch.randn(3, 1, 1), scale[:, None, None]
+    # What goes into the addition is right again in channels with a usable scale, untouched in the others.
+    torch.testing.assert_close((z * got + shift + compressed)[:, :2], (z * y + shift + dense)[:, :2])
+    assert torch.equal(got[:, 2], y[:, 2])
+    last = corrected(y.movedim(1, -1), scale, dense.movedim(1, -1), compressed.movedim(1, -1), channels_first=False)
+    torch.testing.assert_close(last.movedim(-1, 1), got)
+    assert torch.equal(corrected(y, None, dense, compressed, channels_first=True), y + (dense - compressed))
+    assert torch.equal(corrected(y, None, dense[:1], compressed, channels_first=True), y)
+    assert torch.equal(corrected(y, torch.zeros(3), dense, compressed, channels_first=True), y)
+
+
+# A pass that stops at the addition sees no later use of the output, nor what the other summand comes from, and the hook
+# engine itself stops at sites that are not fitted yet.
+WATCHED = [*LINKED, *sorted(UNLINKED.keys() - {"used twice", *(kind for kind in UNLINKED if "the other" in kind)})]
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_watching_a_forward_finds_the_same_additions(kind: str) -> None:
+    model = make(lambda: Block({**LINKED, **UNLINKED}[kind]))
+    x = torch.randn(4, 8)
+    stopped: list[int] = []
+    watcher = Watcher(model, lambda: stopped.append(1))
+    handle = model.main.register_forward_hook(lambda module, args, y: watcher.follow(y))
+    with pristine(model), watcher:
+        model(x)
+    handle.remove()
+    watcher.remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pristine(model):
+        expected = links_of(model, {"main"}, x).get("main")
+        assert (watcher.link is None) == (expected is None)
+        if watcher.link is not None and expected is not None:
+            stem = model.stem(x)
+            torch.testing.assert_close(watcher.link.other, torch.tanh(stem) if kind == "computed later" else stem)
+            if expected.scale is not None:
+                torch.testing.assert_close(watcher.link.scale, expected.scale)
+
+
+class Deep(nn.Module):
+    """Blocks of two convolutions along one stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.convs = nn.ModuleList([nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(8)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(16) for _ in range(8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for i in range(0, 8, 2):
+            y = F.relu(self.norms[i](self.convs[i](x)))
+            x = F.relu(x + self.norms[i + 1](self.convs[i + 1](y)))
+        return x
+
+
+@pytest.mark.parametrize("engine", ["graph", "hooks"])
+def test_corrected_targets_lower_the_error_of_the_blocks(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = batches_of(32, 3, 10, 10, count=2, seed=99)
+    ratios = []
+    for seed in range(3):
+        model, data = make(Deep, seed), batches_of(64, 3, 10, 10, count=2, seed=seed)
+        sites = rw.find(model, data[0][:1])
+        plan = plan_of(sites, {f"convs.{i}": ("svd", (6,)) for i in range(8)})
+        expected = outputs(model, fresh)
+        errors = []
+        for use in (True, False):
+            with monkeypatch.context() as patch:
+                if not use:
+                    for module in (graph, hooks):
+                        patch.setattr(module, "corrected", lambda y, *_, **__: y)
+                small = rw.factorise(model, plan, data=data, engine=engine)
+            errors.append(float((outputs(small, fresh) - expected).square().mean()))
+        ratios.append(errors[0] / errors[1])
+    assert sum(ratios) / 3 < 0.97
+
+
+def test_the_mean_of_a_block_is_right() -> None:
+    """Where every row is used, the addition's mean is the dense one's, although its other summand is not."""
+    model, data = make(Residual), batches_of(16, 3, 8, 8)
+    plan = plan_of(rw.find(model, data[0][:1]), {"stem": ("svd", (3,)), "block1.conv2": ("svd", (5,))})
+    small = rw.factorise(model, plan, data=data, positions="all", engine="graph")
+
+    def addition(network: nn.Module) -> Tensor:
+        with torch.no_grad():
+            x = F.relu(network.stem(torch.cat(data)))
+            block = network.block1
+            return (block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x))))) + x).mean((0, 2, 3))
+
+    torch.testing.assert_close(addition(small), addition(model), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        stems = [F.relu(network.stem(torch.cat(data))).mean((0, 2, 3)) for network in (small, model)]
+    assert (stems[0] - stems[1]).abs().max() > 1e-4
