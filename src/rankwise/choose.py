@@ -74,6 +74,7 @@ def choose(
     """
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
+    sites.check_structure(model)
     unit, fraction = _budget(keep)
     if curves is None:
         curves = profile(model, source, formats=formats, metric=metric, round_to=round_to, progress=progress)

@@ -103,6 +103,7 @@ def profile(
     """
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
+    sites.check_structure(model)
     candidates = [get_format(name) for name in formats]
     if not candidates:
         raise ValueError(f"no format given; name at least one of {', '.join(ALL_FORMATS)}")

@@ -163,6 +163,18 @@ class Sites(Mapping[str, Site]):
             chosen.update(found)
         return [site for name, site in self.items() if name in chosen]
 
+    def check_structure(self, model: nn.Module) -> None:
+        """Refuse a model of another structure than the one that the sites were found in.
+
+        Raises:
+            ValueError: if the structure differs.
+        """
+        if self.fingerprint != fingerprint(model):
+            raise ValueError(
+                f"the sites or statistics belong to a network of another structure than this {type(model).__name__}; "
+                f"find or collect them again for this one"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, to be stored as JSON; `from_dict` is the way back."""
         return asdict(self)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..batches import Batches, first_sample, pristine
@@ -79,8 +80,10 @@ def factorise(
         sites = find(model, first_sample(batches.first()))
     else:
         raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
+    sites.check_structure(model)
     check_plan(plan, sites)
-    compressed = copy.deepcopy(model)
+    with torch.inference_mode(False):  # a copy made in inference mode could not be trained
+        compressed = copy.deepcopy(model)
     with pristine(model), pristine(compressed):
         if batches is None:
             one_shot(model, compressed, plan, sites, stats if plan.metric == "input" else None)  # type: ignore[arg-type]
