@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rankwise import Site
+from rankwise.sites import Call
 from rankwise.statistics.rows import (
     FEWEST_POSITIONS,
     ROWS_PER_INPUT,
@@ -193,11 +195,14 @@ def test_every_position_is_drawn_equally_often() -> None:
 
 
 def test_positions_per_sample() -> None:
-    site = Site(name="conv", kind="conv2d", weight_shape=(4, 10, 3, 3))
+    calls = (Call(rows=400, in_positions=400, in_size=(20, 20), out_size=(20, 20)),)
+    site = Site(name="conv", kind="conv2d", weight_shape=(400, 10, 3, 3), calls=calls)
     assert positions_per_sample(site, 8, "all") is None
     assert positions_per_sample(site, 8, 5) == 5
     assert positions_per_sample(site, 8, "auto") == -(-ROWS_PER_INPUT * 90 // 8)
     assert positions_per_sample(site, 10**6, "auto") == FEWEST_POSITIONS
+    narrow = replace(site, weight_shape=(10, 10, 3, 3))
+    assert FEWEST_POSITIONS < (positions_per_sample(narrow, 1, "auto") or 0) < ROWS_PER_INPUT * 90  # or it costs more
     assert positions_per_sample(site, None, "auto") is not None
     for wrong in (0, -1, True, "some", 2.5):
         with pytest.raises(ValueError, match="positions must be"):

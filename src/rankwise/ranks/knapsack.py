@@ -4,7 +4,8 @@
 
 For a multiplier each site decides alone, and only options on the lower convex hull of its (cost, error) points are ever
 chosen; lowering the multiplier step by step therefore walks the hull edges in the order of their slope. Slack that the
-walk leaves is filled by the single exchange that helps most per step, among all options and not only those on hulls.
+walk leaves is filled by the single exchange that helps most per step, among all options and not only those on hulls,
+and with few sites, where one of them can leave much slack, by exchanges of two sites at once.
 
 Source: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988 (the multiplier).
 """
@@ -12,10 +13,14 @@ Source: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of qua
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import torch
+
+# With more sites than this the slack that one of them leaves is too small a part for exchanges of two to matter.
+SITES_IN_PAIRS = 64
+ROUNDS = 8
 
 
 class Choice(NamedTuple):
@@ -84,7 +89,29 @@ def knapsack(sites: Sequence[Sequence[Choice]], budget: float) -> list[int]:
             continue
         chosen[site] = index
         cost += extra
-    return _fill(sites, chosen, budget)
+    chosen = _fill(sites, chosen, budget)
+    return _exchange_pairs(sites, chosen, budget) if 1 < len(sites) <= SITES_IN_PAIRS else chosen
+
+
+def _exchange_pairs(sites: Sequence[Sequence[Choice]], chosen: list[int], budget: float) -> list[int]:
+    """Choose two sites anew, all others kept, while that lowers the error: two sites alone are solved exactly."""
+    paths = [pareto(options) for options in sites]
+    costs = [torch.tensor([sites[i][j].cost for j in path], dtype=torch.float64) for i, path in enumerate(paths)]
+    errors = [torch.tensor([sites[i][j].error for j in path], dtype=torch.float64) for i, path in enumerate(paths)]
+    chosen = list(chosen)
+    for _ in range(ROUNDS):
+        improved = False
+        for a, b in combinations(range(len(sites)), 2):
+            others = sum(sites[i][chosen[i]].cost for i in range(len(sites)) if i not in (a, b))
+            partner = torch.searchsorted(costs[b], budget - others - costs[a], right=True) - 1
+            joint = torch.where(partner < 0, torch.inf, errors[a] + errors[b][partner.clamp_min(0)])
+            best = int(joint.argmin())
+            now = sites[a][chosen[a]].error + sites[b][chosen[b]].error
+            if float(joint[best]) < now * (1 - 1e-12):
+                chosen[a], chosen[b], improved = paths[a][best], paths[b][int(partner[best])], True
+        if not improved:
+            break
+    return chosen
 
 
 def _fill(sites: Sequence[Sequence[Choice]], chosen: list[int], budget: float) -> list[int]:

@@ -99,11 +99,11 @@ class Accumulator:
         Raises:
             ValueError: if a row is not finite.
         """
-        self._add("mean", x_GND.sum(1, dtype=torch.float64))
+        self._add("mean", x_GND.sum(1).double())
         if not torch.isfinite(self.sums["mean"]).all():
             raise ValueError("the input holds NaN or infinity")
         if y_GNT is not None:
-            self._add("target_mean", y_GNT.sum(1, dtype=torch.float64))
+            self._add("target_mean", y_GNT.sum(1).double())
             self.pending_targets.append(y_GNT)
         self.count += x_GND.shape[1]
         self.pending.append(x_GND)

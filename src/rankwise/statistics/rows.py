@@ -18,16 +18,18 @@ from torch import Tensor, nn
 
 from ..sites import Site
 
-# Rows per unknown that a moment is estimated from, and the fewest positions of one sample; see `positions_per_sample`.
+# See `positions_per_sample`.
 ROWS_PER_INPUT = 48
+COST_IN_FORWARDS = 4
 FEWEST_POSITIONS = 16
 
 
 def positions_per_sample(site: Site, samples: int | None, positions: int | str) -> int | None:
     """How many output positions of each sample to gather; None for all.
 
-    "auto" takes enough for 16 rows per input dimension over all samples, and at least 16 per sample: neighbouring
-    positions repeat each other, so more of them cost time and teach little.
+    "auto" takes enough for 48 rows per input dimension over all samples, but not more than four times the layer's own
+    multiplications, and at least 16 per sample: neighbouring positions repeat each other, so more of them cost time and
+    teach little.
 
     Args:
         site: the layer.
@@ -42,7 +44,10 @@ def positions_per_sample(site: Site, samples: int | None, positions: int | str) 
     if positions == "auto":
         if samples is None:
             return 64
-        return max(FEWEST_POSITIONS, math.ceil(ROWS_PER_INPUT * site.in_features / max(samples, 1)))
+        enough = ROWS_PER_INPUT * site.in_features / max(samples, 1)
+        total = max(math.prod(call.out_size) if call.out_size else call.rows for call in site.calls)
+        affordable = COST_IN_FORWARDS * total * (site.out_features // site.groups) / site.in_features
+        return max(FEWEST_POSITIONS, math.ceil(min(enough, affordable)))
     if isinstance(positions, int) and not isinstance(positions, bool) and positions > 0:
         return positions
     raise ValueError(f'positions must be "auto", "all" or a number above 0, not {positions!r}')
