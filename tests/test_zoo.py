@@ -1,0 +1,139 @@
+"""Architectures of torchvision, end to end: find, collect, choose, factorise both ways, save, load, fine-tune."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from helpers import chains, outputs, settled, unchanged
+from torch import Tensor, nn
+
+import rankwise as rw
+from rankwise.torchvision_shim import import_torchvision
+
+
+class Entry(NamedTuple):
+    """Input size, the budget, and what `choose` may touch to be quick enough."""
+
+    size: int
+    keep: float = 0.6
+    choose: dict[str, Any] = {}  # noqa: RUF012
+    build: dict[str, Any] = {}  # noqa: RUF012
+
+
+# The budgets that are not 0.6 are what the layers that must stay dense allow.
+ZOO = {
+    "resnet18": Entry(64),
+    "resnet50": Entry(64),
+    "googlenet": Entry(96, build={"init_weights": False, "aux_logits": True}),
+    "vgg16": Entry(32, choose={"ignore": ["classifier.0", "classifier.3"]}),
+    "densenet121": Entry(64),
+    "mobilenet_v2": Entry(64),
+    "efficientnet_b0": Entry(64),
+    "regnet_y_400mf": Entry(64),
+    "vit_b_16": Entry(224, keep=0.9, choose={"include": ["*layers.encoder_layer_[01].*", "heads.head"]}),
+    "swin_t": Entry(64, keep=0.75),
+    "convnext_tiny": Entry(64),
+}
+
+
+def dense(name: str, seed: int) -> nn.Module:
+    """The network with random weights, batch-norm statistics that are not new, every second module in training."""
+    torch.manual_seed(seed)
+    model = settled(getattr(import_torchvision().models, name)(weights=None, **ZOO[name].build), seed)
+    for number, module in enumerate(model.modules()):
+        module.training = number % 2 == 0
+    return model
+
+
+def plan_for(name: str, model: nn.Module) -> tuple[list[Tensor], rw.Statistics, rw.Plan]:
+    entry = ZOO[name]
+    batches = [torch.randn(2, 3, entry.size, entry.size, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    stats = rw.collect(model, batches)
+    return batches, stats, rw.choose(model, stats, keep={"macs": entry.keep}, **entry.choose)
+
+
+@pytest.fixture(autouse=True)
+def _free() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_verb(name: str, tmp_path: Path) -> None:
+    model = dense(name, seed=0)
+    flags = {module_name: module.training for module_name, module in model.named_modules()}
+    with unchanged(model):
+        batches, stats, plan = plan_for(name, model)
+        smalls = {
+            "one-shot": rw.factorise(model, plan, stats),
+            "sequential": rw.factorise(model, plan, stats, data=batches, engine="graph"),
+        }
+    assert plan.planned["macs"] <= ZOO[name].keep * plan.dense["macs"]
+    x, fresh = batches[0], dense(name, seed=1)
+    for method, small in smalls.items():
+        names = {row.site for row in plan.factorised}
+        assert names
+        assert set(chains(small)) == names
+        for module_name, flag in flags.items():
+            assert small.get_submodule(module_name).training == flag, module_name
+        assert_buffers_equal(model, small)
+        sites = rw.find(small, x[:1])
+        assert (sites.total_params, sites.total_macs) == (plan.planned["params"], plan.planned["macs"])
+
+        y = outputs(small, [x])
+        assert y.isfinite().all()
+        assert not torch.equal(y, outputs(model, [x]))
+        rw.save(small, tmp_path / method, plan=plan)
+        loaded = rw.load(fresh, tmp_path / method)
+        assert torch.equal(outputs(loaded, [x]), y)
+        assert rw.evaluate.size(loaded).params == plan.planned["params"]
+        fine_tune(loaded, x)
+
+
+def assert_buffers_equal(a: nn.Module, b: nn.Module) -> None:
+    buffers = dict(b.named_buffers())
+    for name, buffer in a.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+
+
+def fine_tune(model: nn.Module, x: Tensor) -> None:
+    """One step of SGD reaches every factor."""
+    model.eval()
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    y = model(x)
+    (y / y.detach().norm()).square().sum().backward()
+    optimiser.step()
+    assert not torch.equal(outputs(model, [x]), y.detach())
+    for chain_name, chain in chains(model).items():
+        for name, parameter in chain.named_parameters(prefix=chain_name):
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.count_nonzero() > 0, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = dense(name, seed=0)
+    batches, stats, plan = plan_for(name, model)
+    small = rw.factorise(model, plan, stats)
+    path = rw.export.onnx(small, batches[0][:1], tmp_path / "small.onnx")  # compared with onnxruntime there
+    assert path.stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "vit_b_16"])
+def test_without_limits(name: str) -> None:
+    """The two networks with the largest layers, nothing left out."""
+    model = dense(name, seed=0)
+    x = [torch.randn(2, 3, ZOO[name].size, ZOO[name].size) for _ in range(2)]
+    small, report = rw.compress(model, x, keep={"params": 0.6})
+    assert report.compressed.params == report.plan.planned["params"] <= 0.6 * report.dense.params
+    assert report.compressed.macs == report.plan.planned["macs"]
+    assert outputs(small, x).isfinite().all()
