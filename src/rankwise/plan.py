@@ -98,6 +98,11 @@ class Plan(Mapping[str, PlanRow]):
         for name in ("keep", "dense", "planned"):
             if not isinstance(values.get(name, {}), dict):
                 raise ValueError(f"plan: {name} must be a mapping, not {values[name]!r}")
+            if not all(isinstance(key, str) and _number(value) for key, value in values.get(name, {}).items()):
+                raise ValueError(f"plan: {name} must map names to numbers, not {values[name]!r}")
+        for name in ("metric", "rule", "fingerprint"):
+            if not isinstance(values.get(name, ""), str):
+                raise ValueError(f"plan: {name} must be a string, not {values[name]!r}")
         return cls(rows=rows, **values)
 
     def to_yaml(self) -> str:
@@ -110,7 +115,7 @@ class Plan(Mapping[str, PlanRow]):
             + yaml.safe_dump(row, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6).strip()
             for row in rows
         )
-        return head + "rows:\n" + "".join(line + "\n" for line in lines)
+        return head + ("rows:\n" + "".join(line + "\n" for line in lines) if rows else "rows: []\n")
 
     @classmethod
     def from_yaml(cls, text: str) -> Plan:
@@ -155,6 +160,10 @@ def _fields_of(cls: type, plain: object, where: str, required: set[str]) -> dict
     return dict(plain)
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _row(plain: object, index: int) -> PlanRow:
     values = _fields_of(PlanRow, plain, f"plan row {index}", required={"site"})
     where = f"plan row {index} (site {values['site']!r})"
@@ -164,6 +173,8 @@ def _row(plain: object, index: int) -> PlanRow:
     for name, kind in (("site", str), ("format", str), ("why", str), ("params", int), ("macs", int)):
         if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
             raise ValueError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r}")
+    if values.get("error") is not None and not _number(values["error"]):
+        raise ValueError(f"{where}: error must be a number, not {values['error']!r}")
     if values.get("format", DENSE) == DENSE and ranks:
         raise ValueError(
             f"{where}: a dense site has no ranks, but {list(ranks)} stand there; name a format or clear them"
