@@ -8,6 +8,7 @@ Letters: D input dimension = C * Q, T output rows of a weight, N sampled rows, R
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -61,6 +62,10 @@ class Metric(ABC):
         Returns `Y` (K x T) with: for every d, `Y[:d].T @ Y[:d]` is the part of `target Sigma target^T` that a
         regression on the first d coordinates explains.
         """
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> Metric:
+        """The same metric in another precision, for steps that are corrected afterwards."""
 
     def energy(self, M_TD: Tensor) -> float:
         """`trace(M Sigma M^T)`."""
@@ -123,6 +128,11 @@ class Dense(Metric):
     def nested_projection(self, target_TD: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(cholesky(self.sigma_DD), self.times(target_TD).mT, upper=False)
 
+    def to(self, dtype: torch.dtype) -> Dense:
+        result = copy.copy(self)
+        result.sigma_DD = self.sigma_DD.to(dtype)
+        return result
+
 
 class Sampled(Metric):
     """Sigma as `X^T X` for fewer rows than inputs: nothing of size D x D is ever made.
@@ -166,44 +176,22 @@ class Sampled(Metric):
         return (M_TD @ self.rows_ND.mT) @ _channel_fold(self.rows_ND, B_CR, taps)
 
     def nested_projection(self, target_TD: Tensor) -> Tensor:
-        Q_NK, inputs = _leading_basis(self.rows_ND)
-        Y_KT = target_TD.new_zeros(max(inputs, default=-1) + 1, len(target_TD))
-        Y_KT[inputs] = Q_NK.mT @ (self.rows_ND @ target_TD.mT)
-        return Y_KT
+        # About N coordinates explain everything; only dead or repeated inputs among the first ones make it more.
+        outputs_NT = self.rows_ND @ target_TD.mT
+        energy, used = outputs_NT.square().sum(), min(2 * len(self.rows_ND), self.dim)
+        while True:
+            X_NK = self.rows_ND[:, :used]
+            # The damping gives an input that others determine no direction of its own, which would explain something.
+            L_KK = cholesky(X_NK.mT @ X_NK)
+            Y_KT = torch.linalg.solve_triangular(L_KK, X_NK.mT @ outputs_NT, upper=False)
+            if used == self.dim or Y_KT.square().sum() >= (1 - 1e-9) * energy:
+                return Y_KT
+            used = min(2 * used, self.dim)
 
-
-def _leading_basis(X_ND: Tensor, block: int = 64, tolerance: float = 1e-7) -> tuple[Tensor, list[int]]:
-    """Orthonormal columns that span the columns of X one after the other, and the column that each belongs to.
-
-    A column that those before it determine (an input that is always zero, or repeats others) has none. A plain QR would
-    give it an arbitrary direction, which then seems to explain something.
-    """
-    X_ND = X_ND / X_ND.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    N, D = X_ND.shape
-    norms_D = torch.linalg.vector_norm(X_ND, dim=0)
-    floor_D = tolerance * torch.maximum(norms_D, 0.1 * norms_D.max())
-    Q_NK = X_ND[:, :0]
-    columns: list[int] = []
-    for start in range(0, D, block):
-        if Q_NK.shape[1] == N:
-            break
-        part = X_ND[:, start : start + block]
-        for _ in range(2):  # the second time removes what rounding left
-            part = part - Q_NK @ (Q_NK.mT @ part)
-        basis, R = torch.linalg.qr(part)
-        new = list(range(part.shape[1]))
-        if len(R) < len(new) or bool((R.diagonal().abs() <= floor_D[start : start + block]).any()):
-            basis, new = part[:, :0], []
-            for column, v_N in enumerate(part.mT):
-                for _ in range(2):
-                    v_N = v_N - basis @ (basis.mT @ v_N)
-                length = torch.linalg.vector_norm(v_N)
-                if length > floor_D[start + column] and Q_NK.shape[1] + len(new) < N:
-                    basis = torch.cat([basis, v_N[:, None] / length], dim=1)
-                    new.append(column)
-        Q_NK = torch.cat([Q_NK, basis], dim=1)
-        columns += [start + column for column in new]
-    return Q_NK, columns
+    def to(self, dtype: torch.dtype) -> Sampled:
+        result = copy.copy(self)
+        result.rows_ND = self.rows_ND.to(dtype)
+        return result
 
 
 class Identity(Metric):
@@ -237,3 +225,6 @@ class Identity(Metric):
 
     def nested_projection(self, target_TD: Tensor) -> Tensor:
         return target_TD.mT
+
+    def to(self, dtype: torch.dtype) -> Identity:
+        return self

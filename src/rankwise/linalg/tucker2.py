@@ -25,6 +25,9 @@ from torch import Tensor
 from .metric import Metric
 from .symmetric import cholesky, eigenvalues, eigh, orthonormal
 
+# From this size on, the start and the conjugate gradient steps run in single precision.
+SINGLE_PRECISION = 512
+
 
 class Tucker2(NamedTuple):
     """Factors of `W[t, c, q] = sum A[t, r] G[r, s, q] B[c, s]` and the squared error in the metric."""
@@ -54,17 +57,19 @@ def channel_basis(W_TCQ: Tensor, metric: Metric) -> Tensor:
     W_TCQ = W_TCQ.double()
     Q = W_TCQ.shape[2]
     channels_CC = metric.channels(Q)
-    values, vectors = eigh(channels_CC)
-    root = vectors * values.clamp_min(1e-12 * values[0]).sqrt() @ vectors.mT
-    taps_QQ = metric.taps(Q)
-    N_CC = torch.einsum("tcp,pq,tdq->cd", W_TCQ, taps_QQ, W_TCQ)
-    _, U_CC = eigh(root @ N_CC @ root)
-    B_CC = N_CC @ (root @ U_CC)
+    L_CC = cholesky(channels_CC)
+    N_CC = torch.einsum("tcp,pq,tdq->cd", W_TCQ, metric.taps(Q), W_TCQ)
+    # Of a large start single precision is enough: every step after it corrects what it starts from.
+    single = len(L_CC) >= SINGLE_PRECISION
+    _, U_CC = eigh(L_CC.mT @ N_CC @ L_CC, torch.float32 if single else torch.float64)
+    B_CC = N_CC @ (L_CC @ U_CC)
     norms = torch.linalg.vector_norm(B_CC, dim=0)
     rank = int((norms > 1e-9 * norms.max()).sum())
     eye = torch.eye(len(B_CC), dtype=B_CC.dtype, device=B_CC.device)
     if rank == 0:  # a kernel of zeros
         return eye
+    if rank == len(B_CC):
+        return orthonormal(B_CC / norms)
     return orthonormal(torch.cat([B_CC[:, :rank] / norms[:rank], eye], dim=1))[:, : len(B_CC)]
 
 
@@ -170,7 +175,11 @@ def _outputs_and_core(
     rest_TD = W_TD - torch.einsum("tsq,cs->tcq", W_TSQ, B_CS).reshape(W_TD.shape)
     cross_TP = metric.spread(B_CS, rest_TD, Q)
     Z_TP = W_TSQ.flatten(1) + torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
-    values, vectors = eigh(folded.inner(Z_TP))
+    explained_TT = folded.inner(Z_TP)
+    if output_rank == len(W_TD):  # all outputs are kept: no basis to choose
+        identity = torch.eye(output_rank, dtype=Z_TP.dtype, device=Z_TP.device)
+        return identity, Z_TP.reshape(output_rank, S, Q), max(total - float(explained_TT.trace()), 0.0)
+    values, vectors = eigh(explained_TT)
     A_TR = vectors[:, :output_rank]
     G_RSQ = (A_TR.mT @ Z_TP).reshape(output_rank, S, Q)
     return A_TR, G_RSQ, max(total - float(values[:output_rank].sum()), 0.0)
@@ -182,6 +191,9 @@ def _update_channels(
     """A few conjugate gradient steps on `H vec(B) = b` from the current `B`; any number of steps lowers the error."""
     R, _, Q = G_RSQ.shape
     C = len(B_CS)
+    precision = torch.float32 if metric.dim >= SINGLE_PRECISION else torch.float64
+    metric = metric.to(precision)
+    W_TD, A_TR, G_RSQ, B_CS, L_CC = (tensor.to(precision) for tensor in (W_TD, A_TR, G_RSQ, B_CS, L_CC))
 
     def apply(X_CS: Tensor) -> Tensor:  # expand to an R x D weight, multiply by Sigma, contract with the core
         V_RD = torch.einsum("rsq,cs->rcq", G_RSQ, X_CS).reshape(R, -1)
@@ -211,4 +223,4 @@ def _update_channels(
         z = precondition(residual)
         rho, previous = (residual * z).sum(), rho
         direction = z + (rho / previous) * direction
-    return orthonormal(B_CS)
+    return orthonormal(B_CS.double())
