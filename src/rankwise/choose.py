@@ -186,7 +186,7 @@ def _constrain(
     pinned: dict[str, str] = {}
     for pattern, wanted in pin.items():
         for site in sites.select([pattern]):
-            if site.name in pinned and pin[pinned[site.name]] != wanted:
+            if site.name in pinned and parse_pin(pin[pinned[site.name]]) != parse_pin(wanted):
                 raise ValueError(
                     f"site {site.name!r} is pinned twice, by {pinned[site.name]!r} and {pattern!r}; keep one"
                 )
@@ -238,16 +238,25 @@ def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...]]:
     Raises:
         ValueError: for anything else.
     """
-    if not isinstance(wanted, str):
-        name, ranks = wanted
-        return name, tuple(ranks)
-    name, colon, numbers = wanted.partition(":")
-    if name == DENSE and not colon:
-        return name, ()
-    try:
-        return name, tuple(int(number) for number in numbers.split(","))
-    except ValueError:
-        raise ValueError(f'a pin is "dense" or "format:rank[,rank]", for instance "svd:16", not {wanted!r}') from None
+    error = ValueError(f'a pin is "dense" or "format:rank[,rank]", for instance "svd:16", not {wanted!r}')
+    if isinstance(wanted, str):
+        name, colon, numbers = wanted.partition(":")
+        if name == DENSE and not colon:
+            return name, ()
+        try:
+            ranks = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            raise error from None
+    else:
+        try:
+            name, ranks = wanted[0], tuple(wanted[1])
+        except (TypeError, IndexError):
+            raise error from None
+        if len(wanted) != 2 or not all(isinstance(rank, int) and not isinstance(rank, bool) for rank in ranks):
+            raise error
+    if not isinstance(name, str) or not name or (name == DENSE and ranks):
+        raise error
+    return name, ranks
 
 
 def recount(plan: Plan, sites: Sites, dense: dict[str, int]) -> Plan:
