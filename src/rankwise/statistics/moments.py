@@ -19,6 +19,7 @@ LARGEST_DENSE = 8192
 SAMPLED_ROWS = 4096
 # Relative to the trace. Keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,11 @@ class Moments:
         for group, mean_D in enumerate(self.mean_GD):
             shift_D = mean_D if centred else torch.zeros_like(mean_D)
             if self.second_GDD is not None:
-                result.append(Dense(self.second_GDD[group] - torch.outer(shift_D, shift_D), damping))
+                second_DD = self.second_GDD[group]
+                covariance_DD = second_DD - torch.outer(shift_D, shift_D)
+                # Products were float32: of an input that hardly varies the difference is rounding, not even semidefinite.
+                covariance_DD.diagonal().add_(ROUNDING * second_DD.diagonal().mean())
+                result.append(Dense(covariance_DD, damping))
             else:
                 assert self.rows_GND is not None
                 rows_ND = self.rows_GND[group].double() - shift_D
