@@ -77,7 +77,9 @@ def choose(
     sites.check_structure(model)
     unit, fraction = _budget(keep)
     if curves is None:
-        curves = profile(model, source, formats=formats, metric=metric, round_to=round_to, progress=progress)
+        free = {site.name for site in sites.select(include)} - {site.name for site in sites.select(ignore)}
+        options_of: dict[str, Any] = {"formats": formats, "metric": metric, "round_to": round_to, "progress": progress}
+        curves = profile(model, source, only=free, **options_of)
     bias = metric == "input"
     constrained = _constrain(model, source, sites, curves, metric, include, ignore, pin or {}, floor or {}, cap or {})
     names, reasons = list(constrained), {name: why for name, (_, why) in constrained.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,7 @@ def profile(
     formats: Sequence[str] = ALL_FORMATS,
     metric: str = "input",
     round_to: int | str = "auto",
+    only: Collection[str] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> dict[str, Curve]:
     """The options of every site: dense, and whatever costs less and is not beaten in both cost and error.
@@ -93,6 +94,7 @@ def profile(
         formats: names of the formats to consider.
         metric: "input" (the covariance of each site's input) or "weight" (Frobenius).
         round_to: ranks are multiples of this.
+        only: names of the sites to consider; the others get no curve but their dense option.
         progress: wraps the sites, for a progress bar.
 
     Returns:
@@ -111,7 +113,8 @@ def profile(
     todo: Iterable[Site] = list(sites.values())
     for site in todo if progress is None else progress(todo, "profile"):
         options = [dense_option(site)]
-        usable = [format for format in candidates if format.refuses(site) is None]
+        wanted = only is None or site.name in only
+        usable = [format for format in candidates if wanted and format.refuses(site) is None]
         if usable:
             weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model)
             bias = site.has_bias or metric == "input"
