@@ -109,10 +109,10 @@ class Plan(Mapping[str, PlanRow]):
         """YAML, one flow-style line per site."""
         plain = self.to_dict()
         rows = plain.pop("rows")
-        head = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        head = yaml.safe_dump(plain, sort_keys=False, allow_unicode=False)
         lines = (
             "- "
-            + yaml.safe_dump(row, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6).strip()
+            + yaml.safe_dump(row, sort_keys=False, allow_unicode=False, default_flow_style=True, width=10**6).strip()
             for row in rows
         )
         return head + ("rows:\n" + "".join(line + "\n" for line in lines) if rows else "rows: []\n")

@@ -174,8 +174,8 @@ def test_above_the_largest_dense_size_a_sample_of_rows_is_kept(rows: int) -> Non
     assert found.rows_GND.shape[1] <= 32
     assert found.rows_GND.shape[1] >= min(rows, 16)
     torch.testing.assert_close(found.mean_GD, x.mean(1))  # of all rows
-    kept = found.rows_GND[0, :, 0].long()
-    assert torch.equal(found.rows_GND[0], x[0, kept])
+    kept = found.rows_GND[0, :, 0].round().long()
+    torch.testing.assert_close(found.rows_GND[0], x[0, kept])
     assert len(set(kept.tolist())) == len(kept)
     again = streamed(list(x.split(7, dim=1))).rows_GND
     assert again is not None
@@ -192,7 +192,7 @@ def test_the_kept_sample_is_uniform_over_the_stream() -> None:
         found = streamed(list(x.split(11, dim=1)), seed=seed)
         assert found.rows_GND is not None
         assert found.rows_GND.shape[1] == 16
-        hits[found.rows_GND[0, :, 0].long()] += 1
+        hits[found.rows_GND[0, :, 0].round().long()] += 1
     sigma = math.sqrt(draws * 0.16 * 0.84)
     assert float((hits - 0.16 * draws).abs().max()) < 5 * sigma
     assert abs(float(hits[:50].sum()) - 0.08 * draws * 100) < 5 * sigma * math.sqrt(50)
@@ -200,13 +200,12 @@ def test_the_kept_sample_is_uniform_over_the_stream() -> None:
 
 @pytest.mark.usefixtures("small_limits")
 def test_the_cross_moment_of_a_sample_estimates_that_of_all_rows() -> None:
-    x = normal(1, 400, 10)
+    x = normal(1, 400, 10) + 1
     y = x[:, :, :2] * 3
-    found = streamed(list(x.split(20, dim=1)), list(y.split(20, dim=1)))
-    assert found.rows_GND is not None
-    assert found.cross_GTD is not None
-    sample = found.rows_GND
-    torch.testing.assert_close(found.cross_GTD, (sample[:, :, :2] * 3).mT @ sample / sample.shape[1])
+    draws = [streamed(list(x.split(20, dim=1)), list(y.split(20, dim=1)), seed=seed) for seed in range(100)]
+    crosses = [found.cross_GTD for found in draws if found.cross_GTD is not None]
+    assert all(found.rows_GND is not None and found.rows_GND.shape[1] == 16 for found in draws)
+    torch.testing.assert_close(torch.stack(crosses).mean(0), y.mT @ x / 400, atol=1.0, rtol=0)
 
 
 # ---- what the moments are for
