@@ -307,7 +307,6 @@ def test_the_energy_is_the_mean_squared_change_of_a_convolution(options: dict[st
 
 
 @pytest.mark.usefixtures("small_limits")
-@pytest.mark.xfail(reason="the samples of the parts are joined whole, whatever their shares of the rows", strict=True)
 def test_merged_samples_weigh_each_part_by_its_rows() -> None:
     low, high = torch.zeros(1, 900, 10, dtype=torch.float64), torch.ones(1, 100, 10, dtype=torch.float64)
     merged = merge([streamed(list(part.split(50, dim=1))) for part in (low, high)])

@@ -87,10 +87,10 @@ def collect(
             for index, batch in enumerate(batches if progress is None else progress(batches, "statistics")):
                 collector.batch = index
                 call(model, batch, index=index)
-    missing = [site.name for site in chosen if not collector.accumulators[site.name].count]
-    if missing:
-        raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
-    moments = {name: accumulator.moments() for name, accumulator in collector.accumulators.items()}
+        missing = [site.name for site in chosen if not collector.accumulators[site.name].count]
+        if missing:
+            raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
+        moments = {name: accumulator.moments() for name, accumulator in collector.accumulators.items()}
     return Statistics(moments, sites=sites, samples=samples or 0, seed=seed)
 
 

@@ -19,7 +19,6 @@ LARGEST_DENSE = 8192
 SAMPLED_ROWS = 4096
 # Relative to the trace. Keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +53,7 @@ class Moments:
         for group, mean_D in enumerate(self.mean_GD):
             shift_D = mean_D if centred else torch.zeros_like(mean_D)
             if self.second_GDD is not None:
-                second_DD = self.second_GDD[group]
-                covariance_DD = second_DD - torch.outer(shift_D, shift_D)
-                # Products were float32: of an input that hardly varies the difference is rounding, not even semidefinite.
-                covariance_DD.diagonal().add_(ROUNDING * second_DD.diagonal().mean())
-                result.append(Dense(covariance_DD, damping))
+                result.append(Dense(self.second_GDD[group] - torch.outer(shift_D, shift_D), damping))
             else:
                 assert self.rows_GND is not None
                 rows_ND = self.rows_GND[group].double() - shift_D
@@ -78,7 +73,9 @@ def identity_metrics(groups: int, dim: int, device: torch.device | str = "cpu") 
 
 
 class Accumulator:
-    """Adds up rows batch by batch: float32 products, float64 sums.
+    """Adds up rows batch by batch: float32 products of rows less the first batch's mean, float64 sums.
+
+    Without that shift the covariance of an input that hardly varies around its mean would be rounding error.
 
     Rows are kept as they are until there are more of them than inputs; that is exact, smaller, and lets the products
     run on large blocks.
@@ -95,6 +92,7 @@ class Accumulator:
         self.pending_targets: list[Tensor] = []
         self.pending_rows = 0
         self.keys: list[Tensor] = []
+        self.shift_G1D: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -104,6 +102,9 @@ class Accumulator:
         Raises:
             ValueError: if a row is not finite.
         """
+        if self.shift_G1D is None:
+            self.shift_G1D = x_GND.mean(1, keepdim=True)
+        x_GND = x_GND - self.shift_G1D
         self._add("mean", x_GND.sum(1).double())
         if not torch.isfinite(self.sums["mean"]).all():
             raise ValueError("the input holds NaN or infinity")
@@ -128,30 +129,37 @@ class Accumulator:
         """
         if not self.count:
             raise ValueError("no row was seen")
-        sums = dict(self.sums)
-        mean_GD = sums["mean"] / self.count
-        order = unfold_order(self.taps, mean_GD.shape[1], mean_GD.device)
-        dense = "second" in sums
-        if dense and self.pending:
+        if "second" in self.sums and self.pending:
             self._flush()
-            sums = dict(self.sums)
-        rows_GND = None
-        if not dense:
-            if mean_GD.shape[1] > LARGEST_DENSE and self.pending_rows > SAMPLED_ROWS:
-                self._thin()
-            rows_GND = torch.cat(self.pending, dim=1)[:, :, order]
-            if self.pending_targets:
-                targets = torch.cat(self.pending_targets, dim=1).double()
-                sums["cross"] = targets.mT @ torch.cat(self.pending, dim=1).double() * (self.count / self.pending_rows)
-        second_GDD = (sums["second"] / self.count)[:, order][:, :, order] if dense else None
-        has_targets = "target_mean" in sums
+        dense = "second" in self.sums
+        if not dense and self.keys and self.pending_rows > SAMPLED_ROWS:
+            self._thin()
+        assert self.shift_G1D is not None
+        shift_G1D = self.shift_G1D.double()
+        moved_G1D = self.sums["mean"][:, None] / self.count
+        mean_G1D = moved_G1D + shift_G1D
+        order = unfold_order(self.taps, mean_G1D.shape[2], mean_G1D.device)
+        second_GDD = rows_GND = target_mean_GT = cross_GTD = None
+        if dense:  # E[x x^T] of the unshifted rows
+            second_GDD = self.sums["second"] / self.count + mean_G1D.mT @ mean_G1D - moved_G1D.mT @ moved_G1D
+            second_GDD = second_GDD[:, order][:, :, order]
+        else:
+            rows_GND = torch.cat(self.pending, dim=1) + self.shift_G1D
+        if "target_mean" in self.sums:
+            target_mean_GT = self.sums["target_mean"] / self.count
+            if rows_GND is not None:
+                targets_GNT = torch.cat(self.pending_targets, dim=1).double()
+                cross_GTD = targets_GNT.mT @ rows_GND.double() / rows_GND.shape[1]
+            else:
+                cross_GTD = self.sums["cross"] / self.count + target_mean_GT[:, :, None] @ shift_G1D
+            cross_GTD = cross_GTD[:, :, order]
         return Moments(
             count=self.count,
-            mean_GD=mean_GD[:, order],
+            mean_GD=mean_G1D[:, 0, order],
             second_GDD=second_GDD,
-            rows_GND=rows_GND,
-            target_mean_GT=sums["target_mean"] / self.count if has_targets else None,
-            cross_GTD=(sums["cross"] / self.count)[:, :, order] if has_targets else None,
+            rows_GND=None if rows_GND is None else rows_GND[:, :, order],
+            target_mean_GT=target_mean_GT,
+            cross_GTD=cross_GTD,
         )
 
     def _add(self, name: str, value: Tensor) -> None:
@@ -211,10 +219,24 @@ def merge(parts: Sequence[Moments]) -> Moments:
         }
     mean_GD = mean([part.mean_GD for part in parts])
     if all(part.second_GDD is None for part in parts):
-        rows_GND = torch.cat([part.rows_GND for part in parts if part.rows_GND is not None], dim=1)
+        rows_GND = _joined(parts, count)
         if parts[0].dim > LARGEST_DENSE or rows_GND.shape[1] <= parts[0].dim:
             return Moments(count=count, mean_GD=mean_GD, rows_GND=rows_GND, **targets)
     return Moments(count=count, mean_GD=mean_GD, second_GDD=mean([_second(part) for part in parts]), **targets)
+
+
+def _joined(parts: Sequence[Moments], count: int) -> Tensor:
+    """Rows of all parts, thinned to the same share of what each part saw where one of them kept a sample only."""
+    kept = [part.rows_GND for part in parts if part.rows_GND is not None]
+    share = min(rows.shape[1] / part.count for rows, part in zip(kept, parts, strict=True))
+    if parts[0].dim > LARGEST_DENSE:
+        share = min(share, max(SAMPLED_ROWS / count, 1 / count))
+    generator = torch.Generator().manual_seed(count)
+    thinned = []
+    for rows_GND, part in zip(kept, parts, strict=True):
+        chosen = torch.randperm(rows_GND.shape[1], generator=generator)[: max(1, round(share * part.count))]
+        thinned.append(rows_GND[:, chosen.sort().values.to(rows_GND.device)])
+    return torch.cat(thinned, dim=1)
 
 
 def _second(part: Moments) -> Tensor:

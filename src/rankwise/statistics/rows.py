@@ -60,7 +60,7 @@ def sample_positions(batch: int, total: int, wanted: int | None, key: str, seed:
     """
     if wanted is None or wanted >= total:
         return None
-    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(key.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{key}".encode()))
     strata = torch.arange(wanted) + torch.rand(batch, wanted, generator=generator, dtype=torch.float64)
     return (strata * (total / wanted)).long().clamp_max(total - 1)
 

@@ -112,7 +112,7 @@ class Statistics(Mapping[str, Moments]):
                     tensors[key] = file.get_tensor(key)
             counts, sites = json.loads(about["counts"]), Sites.from_dict(json.loads(about["sites"]))
             moments = {name: _moments(name, count, tensors) for name, count in counts.items()}
-            return cls(moments, sites=sites, samples=int(about["samples"]), seed=int(about["seed"]))
+            return cls(moments, sites=sites, samples=json.loads(about["samples"]), seed=json.loads(about["seed"]))
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"cannot read statistics from {path}: {error}; collect them again") from error
 
