@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg.metric import Metric
-from ..linalg.reduced_rank import balance, spectrum, truncate
+from ..linalg.reduced_rank import balance, energies, truncate
 from ..sites import Site
 from .base import (
     Cost,
@@ -59,8 +59,7 @@ class SVD(Format):
         W_GTD = grouped(site, weight).flatten(2)
         tails: Tensor | float = 0.0
         for W_TD, metric in zip(W_GTD, metrics, strict=True):
-            values, _ = spectrum(W_TD, metric)
-            tails = tails + values.flip(0).cumsum(0).flip(0).cpu()
+            tails = tails + energies(W_TD, metric).flip(0).cumsum(0).flip(0).cpu()
         assert isinstance(tails, Tensor)
         total = float(tails[0])
         tails = torch.cat([tails[1:], tails.new_zeros(1)])  # tails[r - 1]: error at rank r
