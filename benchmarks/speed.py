@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed [--quick] [--json FILE]
 
-Weights are random, which does not matter for speed; the ranks are those that the budget gives.
+Weights are random, which does not matter for speed; ranks are those that the budget gives, in multiples of 8.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     dense = rw.evaluate.size(model, example)
     models = {"dense": model}
     for name, formats in METHODS.items():
-        plan = rw.choose(model, sites, keep={"macs": arguments.keep}, metric="weight", formats=formats)
+        plan = rw.choose(model, sites, keep={"macs": arguments.keep}, metric="weight", formats=formats, round_to=8)
         models[name] = rw.factorise(model, plan, sites)
     rows: list[Row] = []
     for engine in ("onnxruntime", "torch"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -16,6 +17,17 @@ from rich.console import Console, RenderableType
 
 # A pipe or a log file has no width of its own; tables of layer names need more than the usual 80 columns.
 WIDTH_WITHOUT_TERMINAL = 150
+
+
+class _Relay(logging.Handler):
+    """Shows what the library announces: how much memory it will take, what it cannot do the fast way."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.INFO)
+        self.output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (self.output.note if record.levelno >= logging.WARNING else self.output.say)(record.getMessage())
 
 
 class Output:
@@ -35,13 +47,20 @@ class Output:
         self.errors = _console(stderr=True)
         self.console = _console(stderr=json_file == "-")
         self._document: dict[str, Any] | None = None
+        self._log = _Relay(self)
 
     def __enter__(self) -> Output:
+        logger = logging.getLogger("rankwise")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._log)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        logger = logging.getLogger("rankwise")
+        logger.removeHandler(self._log)
+        logger.setLevel(logging.NOTSET)
         # typer.Exit is a RuntimeError, yet means what it says.
         if isinstance(error, Exception) and not isinstance(error, typer.Exit):
             self._fail(error)

@@ -23,6 +23,8 @@ from .store import Statistics
 
 logger = logging.getLogger("rankwise")
 
+ANNOUNCED_LOUDLY = 4 * 2**30
+
 
 def collect(
     model: nn.Module,
@@ -75,7 +77,13 @@ def collect(
     sites = find(model, example_input)
     chosen = [site for site in sites.values() if not site.dense_because and (only is None or site.name in only)]
     samples = None if batches is None else batches.samples
-    logger.info("collecting statistics needs up to %.2f GB", memory_needed(chosen, samples, positions) / 1e9)
+    needed = memory_needed(chosen, samples, positions)
+    logger.log(
+        logging.WARNING if needed > ANNOUNCED_LOUDLY else logging.INFO,
+        "statistics of %d sites take up to %.2f GB of memory",
+        len(chosen),
+        needed / 1e9,
+    )
     collector = _Collector(chosen, samples, positions, seed)
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
