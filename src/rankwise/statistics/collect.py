@@ -17,7 +17,7 @@ from ..batches import Batches, call, first_sample, pristine
 from ..calling import DataError
 from ..guards import unwrap
 from ..sites import Site, find
-from .moments import LARGEST_DENSE, SAMPLED_ROWS, Accumulator
+from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator
 from .rows import input_rows, positions_per_sample, sample_positions
 from .store import Statistics
 
@@ -112,7 +112,8 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
         elif rows <= D:
             total += site.groups * rows * D * 4
         else:
-            total += site.groups * D * D * (8 + 8)  # the sum, and rows waiting to be multiplied
+            # the float64 sum and a product to add, and the rows that wait for it, once more when they are joined
+            total += site.groups * D * (16 * D + 8 * max(D, BLOCK_ROWS))
     return total
 
 

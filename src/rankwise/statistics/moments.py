@@ -17,6 +17,8 @@ from .rows import unfold_order
 # Above this many inputs per group a D x D moment is not kept (536 MB in float64), but a sample of rows is.
 LARGEST_DENSE = 8192
 SAMPLED_ROWS = 4096
+# Rows wait until there are this many, so that the products run on large blocks.
+BLOCK_ROWS = 4096
 # Relative to the trace. Keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
 
@@ -104,7 +106,6 @@ class Accumulator:
         """
         if self.shift_G1D is None:
             self.shift_G1D = x_GND.mean(1, keepdim=True)
-        x_GND = x_GND - self.shift_G1D
         self._add("mean", x_GND.sum(1).double())
         if not torch.isfinite(self.sums["mean"]).all():
             raise ValueError("the input holds NaN or infinity")
@@ -118,7 +119,7 @@ class Accumulator:
             self.keys.append(torch.rand(x_GND.shape[1], generator=self.generator, dtype=torch.float64))
             if self.pending_rows > 2 * SAMPLED_ROWS:
                 self._thin()
-        elif self.pending_rows > x_GND.shape[2]:
+        elif self.pending_rows > max(x_GND.shape[2], BLOCK_ROWS):
             self._flush()
 
     def moments(self) -> Moments:
@@ -129,22 +130,23 @@ class Accumulator:
         """
         if not self.count:
             raise ValueError("no row was seen")
-        if "second" in self.sums and self.pending:
+        dim = self.sums["mean"].shape[1]
+        if self.pending and ("second" in self.sums or (dim <= LARGEST_DENSE and self.pending_rows > dim)):
             self._flush()
         dense = "second" in self.sums
         if not dense and self.keys and self.pending_rows > SAMPLED_ROWS:
             self._thin()
         assert self.shift_G1D is not None
         shift_G1D = self.shift_G1D.double()
-        moved_G1D = self.sums["mean"][:, None] / self.count
-        mean_G1D = moved_G1D + shift_G1D
+        mean_G1D = self.sums["mean"][:, None] / self.count
+        moved_G1D = mean_G1D - shift_G1D
         order = unfold_order(self.taps, mean_G1D.shape[2], mean_G1D.device)
         second_GDD = rows_GND = target_mean_GT = cross_GTD = None
         if dense:  # E[x x^T] of the unshifted rows
             second_GDD = self.sums["second"] / self.count + mean_G1D.mT @ mean_G1D - moved_G1D.mT @ moved_G1D
             second_GDD = second_GDD[:, order][:, :, order]
         else:
-            rows_GND = torch.cat(self.pending, dim=1) + self.shift_G1D
+            rows_GND = torch.cat(self.pending, dim=1)
         if "target_mean" in self.sums:
             target_mean_GT = self.sums["target_mean"] / self.count
             if rows_GND is not None:
@@ -166,7 +168,8 @@ class Accumulator:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _flush(self) -> None:
-        x_GND = torch.cat(self.pending, dim=1)
+        assert self.shift_G1D is not None
+        x_GND = torch.cat(self.pending, dim=1).sub_(self.shift_G1D)
         self._add("second", gram(x_GND).double())
         if self.pending_targets:
             self._add("cross", (torch.cat(self.pending_targets, dim=1).mT @ x_GND).double())

@@ -105,27 +105,23 @@ def input_rows(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
         positions = torch.arange(Ho * Wo).expand(B, -1)
     corners = (positions // Wo) * (sh * width) + (positions % Wo) * sw  # B x n
     taps = (torch.arange(kh)[:, None] * (dh * width) + torch.arange(kw) * dw).flatten()  # Q
-    index = _absolute(corners, height * width)[:, None] + taps  # (B n) x Q
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    rows = pixels.index_select(0, index.flatten().to(x.device))
-    rows = rows.view(len(index), len(taps), layer.groups, -1).permute(2, 0, 1, 3)
-    return _floating(rows.reshape(layer.groups, len(index), -1))
+    index = (corners[:, :, None] + taps).flatten(1)  # B x (n Q)
+    rows = _pixels(x, index).view(-1, len(taps), layer.groups, channels // layer.groups).permute(2, 0, 1, 3)
+    return _floating(rows.reshape(layer.groups, len(rows[0]), -1))
 
 
 def output_rows(layer: nn.Module, y: Tensor, positions: Tensor | None) -> Tensor:
     """Rows of the layer's output at the same positions, G x N x T."""
     if isinstance(layer, nn.Conv2d):
-        y = (y[None] if y.dim() == 3 else y).permute(0, 2, 3, 1)
-        groups = layer.groups
-    else:
-        groups = 1
-    channels = y.shape[-1]
+        y = y[None] if y.dim() == 3 else y
+        rows = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1]) if positions is None else _pixels(y, positions)
+        return _floating(rows.view(len(rows), layer.groups, -1).transpose(0, 1))
     if positions is None:
-        rows = y.reshape(-1, channels)
+        rows = y.reshape(-1, y.shape[-1])
     else:
-        rows = y.reshape(len(y), -1, channels)
+        rows = y.reshape(len(y), -1, y.shape[-1])
         rows = rows.flatten(0, 1).index_select(0, _absolute(positions, rows.shape[1]).to(y.device))
-    return _floating(rows.view(len(rows), groups, -1).transpose(0, 1))
+    return _floating(rows[None])
 
 
 def unfold_order(taps: int, dim: int, device: torch.device) -> Tensor:
@@ -133,9 +129,20 @@ def unfold_order(taps: int, dim: int, device: torch.device) -> Tensor:
     return torch.arange(dim, device=device).view(taps, dim // taps).mT.reshape(-1)
 
 
+def _pixels(x: Tensor, index: Tensor) -> Tensor:
+    """Channel vectors of a B x C x H x W map at B x n flat pixels: (B n) x C."""
+    _, channels, height, width = x.shape
+    index = index.to(x.device)
+    if index.shape[1] < height * width and not x.is_contiguous(memory_format=torch.channels_last):
+        picked = x.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))  # few: read only those
+        return picked.transpose(1, 2).reshape(-1, channels)
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    return pixels.index_select(0, _absolute(index, height * width))
+
+
 def _absolute(index: Tensor, per_sample: int) -> Tensor:
     """B x n indices within a sample as flat indices into all samples."""
-    return (index + torch.arange(len(index))[:, None] * per_sample).flatten()
+    return (index + torch.arange(len(index), device=index.device)[:, None] * per_sample).flatten()
 
 
 def _floating(rows: Tensor) -> Tensor:
