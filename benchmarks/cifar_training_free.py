@@ -69,7 +69,7 @@ class Compressor:
             allowed = {name: ("dense", format if sites[name].kernel_size != (1, 1) else "svd") for name in sites}
             curves = {name: tuple(o for o in curve if o.format in allowed[name]) for name, curve in curves.items()}
         plan = rw.choose(self.model, self.stats, keep=keep, curves=curves)
-        return rw.factorise(self.model, plan, data=self.batches, positions=self.positions, seed=self.seed)
+        return rw.factorise(self.model, plan, self.stats, data=self.batches, positions=self.positions, seed=self.seed)
 
     def methods(self, only: list[str] | None) -> dict[str, Callable[[dict[str, float]], nn.Module]]:
         """Method by name, the baseline first: others are compared with it."""

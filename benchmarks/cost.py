@@ -36,7 +36,7 @@ def measure(network: str, model: nn.Module, batches: list[Tensor], keep: float, 
     plan = rw.choose(model, stats, keep={"macs": keep})
     verbs: dict[str, Callable[[], object]] = {
         "collect": partial(rw.collect, model, batches),
-        "sequential": partial(rw.factorise, model, plan, data=batches),
+        "sequential": partial(rw.factorise, model, plan, stats, data=batches),
     }
     rows: list[Row] = []
     for what, verb in verbs.items():

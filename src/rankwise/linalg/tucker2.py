@@ -123,7 +123,7 @@ def fit(
     metric: Metric,
     output_rank: int,
     channel_rank: int,
-    sweeps: int = 6,
+    sweeps: int = 4,
     tolerance: float = 1e-3,
     steps: int = 6,
 ) -> Tucker2:

@@ -48,7 +48,7 @@ def collect(
         forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example_input`.
         example_input: what MACs are counted for; by default the first sample of the first batch.
         only: names of the sites to collect; all by default.
-        positions: output positions of each sample to use: "auto" (48 rows per input dimension over all samples, at
+        positions: output positions of each sample to use: "auto" (40 rows per input dimension over all samples, at
             most four times the layer's own multiplications, at least 16 per sample), "all", or a number.
         seed: of the positions.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.

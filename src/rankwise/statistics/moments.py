@@ -188,14 +188,14 @@ class Accumulator:
 
 
 def gram(x_GND: Tensor) -> Tensor:
-    """`X^T X`, D x D per group, as three of its four blocks: the fourth is a transpose."""
+    """`X^T X`, D x D per group; of the two blocks beside the diagonal one is the other's transpose."""
     half = x_GND.shape[2] // 2
-    if half < 64:
+    if half < 128:
         return x_GND.mT @ x_GND
     left, right = x_GND[..., :half], x_GND[..., half:]
-    upper = left.mT @ right
-    top = torch.cat([left.mT @ left, upper], dim=2)
-    return torch.cat([top, torch.cat([upper.mT, right.mT @ right], dim=2)], dim=1)
+    beside = left.mT @ right
+    top = torch.cat([gram(left), beside], dim=2)
+    return torch.cat([top, torch.cat([beside.mT, gram(right)], dim=2)], dim=1)
 
 
 def merge(parts: Sequence[Moments]) -> Moments:

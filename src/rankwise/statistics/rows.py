@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..sites import Site
 
 # See `positions_per_sample`.
-ROWS_PER_INPUT = 48
+ROWS_PER_INPUT = 40
 COST_IN_FORWARDS = 4
 FEWEST_POSITIONS = 16
 
@@ -27,7 +27,7 @@ FEWEST_POSITIONS = 16
 def positions_per_sample(site: Site, samples: int | None, positions: int | str) -> int | None:
     """How many output positions of each sample to gather; None for all.
 
-    "auto" takes enough for 48 rows per input dimension over all samples, but not more than four times the layer's own
+    "auto" takes enough for 40 rows per input dimension over all samples, but not more than four times the layer's own
     multiplications, and at least 16 per sample: neighbouring positions repeat each other, so more of them cost time and
     teach little.
 
