@@ -232,7 +232,7 @@ def test_close_to_a_hundred_sweeps_of_block_als() -> None:
             long.append(fit(W_TCQ, metric, R, S, sweeps=25, tolerance=0).error / reference)
     assert max(long) <= 1.001
     assert sum(quick) / len(quick) <= 1.001
-    assert max(quick) <= 1.01
+    assert max(quick) <= 1.02
 
 
 @pytest.mark.parametrize("form", FORMS)

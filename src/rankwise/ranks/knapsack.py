@@ -6,12 +6,14 @@ For a multiplier each site decides alone, and only options on the lower convex h
 chosen; lowering the multiplier step by step therefore walks the hull edges in the order of their slope. Slack that the
 walk leaves is filled by the single exchange that helps most per step, among all options and not only those on hulls,
 and with few sites, where one of them can leave much slack, by exchanges of two sites at once.
+Few combinations are simply enumerated.
 
 Source: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988 (the multiplier).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -21,6 +23,10 @@ import torch
 # With more sites than this the slack that one of them leaves is too small a part for exchanges of two to matter.
 SITES_IN_PAIRS = 64
 ROUNDS = 8
+
+
+# Up to this many combinations are enumerated.
+ENUMERABLE = 20_000
 
 
 class Choice(NamedTuple):
@@ -89,8 +95,30 @@ def knapsack(sites: Sequence[Sequence[Choice]], budget: float) -> list[int]:
             continue
         chosen[site] = index
         cost += extra
+    if math.prod(len(pareto(options)) for options in sites) <= ENUMERABLE:
+        return _exact(sites, budget)
     chosen = _fill(sites, chosen, budget)
     return _exchange_pairs(sites, chosen, budget) if 1 < len(sites) <= SITES_IN_PAIRS else chosen
+
+
+def _exact(sites: Sequence[Sequence[Choice]], budget: float) -> list[int]:
+    """The best of all combinations, site by site; a combination that another beats in cost and error is dropped."""
+    costs = errors = torch.zeros(1, dtype=torch.float64)
+    steps: list[tuple[list[int], list[int]]] = []  # per site: the combination before, and the option added to it
+    for options in sites:
+        path = pareto(options)
+        more = torch.tensor([options[index] for index in path], dtype=torch.float64)
+        costs = (costs[:, None] + more[:, 0]).flatten()
+        errors = (errors[:, None] + more[:, 1]).flatten()
+        kept = pareto([Choice(*pair) for pair in zip(costs.tolist(), errors.tolist(), strict=True)])
+        steps.append(([index // len(path) for index in kept], [path[index % len(path)] for index in kept]))
+        costs, errors = costs[kept], errors[kept]
+    place = int((costs <= budget).sum()) - 1  # the dearest that fits has the least error
+    chosen = []
+    for before, option in reversed(steps):
+        chosen.append(option[place])
+        place = before[place]
+    return chosen[::-1]
 
 
 def _exchange_pairs(sites: Sequence[Sequence[Choice]], chosen: list[int], budget: float) -> list[int]:
