@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from rankwise.cli.data import Data, DataOptions, example_input
 from rankwise.cli.loading import load_data
 from rankwise.cli.pixels import IMAGENET, parse_normalise, parse_transform
+from rankwise.cli.sources import from_arrays
 
 # Importing it here would fail beside a CPU torch: that needs the shim.
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
@@ -247,3 +248,11 @@ def test_example_input() -> None:
     for text in ("", "3,a", "3,0,4"):
         with pytest.raises(ValueError, match="--input-shape"):
             example_input(text)
+
+
+def test_names_of_arrays_in_capitals(tmp_path: Path) -> None:
+    images = np.zeros((6, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "capitals.npz", X=images, Y=np.arange(6))
+    source = from_arrays(tmp_path / "capitals.npz", None)
+    assert source.labelled
+    assert source.get(3)[1] == 3

@@ -107,7 +107,7 @@ def _pillow() -> Any:
 
 def from_arrays(file: Path, split: str | None) -> Source:
     """Inputs and labels of a `.npz` or `.safetensors` file, by the names of its arrays."""
-    arrays = _read_arrays(file)
+    arrays = {name.lower(): array for name, array in _read_arrays(file).items()}  # X and Y are as usual as x and y
     if not arrays:
         raise ValueError(f"{file} holds no arrays")
     wanted = [f"{key}_{split}" for key in ("x", *INPUT_KEYS)] if split else []
