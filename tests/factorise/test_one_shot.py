@@ -22,7 +22,7 @@ PLANS: dict[str, Any] = {
 
 def test_each_site_is_fitted_to_its_own_input() -> None:
     """The error in the metric is the error on the calibration rows, and the mean output stays."""
-    model, batches = make(Chain), batches_of(100, 20)
+    model, batches = make(Chain), batches_of(3000, 20)
     stats = rw.collect(model, batches)
     plan = plan_of(stats.sites, {name: ("svd", (5,)) for name in ("net.0", "net.2", "net.4")})  # noqa: C420
     with unchanged(model):
@@ -35,7 +35,7 @@ def test_each_site_is_fitted_to_its_own_input() -> None:
             torch.testing.assert_close(got.mean(0), y.mean(0), rtol=1e-5, atol=1e-5)
             y_c = y - y.mean(0)
             _, values, _ = torch.linalg.svd(y_c, full_matrices=False)
-            assert (got - y).square().sum() == pytest.approx(float(values[5:].square().sum()), rel=1e-4)
+            assert (got - y).square().sum() == pytest.approx(float(values[5:].square().sum()), rel=1e-3)
             x = model.net[int(name[-1]) + 1](layer(x))
 
 

@@ -115,7 +115,7 @@ def test_a_chain_is_a_sequential_whose_weight_is_no_parameter() -> None:
     assert isinstance(chain, LowRank)
     assert isinstance(chain, nn.Sequential)
     assert list(chain.state_dict()) == ["0.weight", "1.weight", "1.bias"]
-    assert torch.equal(chain.weight, chain[1].weight @ chain[0].weight)
+    torch.testing.assert_close(chain.weight, chain[1].weight @ chain[0].weight)
 
 
 def test_build_needs_no_values() -> None:

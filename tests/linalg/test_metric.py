@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rankwise.linalg.metric import Dense, Identity, Metric, Sampled
 
-KINDS = ("dense", "singular", "sampled", "many rows", "identity")
+KINDS = ("dense", "singular", "sampled", "ridge", "many rows", "identity")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -21,9 +21,11 @@ def made(kind: str, dim: int, seed: int) -> tuple[Metric, Tensor]:
     """A metric and the matrix it stands for."""
     if kind == "identity":
         return Identity(dim), torch.eye(dim, dtype=torch.float64)
-    rows = max(1, dim // 2) if kind in ("singular", "sampled") else dim + 3
+    rows = max(1, dim // 2) if kind in ("singular", "sampled", "ridge") else dim + 3
     rows_ND = normal(rows, dim, seed=seed) @ normal(dim, dim, seed=seed + 1) / rows**0.5
     sigma = rows_ND.mT @ rows_ND
+    if kind == "ridge":
+        return Sampled(rows_ND, 0.5), sigma + 0.5 * torch.eye(dim, dtype=torch.float64)
     return (Dense(sigma) if kind in ("dense", "singular") else Sampled(rows_ND)), sigma
 
 
@@ -105,6 +107,20 @@ def test_dense_damping_is_relative_and_leaves_the_argument_alone() -> None:
 
 
 def test_sampled_fold_has_the_smaller_form() -> None:
-    rows_ND = normal(5, 12)
-    assert isinstance(Sampled(rows_ND).fold(normal(4, 3), 3), Sampled)
-    assert isinstance(Sampled(rows_ND).fold(normal(4, 1), 3), Dense)
+    rows_ND, B_CC = normal(5, 12), torch.linalg.qr(normal(4, 4)).Q
+    assert isinstance(Sampled(rows_ND, 0.1).fold(B_CC[:, :3], 3), Sampled)
+    assert isinstance(Sampled(rows_ND, 0.1).fold(B_CC[:, :1], 3), Dense)
+
+
+@pytest.mark.parametrize("ridge", [1e-9, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("N, D", [(7, 40), (40, 7), (1, 5)])
+def test_a_sampled_projection_in_blocks_is_the_dense_one(
+    ridge: float, N: int, D: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_ND, target_TD = normal(N, D), normal(3, D, seed=1)
+    metric = Sampled(rows_ND, ridge)
+    dense = Dense(metric.dense()).nested_projection(target_TD)
+    for block in (1, 3, 1024):
+        monkeypatch.setattr("rankwise.linalg.metric.PROJECTED", block)
+        found = metric.nested_projection(target_TD)
+        torch.testing.assert_close(found.abs(), dense.abs(), rtol=1e-4, atol=1e-4 * float(dense.abs().max()))

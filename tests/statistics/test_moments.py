@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rankwise.linalg.metric import Dense, Identity, Sampled
 from rankwise.linalg.reduced_rank import truncate
 from rankwise.statistics import Moments, moments
-from rankwise.statistics.moments import Accumulator, gram, identity_metrics, merge
+from rankwise.statistics.moments import LARGEST_SHARE, Accumulator, gram, identity_metrics, merge, shrinkage
 from rankwise.statistics.rows import input_rows, unfold_order
 
 
@@ -210,6 +210,8 @@ def test_the_cross_moment_of_a_sample_estimates_that_of_all_rows() -> None:
 
 # ---- what the moments are for
 
+GRID = [step / 100 for step in range(100)]
+
 
 def skewed(N: int, D: int, seed: int = 0) -> Tensor:
     mix = normal(D, D, seed=seed + 1) * torch.logspace(0, -1, D, dtype=torch.float64)[:, None]
@@ -230,6 +232,55 @@ def test_metrics_are_centred_and_damped(N: int) -> None:
         damped = found.metrics(damping=0.1)[0].dense()
         eye = torch.eye(7, dtype=torch.float64)
         torch.testing.assert_close(damped, covariance + 0.1 * covariance.trace() / 7 * eye)
+
+
+def spiked(N: int, D: int, seed: int) -> Tensor:
+    """Rows of unit variance but for a few strong directions."""
+    return normal(1, N, D, seed=seed) * torch.logspace(1, -1, D, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("N", [3, 10, 40, 400, 40_000])
+def test_the_shrinkage_is_close_to_the_best_one(N: int) -> None:
+    """Against the share that a grid finds for the true covariance, which the estimate never sees."""
+    D = 40
+    true = torch.diag(torch.logspace(2, -2, D, dtype=torch.float64))
+    eye = torch.eye(D, dtype=torch.float64)
+    found, best = [], []
+    for seed in range(10):
+        (plain,) = streamed([spiked(N, D, seed)]).metrics(damping=0)
+        S, mean = plain.dense(), float(plain.dense().trace()) / D
+        share = shrinkage(D * mean, float(S.square().sum()), N, D)
+        missed = [float(((1 - s) * S + s * mean * eye - true).square().sum()) for s in (share, *GRID)]
+        found.append(missed[0])
+        best.append(min(missed[1:]))
+    assert sum(found) <= 1.2 * sum(best)
+
+
+def test_the_shrinkage_of_no_and_of_all_information() -> None:
+    assert shrinkage(trace=10.0, squares=20.0, rows=10**9, dim=10) < 1e-6
+    assert shrinkage(trace=10.0, squares=10.0, rows=50, dim=10) == 0.0  # the identity already: no share is better
+    assert shrinkage(trace=10.0, squares=90.0, rows=1, dim=10) == LARGEST_SHARE
+    assert shrinkage(trace=0.0, squares=0.0, rows=5, dim=10) == 0.0
+
+
+@pytest.mark.parametrize("rank", [10, 20, 28, 35])
+def test_shrinkage_foretells_and_lowers_the_error_on_new_rows(rank: int) -> None:
+    """With four times fewer rows than inputs, what was not seen must not look free."""
+    D, N = 120, 30
+    x, new, W = spiked(N, D, 0), spiked(5000, D, 1)[0], normal(40, D, seed=2)
+    found = streamed([x])
+    total = float((new @ W.mT).square().sum())
+
+    def outcome(damping: float | None) -> tuple[float, float]:
+        (metric,) = found.metrics(damping=damping)
+        U_TR, V_RD, error = truncate(W, metric, rank)
+        missed = new @ (W - U_TR @ V_RD).mT
+        return error / metric.energy(W), float(missed.square().sum()) / total
+
+    (foretold, real), (plain_foretold, plain_real) = outcome(None), outcome(1e-6)
+    assert real < plain_real
+    assert foretold == pytest.approx(real, rel=0.15)
+    assert plain_foretold < 0.4 * plain_real
 
 
 def test_each_group_has_its_own_metric() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..formats import Factors, Ranks, get_format
 from ..linalg.symmetric import cholesky
 from ..sites import Site
-from ..statistics.moments import DAMPING, Moments
+from ..statistics.moments import Moments
 
 BETAS = (0.0, 0.5, 1.0)
 # With fewer rows than this many per input dimension a regression target is not trusted at all.
@@ -97,7 +97,7 @@ def fit_site(site: Site, weight: Tensor, format: str, ranks: Ranks, moments: Mom
     target = regression_target(weight_GTD, moments, beta).reshape(weight.shape)
     factors = None
     if format != "dense":
-        factors = get_format(format).fit(site, target, moments.metrics(DAMPING), ranks)
+        factors = get_format(format).fit(site, target, moments.metrics(), ranks)
         target = factors.dense()
     bias_GT = _bias(target.reshape(weight_GTD.shape), moments)
     return Fit(factors=factors, weight=target, bias=bias_GT.reshape(-1), beta=beta)

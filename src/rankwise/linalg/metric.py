@@ -16,6 +16,9 @@ from torch import Tensor
 
 from .symmetric import cholesky
 
+# Coordinates that a sampled metric projects on at once.
+PROJECTED = 1024
+
 
 class Metric(ABC):
     """A positive semidefinite D x D matrix Sigma, in float64.
@@ -70,6 +73,10 @@ class Metric(ABC):
     def energy(self, M_TD: Tensor) -> float:
         """`trace(M Sigma M^T)`."""
         return float((self.times(M_TD) * M_TD).sum())
+
+
+def _eye(like: Tensor, size: int) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
 def _blocks(C_D: int, taps: int) -> int:
@@ -135,58 +142,65 @@ class Dense(Metric):
 
 
 class Sampled(Metric):
-    """Sigma as `X^T X` for fewer rows than inputs: nothing of size D x D is ever made.
+    """Sigma as `X^T X + ridge I` for fewer rows than inputs: nothing of size D x D is ever made.
 
     Args:
         rows_ND: centred samples divided by the square root of their number.
+        ridge: how much of the weight metric is added.
     """
 
-    def __init__(self, rows_ND: Tensor) -> None:
+    def __init__(self, rows_ND: Tensor, ridge: float = 0.0) -> None:
         self.rows_ND = rows_ND.double()
+        self.ridge = ridge
         self.dim = rows_ND.shape[1]
         self.device = rows_ND.device
 
     def times(self, M_TD: Tensor) -> Tensor:
-        return (M_TD @ self.rows_ND.mT) @ self.rows_ND
+        return (M_TD @ self.rows_ND.mT) @ self.rows_ND + self.ridge * M_TD
 
     def dense(self) -> Tensor:
-        return self.rows_ND.mT @ self.rows_ND
+        return self.rows_ND.mT @ self.rows_ND + self.ridge * _eye(self.rows_ND, self.dim)
 
     def inner(self, M_TD: Tensor) -> Tensor:
         half = M_TD @ self.rows_ND.mT
-        return half @ half.mT
+        products_TT = half @ half.mT
+        return products_TT + self.ridge * (M_TD @ M_TD.mT) if self.ridge else products_TT
 
     def channels(self, taps: int) -> Tensor:
         rows = self.rows_ND.view(len(self.rows_ND), -1, taps)
         rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
-        return rows.mT @ rows / taps
+        return rows.mT @ rows / taps + self.ridge * _eye(rows, rows.shape[1])
 
     def taps(self, taps: int) -> Tensor:
         rows = self.rows_ND.reshape(-1, taps)
-        blocks = rows.mT @ rows
+        blocks = rows.mT @ rows + self.ridge * _blocks(self.dim, taps) * _eye(rows, taps)
         return blocks / blocks.trace().clamp_min(torch.finfo(torch.float64).tiny) * taps
 
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
         folded = _channel_fold(self.rows_ND, B_CR, taps)
-        if len(folded) > folded.shape[1]:
-            return Dense(folded.mT @ folded)
-        return Sampled(folded)
+        gram_RR, eye_RR = B_CR.mT @ B_CR, _eye(B_CR, B_CR.shape[1])
+        if len(folded) <= folded.shape[1] and torch.allclose(gram_RR, eye_RR, atol=1e-8):
+            return Sampled(folded, self.ridge)
+        return Dense(folded.mT @ folded + self.ridge * torch.kron(gram_RR, _eye(B_CR, taps)))
 
     def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
-        return (M_TD @ self.rows_ND.mT) @ _channel_fold(self.rows_ND, B_CR, taps)
+        return _channel_fold(self.times(M_TD), B_CR, taps)
 
     def nested_projection(self, target_TD: Tensor) -> Tensor:
-        # About N coordinates explain everything; only dead or repeated inputs among the first ones make it more.
-        outputs_NT = self.rows_ND @ target_TD.mT
-        energy, used = outputs_NT.square().sum(), min(2 * len(self.rows_ND), self.dim)
-        while True:
-            X_NK = self.rows_ND[:, :used]
-            # The damping gives an input that others determine no direction of its own, which would explain something.
-            L_KK = cholesky(X_NK.mT @ X_NK)
-            Y_KT = torch.linalg.solve_triangular(L_KK, X_NK.mT @ outputs_NT, upper=False)
-            if used == self.dim or Y_KT.square().sum() >= (1 - 1e-9) * energy:
-                return Y_KT
-            used = min(2 * used, self.dim)
+        # Of the coordinates done, X, and the ridge r only K = r I + X X^T is needed (N x N): what is left of further
+        # ones is r (I + X'^T K^-1 X'), and of their products with the target r (target' + X'^T K^-1 rest).
+        X_ND = self.rows_ND
+        # Without a ridge an input that others determine would have a direction of its own made of rounding errors.
+        ridge = max(self.ridge, 1e-12 * float(X_ND.square().mean()) * len(X_ND), torch.finfo(torch.float64).tiny)
+        K_NN, rest_NT = ridge * _eye(X_ND, len(X_ND)), X_ND @ target_TD.mT
+        Y_KT = []
+        for X_NB, target_TB in zip(X_ND.split(PROJECTED, 1), target_TD.split(PROJECTED, 1), strict=True):
+            solved = torch.cholesky_solve(torch.cat([X_NB, rest_NT], dim=1), cholesky(K_NN, 1e-15))
+            left, cross = (X_NB.mT @ solved).split([X_NB.shape[1], len(target_TD)], dim=1)
+            L_BB = cholesky(ridge * (left + _eye(left, len(left))))
+            Y_KT.append(torch.linalg.solve_triangular(L_BB, ridge * (cross + target_TB.mT), upper=False))
+            K_NN, rest_NT = K_NN + X_NB @ X_NB.mT, rest_NT - X_NB @ target_TB.mT
+        return torch.cat(Y_KT)
 
     def to(self, dtype: torch.dtype) -> Sampled:
         result = copy.copy(self)

@@ -4,7 +4,7 @@
 eigenvectors of `W Sigma W^T`, and the minimum is the sum of the eigenvalues left out. No root and no inverse of Sigma
 is needed, so a singular Sigma is no special case.
 
-Letters: T outputs, D inputs, R rank, N sampled rows, K the smaller side.
+Letters: T outputs, D inputs, R rank, K the smaller side.
 
 Sources: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736 (the norm);
 Zhang, Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798 (response PCA).
@@ -15,71 +15,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .metric import Identity, Metric, Sampled
-from .symmetric import eigenvalues, eigh, orthonormal
+from .metric import Metric
+from .symmetric import eigenvalues, eigh
 
 
 def energies(W_TD: Tensor, metric: Metric) -> Tensor:
     """The eigenvalues of `spectrum` without the vectors: `energies[r:].sum()` is the error at rank r, for every r."""
     W_TD = W_TD.double()
     K = min(W_TD.shape)
-    if _few_rows(metric, K):
-        values = eigenvalues(_sampled_outputs(W_TD, metric)[1])
-        return torch.cat([values, values.new_zeros(K - len(values))])
     if len(W_TD) > K:
         W_TD = torch.linalg.qr(W_TD, mode="r").R
     return eigenvalues(metric.inner(W_TD))
 
 
-def spectrum(W_TD: Tensor, metric: Metric, rank: int | None = None) -> tuple[Tensor, Tensor]:
+def spectrum(W_TD: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """Eigenvalues of `W Sigma W^T`, descending, and its eigenvectors, from the smallest side that serves.
 
     Args:
         W_TD: weight, T x D.
         metric: Sigma, D x D.
-        rank: how many vectors are needed, all by default.
 
     Returns:
-        lambda_K (squared singular values of the whitened weight) and at least `rank` orthonormal columns, where
+        lambda_K (squared singular values of the whitened weight) and as many orthonormal columns, where
         `K = min(T, D)`. `lambda[r:].sum()` is the squared error of the best rank-r factorisation.
     """
     W_TD = W_TD.double()
     T, D = W_TD.shape
-    K = min(T, D)
-    if _few_rows(metric, K):
-        return _sampled_spectrum(W_TD, metric, rank or K)
     if T <= D:
         return eigh(metric.inner(W_TD))
     Q_TD, R_DD = torch.linalg.qr(W_TD)  # T > D: the same problem on D rows
     values, vectors = eigh(metric.inner(R_DD))
     return values, Q_TD @ vectors
-
-
-def _few_rows(metric: Metric, K: int) -> bool:
-    return isinstance(metric, Sampled) and len(metric.rows_ND) < K
-
-
-def _sampled_outputs(W_TD: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-    """The outputs that were seen, T x N, and their products, N x N."""
-    assert isinstance(metric, Sampled)
-    outputs_TN = W_TD @ metric.rows_ND.mT
-    return outputs_TN, outputs_TN.mT @ outputs_TN
-
-
-def _sampled_spectrum(W_TD: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
-    """Dual form: N outputs were seen, fewer than W has rows; beyond them the weight metric completes the basis."""
-    K = min(W_TD.shape)
-    outputs_TN, products_NN = _sampled_outputs(W_TD, metric)
-    values_N, Q_NN = eigh(products_NN)
-    seen = int((values_N > 1e-14 * values_N[0].clamp_min(torch.finfo(torch.float64).tiny)).sum())
-    U_TK = orthonormal(outputs_TN @ Q_NN[:, :seen] / values_N[:seen].sqrt())
-    if rank > seen:
-        rest_TD = W_TD - U_TK @ (U_TK.mT @ W_TD)
-        _, rest_U = spectrum(rest_TD, Identity(W_TD.shape[1]))
-        U_TK = orthonormal(torch.cat([U_TK, rest_U], dim=1)[:, :K])
-    values_K = values_N.new_zeros(K)
-    values_K[:seen] = values_N[:seen]
-    return values_K, U_TK
 
 
 def truncate(W_TD: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -101,7 +67,7 @@ def truncate(W_TD: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, f
         >>> torch.allclose(U_TR @ V_RD, W_TD.double()), error < 1e-12
         (True, True)
     """
-    values, U_TK = spectrum(W_TD, metric, rank)
+    values, U_TK = spectrum(W_TD, metric)
     U_TR = U_TK[:, :rank]
     return U_TR, U_TR.mT @ W_TD.double(), float(values[rank:].sum())
 

@@ -19,8 +19,9 @@ LARGEST_DENSE = 8192
 SAMPLED_ROWS = 4096
 # Rows wait until there are this many, so that the products run on large blocks.
 BLOCK_ROWS = 4096
-# Relative to the trace. Keeps fits defined on inputs that never fire without moving the others.
+# Least damping, relative to the mean variance: keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
+LARGEST_SHARE = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +50,59 @@ class Moments:
         """Inputs per group."""
         return self.mean_GD.shape[1]
 
-    def metrics(self, damping: float = DAMPING, centred: bool = True) -> list[Metric]:
-        """The metric of each group: the covariance of the input (its second moment if not `centred`)."""
+    def metrics(self, damping: float | None = None, centred: bool = True) -> list[Metric]:
+        """The metric of each group: the covariance of the input (its second moment if not `centred`).
+
+        Args:
+            damping: how much of the weight metric is added, relative to the mean variance of an input; by default what
+                the number of rows asks for (`shrinkage`).
+            centred: leave out the mean, which the bias takes care of.
+        """
         result: list[Metric] = []
         for group, mean_D in enumerate(self.mean_GD):
             shift_D = mean_D if centred else torch.zeros_like(mean_D)
             if self.second_GDD is not None:
-                result.append(Dense(self.second_GDD[group] - torch.outer(shift_D, shift_D), damping))
+                sigma_DD = self.second_GDD[group] - torch.outer(shift_D, shift_D)
+                squares = float(sigma_DD.square().sum())
+                result.append(Dense(sigma_DD, self._damping(damping, float(sigma_DD.trace()), squares)))
             else:
                 assert self.rows_GND is not None
-                rows_ND = self.rows_GND[group].double() - shift_D
-                result.append(Sampled(rows_ND / max(len(rows_ND), 1) ** 0.5))
+                rows_ND = (self.rows_GND[group].double() - shift_D) / self.rows_GND.shape[1] ** 0.5
+                trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
+                result.append(Sampled(rows_ND, self._damping(damping, trace, squares) * trace / self.dim))
         return result
+
+    def _damping(self, wanted: float | None, trace: float, squares: float) -> float:
+        if wanted is not None:
+            return wanted
+        rows = self.count if self.rows_GND is None else self.rows_GND.shape[1]
+        share = shrinkage(trace, squares, rows, self.dim)
+        return max(DAMPING, share / (1 - share))
 
     def bias(self, weight: Tensor, replacement: Tensor, bias: Tensor | None) -> Tensor:
         """`b + (W - V) mu`: the bias that keeps the mean output when `replacement` takes the place of `weight`."""
         change_GTD = (weight.double() - replacement.double()).reshape(len(self.mean_GD), -1, self.dim)
         correction = torch.einsum("gtd,gd->gt", change_GTD, self.mean_GD).reshape(-1)
         return correction if bias is None else bias.double() + correction
+
+
+def shrinkage(trace: float, squares: float, rows: int, dim: int) -> float:
+    """The share of the weight metric that brings a covariance of few rows closest to the true one.
+
+    `min over s of E ||(1 - s) S + s trace(S) / D I - Sigma||_F^2`, estimated for normally distributed rows.
+
+    Args:
+        trace, squares: trace of the sample covariance `S` and the sum of its squared entries.
+        rows, dim: that it was made of.
+
+    Returns:
+        A number from 0 (many rows) to 0.99.
+
+    Source: Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", 2010, arXiv 0907.4698.
+    """
+    spread = squares - trace**2 / dim
+    missed = ((1 - 2 / dim) * squares + trace**2) / (rows + 1 - 2 / dim)
+    return min(missed / spread, LARGEST_SHARE) if spread > 0 else 0.0
 
 
 def identity_metrics(groups: int, dim: int, device: torch.device | str = "cpu") -> list[Metric]:
