@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ import rankwise as rw
 from benchmarks.baselines import balf
 from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
+from rankwise.profile import Curve
 
 COLUMNS = (
     "network",
@@ -30,8 +32,8 @@ COLUMNS = (
     "params_ratio",
     "against_baseline",
     "paired_se",
+    "seconds",
 )
-COLUMNS = (*COLUMNS, "seconds")
 OURS = {"ours svd": "svd", "ours spatial svd": "spatial_svd", "ours tucker2": "tucker2", "ours per layer": "auto"}
 
 
@@ -40,36 +42,43 @@ class Compressor:
 
     Args:
         task: network and data.
-        positions: output positions of each image to use.
         seed: of the positions.
         device: of the model and the data.
     """
 
-    def __init__(self, task: Task, positions: int | str, seed: int, device: str) -> None:
+    def __init__(self, task: Task, seed: int, device: str) -> None:
         self.model = task.model.to(device)
         self.batches = task.batches(device)
-        self.positions, self.seed = positions, seed
-        self.stats = rw.collect(self.model, self.batches, positions=positions, seed=seed)
-        self.curves = rw.profile(self.model, self.stats)
+        self.seed = seed
+        self.known: dict[str, tuple[rw.Statistics, dict[str, Curve]]] = {}
+
+    def learn(self, positions: str = "auto") -> tuple[rw.Statistics, dict[str, Curve]]:
+        """Statistics and curves from some or all output positions of each image."""
+        if positions not in self.known:
+            stats = rw.collect(self.model, self.batches, positions=positions, seed=self.seed)
+            self.known[positions] = stats, rw.profile(self.model, stats)
+        return self.known[positions]
 
     def frobenius(self, keep: dict[str, float]) -> nn.Module:
         """Plain SVD with the knapsack on relative Frobenius error."""
-        plan = rw.choose(self.model, self.stats.sites, keep=keep, metric="weight", formats=("svd",), round_to=1)
-        return rw.factorise(self.model, plan, self.stats.sites)
+        sites = self.learn()[0].sites
+        plan = rw.choose(self.model, sites, keep=keep, metric="weight", formats=("svd",), round_to=1)
+        return rw.factorise(self.model, plan, sites)
 
     def baseline(self, keep: dict[str, float]) -> nn.Module:
         """The best published training-free method."""
-        return balf(self.model, self.stats, keep)[0]
+        return balf(self.model, self.learn()[0], keep)[0]
 
-    def ours(self, keep: dict[str, float], format: str) -> nn.Module:
+    def ours(self, keep: dict[str, float], format: str, positions: str = "auto") -> nn.Module:
         """Sequential factorisation with one format for kernels above 1 x 1 (SVD for the others), or all of them."""
-        curves = self.curves
+        stats, curves = self.learn(positions)
         if format != "auto":
-            sites = self.stats.sites
-            allowed = {name: ("dense", format if sites[name].kernel_size != (1, 1) else "svd") for name in sites}
+            allowed = {
+                name: ("dense", format if site.kernel_size != (1, 1) else "svd") for name, site in stats.sites.items()
+            }
             curves = {name: tuple(o for o in curve if o.format in allowed[name]) for name, curve in curves.items()}
-        plan = rw.choose(self.model, self.stats, keep=keep, curves=curves)
-        return rw.factorise(self.model, plan, self.stats, data=self.batches, positions=self.positions, seed=self.seed)
+        plan = rw.choose(self.model, stats, keep=keep, curves=curves)
+        return rw.factorise(self.model, plan, stats, data=self.batches, positions=positions, seed=self.seed)
 
     def methods(self, only: list[str] | None) -> dict[str, Callable[[dict[str, float]], nn.Module]]:
         """Method by name, the baseline first: others are compared with it."""
@@ -78,7 +87,8 @@ class Compressor:
             "SVD in the Frobenius norm": self.frobenius,
         }
         for name, format in OURS.items():
-            result[name] = lambda keep, format=format: self.ours(keep, format)  # type: ignore[misc]
+            result[name] = partial(self.ours, format=format)
+        result["ours, all positions"] = partial(self.ours, format="auto", positions="all")
         return {name: run for name, run in result.items() if not only or any(word in name for word in only)}
 
 
@@ -131,11 +141,9 @@ def main() -> None:
     options.add_argument("--networks", nargs="+", default=list(TASKS), choices=list(TASKS))
     options.add_argument("--keeps", nargs="+", type=float, help="budgets instead of each network's own")
     options.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words")
-    options.add_argument("--positions", default="auto", help='"auto", "all" or a number of positions per image')
     options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
     start(arguments)
-    positions = int(arguments.positions) if arguments.positions.isdigit() else arguments.positions
     chosen = ["resnet20"] if arguments.quick else arguments.networks
     module = networks()
     rows: list[Row] = []
@@ -144,9 +152,9 @@ def main() -> None:
         if arguments.quick:
             task = replace(task, calibration=task.calibration[:256], further=task.further[::10])
         keeps = tuple(arguments.keeps or task.keeps)
-        compressor = Compressor(task, positions, arguments.seed, arguments.device)
+        compressor = Compressor(task, arguments.seed, arguments.device)
         rows += measure(name, task, compressor, arguments.methods, keeps)
-        report(rows, COLUMNS, f"training-free compression, positions={positions}", arguments.json)
+        report(rows, COLUMNS, "training-free compression", arguments.json)
 
 
 if __name__ == "__main__":
