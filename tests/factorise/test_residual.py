@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import rankwise as rw
 from rankwise.batches import pristine
-from rankwise.factorise import graph, hooks, residual
+from rankwise.factorise import graph, residual
 from rankwise.factorise.residual import Watcher, corrected, schedule
 
 
@@ -104,18 +105,23 @@ def test_links_of_a_residual_network() -> None:
 
 
 def test_the_correction() -> None:
-    y, dense, compressed = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    y, dense, compressed = (torch.randn(1, 20, 3, generator=torch.Generator().manual_seed(i)) for i in range(3))
     scale = torch.tensor([2.0, -0.5, 1e-6])
-    got = corrected(y, scale, dense, compressed, channels_first=True)
-    shift, z = torch.randn(3, 1, 1), scale[:, None, None]
+    got = corrected(y, dense, compressed, scale)
     # What goes into the addition is right again in channels with a usable scale, untouched in the others.
-    torch.testing.assert_close((z * got + shift + compressed)[:, :2], (z * y + shift + dense)[:, :2])
-    assert torch.equal(got[:, 2], y[:, 2])
-    last = corrected(y.movedim(1, -1), scale, dense.movedim(1, -1), compressed.movedim(1, -1), channels_first=False)
-    torch.testing.assert_close(last.movedim(-1, 1), got)
-    assert torch.equal(corrected(y, None, dense, compressed, channels_first=True), y + (dense - compressed))
-    assert torch.equal(corrected(y, None, dense[:1], compressed, channels_first=True), y)
-    assert torch.equal(corrected(y, torch.zeros(3), dense, compressed, channels_first=True), y)
+    torch.testing.assert_close((scale * got + compressed)[..., :2], (scale * y + dense)[..., :2])
+    assert torch.equal(got[..., 2], y[..., 2])
+    assert torch.equal(corrected(y, dense, compressed, None), y + (dense - compressed))
+    assert torch.equal(corrected(y, dense, compressed, torch.zeros(3)), y)
+
+
+def test_the_correction_of_groups_has_their_own_scales() -> None:
+    y, dense, compressed = (torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    scale = torch.rand(6) + 0.5
+    got = corrected(y, dense, compressed, scale)
+    for group in range(2):
+        alone = corrected(y[group, None], dense[group, None], compressed[group, None], scale[3 * group : 3 * group + 3])
+        torch.testing.assert_close(got[group], alone[0])
 
 
 # A pass that stops at the addition sees no later use of the output, nor what the other summand comes from, and the hook
@@ -175,8 +181,7 @@ def test_corrected_targets_lower_the_error_of_the_blocks(engine: str, monkeypatc
         for use in (True, False):
             with monkeypatch.context() as patch:
                 if not use:
-                    for module in (graph, hooks):
-                        patch.setattr(module, "corrected", lambda y, *_, **__: y)
+                    patch.setattr(import_module("rankwise.factorise.sequential"), "corrected", lambda y, *_: y)
                 small = rw.factorise(model, plan, data=data, engine=engine)
             errors.append(float((outputs(small, fresh) - expected).square().mean()))
         ratios.append(errors[0] / errors[1])

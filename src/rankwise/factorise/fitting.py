@@ -44,16 +44,14 @@ class Fit:
     beta: float
 
 
-def regression_target(weight_GTD: Tensor, moments: Moments, beta: float) -> Tensor:
-    """`W + beta (C - W A)(A + e I)^-1`, G x T x D."""
-    if beta == 0:
-        return weight_GTD
+def regression_target(weight_GTD: Tensor, moments: Moments) -> Tensor:
+    """The target for `beta = 1`: `W + (C - W A)(A + e I)^-1`, G x T x D."""
     covariances, crosses = _centred(moments)
     target = weight_GTD.clone()
     for group, (A_DD, C_TD) in enumerate(zip(covariances, crosses, strict=True)):
         L_DD = cholesky(A_DD, TARGET_DAMPING)
         residual = C_TD - weight_GTD[group] @ A_DD
-        target[group] += beta * torch.cholesky_solve(residual.mT, L_DD).mT
+        target[group] += torch.cholesky_solve(residual.mT, L_DD).mT
     return target
 
 
@@ -78,7 +76,8 @@ def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> fl
     variance = sum(float(A_DD.trace()) for A_DD in _centred(fitted)[0])
     if variance <= ROUNDING * fitted.dim * sum(float(second.trace()) for second in fitted.second_GDD):
         return 0.0
-    errors = {beta: held_out_error(regression_target(weight_GTD, fitted, beta), fitted, held) for beta in BETAS}
+    target = regression_target(weight_GTD, fitted)
+    errors = {beta: held_out_error(torch.lerp(weight_GTD, target, beta), fitted, held) for beta in BETAS}
     return min(errors, key=errors.__getitem__)
 
 
@@ -94,7 +93,9 @@ def fit_site(site: Site, weight: Tensor, format: str, ranks: Ranks, moments: Mom
         beta: how far to follow the target, from 0 (the weight itself) to 1.
     """
     weight_GTD = weight.reshape(site.groups, -1, site.in_features)
-    target = regression_target(weight_GTD, moments, beta).reshape(weight.shape)
+    target = weight
+    if beta:
+        target = torch.lerp(weight_GTD, regression_target(weight_GTD, moments), beta).reshape(weight.shape)
     factors = None
     if format != "dense":
         factors = get_format(format).fit(site, target, moments.metrics(), ranks)

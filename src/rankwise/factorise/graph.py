@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..batches import Batches, call, first_sample
 from ..calling import DataError, prepared
-from .residual import Link, corrected, schedule
+from .residual import Link, Repair, schedule
 from .spill import ActivationStore
 
 
@@ -29,7 +29,7 @@ class OtherOptionsError(ValueError):
 class Visitor(Protocol):
     """What is done at each site, whichever way the networks are run."""
 
-    def observe(self, site: str, batch: int, x: Tensor, y: Tensor) -> None:
+    def observe(self, site: str, batch: int, x: Tensor, y: Tensor, repair: Repair | None) -> None:
         """Take a batch's input in the compressed network and output in the dense one."""
 
     def finish(self, site: str) -> None:
@@ -134,7 +134,7 @@ def run(
                     for node in nodes[start:cut]:
                         segment.execute(node)
                     visitor.observe(name, index, *segment.site(site, links.get(name)))
-                segment.keep(needed)
+                segment.keep(needed, [node for node in site.all_input_nodes if last_use[node] <= cut])
             visitor.finish(name)
             fitted, start = site, cut + 1
 
@@ -217,21 +217,28 @@ class _Segment:
         result = self._call(node, self.dense, 0)
         self._set(node, result, SAME if same else self._call(node, self.compressed, 1))
 
-    def site(self, node: fx.Node, link: Link | None) -> tuple[Tensor, Tensor]:
-        """Input in the compressed network and target from the dense one; the compressed output comes after the fit."""
+    def site(self, node: fx.Node, link: Link | None) -> tuple[Tensor, Tensor, Repair | None]:
+        """Input in the compressed network, output of the dense one, and what that should repair.
+
+        The compressed output comes after the fit.
+        """
         y = self._call(node, self.dense, 0)
         self._set(node, y, SAME)
         x, compressed = self.value(node.all_input_nodes[0])
+        repair = None
         if link is not None and (other := self.value(link.other))[1] is not SAME:
-            y = corrected(y, link.scale, *other, channels_first=is_convolution(self.dense, str(node.target)))
-        return (x if compressed is SAME else compressed), y
+            repair = Repair(*other, link.scale)
+        return (x if compressed is SAME else compressed), y, repair
 
     def compress(self, node: fx.Node) -> None:
         """Compute the compressed output of a site that was just fitted."""
         self._set(node, self.value(node)[0], self._call(node, self.compressed, 1))
 
-    def keep(self, needed: set[fx.Node]) -> None:
+    def keep(self, needed: set[fx.Node], compressed_only: Iterable[fx.Node]) -> None:
         """Store what later segments read, and drop what they do not."""
+        for node in compressed_only:  # read once more, by the fitted layer
+            if self.value(node)[1] is not SAME:
+                self._set(node, None, self.value(node)[1])
         for node in self.fresh & needed:
             self.store.put((self.batch, node), self.values[node])
         for node in self.values.keys() - needed:
@@ -265,11 +272,6 @@ def _apply(node: fx.Node, model: nn.Module, args: tuple[Any, ...], kwargs: dict[
         return args[0]
     assert callable(node.target)
     return node.target(*args, **kwargs)
-
-
-def is_convolution(model: nn.Module, site: str) -> bool:
-    """Whether channels are the second dimension of the site's output."""
-    return isinstance(model.get_submodule(site), nn.Conv2d)
 
 
 def _run_dense(model: nn.Module, nodes: list[fx.Node], arguments: Mapping[str, Any]) -> Any:

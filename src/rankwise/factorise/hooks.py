@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..batches import Batches, call
-from .graph import Visitor, is_convolution
-from .residual import Link, Watcher, corrected
+from .graph import Visitor
+from .residual import Link, Repair, Watcher
 
 
 class _Reached(BaseException):
@@ -33,13 +33,12 @@ def run(
         step(site)
         for index, batch in enumerate(batches):
             y, dense_link = _output(dense, site, order[number + 1 :], batch, index)
-            x = _input(compressed, site, batch, index)
+            x, repair = _input(compressed, site, batch, index), None
             if dense_link is not None:
                 _, link = _output(compressed, site, order[number + 1 :], batch, index)
                 if link is not None:
-                    first = is_convolution(dense, site)
-                    y = corrected(y, dense_link.scale, dense_link.other, link.other, channels_first=first)
-            visitor.observe(site, index, x, y)
+                    repair = Repair(dense_link.other, link.other, dense_link.scale)
+            visitor.observe(site, index, x, y, repair)
         visitor.finish(site)
 
 

@@ -8,6 +8,8 @@ the compressed network already differs from the dense one's. Fitting the site to
 makes it correct what the blocks before it got wrong, instead of letting errors add up along the residual stream.
 
 Two ways to see the addition: in the graph, or by watching one forward pass.
+
+Letters: G groups, N rows, T outputs per group.
 """
 
 from __future__ import annotations
@@ -35,16 +37,22 @@ class Link(NamedTuple):
     scale: Tensor | None
 
 
-def corrected(y: Tensor, scale: Tensor | None, dense: Tensor, compressed: Tensor, channels_first: bool) -> Tensor:
-    """`y + (s_dense - s_compressed) / scale`; unchanged where the summands broadcast."""
-    if dense.shape != y.shape or compressed.shape != y.shape:
-        return y
-    difference = dense - compressed
+class Repair(NamedTuple):
+    """The other summand in both networks, and the scale on the way to it."""
+
+    dense: Tensor
+    compressed: Tensor
+    scale: Tensor | None
+
+
+def corrected(y_GNT: Tensor, dense_GNT: Tensor, compressed_GNT: Tensor, scale: Tensor | None) -> Tensor:
+    """`y + (s_dense - s_compressed) / scale`, for rows of them."""
+    difference_GNT = dense_GNT - compressed_GNT
     if scale is not None:
         usable = scale.abs() > _SMALLEST_SCALE * scale.abs().max()
-        inverse = torch.where(usable, 1 / scale, torch.zeros_like(scale)).to(y.dtype)
-        difference = difference * (inverse.view(-1, *[1] * (y.dim() - 2)) if channels_first else inverse)
-    return y + difference
+        inverse = torch.where(usable, 1 / scale, torch.zeros_like(scale)).to(y_GNT.dtype)
+        difference_GNT = difference_GNT * inverse.view(len(y_GNT), 1, -1)
+    return y_GNT + difference_GNT
 
 
 def schedule(graph: fx.Graph, model: nn.Module, sites: set[str]) -> tuple[list[fx.Node], dict[str, Link]]:

@@ -27,6 +27,7 @@ from ..surgery import replace
 from . import graph, hooks
 from .fitting import choose_beta, fit_site
 from .one_shot import factorise_site
+from .residual import Repair, corrected
 from .spill import DEFAULT_CAP
 
 logger = logging.getLogger("rankwise")
@@ -122,13 +123,16 @@ class _Visitor:
         taps = site.kernel_size[0] * site.kernel_size[1] if site else 1
         self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
 
-    def observe(self, site: str, batch: int, x: Tensor, y: Tensor) -> None:
+    def observe(self, site: str, batch: int, x: Tensor, y: Tensor, repair: Repair | None) -> None:
         if site != self.current:
             self.start(site)
         layer = self.dense.get_submodule(site)
         wanted = positions_per_sample(self.sites[site], self.samples, self.positions)
         drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed)
         x_GND, y_GNT = input_rows(layer, x, drawn), output_rows(layer, y, drawn)
+        if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not where it broadcasts
+            others = output_rows(layer, repair.dense, drawn), output_rows(layer, repair.compressed, drawn)
+            y_GNT = corrected(y_GNT, *others, repair.scale)
         for accumulator, part in self._parts(batch, x_GND.shape[1], len(y)):
             try:
                 accumulator.update(x_GND[:, part], y_GNT[:, part])

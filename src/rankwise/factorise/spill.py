@@ -59,7 +59,10 @@ class ActivationStore:
 
     def get(self, key: Any) -> Any:
         """The value under a key; a spilled tensor is a view of its file."""
-        return pytree.tree_map_only(_OnDisk, _read, self._values[key], is_leaf=lambda leaf: isinstance(leaf, _OnDisk))
+        value = self._values[key]
+        if key in self._charged:
+            return value
+        return pytree.tree_map_only(_OnDisk, _read, value, is_leaf=lambda leaf: isinstance(leaf, _OnDisk))
 
     def __contains__(self, key: Any) -> bool:
         return key in self._values
@@ -67,7 +70,9 @@ class ActivationStore:
     def drop(self, key: Any) -> None:
         """Forget a value and free its memory or its file."""
         value = self._values.pop(key, None)
-        self.resident -= self._charged.pop(key, 0)
+        if key in self._charged:
+            self.resident -= self._charged.pop(key)
+            return
         for leaf in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, _OnDisk)):
             if isinstance(leaf, _OnDisk):
                 leaf.path.unlink(missing_ok=True)
@@ -99,4 +104,8 @@ def _read(entry: _OnDisk) -> Tensor:
 
 
 def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if type(value) is tuple:  # most values are, and walking them with pytree is slow
+        return [tensor for part in value for tensor in _tensors(part)]
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -19,6 +19,8 @@ LARGEST_DENSE = 8192
 SAMPLED_ROWS = 4096
 # Rows wait until there are this many, so that the products run on large blocks.
 BLOCK_ROWS = 4096
+# Products are split in two above twice this many columns, to leave out the half that is known by symmetry.
+SMALLEST_BLOCK = 128
 # Least damping, relative to the mean variance: keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
 LARGEST_SHARE = 0.99
@@ -179,8 +181,11 @@ class Accumulator:
         order = unfold_order(self.taps, mean_G1D.shape[2], mean_G1D.device)
         second_GDD = rows_GND = target_mean_GT = cross_GTD = None
         if dense:  # E[x x^T] of the unshifted rows
-            second_GDD = self.sums["second"] / self.count + mean_G1D.mT @ mean_G1D - moved_G1D.mT @ moved_G1D
-            second_GDD = second_GDD[:, order][:, :, order]
+            second_GDD = self.sums["second"] / self.count
+            mirror(second_GDD)
+            second_GDD.baddbmm_(mean_G1D.mT, mean_G1D).baddbmm_(moved_G1D.mT, moved_G1D, alpha=-1)
+            blocks = second_GDD.view(len(second_GDD), self.taps, -1, self.taps, len(order) // self.taps)
+            second_GDD = blocks.permute(0, 2, 1, 4, 3).reshape(second_GDD.shape)
         else:
             rows_GND = torch.cat(self.pending, dim=1)
         if "target_mean" in self.sums:
@@ -206,7 +211,10 @@ class Accumulator:
     def _flush(self) -> None:
         assert self.shift_G1D is not None
         x_GND = torch.cat(self.pending, dim=1).sub_(self.shift_G1D)
-        self._add("second", gram(x_GND).double())
+        if "second" not in self.sums:
+            groups, _, dim = x_GND.shape
+            self.sums["second"] = torch.zeros(groups, dim, dim, dtype=torch.float64, device=x_GND.device)
+        add_gram(self.sums["second"], x_GND)
         if self.pending_targets:
             self._add("cross", (torch.cat(self.pending_targets, dim=1).mT @ x_GND).double())
         self.pending, self.pending_targets, self.pending_rows = [], [], 0
@@ -223,15 +231,25 @@ class Accumulator:
         self.pending_rows = len(kept)
 
 
-def gram(x_GND: Tensor) -> Tensor:
-    """`X^T X`, D x D per group; of the two blocks beside the diagonal one is the other's transpose."""
+def add_gram(sum_GDD: Tensor, x_GND: Tensor) -> None:
+    """Add `X^T X`; of two blocks beside the diagonal only the upper one, see `mirror`."""
     half = x_GND.shape[2] // 2
-    if half < 128:
-        return x_GND.mT @ x_GND
+    if half < SMALLEST_BLOCK:
+        sum_GDD += x_GND.mT @ x_GND
+        return
     left, right = x_GND[..., :half], x_GND[..., half:]
-    beside = left.mT @ right
-    top = torch.cat([gram(left), beside], dim=2)
-    return torch.cat([top, torch.cat([beside.mT, gram(right)], dim=2)], dim=1)
+    add_gram(sum_GDD[:, :half, :half], left)
+    add_gram(sum_GDD[:, half:, half:], right)
+    sum_GDD[:, :half, half:] += left.mT @ right
+
+
+def mirror(sum_GDD: Tensor) -> None:
+    """Copy the blocks that `add_gram` filled to those that it left out."""
+    half = sum_GDD.shape[2] // 2
+    if half >= SMALLEST_BLOCK:
+        mirror(sum_GDD[:, :half, :half])
+        mirror(sum_GDD[:, half:, half:])
+        sum_GDD[:, half:, :half] = sum_GDD[:, :half, half:].mT
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
@@ -246,9 +264,10 @@ def merge(parts: Sequence[Moments]) -> Moments:
     count = sum(part.count for part in parts)
 
     def mean(values: Sequence[Tensor]) -> Tensor:
-        return sum(
-            (v * (part.count / count) for v, part in zip(values, parts, strict=True)), torch.zeros_like(values[0])
-        )
+        result = torch.zeros_like(values[0])
+        for value, part in zip(values, parts, strict=True):
+            result.add_(value, alpha=part.count / count)
+        return result
 
     targets = {}
     if all(part.cross_GTD is not None for part in parts):

@@ -13,7 +13,6 @@ import math
 import zlib
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..sites import Site
@@ -95,19 +94,33 @@ def input_rows(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
         return _floating(rows.reshape(1, -1, x.shape[-1]))
     if x.dim() == 3:
         x = x[None]
-    sides = padding_sides(layer)
-    if any(sides):
-        x = F.pad(x, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
     B, channels, height, width = x.shape
-    Ho, Wo = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
+    left, right, top, bottom = padding_sides(layer)
+    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
+    Ho = (height + top + bottom - dh * (kh - 1) - 1) // sh + 1
+    Wo = (width + left + right - dw * (kw - 1) - 1) // sw + 1
     if positions is None:
         positions = torch.arange(Ho * Wo).expand(B, -1)
-    corners = (positions // Wo) * (sh * width) + (positions % Wo) * sw  # B x n
-    taps = (torch.arange(kh)[:, None] * (dh * width) + torch.arange(kw) * dw).flatten()  # Q
-    index = (corners[:, :, None] + taps).flatten(1)  # B x (n Q)
-    rows = _pixels(x, index).view(-1, len(taps), layer.groups, channels // layer.groups).permute(2, 0, 1, 3)
+    row = (positions // Wo * sh - top)[:, :, None] + torch.arange(kh) * dh  # B x n x kh
+    column = (positions % Wo * sw - left)[:, :, None] + torch.arange(kw) * dw  # B x n x kw
+    index = (_inside(row, height, layer.padding_mode) * width)[..., None] + _inside(column, width, layer.padding_mode)[
+        :, :, None
+    ]
+    pixels = _pixels(x, index.flatten(1))  # (B n Q) x all channels
+    if layer.padding_mode == "zeros" and any((left, right, top, bottom)):
+        seen = ((row >= 0) & (row < height))[..., None] & ((column >= 0) & (column < width))[:, :, None]
+        pixels.index_fill_(0, (~seen).flatten().nonzero().flatten().to(x.device), 0)
+    rows = pixels.view(-1, kh * kw, layer.groups, channels // layer.groups).permute(2, 0, 1, 3)
     return _floating(rows.reshape(layer.groups, len(rows[0]), -1))
+
+
+def _inside(at: Tensor, size: int, mode: str) -> Tensor:
+    """Where a padded coordinate takes its value from; anywhere inside where padding is zeros."""
+    if mode == "circular":
+        return at % size
+    if mode == "reflect":
+        return size - 1 - (size - 1 - at.abs()).abs()
+    return at.clamp(0, size - 1)
 
 
 def output_rows(layer: nn.Module, y: Tensor, positions: Tensor | None) -> Tensor:
