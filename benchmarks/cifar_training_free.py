@@ -95,7 +95,9 @@ class Compressor:
 def measure(name: str, task: Task, options: Compressor, only: list[str] | None, keeps: tuple[float, ...]) -> list[Row]:
     """Rows of one network."""
     model = options.model
-    dense_further, dense_test = task.answers(model, task.further), task.answers(model, task.images)
+    dense_test = task.answers(model, task.images)
+    own = task.further is task.images
+    dense_further = dense_test if own else task.answers(model, task.further)
     dense_right = dense_test == task.labels
     example = options.batches[0][:1]
     before = rw.evaluate.size(model, example)
@@ -107,14 +109,16 @@ def measure(name: str, task: Task, options: Compressor, only: list[str] | None, 
             small = run({"macs": keep})
             seconds = time.perf_counter() - begin
             after = rw.evaluate.size(small, example)
-            right = task.answers(small, task.images) == task.labels
+            answers = task.answers(small, task.images)
+            further = answers if own else task.answers(small, task.further)
+            right = answers == task.labels
             row: Row = {
                 "network": name,
                 "method": method,
                 "budget": "macs",
                 "keep": keep,
                 "top1": _percent(right),
-                "agreement": _percent(task.answers(small, task.further) == dense_further),
+                "agreement": _percent(further == dense_further),
                 "macs_ratio": after.macs / before.macs,  # type: ignore[operator]
                 "params_ratio": after.params / before.params,
                 "seconds": seconds,

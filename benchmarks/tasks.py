@@ -60,13 +60,14 @@ def _photos(networks: ModuleType, name: str, normalise: str, keeps: tuple[float,
     images, labels = networks.imagenet_photos()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     calibration, test = order[:256], order[256:]
+    test_images = images[test]
     return Task(
         model=getattr(networks, name)(),
         normalise=getattr(networks, normalise),
         calibration=images[calibration],
-        images=images[test],
+        images=test_images,
         labels=labels[test],
-        further=images[test],
+        further=test_images,
         keeps=keeps,
         batch=8,
     )

@@ -51,9 +51,10 @@ def test_laws(kind: str, C: int, Q: int, T: int, R: int, seed: int) -> None:
     close(metric.fold(B_CR, Q).dense(), P.mT @ sigma @ P)
     close(metric.spread(B_CR, M_TD, Q), M_TD @ sigma @ P)
     blocks = sigma.view(C, Q, C, Q)
-    close(metric.channels(Q), sum(blocks[:, q, :, q] for q in range(Q)) / Q)
-    taps = sum(blocks[c, :, c, :] for c in range(C))
-    close(metric.taps(Q), taps / taps.trace() * Q)
+    close(metric.marginal((C, Q), (0,)), sum(blocks[:, q, :, q] for q in range(Q)) / Q)
+    close(metric.marginal((C, Q), (1,)), sum(blocks[c, :, c, :] for c in range(C)) / C)
+    close(metric.marginal((C, Q), ()), sigma.trace().view(1, 1) / (C * Q))
+    close(metric.marginal((C, Q), (0, 1)), sigma)
 
 
 def explained(target_TD: Tensor, sigma: Tensor, d: int) -> Tensor:

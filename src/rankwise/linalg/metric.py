@@ -9,7 +9,9 @@ Letters: D input dimension = C * Q, T output rows of a weight, N sampled rows, R
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ class Metric(ABC):
     """A positive semidefinite D x D matrix Sigma, in float64.
 
     Laws: `times(M) == M @ dense()`; `energy(M) == trace(M @ dense() @ M.T)`;
-    `inner(M) == M @ dense() @ M.T`; `taps` and `channels` are the mean diagonal blocks of `dense()`.
+    `inner(M) == M @ dense() @ M.T`; `marginal` is a mean of diagonal blocks of `dense()`.
     """
 
     dim: int
@@ -43,12 +45,16 @@ class Metric(ABC):
         """`M Sigma M^T`, T x T."""
 
     @abstractmethod
-    def channels(self, taps: int) -> Tensor:
-        """Mean over taps of the C x C diagonal blocks."""
+    def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
+        """Moment of some modes of the input, the mean over all others.
 
-    @abstractmethod
-    def taps(self, taps: int) -> Tensor:
-        """Sum over channels of the Q x Q diagonal blocks over the trace."""
+        Args:
+            sizes: of the modes that the D inputs are read as, row-major.
+            held: numbers of the modes to keep, ascending; K inputs together.
+
+        Returns:
+            K x K.
+        """
 
     @abstractmethod
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
@@ -77,11 +83,6 @@ class Metric(ABC):
 
 def _eye(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
-
-
-def _blocks(C_D: int, taps: int) -> int:
-    assert C_D % taps == 0, f"{C_D} inputs are not a multiple of {taps} taps"
-    return C_D // taps
 
 
 def _channel_fold(M_TD: Tensor, B_CR: Tensor, taps: int) -> Tensor:
@@ -116,14 +117,13 @@ class Dense(Metric):
     def inner(self, M_TD: Tensor) -> Tensor:
         return self.times(M_TD) @ M_TD.mT
 
-    def channels(self, taps: int) -> Tensor:
-        C = _blocks(self.dim, taps)
-        return torch.einsum("apbp->ab", self.sigma_DD.view(C, taps, C, taps)) / taps
-
-    def taps(self, taps: int) -> Tensor:
-        C = _blocks(self.dim, taps)
-        blocks = torch.einsum("apaq->pq", self.sigma_DD.view(C, taps, C, taps))
-        return blocks / blocks.trace().clamp_min(torch.finfo(torch.float64).tiny) * taps
+    def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
+        K = math.prod(sizes[mode] for mode in held)
+        left = "abcdefgh"[: len(sizes)]
+        right = "".join(letter.upper() if mode in held else letter for mode, letter in enumerate(left))
+        kept = "".join(left[mode] for mode in held)
+        blocks = torch.einsum(f"{left}{right}->{kept}{kept.upper()}", self.sigma_DD.reshape(*sizes, *sizes))
+        return blocks.reshape(K, K) * (K / self.dim)
 
     def fold(self, B_CR: Tensor, taps: int) -> Dense:
         half = _channel_fold(self.sigma_DD, B_CR, taps)
@@ -166,15 +166,11 @@ class Sampled(Metric):
         products_TT = half @ half.mT
         return products_TT + self.ridge * (M_TD @ M_TD.mT) if self.ridge else products_TT
 
-    def channels(self, taps: int) -> Tensor:
-        rows = self.rows_ND.view(len(self.rows_ND), -1, taps)
-        rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
-        return rows.mT @ rows / taps + self.ridge * _eye(rows, rows.shape[1])
-
-    def taps(self, taps: int) -> Tensor:
-        rows = self.rows_ND.reshape(-1, taps)
-        blocks = rows.mT @ rows + self.ridge * _blocks(self.dim, taps) * _eye(rows, taps)
-        return blocks / blocks.trace().clamp_min(torch.finfo(torch.float64).tiny) * taps
+    def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
+        K = math.prod(sizes[mode] for mode in held)
+        others = [1 + mode for mode in range(len(sizes)) if mode not in held]
+        rows = self.rows_ND.reshape(-1, *sizes).permute(0, *others, *(1 + mode for mode in held)).reshape(-1, K)
+        return rows.mT @ rows * (K / self.dim) + self.ridge * _eye(rows, K)
 
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
         folded = _channel_fold(self.rows_ND, B_CR, taps)
@@ -224,11 +220,9 @@ class Identity(Metric):
     def inner(self, M_TD: Tensor) -> Tensor:
         return M_TD @ M_TD.mT
 
-    def channels(self, taps: int) -> Tensor:
-        return torch.eye(_blocks(self.dim, taps), dtype=torch.float64, device=self.device)
-
-    def taps(self, taps: int) -> Tensor:
-        return torch.eye(taps, dtype=torch.float64, device=self.device)
+    def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
+        K = math.prod(sizes[mode] for mode in held)
+        return torch.eye(K, dtype=torch.float64, device=self.device)
 
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
         gram = B_CR.mT @ B_CR

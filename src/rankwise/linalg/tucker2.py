@@ -56,9 +56,11 @@ def channel_basis(W_TCQ: Tensor, metric: Metric) -> Tensor:
     """
     W_TCQ = W_TCQ.double()
     Q = W_TCQ.shape[2]
-    channels_CC = metric.channels(Q)
-    L_CC = cholesky(channels_CC)
-    N_CC = torch.einsum("tcp,pq,tdq->cd", W_TCQ, metric.taps(Q), W_TCQ)
+    C = W_TCQ.shape[1]
+    L_CC = cholesky(metric.marginal((C, Q), (0,)))
+    taps_QQ = metric.marginal((C, Q), (1,))
+    taps_QQ = taps_QQ / taps_QQ.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    N_CC = torch.einsum("tcp,pq,tdq->cd", W_TCQ, taps_QQ, W_TCQ)
     # Of a large start single precision is enough: every step after it corrects what it starts from.
     single = len(L_CC) >= SINGLE_PRECISION
     _, U_CC = eigh(L_CC.mT @ N_CC @ L_CC, torch.float32 if single else torch.float64)
@@ -149,8 +151,7 @@ def fit(
     A_TR, G_RSQ, error = _outputs_and_core(W_TD, metric, B_CS, output_rank, Q, total)
     if channel_rank == C:
         return Tucker2(A_TR, G_RSQ, B_CS, error)
-    channels_CC = metric.channels(Q)
-    L_CC = cholesky(channels_CC, damping=1e-6)
+    L_CC = cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
     for _ in range(sweeps):
         moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
