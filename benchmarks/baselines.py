@@ -30,7 +30,7 @@ def balf(model: nn.Module, stats: Statistics, keep: dict[str, float]) -> tuple[n
     for name, site in stats.sites.items():
         options = [dense_option(site)]
         if svd.refuses(site) is None:
-            metrics = stats[name].metrics(damping=BALF_DAMPING, centred=False)
+            metrics = stats[name].uncentred().metrics(damping=BALF_DAMPING)
             for ranks, error in svd.curve(site, site_weight(model, site), metrics, step=1):
                 cost = svd.cost(site, ranks, site.has_bias)
                 if cost.macs < site.macs:
@@ -42,7 +42,7 @@ def balf(model: nn.Module, stats: Statistics, keep: dict[str, float]) -> tuple[n
         if row.format == DENSE:
             continue
         site, layer = stats.sites[row.site], small.get_submodule(row.site)
-        metrics = stats[row.site].metrics(damping=BALF_DAMPING, centred=False)
+        metrics = stats[row.site].uncentred().metrics(damping=BALF_DAMPING)
         factors = svd.fit(site, site_weight(model, site), metrics, row.ranks)
         chain = svd.build(layer, row.ranks, bias=site.has_bias)
         svd.fill(chain, factors, site_bias(model, site))

@@ -262,6 +262,65 @@ def test_layers_used_more_than_once(engine: str | None) -> None:
     assert (outputs(small, batches) - outputs(model, batches)).norm() < outputs(model, batches).norm()
 
 
+class Siamese(nn.Module):
+    """Two branches through modules with the same weight, each with inputs of its own, and a layer behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.c(torch.relu(self.a(x) + self.b(y)))
+
+
+def test_a_tied_layer_is_fitted_on_the_inputs_of_all_its_modules() -> None:
+    model = make(Siamese)
+    batches = [tuple(part + shift for part, shift in zip(batch.split(12, 1), (0, 5))) for batch in batches_of(64, 24)]  # noqa: B905
+    stats = rw.collect(model, batches)
+    rows = torch.cat([part for batch in batches for part in batch]).double()
+    assert stats["a"].count == len(rows)
+    torch.testing.assert_close(stats["a"].mean_GD[0], rows.mean(0), rtol=1e-5, atol=1e-5)
+    plan = plan_of(stats.sites, {"a": ("svd", (4,)), "c": ("svd", (8,))})
+    graph, hooks = (rw.factorise(model, plan, data=batches, engine=engine) for engine in ("graph", "hooks"))
+    assert graph.a is graph.b
+    assert_same_factors(graph, hooks)
+
+
+@pytest.mark.parametrize("network", [Residual, Siamese, Chain])
+def test_a_plan_in_the_weight_metric_is_kept_to_the_unit(network: type[nn.Module]) -> None:
+    """It counts no new biases, so none are added, and the fit does without them."""
+    model = make(network)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.bias = None
+    if isinstance(model, Residual):
+        batches: Any = batches_of(8, 3, 8, 8)
+    else:
+        batches = [tuple(b.split(12, 1)) for b in batches_of(64, 24)] if network is Siamese else batches_of(64, 20)
+    batches = [tuple(t + 1 for t in b) if isinstance(b, tuple) else b + 1 for b in batches]
+    stats = rw.collect(model, batches)
+    plan = rw.choose(model, stats.sites, keep={"params": 0.6}, metric="weight")
+    assert plan.factorised
+    small = rw.factorise(model, plan, stats.sites, data=batches)
+    first = batches[0]
+    sites = rw.find(small, tuple(t[:1] for t in first) if isinstance(first, tuple) else first[:1])
+    assert (sites.total_params, sites.total_macs) == (plan.planned["params"], plan.planned["macs"])
+    one_shot = rw.factorise(model, plan, stats.sites)
+    dense, seq, shot = (torch.cat([run(net, b)[0] for b in batches]) for net in (model, small, one_shot))
+    assert (seq - dense).norm() < (shot - dense).norm()
+
+
+def test_outputs_that_overflow_name_their_site() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).half()
+    with torch.no_grad():
+        model[2].weight.fill_(6e4)
+    batches = [batch.half() for batch in batches_of(16, 8)]
+    plan = plan_of(rw.find(model, batches[0][:1]), {"2": ("svd", (2,))})
+    with unchanged(model), pytest.raises(ValueError, match=r"site '2', batch 0: the dense network's output holds NaN"):
+        rw.factorise(model, plan, data=batches)
+
+
 def plan_params(plan: rw.Plan, model: nn.Module) -> int:
     sites = rw.find(model, torch.zeros(1, 7, dtype=torch.long))
     return sites.total_params + sum(row.params - sites[row.site].params for row in plan.rows)

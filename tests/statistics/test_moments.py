@@ -231,7 +231,7 @@ def test_metrics_are_centred_and_damped(N: int) -> None:
     (plain,) = found.metrics(damping=0)
     assert isinstance(plain, Dense if N > 7 else Sampled)
     torch.testing.assert_close(plain.dense(), covariance)
-    torch.testing.assert_close(found.metrics(damping=0, centred=False)[0].dense(), x[0].mT @ x[0] / N)
+    torch.testing.assert_close(found.uncentred().metrics(damping=0)[0].dense(), x[0].mT @ x[0] / N)
     if N > 7:
         damped = found.metrics(damping=0.1)[0].dense()
         eye = torch.eye(7, dtype=torch.float64)
@@ -328,7 +328,7 @@ def test_centred_with_bias_is_the_best_of_four(rank: int, seed: int) -> None:
     found = streamed([x])
 
     def true_error(centred: bool, corrected: bool) -> float:
-        U_TR, V_RD, _ = truncate(W, found.metrics(damping=0, centred=centred)[0], rank)
+        U_TR, V_RD, _ = truncate(W, (found if centred else found.uncentred()).metrics(damping=0)[0], rank)
         V = U_TR @ V_RD
         bias = found.bias(W, V, None) if corrected else torch.zeros(6, dtype=torch.float64)
         return float((x[0] @ (W - V).mT - bias).square().sum(1).mean())
@@ -350,7 +350,7 @@ def test_the_energy_is_the_mean_squared_change_of_a_convolution(options: dict[st
     x = normal(3, 4, 8, 7) + 0.5
     found = streamed([input_rows(conv, x, None)], taps=9)
     change = (conv.weight - other.weight).detach().reshape(conv.groups, -1, found.dim)
-    metrics = found.metrics(damping=0, centred=False)
+    metrics = found.uncentred().metrics(damping=0)
     energy = sum(metric.energy(part) for metric, part in zip(metrics, change, strict=True))
     other.bias = conv.bias
     missed = (conv(x) - other(x)).detach()

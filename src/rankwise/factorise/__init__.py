@@ -38,7 +38,8 @@ def factorise(
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
     With `data` sequentially: `min E || y_dense - (V x_compressed + c) ||^2` for each site in execution order. With
-    statistics alone in one shot: `min ||(W - V) Cov(x)^(1/2)||_F`. With neither, in the weight metric.
+    statistics alone in one shot: `min ||(W - V) Cov(x)^(1/2)||_F`. With neither, in the weight metric. A plan that was
+    chosen in the weight metric counts no new biases, so that sequentially too none are added.
 
     Args:
         model: the dense network.

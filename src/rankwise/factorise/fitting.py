@@ -16,8 +16,6 @@ arXiv 1505.06798 (asymmetric reconstruction).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -32,16 +30,6 @@ LEAST_ROWS_PER_INPUT = 8
 TARGET_DAMPING = 1e-4
 # Nor where the variance is less than this part of the second moment per input: rounding of float32 products.
 ROUNDING = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What the fit of a site found: its factors (None where it stays dense), weight, bias, and how far it followed."""
-
-    factors: Factors | None
-    weight: Tensor
-    bias: Tensor
-    beta: float
 
 
 def regression_target(weight_GTD: Tensor, moments: Moments) -> Tensor:
@@ -81,27 +69,27 @@ def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> fl
     return min(errors, key=errors.__getitem__)
 
 
-def fit_site(site: Site, weight: Tensor, format: str, ranks: Ranks, moments: Moments, beta: float) -> Fit:
-    """Fit a format to the regression target on the compressed network's inputs; format "dense" keeps the full target.
+def fit_site(
+    site: Site, weight: Tensor, format: str, ranks: Ranks, moments: Moments, beta: float
+) -> tuple[Factors, Tensor]:
+    """Fit a format to the regression target on the compressed network's inputs.
 
     Args:
         site: the site.
         weight: dense weight, O x I/G [x kh x kw], float64.
-        format: name of the format, or "dense".
+        format: name of the format.
         ranks: its ranks.
         moments: of the inputs, with the dense network's outputs as targets.
         beta: how far to follow the target, from 0 (the weight itself) to 1.
+
+    Returns:
+        The factors and the bias, O.
     """
-    weight_GTD = weight.reshape(site.groups, -1, site.in_features)
-    target = weight
+    weight_GTD = target_GTD = weight.reshape(site.groups, -1, site.in_features)
     if beta:
-        target = torch.lerp(weight_GTD, regression_target(weight_GTD, moments), beta).reshape(weight.shape)
-    factors = None
-    if format != "dense":
-        factors = get_format(format).fit(site, target, moments.metrics(), ranks)
-        target = factors.dense()
-    bias_GT = _bias(target.reshape(weight_GTD.shape), moments)
-    return Fit(factors=factors, weight=target, bias=bias_GT.reshape(-1), beta=beta)
+        target_GTD = torch.lerp(weight_GTD, regression_target(weight_GTD, moments), beta)
+    factors = get_format(format).fit(site, target_GTD.reshape(weight.shape), moments.metrics(), ranks)
+    return factors, _bias(factors.dense().reshape(weight_GTD.shape), moments).reshape(-1)
 
 
 def _bias(weight_GTD: Tensor, moments: Moments) -> Tensor:

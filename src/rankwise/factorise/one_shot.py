@@ -34,16 +34,23 @@ def one_shot(dense: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, 
         factorise_site(dense, compressed, sites[row.site], row, None if stats is None else stats[row.site])
 
 
-def factorise_site(dense: nn.Module, compressed: nn.Module, site: Site, row: PlanRow, moments: Moments | None) -> None:
-    """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site."""
+def factorise_site(
+    dense: nn.Module, compressed: nn.Module, site: Site, row: PlanRow, moments: Moments | None, corrects: bool = True
+) -> None:
+    """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
+
+    Unless it `corrects`, a layer without a bias gets none.
+    """
     format, weight, bias = get_format(row.format), site_weight(dense, site), site_bias(dense, site)
     layer = compressed.get_submodule(site.name)
     if moments is None:
         metrics = identity_metrics(site.groups, site.in_features, weight.device)
         factors = format.fit(site, weight, metrics, row.ranks)
     else:
+        with_bias = bias is not None or corrects
+        moments = moments if with_bias else moments.uncentred()
         factors = format.fit(site, weight, moments.metrics(), row.ranks)
-        bias = moments.bias(weight, factors.dense(), bias)
+        bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
     chain = format.build(layer, row.ranks, bias=bias is not None)
     format.fill(chain, factors, bias)
     replace(compressed, [site.name, *site.aliases], chain)

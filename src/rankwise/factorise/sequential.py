@@ -69,13 +69,14 @@ def sequential(
         raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name in rows if len(sites[name].calls) > 1 or sites[name].aliases]
-    visitor = _Visitor(dense, compressed, rows, sites, batches.samples, positions, seed)
+    corrects = plan.metric == "input"  # a layer without a bias gets one, which the plan counts
+    visitor = _Visitor(dense, compressed, rows, corrects, sites, batches.samples, positions, seed)
     if shared:  # fitted on the dense inputs of all its calls, before the first of them
         stats = collect(dense, batches, only=shared, positions=positions, seed=seed)
         for name in shared:
             step(name)
-            factorise_site(dense, compressed, sites[name], rows[name], stats[name])
-            visitor.changed.append(name)
+            factorise_site(dense, compressed, sites[name], rows[name], stats[name], corrects)
+            visitor.changed += [name, *sites[name].aliases]
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
@@ -104,16 +105,16 @@ class _Visitor:
         dense: nn.Module,
         compressed: nn.Module,
         rows: dict[str, PlanRow],
+        corrects: bool,
         sites: Sites,
         samples: int,
         positions: int | str,
         seed: int,
     ) -> None:
         self.dense, self.compressed = dense, compressed
-        self.rows, self.sites = rows, sites
+        self.rows, self.corrects, self.sites = rows, corrects, sites
         self.samples, self.positions, self.seed = samples, positions, seed
         self.changed: list[str] = []
-        self.betas: dict[str, float] = {}
         self.start("")
 
     def start(self, name: str) -> None:
@@ -149,19 +150,19 @@ class _Visitor:
     def finish(self, site: str) -> None:
         row, described = self.rows[site], self.sites[site]
         fitted, held = self.fitted.moments(), self.held.moments() if self.held.count else None
+        with_bias = described.has_bias or self.corrects
+        if not with_bias:  # the plan did not count one
+            fitted, held = fitted.uncentred(), held and held.uncentred()
         weight = site_weight(self.dense, described)
         weight_GTD = weight.reshape(described.groups, -1, described.in_features)
         beta = choose_beta(weight_GTD, fitted, held)
         moments = fitted if held is None else merge([fitted, held])
-        fit = fit_site(described, weight, row.format, row.ranks, moments, beta)
-        assert fit.factors is not None
-        layer = self.compressed.get_submodule(site)
+        factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta)
         format = get_format(row.format)
-        chain = format.build(layer, row.ranks, bias=True)
-        format.fill(chain, fit.factors, fit.bias)
+        chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
+        format.fill(chain, factors, bias if with_bias else None)
         replace(self.compressed, [site], chain)
         self.changed.append(site)
-        self.betas[site] = beta
 
     def differs(self, module: str) -> bool:
         return any(name == module or name.startswith(module + ".") for name in self.changed)

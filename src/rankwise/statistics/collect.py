@@ -87,8 +87,11 @@ def collect(
     collector = _Collector(chosen, samples, positions, seed)
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
-            layer = model.get_submodule(site.name)
-            hooks.enter_context(_hook(layer, collector.observer(site)))
+            layers = {
+                model.get_submodule(name): None for name in (site.name, *site.aliases)
+            }  # tied ones have their own
+            for layer in layers:
+                hooks.enter_context(_hook(layer, collector.observer(site)))
         if forward_loop is not None:
             forward_loop(model)
         elif batches is not None:

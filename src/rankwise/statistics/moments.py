@@ -6,7 +6,7 @@ Letters: G groups, N rows, D inputs per group, T targets per group.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,24 +52,27 @@ class Moments:
         """Inputs per group."""
         return self.mean_GD.shape[1]
 
-    def metrics(self, damping: float | None = None, centred: bool = True) -> list[Metric]:
-        """The metric of each group: the covariance of the input (its second moment if not `centred`).
+    def uncentred(self) -> Moments:
+        """The same with all means taken for zero: what a layer without a bias has to be fitted to."""
+        targets = None if self.target_mean_GT is None else torch.zeros_like(self.target_mean_GT)
+        return replace(self, mean_GD=torch.zeros_like(self.mean_GD), target_mean_GT=targets)
+
+    def metrics(self, damping: float | None = None) -> list[Metric]:
+        """The metric of each group: the covariance of the input; the bias takes care of the mean.
 
         Args:
             damping: how much of the weight metric is added, relative to the mean variance of an input; by default what
                 the number of rows asks for (`shrinkage`).
-            centred: leave out the mean, which the bias takes care of.
         """
         result: list[Metric] = []
         for group, mean_D in enumerate(self.mean_GD):
-            shift_D = mean_D if centred else torch.zeros_like(mean_D)
             if self.second_GDD is not None:
-                sigma_DD = self.second_GDD[group] - torch.outer(shift_D, shift_D)
+                sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
                 squares = float(sigma_DD.square().sum())
                 result.append(Dense(sigma_DD, self._damping(damping, float(sigma_DD.trace()), squares)))
             else:
                 assert self.rows_GND is not None
-                rows_ND = (self.rows_GND[group].double() - shift_D) / self.rows_GND.shape[1] ** 0.5
+                rows_ND = (self.rows_GND[group].double() - mean_D) / self.rows_GND.shape[1] ** 0.5
                 trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
                 result.append(Sampled(rows_ND, self._damping(damping, trace, squares) * trace / self.dim))
         return result
@@ -149,6 +152,8 @@ class Accumulator:
             raise ValueError("the input holds NaN or infinity")
         if y_GNT is not None:
             self._add("target_mean", y_GNT.sum(1).double())
+            if not torch.isfinite(self.sums["target_mean"]).all():
+                raise ValueError("the dense network's output holds NaN or infinity")
             self.pending_targets.append(y_GNT)
         self.count += x_GND.shape[1]
         self.pending.append(x_GND)
