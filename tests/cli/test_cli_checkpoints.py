@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,29 @@ def test_a_file_that_is_cut_short(tmp_path: Path, trained: nn.Module, name: str)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="cut short"):
         load_weights(network(), path)
+
+
+@pytest.mark.parametrize(
+    "content, fault",
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "it begins with '<!DOCTYPE html>"),
+        (b"hello world\n", "it begins with 'hello world"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n",
+            "it begins with 'version https://git-lfs",
+        ),
+        *((random.Random(seed).randbytes(2000), "it begins with ") for seed in range(30)),
+    ],
+)
+def test_what_is_no_checkpoint_is_to_be_downloaded_again(tmp_path: Path, content: bytes, fault: str) -> None:
+    path = tmp_path / "net.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        load_weights(network(), path)
+    assert f"{path} is no checkpoint: {fault}" in str(caught.value)
+    assert str(caught.value).endswith("; download it again")
+    assert "weights_only=False" not in str(caught.value)
 
 
 def test_a_checkpoint_without_tensors(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 SHOWN = 4
+SHOWN_BYTES = 32
 
 
 def load_weights(model: nn.Module, path: Path, spec: str = "the model") -> None:
@@ -71,14 +72,32 @@ def _read_checkpoint(path: Path) -> Any:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # foreign bytes are read as instructions, which can end in anything
+        if fault := _no_checkpoint(path):
+            raise ValueError(f"{path} is no checkpoint: {fault}; download it again") from error
+        if not isinstance(error, pickle.UnpicklingError):
+            raise ValueError(
+                f"{path} is no checkpoint that torch can read, or is cut short: "
+                f"{str(error).strip() or type(error).__name__}; download it again"
+            ) from error
         raise ValueError(
             f"{path} holds more than tensors, and unpickling objects can run any code, so it was not opened. "
             "Where you trust it, save its tensors: "
             "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pt')"
         ) from error
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a checkpoint that torch can read, or is cut short: {error}") from error
+
+
+def _no_checkpoint(path: Path) -> str | None:
+    """What a file holds that is neither a zip archive nor a pickle, None where it may be one."""
+    with path.open("rb") as file:
+        head = file.read(SHOWN_BYTES)
+    if not head:
+        return "it is empty"
+    if head.startswith(b"PK\x03\x04") or (head[0] == 0x80 and head[1:2] <= bytes([pickle.HIGHEST_PROTOCOL])):
+        return None
+    return f"it begins with {head.decode('latin-1')!r}"
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:

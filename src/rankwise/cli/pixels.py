@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TRANSFORM_HELP = "resize=256 (shorter side), resize=240x320, crop=224 (centre), crop=192x256, gray"
-NORMALISE_NAMES = ("auto", "imagenet", "unit", "symmetric", "none")
 NORMALISE_HELP = (
     'imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5,0.5,0.5;std=0.25,0.25,0.25" (on the 0..1 scale)'
 )
