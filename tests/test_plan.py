@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,7 @@ def changed(row: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
         (changed(keep={"macs": "half"}), "plan: keep must map names to numbers, not {'macs': 'half'}"),
         (changed(dense={1: 2}), "plan: dense must map names to numbers"),
         (changed(metric=3), "plan: metric must be a string, not 3"),
+        (changed(metric="inputs"), "plan: unknown metric 'inputs'; the metrics are input, weight"),
         (changed(rule=None), "plan: rule must be a string, not None"),
         (changed(fingerprint=["a"]), "plan: fingerprint must be a string"),
     ],
@@ -147,6 +150,34 @@ def test_what_is_no_plan_is_refused_by_name(plain: object, message: str) -> None
         Plan.from_dict(plain)
     with pytest.raises(ValueError, match=message):
         Plan.from_yaml(yaml.safe_dump(plain))
+
+
+def test_plans_made_in_python_are_checked_too() -> None:
+    row = PlanRow(site="a", format="svd", ranks=(4,), params=1, macs=2)
+    with pytest.raises(ValueError, match="unknown metric 'inputs'; the metrics are input, weight"):
+        Plan(rows=(row,), metric="inputs")
+    with pytest.raises(ValueError, match="site 'a' has more than one row; keep one"):
+        Plan(rows=(row, replace(row, ranks=(2,))))
+
+
+def test_a_plan_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "plan.yaml"
+    example().save(path)
+
+    def full(self: Path, text: str, **_: Any) -> None:
+        self.write_bytes(text.encode()[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"cannot write: No space left on device.*plan\.yaml"):
+        replace(example(), fingerprint="new").save(path)
+    assert Plan.load(path) == example()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_is_saved_in_a_new_folder(tmp_path: Path) -> None:
+    example().save(str(tmp_path / "new" / "folder" / "plan.yaml"))
+    assert Plan.load(tmp_path / "new" / "folder" / "plan.yaml") == example()
 
 
 def test_text_that_is_no_yaml() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .files import replacing
+
+if TYPE_CHECKING:
+    from .sites import Site, Sites
+
 DENSE = "dense"
+METRICS = ("input", "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,9 @@ class Plan(Mapping[str, PlanRow]):
         metric: "input" or "weight".
         rule: the rule that chose the ranks.
         fingerprint: structure of the network that the plan was made for.
+
+    Raises:
+        ValueError: for an unknown metric, or a site with more than one row.
     """
 
     rows: tuple[PlanRow, ...]
@@ -56,6 +66,12 @@ class Plan(Mapping[str, PlanRow]):
     metric: str = "input"
     rule: str = "knapsack"
     fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"plan: unknown metric {self.metric!r}; the metrics are {', '.join(METRICS)}")
+        if twice := [name for name, count in Counter(row.site for row in self.rows).items() if count > 1]:
+            raise ValueError(f"plan: site {twice[0]!r} has more than one row; keep one")
 
     def __getitem__(self, site: str) -> PlanRow:
         for row in self.rows:
@@ -85,16 +101,12 @@ class Plan(Mapping[str, PlanRow]):
         """A plan from plain values.
 
         Raises:
-            ValueError: naming the field that is missing, unknown or of a wrong type.
+            ValueError: naming the field that is missing, unknown or of a wrong type, or an unknown metric.
         """
         values = _fields_of(cls, plain, "plan", required={"rows"})
         if not isinstance(values["rows"], list):
             raise ValueError(f"plan: rows must be a list, not {type(values['rows']).__name__}")
         rows = tuple(_row(row, index) for index, row in enumerate(values.pop("rows")))
-        names = [row.site for row in rows]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"plan: site {twice[0]!r} has more than one row; keep one")
         for name in ("keep", "dense", "planned"):
             if not isinstance(values.get(name, {}), dict):
                 raise ValueError(f"plan: {name} must be a mapping, not {values[name]!r}")
@@ -131,8 +143,13 @@ class Plan(Mapping[str, PlanRow]):
         return cls.from_dict(plain)
 
     def save(self, path: str | Path) -> None:
-        """Write the YAML file."""
-        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        """Write the YAML file, in a new folder where there is none; an older file stays whole until the new one is.
+
+        Raises:
+            OSError: naming the file, if it cannot be written.
+        """
+        with replacing(Path(path)) as new:
+            new.write_text(self.to_yaml(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -147,6 +164,24 @@ class Plan(Mapping[str, PlanRow]):
             raise ValueError(f"cannot read the plan {str(path)!r}: {error}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def site_of(row: PlanRow, sites: Sites) -> Site:
+    """The site that a row is about.
+
+    Raises:
+        ValueError: if the row names none (near names are listed), or by another name than its first, or by a pattern.
+    """
+    if row.site in sites:
+        return sites[row.site]
+    for site in sites.values():
+        if row.site in site.aliases:
+            raise ValueError(
+                f"plan row {row.site!r}: this is an alias of site {site.name!r}, whose row stands for both; "
+                f"name that one"
+            )
+    names = ", ".join(repr(site.name) for site in sites.select([row.site]))  # raises where nothing matches
+    raise ValueError(f"plan row {row.site!r}: this is a pattern, a row is for one site; name each by a row: {names}")
 
 
 def _fields_of(cls: type, plain: object, where: str, required: set[str]) -> dict[str, Any]:

@@ -109,6 +109,17 @@ def test_damaged_artifacts_and_plans(project: Path, cli: Callable[..., Any]) -> 
     assert not Path("new").exists()
 
 
+def test_a_failure_while_measuring_costs_no_work(
+    project: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no test data")
+
+    monkeypatch.setattr("rankwise.cli.figures.measure", broken)
+    assert_refused(cli(*COMPRESS, *BUDGET), "no test data")
+    assert {file.name for file in Path("out").iterdir()} == {"rankwise.json", "model.safetensors", "plan.yaml"}
+
+
 def test_a_network_that_rejects_the_data(project: Path, cli: Callable[..., Any]) -> None:
     result = cli("inspect", "nets.py:build", "--input-shape", "1,8,8")
     assert result.exit_code in (1, 2)

@@ -13,7 +13,7 @@ from torch import nn
 from ..batches import Batches, first_sample, pristine
 from ..formats import get_format
 from ..guards import unwrap
-from ..plan import DENSE, Plan
+from ..plan import DENSE, Plan, site_of
 from ..sites import Sites, find
 from ..statistics import Statistics
 from .one_shot import one_shot
@@ -126,11 +126,10 @@ def check_plan(plan: Plan, sites: Sites) -> None:
         ValueError: naming the row and what is wrong with it.
     """
     for row in plan.rows:
-        if row.site not in sites:
-            sites.select([row.site])  # raises, with near names
+        site = site_of(row, sites)
         if row.format == DENSE:
             continue
-        site, format = sites[row.site], get_format(row.format)
+        format = get_format(row.format)
         if reason := format.refuses(site):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         format.check(site, row.ranks)
