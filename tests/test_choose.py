@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import Residual, batches_of, make
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from rankwise import FORMATS, Plan, Statistics, choose, collect, factorise, find, profile
+from rankwise import FORMATS, Plan, PlanRow, Statistics, choose, collect, factorise, find, profile
 from rankwise.choose import counts, parse_pin, recount
 from rankwise.evaluate import size
 
@@ -92,6 +94,78 @@ def test_planned_counts_are_those_of_the_network(metric: str, dtype: torch.dtype
         assert {row.site for row in plan.factorised} <= biased
     else:
         assert biased == {name for name in plan if model.get_submodule(name).bias is not None}
+
+
+class Odd(nn.Module):
+    """What makes bytes differ from parameters: a parametrisation, tied layers, two dtypes, what is stored or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = parametrizations.spectral_norm(nn.Linear(64, 64))
+        self.tied = nn.Linear(64, 64, bias=False)
+        self.twin = nn.Linear(64, 64, bias=False)
+        self.twin.weight = self.tied.weight
+        self.head = nn.Linear(64, 64, dtype=torch.float64)
+        self.register_buffer("mask", torch.zeros(10_000), persistent=False)
+        self.register_buffer("grid", torch.zeros(7, dtype=torch.int16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.twin(self.tied(self.normed(x)).relu()).double())
+
+
+def bytes_of_odd() -> tuple[nn.Module, Any]:
+    model = make(Odd)
+    return model, find(model, torch.zeros(1, 64))
+
+
+@pytest.mark.parametrize("keep", [{"bytes": 0.7}, {"bytes": 0.45}, {"params": 0.5}, {"macs": 0.8}])
+def test_planned_bytes_are_those_that_are_stored(keep: dict[str, float]) -> None:
+    model, sites = bytes_of_odd()
+    plan = choose(model, sites, keep=keep, metric="weight")
+    small = factorise(model, plan, sites)
+    assert plan.factorised
+    assert plan.dense["bytes"] == size(model).bytes
+    assert plan.planned["bytes"] == size(small).bytes
+    assert plan.planned["params"] == size(small).params
+    assert recount(model, edited(plan), sites) == plan
+
+
+@pytest.mark.parametrize("only", ["normed", "tied", "head"])
+def test_each_site_frees_the_bytes_that_are_its_own(only: str) -> None:
+    model, sites = bytes_of_odd()
+    plan = choose(model, sites, keep={"bytes": 1.0}, metric="weight", include=[only], pin={only: "svd:8"})
+    assert plan.planned["bytes"] == size(factorise(model, plan, sites)).bytes
+
+
+def test_a_buffer_that_is_not_stored_does_not_count() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    model.register_buffer("mask", torch.zeros(10_000), persistent=False)
+    plan = choose(model, find(model, torch.zeros(1, 64)), keep={"bytes": 0.5}, metric="weight")
+    assert plan.dense["bytes"] == 4 * (64 * 64 + 64)
+    assert plan.planned["bytes"] > 0.45 * plan.dense["bytes"]
+
+
+def test_numbers_of_other_libraries() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    sites = find(model, torch.zeros(1, 64))
+
+    def plan(number: Any, **options: Any) -> Plan:
+        return choose(model, sites, keep={"params": number}, metric="weight", **options)
+
+    assert plan(np.float32(0.5)) == plan(0.5)
+    assert plan(np.int64(4000)) == plan(4000)
+    assert Plan.from_yaml(plan(np.int64(4000)).to_yaml()) == plan(4000)
+    assert plan(0.9, floor={"0": np.int64(9)}, cap={"1": np.float64(0.25)}) == plan(
+        0.9, floor={"0": 9}, cap={"1": 0.25}
+    )
+    assert plan(0.9, pin={"0": ("svd", np.array([3]))}) == plan(0.9, pin={"0": "svd:3"})
+    assert plan(0.5, round_to=np.int64(4)) == plan(0.5, round_to=4)
+
+
+def test_one_name_needs_no_list(net: Net) -> None:
+    one = choose(*net, keep={"macs": 0.9}, formats="svd", include="block3.*", ignore="block3.conv1")
+    assert one == choose(*net, keep={"macs": 0.9}, formats=["svd"], include=["block3.*"], ignore=["block3.conv1"])
+    assert {row.format for row in one.rows} == {"dense", "svd"}
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -232,6 +306,7 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"keep": {"macs": float("inf")}}, "above 0, not inf"),
         ({"keep": {"macs": 1.5}}, "1.5 is neither a fraction up to 1.0 nor a whole number"),
         ({"keep": {"macs": 50.5}}, "50.5 is neither a fraction"),
+        ({"keep": {"macs": np.float32("nan")}}, "above 0, not .*nan"),
         ({"formats": ["cp"]}, "unknown format 'cp'"),
         ({"metric": "fisher"}, "unknown metric 'fisher'"),
         ({"ignore": ["block9.*"]}, r"'block9.\*' matches no site; near names are: "),
@@ -249,7 +324,17 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"pin": {"head": "tucker2:2,2"}}, "site 'head' cannot be pinned to tucker2"),
         ({"pin": {"block1.*": "svd:4", "*.conv1": "svd:5"}}, "site 'block1.conv1' is pinned twice, by 'block1"),
         ({"pin": {"stem": "svd:4"}, "ignore": ["stem"]}, "site 'stem' is both ignored and pinned by 'stem'"),
-        ({"floor": {"stem": 8}, "cap": {"stem": 4}}, "site 'stem': no option has its ranks at most 4; change the cap"),
+        (
+            {"floor": {"stem": 8}, "cap": {"stem": 4}},
+            "'stem': no option has its ranks at most 4, .*; change the cap",
+        ),
+        (
+            {"floor": {"st*": 8}, "pin": {"stem": "svd:4"}},
+            r"'stem': pinned by 'stem' to svd \[4\], .* the floor of 'st\*'",
+        ),
+        ({"floor": {"stem": 0.5}, "pin": {"*": "svd:4"}}, r"'stem': pinned by '\*' to svd \[4\], .* at least 0.5"),
+        ({"cap": {"stem": 4}, "pin": {"stem": "svd:5"}}, r"to svd \[5\], .* at most 4, .* change the cap or the pin"),
+        ({"cap": {"stem": 4}, "pin": {"stem": "dense"}}, r"pinned by 'stem' to dense \[\], .* at most 4"),
         ({"cap": {"stem": 0}}, "the cap must be a rank or a fraction"),
         ({"floor": {"stem": True}}, "the floor must be a rank or a fraction"),
         ({"floor": {"stem": "8"}}, "the floor must be a rank or a fraction"),
@@ -260,6 +345,34 @@ def test_complaints(net: Net, options: dict[str, Any], message: str) -> None:
     model, stats = net
     with pytest.raises(ValueError, match=message):
         choose(model, stats, **{"keep": {"macs": 0.5}, **options})
+
+
+def test_pins_within_their_bounds(net: Net, curves: Any) -> None:
+    bounds: dict[str, Any] = {"floor": {"*": 2}, "cap": {"block1.*": 6}, "curves": curves["input"]}
+    plan = choose(*net, keep={"macs": 0.9}, pin={"block1.conv1": "svd:4", "stem": "dense"}, **bounds)
+    assert plan["block1.conv1"].ranks == (4,)
+    assert plan["stem"].format == "dense"
+
+
+def test_given_curves_and_what_they_cannot_follow(net: Net, curves: Any) -> None:
+    model, stats = net
+    for options, message in (
+        ({"formats": ["svd"]}, r"formats=\['svd'\] has no effect on given curves; pass it to profile"),
+        ({"round_to": 4}, "round_to=4 has no effect on given curves; pass it to profile"),
+        ({"metric": "weight"}, "site 'block1.conv1': its curve counts .* in the 'weight' metric are"),
+        ({"metric": "fisher"}, "unknown metric 'fisher'; the metrics are input, weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            choose(model, stats, keep={"macs": 0.5}, curves=curves["input"], **options)
+
+
+def test_curves_that_lack_a_site(net: Net, curves: Any) -> None:
+    model, stats = net
+    part = {name: curve for name, curve in curves["input"].items() if name not in ("stem", "head")}
+    with pytest.raises(ValueError, match="curves hold nothing for sites 'stem', 'head'; profile this network"):
+        choose(model, stats, keep={"macs": 0.5}, curves=part)
+    plan = choose(model, stats, keep={"macs": 0.9}, curves=part, ignore=["stem", "head"])
+    assert plan["stem"].why == "ignored"
 
 
 def test_equal_pins_of_two_patterns_do_not_contradict(net: Net, curves: Any) -> None:
@@ -310,7 +423,7 @@ def edited(plan: Plan, **rows: Any) -> Plan:
 def test_recount_of_an_edited_plan(net: Net, curves: Any, metric: str) -> None:
     model, stats = net
     plan = choose(model, stats, keep={"macs": 0.5}, metric=metric, curves=curves[metric])
-    untouched = recount(edited(plan), stats.sites, plan.dense)
+    untouched = recount(model, edited(plan), stats.sites)
     assert untouched == plan
     changed = edited(
         plan,
@@ -318,7 +431,7 @@ def test_recount_of_an_edited_plan(net: Net, curves: Any, metric: str) -> None:
         block1__conv1={"format": "svd", "ranks": (2,), "params": 0, "macs": 0},
         block1__conv2={"format": "tucker2", "ranks": (3, 2), "params": 0, "macs": 0},
     )
-    counted = recount(changed, stats.sites, plan.dense)
+    counted = recount(model, changed, stats.sites)
     assert counted.planned == measured(factorise(model, counted, stats))
     assert counted["stem"].params == stats.sites["stem"].params
 
@@ -333,6 +446,18 @@ def test_recount_refuses_what_cannot_be_built(net: Net, curves: Any) -> None:
         ({"format": "svd", "ranks": (1000,)}, r"svd cannot have ranks \(1000,\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            recount(edited(plan, stem=change), stats.sites, plan.dense)
+            recount(model, edited(plan, stem=change), stats.sites)
     with pytest.raises(ValueError, match="site 'head' cannot have format 'tucker2'"):
-        recount(edited(plan, head={"format": "tucker2", "ranks": (2, 2)}), stats.sites, plan.dense)
+        recount(model, edited(plan, head={"format": "tucker2", "ranks": (2, 2)}), stats.sites)
+
+
+@pytest.mark.parametrize("format, ranks", [("svd", (4,)), ("dense", ())])
+def test_recount_of_a_row_that_names_no_single_site(format: str, ranks: tuple[int, ...]) -> None:
+    model, sites = bytes_of_odd()
+    for name, message in (
+        ("twin", "plan row 'twin': this is an alias of site 'tied'"),
+        ("?e*", r"plan row '\?e\*': this is a pattern, .* 'head'"),
+    ):
+        plan = Plan(rows=(PlanRow(site=name, format=format, ranks=ranks, params=0, macs=0),), metric="weight")
+        with pytest.raises(ValueError, match=message):
+            recount(model, plan, sites)

@@ -58,6 +58,18 @@ def test_only_the_asked_formats(net: tuple[nn.Module, Statistics]) -> None:
     assert [option.format for option in curves["head"]] == ["dense"]
 
 
+def test_one_name_needs_no_list(net: tuple[nn.Module, Statistics]) -> None:
+    assert profile(*net, formats="svd", only="block1.conv1") == profile(*net, formats=["svd"], only=["block1.conv1"])
+    curves = profile(*net, formats="svd", only="block1.conv1")
+    assert {name for name, curve in curves.items() if len(curve) > 1} == {"block1.conv1"}
+
+
+def test_an_unknown_site_is_named(net: tuple[nn.Module, Statistics]) -> None:
+    for only in ("steam", ["head", "steam"]):
+        with pytest.raises(ValueError, match="only: there is no site 'steam'; near names are: stem"):
+            profile(*net, only=only)
+
+
 def test_a_site_that_has_to_stay_dense_has_one_option() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(72, 20))
     sites = find(model, torch.zeros(1, 8, 5, 5))

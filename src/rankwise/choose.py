@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 from .formats import get_format
 from .formats.weights import site_weight
 from .guards import unwrap
-from .plan import DENSE, Plan, PlanRow
+from .plan import DENSE, METRICS, Plan, PlanRow, site_of
 from .profile import ALL_FORMATS, Curve, Option, dense_option, profile, site_metrics
 from .ranks.knapsack import Choice, knapsack, pareto
 from .sites import Site, Sites
+from .state import stored_bytes
 from .statistics import Statistics
 
 BUDGETS = ("params", "macs", "bytes")
@@ -28,14 +30,14 @@ def choose(
     source: Statistics | Sites,
     *,
     keep: Mapping[str, float],
-    formats: Sequence[str] = ALL_FORMATS,
+    formats: str | Sequence[str] | None = None,
     metric: str = "input",
-    include: Sequence[str] = ("*",),
-    ignore: Sequence[str] = (),
+    include: str | Sequence[str] = ("*",),
+    ignore: str | Sequence[str] = (),
     pin: Mapping[str, Pin] | None = None,
     floor: Mapping[str, float] | None = None,
     cap: Mapping[str, float] | None = None,
-    round_to: int | str = "auto",
+    round_to: int | str | None = None,
     curves: Mapping[str, Curve] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Plan:
@@ -47,15 +49,16 @@ def choose(
         model: the dense network.
         source: statistics of it, or only its sites for `metric="weight"`.
         keep: one of "params", "macs", "bytes" with a fraction of the dense count (a float up to 1) or a number.
-        formats: formats to choose from, per site.
+        formats: formats to choose from, per site; all by default.
         metric: "input" or "weight".
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]" or (format, ranks).
         floor: pattern to the least rank, a number or a fraction of the largest.
-        cap: pattern to the largest rank, likewise; a capped site cannot stay dense.
-        round_to: ranks are multiples of this; "auto" is 8 where the smaller side is at least 128, else 1.
-        curves: result of `profile`, to try several budgets without computing it again.
+        cap: pattern to the largest rank, likewise; a capped site cannot stay dense, unless it is ignored.
+        round_to: ranks are multiples of this; "auto", the default, is 8 where the smaller side is at least 128, else 1.
+        curves: result of `profile`, to try several budgets without computing it again; `formats` and `round_to` are
+            those that it was made with, and cannot be given once more.
         progress: wraps the sites, for a progress bar.
 
     Returns:
@@ -63,7 +66,8 @@ def choose(
 
     Raises:
         ValueError: for a budget that cannot be met (with the least that can), a pattern that matches no site (with near
-            names), contradicting constraints, an unknown format or metric.
+            names), contradicting constraints, an unknown format or metric, curves that do not belong to the network and
+            metric.
 
     Example:
         >>> import torch, rankwise as rw
@@ -75,25 +79,46 @@ def choose(
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
-    unit, fraction = _budget(keep)
+    unit, amount = _budget(keep)
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    free = {site.name for site in sites.select(include)} - {site.name for site in sites.select(ignore)}
     if curves is None:
-        free = {site.name for site in sites.select(include)} - {site.name for site in sites.select(ignore)}
-        options_of: dict[str, Any] = {"formats": formats, "metric": metric, "round_to": round_to, "progress": progress}
-        curves = profile(model, source, only=free, **options_of)
-    bias = metric == "input"
+        curves = profile(
+            model,
+            source,
+            formats=ALL_FORMATS if formats is None else formats,
+            metric=metric,
+            round_to="auto" if round_to is None else round_to,
+            only=free,
+            progress=progress,
+        )
+    elif formats is not None or round_to is not None:
+        name, value = ("formats", formats) if formats is not None else ("round_to", round_to)
+        raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
+    else:
+        _check_curves(curves, sites, free, metric)
     constrained = _constrain(model, source, sites, curves, metric, include, ignore, pin or {}, floor or {}, cap or {})
     names, reasons = list(constrained), {name: why for name, (_, why) in constrained.items()}
-    options = {name: _undominated(curve, unit) for name, (curve, _) in constrained.items()}
 
     dense = counts(model, sites)
-    limit = fraction * dense[unit] if isinstance(fraction, float) and fraction <= 1 else float(fraction)
-    width = {name: torch.empty((), dtype=getattr(torch, sites[name].dtype)).element_size() for name in names}
+    limit = amount * dense[unit] if isinstance(amount, float) and amount <= 1 else float(amount)
 
-    def cost(name: str, option: Option) -> int:
-        return option.params * width[name] if unit == "bytes" else getattr(option, unit)
+    def cost(site: Site, option: Option) -> int:
+        if unit != "bytes":
+            return getattr(option, unit)
+        if option.format != DENSE:
+            return option.params * _width(site)
+        return dense["bytes"] - stored_bytes(model, without=(site.name, *site.aliases))
 
-    fixed = dense[unit] - sum(cost(name, dense_option(sites[name])) for name in names)
-    choices = [[Choice(cost(name, option), option.error) for option in options[name]] for name in names]
+    fixed = dense[unit] - sum(cost(site, dense_option(site)) for site in sites.values())
+    options: dict[str, list[Option]] = {}
+    choices: list[list[Choice]] = []
+    for name, (curve, _) in constrained.items():
+        priced = [Choice(cost(sites[name], option), option.error) for option in curve]
+        kept = pareto(priced)
+        options[name] = [curve[index] for index in kept]
+        choices.append([priced[index] for index in kept])
     least = fixed + sum(min(choice.cost for choice in site) for site in choices)
     if least > limit:
         raise ValueError(
@@ -107,23 +132,32 @@ def choose(
         option = options[name][index]
         why = reasons[name] or _why(option, options[name], sites[name])
         rows.append(PlanRow(site=name, **vars(option), why=why))
-    planned = dict(dense)
-    for row in rows:
-        before = dense_option(sites[row.site])
-        planned["params"] += row.params - before.params
-        planned["macs"] += row.macs - before.macs
-        planned["bytes"] += (row.params - before.params) * width[row.site]
-    assert not bias or planned[unit] <= limit
+    planned = counts(model, sites, rows)
+    assert planned[unit] <= limit
     return Plan(
-        rows=tuple(rows), keep=dict(keep), dense=dense, planned=planned, metric=metric, fingerprint=sites.fingerprint
+        rows=tuple(rows),
+        keep={unit: amount},
+        dense=dense,
+        planned=planned,
+        metric=metric,
+        fingerprint=sites.fingerprint,
     )
 
 
-def counts(model: nn.Module, sites: Sites) -> dict[str, int]:
-    """Parameters, MACs for the example input, and bytes of all tensors, each tensor once."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return {"params": sites.total_params, "macs": sites.total_macs, "bytes": size}
+def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict[str, int]:
+    """Parameters, MACs for the example input, and bytes as stored, each tensor once, of the network that rows make."""
+    built = [(row, sites[row.site]) for row in rows if row.format != DENSE]
+    gone = [name for _, site in built for name in (site.name, *site.aliases)]
+    return {
+        "params": sites.total_params + sum(row.params - site.params for row, site in built),
+        "macs": sites.total_macs + sum(row.macs - site.macs for row, site in built),
+        "bytes": stored_bytes(model, without=gone) + sum(row.params * _width(site) for row, site in built),
+    }
+
+
+def _width(site: Site) -> int:
+    """Bytes of each number of the site's weight, and of whatever takes its place."""
+    return torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
 
 
 def _budget(keep: Mapping[str, float]) -> tuple[str, float]:
@@ -132,17 +166,43 @@ def _budget(keep: Mapping[str, float]) -> tuple[str, float]:
     ((unit, amount),) = keep.items()
     if unit not in BUDGETS:
         raise ValueError(f"unknown budget {unit!r}; the budgets are {', '.join(BUDGETS)}")
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 < amount < math.inf:
+    if not _is_number(amount) or not 0 < amount < math.inf:
         raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}")
-    if isinstance(amount, float) and amount > 1 and amount != int(amount):
+    plain = _plain(amount)
+    if plain > 1 and plain != int(plain):
         raise ValueError(f"the {unit} budget {amount!r} is neither a fraction up to 1.0 nor a whole number")
-    return unit, amount
+    return unit, plain
 
 
-def _undominated(curve: Sequence[Option], unit: str) -> list[Option]:
-    attribute = "params" if unit == "bytes" else unit
-    choices = [Choice(getattr(option, attribute), option.error) for option in curve]
-    return [curve[index] for index in pareto(choices)]
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> int | float:
+    """A number of any library, such as numpy, as Python's own."""
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: str) -> None:
+    needed = [site for site in sites.values() if site.name in free and not site.dense_because]
+    if missing := [repr(site.name) for site in needed if site.name not in curves]:
+        raise ValueError(
+            f"the curves hold nothing for {'sites' if len(missing) > 1 else 'site'} {', '.join(missing)}; profile this "
+            f"network, or ignore what is missing"
+        )
+    for site in needed:
+        for option in curves[site.name]:
+            if option.format == DENSE:
+                right = site.params, site.macs
+            else:
+                format = get_format(option.format)
+                right = format.cost(site, format.check(site, option.ranks), site.has_bias or metric == "input")
+            if (option.params, option.macs) != right:
+                raise ValueError(
+                    f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
+                    f"{option.format} {option.ranks}, which in the {metric!r} metric are {right[0]:,} and "
+                    f"{right[1]:,}; profile this network in this metric"
+                )
 
 
 def _why(option: Option, options: Sequence[Option], site: Site) -> str:
@@ -159,8 +219,8 @@ def _constrain(
     sites: Sites,
     curves: Mapping[str, Curve],
     metric: str,
-    include: Sequence[str],
-    ignore: Sequence[str],
+    include: str | Sequence[str],
+    ignore: str | Sequence[str],
     pin: Mapping[str, Pin],
     floor: Mapping[str, float],
     cap: Mapping[str, float],
@@ -179,12 +239,6 @@ def _constrain(
             result[name] = dense, "not included"
         else:
             result[name] = tuple(curves[name]), ""
-    for bound, least in ((floor, True), (cap, False)):
-        for pattern, value in bound.items():
-            for site in sites.select([pattern]):
-                curve, why = result[site.name]
-                if not why:
-                    result[site.name] = _bounded(site, curve, value, least), why
     pinned: dict[str, str] = {}
     for pattern, wanted in pin.items():
         for site in sites.select([pattern]):
@@ -196,29 +250,37 @@ def _constrain(
                 raise ValueError(f"site {site.name!r} is both ignored and pinned by {pattern!r}; drop one of them")
             pinned[site.name] = pattern
             result[site.name] = (_pinned(model, source, site, wanted, metric),), f"pinned by {pattern!r}"
+    for bound, least in ((floor, True), (cap, False)):
+        for pattern, value in bound.items():
+            for site in sites.select([pattern]):
+                curve, why = result[site.name]
+                if why and site.name not in pinned:
+                    continue
+                kept = tuple(option for option in curve if _allowed(site, option, value, least))
+                if not kept:
+                    word, sense = ("floor", "at least") if least else ("cap", "at most")
+                    pinned_to = f"{why} to {curve[0].format} {list(curve[0].ranks)}, so " if why else ""
+                    raise ValueError(
+                        f"site {site.name!r}: {pinned_to}no option has its ranks {sense} {value}, the {word} of "
+                        f"{pattern!r}; change the {word}{' or the pin' if why else ''}"
+                    )
+                result[site.name] = kept, why
     return result
 
 
-def _bounded(site: Site, curve: Curve, value: float, least: bool) -> Curve:
-    word = "floor" if least else "cap"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+def _allowed(site: Site, option: Option, value: float, least: bool) -> bool:
+    """Whether an option's ranks keep to a floor (`least`) or a cap."""
+    if not _is_number(value) or not value > 0:
+        word = "floor" if least else "cap"
         raise ValueError(f"site {site.name!r}: the {word} must be a rank or a fraction up to 1.0, not {value!r}")
-    kept = []
-    for option in curve:
-        if option.format == DENSE:
-            if least:
-                kept.append(option)
-            continue
-        limits = get_format(option.format).limits(site)
-        bounds = [value * limit if isinstance(value, float) and value <= 1 else value for limit in limits]
-        if all((rank >= bound) if least else (rank <= bound) for rank, bound in zip(option.ranks, bounds, strict=True)):
-            kept.append(option)
-    if not kept:
-        raise ValueError(
-            f"site {site.name!r}: no option has its ranks {'at least' if least else 'at most'} {value}; "
-            f"change the {word}"
-        )
-    return tuple(kept)
+    if option.format == DENSE:
+        return least
+    value = _plain(value)
+    for rank, limit in zip(option.ranks, get_format(option.format).limits(site), strict=True):
+        bound = value * limit if isinstance(value, float) and value <= 1 else value
+        if rank < bound if least else rank > bound:
+            return False
+    return True
 
 
 def _pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, metric: str) -> Option:
@@ -254,36 +316,29 @@ def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...]]:
             name, ranks = wanted[0], tuple(wanted[1])
         except (TypeError, IndexError):
             raise error from None
-        if len(wanted) != 2 or not all(isinstance(rank, int) and not isinstance(rank, bool) for rank in ranks):
+        if len(wanted) != 2 or not all(isinstance(rank, Integral) and not isinstance(rank, bool) for rank in ranks):
             raise error
+        ranks = tuple(int(rank) for rank in ranks)
     if not isinstance(name, str) or not name or (name == DENSE and ranks):
         raise error
     return name, ranks
 
 
-def recount(plan: Plan, sites: Sites, dense: dict[str, int]) -> Plan:
+def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
     """The plan with the counts that its formats and ranks have on these sites, after a person edited it.
 
     Raises:
         ValueError: for a site that does not exist, an unknown format, or ranks that are not legal.
     """
-    bias = plan.metric == "input"
-    rows, planned = [], dict(dense)
+    model, rows = unwrap(model), []
     for row in plan.rows:
-        if row.site not in sites:
-            sites.select([row.site])  # raises, with near names
-        site = sites[row.site]
-        before = dense_option(site)
+        site = site_of(row, sites)
         if row.format == DENSE:
-            rows.append(replace(row, params=before.params, macs=before.macs))
+            rows.append(replace(row, params=site.params, macs=site.macs))
             continue
         format = get_format(row.format)
         if reason := format.refuses(site):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
-        cost = format.cost(site, format.check(site, row.ranks), site.has_bias or bias)
+        cost = format.cost(site, format.check(site, row.ranks), site.has_bias or plan.metric == "input")
         rows.append(replace(row, params=cost.params, macs=cost.macs))
-        planned["params"] += cost.params - before.params
-        planned["macs"] += cost.macs - before.macs
-        width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
-        planned["bytes"] += (cost.params - before.params) * width
-    return replace(plan, rows=tuple(rows), dense=dense, planned=planned)
+    return replace(plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -12,12 +14,11 @@ from .formats import Ranks, get_format
 from .formats.weights import site_weight
 from .guards import unwrap
 from .linalg.metric import Metric
-from .plan import DENSE
+from .plan import DENSE, METRICS
 from .sites import Site, Sites
 from .statistics import Statistics
 from .statistics.moments import identity_metrics
 
-METRICS = ("input", "weight")
 ALL_FORMATS = ("svd", "spatial_svd", "tucker2")
 
 
@@ -50,8 +51,8 @@ def rank_step(site: Site, round_to: int | str) -> int:
     """
     if round_to == "auto":
         return 8 if min(site.out_features // site.groups, site.weight_shape[1]) >= 128 else 1
-    if isinstance(round_to, int) and not isinstance(round_to, bool) and round_to > 0:
-        return round_to
+    if isinstance(round_to, Integral) and not isinstance(round_to, bool) and round_to > 0:
+        return int(round_to)
     raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
 
 
@@ -78,10 +79,10 @@ def profile(
     model: nn.Module,
     source: Statistics | Sites,
     *,
-    formats: Sequence[str] = ALL_FORMATS,
+    formats: str | Sequence[str] = ALL_FORMATS,
     metric: str = "input",
     round_to: int | str = "auto",
-    only: Collection[str] | None = None,
+    only: str | Collection[str] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> dict[str, Curve]:
     """The options of every site: dense, and whatever costs less and is not beaten in both cost and error.
@@ -101,20 +102,23 @@ def profile(
         Curve by site name; a site that has to stay dense has one option.
 
     Raises:
-        ValueError: for an unknown format or metric, or missing statistics.
+        ValueError: for an unknown format, metric or site (with near names), or missing statistics.
     """
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
-    candidates = [get_format(name) for name in formats]
+    candidates = [get_format(name) for name in ([formats] if isinstance(formats, str) else formats)]
     if not candidates:
         raise ValueError(f"no format given; name at least one of {', '.join(ALL_FORMATS)}")
+    wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)
+    if unknown := sorted(wanted - sites.keys()):
+        near = difflib.get_close_matches(unknown[0], list(sites), n=5, cutoff=0.4) or list(sites)[:5]
+        raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {', '.join(near)}")
     curves: dict[str, Curve] = {}
     todo: Iterable[Site] = list(sites.values())
     for site in todo if progress is None else progress(todo, "profile"):
         options = [dense_option(site)]
-        wanted = only is None or site.name in only
-        usable = [format for format in candidates if wanted and format.refuses(site) is None]
+        usable = [format for format in candidates if site.name in wanted and format.refuses(site) is None]
         if usable:
             weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model)
             bias = site.has_bias or metric == "input"

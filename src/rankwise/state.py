@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +52,9 @@ def state_of(model: nn.Module) -> State:
     aliases: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        _check(name, value)
-        # Tied tensors need not be one Python object: two Parameters may share their memory.
-        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-        stored = first.setdefault(place, name) if value.numel() else name
+        if problem := _problem(value):
+            raise ValueError(f"state {name!r} {problem}")
+        stored = first.setdefault(_place(value), name) if value.numel() else name
         if stored == name:
             tensors[name] = value
         else:
@@ -62,17 +62,45 @@ def state_of(model: nn.Module) -> State:
     return State(tensors=tensors, aliases=aliases)
 
 
-def _check(name: str, value: object) -> None:
+def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
+    """The bytes of `state_of(model)`; what cannot be stored counts nothing instead of being refused.
+
+    Args:
+        model: the network.
+        without: qualified names of modules whose tensors do not count, unless they are those of another module too.
+
+    Returns:
+        The bytes.
+
+    Example:
+        >>> stored_bytes(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)), without=["1"])
+        144
+    """
+    left_out = tuple(f"{name}." if name else "" for name in without)
+    places = {
+        _place(value): value.numel() * value.element_size()
+        for name, value in model.state_dict(keep_vars=True).items()
+        if not name.startswith(left_out) and _problem(value) is None
+    }
+    return sum(places.values())
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    # Tied tensors need not be one Python object: two Parameters may share their memory.
+    return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _problem(value: object) -> str | None:
+    """Why something cannot be stored, None where it can."""
     if not isinstance(value, Tensor):
-        raise ValueError(
-            f"state {name!r} is a {type(value).__name__}; only tensors can be stored: make it a buffer, or "
-            f"return a tensor from get_extra_state()"
+        return (
+            f"is a {type(value).__name__}; only tensors can be stored: make it a buffer, or return a tensor from "
+            f"get_extra_state()"
         )
     if nn.parameter.is_lazy(value):
-        raise ValueError(f"state {name!r} has no shape yet; run the model once so that its lazy layers are set")
+        return "has no shape yet; run the model once so that its lazy layers are set"
     if value.is_meta:
-        raise ValueError(f"state {name!r} is on the meta device and has no values; build the model on a real device")
+        return "is on the meta device and has no values; build the model on a real device"
     if value.layout != torch.strided or value.dtype not in NAMES:
-        raise ValueError(
-            f"state {name!r} is {value.layout}, {value.dtype}; only dense tensors of {', '.join(DTYPES)} can be stored"
-        )
+        return f"is {value.layout}, {value.dtype}; only dense tensors of {', '.join(DTYPES)} can be stored"
+    return None

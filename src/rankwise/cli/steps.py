@@ -132,9 +132,9 @@ class Job:
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
-        from ..choose import counts, recount
+        from ..choose import recount
 
-        return recount(plan, self.sites, counts(self.network, self.sites))
+        return recount(self.network, plan, self.sites)
 
     def factorise(self, plan: Plan, method: str) -> nn.Module:
         """A factorised copy of the network."""
@@ -156,13 +156,13 @@ def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str
     from .figures import figures_of, measure
     from .tables import figures_table, plan_table
 
-    # Written before anything is measured: a problem with test data must not cost the work so far.
+    # Written before anything is measured: a problem with test data must not cost the work so far. The second artifact
+    # takes over what is not its own, the plan.
     save(small, folder, plan=plan)
     plan.save(folder / "plan.yaml")
     data = job.measured_on
     figures = measure(job.out, {"dense": job.network, "compressed": small}, data, timing=timing)
     save(small, folder, plan=plan, figures=figures_of(figures, data))
-    plan.save(folder / "plan.yaml")
     job.out.show(plan_table(plan, job.sites, job.out.console.width))
     job.out.say("")
     job.out.show(figures_table(figures, timing.batch))
