@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..batches import Batches, call, first_sample
 from ..calling import DataError, prepared
-from .residual import Link, Repair, schedule
+from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
 
 
@@ -225,10 +225,8 @@ class _Segment:
         y = self._call(node, self.dense, 0)
         self._set(node, y, SAME)
         x, compressed = self.value(node.all_input_nodes[0])
-        repair = None
-        if link is not None and (other := self.value(link.other))[1] is not SAME:
-            repair = Repair(*other, link.scale)
-        return (x if compressed is SAME else compressed), y, repair
+        needed = repair(y, *self.value(link.other), link.scale) if link is not None else None
+        return (x if compressed is SAME else compressed), y, needed
 
     def compress(self, node: fx.Node) -> None:
         """Compute the compressed output of a site that was just fitted."""

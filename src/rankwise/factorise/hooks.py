@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..batches import Batches, call
 from .graph import Visitor
-from .residual import Link, Repair, Watcher
+from .residual import Link, Watcher, repair
 
 
 class _Reached(BaseException):
@@ -32,24 +32,25 @@ def run(
     for number, site in enumerate(order):
         step(site)
         for index, batch in enumerate(batches):
-            y, dense_link = _output(dense, site, order[number + 1 :], batch, index)
-            x, repair = _input(compressed, site, batch, index), None
+            y, dense_link = _output(dense, order, number, batch, index)
+            x, needed = _input(compressed, site, batch, index), None
             if dense_link is not None:
-                _, link = _output(compressed, site, order[number + 1 :], batch, index)
+                _, link = _output(compressed, order, number, batch, index)
                 if link is not None:
-                    repair = Repair(dense_link.other, link.other, dense_link.scale)
-            visitor.observe(site, index, x, y, repair)
+                    needed = repair(y, dense_link.other, link.other, dense_link.scale)
+            visitor.observe(site, index, x, y, needed)
         visitor.finish(site)
 
 
-def _output(model: nn.Module, site: str, later: list[str], batch: Any, index: int) -> tuple[Tensor, Link | None]:
-    """The site's output, and the other summand where it goes into an addition before a later site is run."""
+def _output(model: nn.Module, sites: list[str], number: int, batch: Any, index: int) -> tuple[Tensor, Link | None]:
+    """One site's output, and the other summand where it goes into an addition before a later site is run."""
+    site, later = sites[number], sites[number + 1 :]
     caught: list[Tensor] = []
 
     def stop(*_: Any) -> None:
         raise _Reached
 
-    watcher = Watcher(model, stop)
+    watcher = Watcher(model, site, sites, stop)
 
     def reached(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         caught.append(output.clone())  # it may be changed in place before the addition

@@ -15,16 +15,16 @@ Letters: G groups, N rows, T outputs per group.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 _ADD_FUNCTIONS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 _ADD_NAMES = ("add", "add_", "__add__", "__iadd__", "__radd__")
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _IDENTITIES = ("Identity", "Dropout", "Dropout2d", "StochasticDepth", "DropPath")
 # A channel that its batch norm scales down more than this against the others carries no usable correction.
 _SMALLEST_SCALE = 1e-2
@@ -43,6 +43,17 @@ class Repair(NamedTuple):
     dense: Tensor
     compressed: Tensor
     scale: Tensor | None
+
+
+def repair(y: Tensor, dense: Any, compressed: Any, scale: Tensor | None) -> Repair | None:
+    """What a site's dense output `y` should repair; None where the summands are no tensors that differ.
+
+    Nor is there anything where the scale is of another axis: a batch norm scales the second one of a linear layer's 3-d
+    output.
+    """
+    if not isinstance(dense, Tensor) or not isinstance(compressed, Tensor) or (scale is not None and y.dim() == 3):
+        return None
+    return Repair(dense, compressed, scale)
 
 
 def corrected(y_GNT: Tensor, dense_GNT: Tensor, compressed_GNT: Tensor, scale: Tensor | None) -> Tensor:
@@ -79,20 +90,22 @@ def schedule(graph: fx.Graph, model: nn.Module, sites: set[str]) -> tuple[list[f
 
 
 def _link(site: fx.Node, model: nn.Module) -> Link | None:
+    layer = model.get_submodule(str(site.target))
     scale, node = None, site
     while len(node.users) == 1:
         (user,) = node.users
+        if user.kwargs:
+            return None
         if user.op == "call_module":
             module = model.get_submodule(str(user.target))
-            if isinstance(module, _NORMS):
-                scale = _times(scale, _scale(module))
-            elif type(module).__name__ not in _IDENTITIES:
+            if not _passes(module, layer):
                 return None
+            scale = _times(scale, _scale(module, layer))
             node = user
             continue
         added = user.target in _ADD_FUNCTIONS if user.op == "call_function" else user.target in _ADD_NAMES[:2]
         others = [argument for argument in user.all_input_nodes if argument is not node]
-        return Link(others[0], scale) if added and len(others) == 1 else None
+        return Link(others[0], scale) if added and len(user.args) == 2 and len(others) == 1 else None
     return None
 
 
@@ -116,20 +129,23 @@ class Watcher(TorchFunctionMode):
     `link` is set when the addition is met; `stop` is called then, or as soon as the output is used otherwise.
 
     Args:
-        model: the network; its batch norms and dropouts are hooked until `remove`.
+        model: the network; its modules are hooked until `remove`.
+        site: qualified name of the site.
+        sites: names of all sites; as in the graph, a module that holds none of them is not looked into.
         stop: ends the forward pass.
     """
 
-    def __init__(self, model: nn.Module, stop: Callable[[], None]) -> None:
+    def __init__(self, model: nn.Module, site: str, sites: Collection[str], stop: Callable[[], None]) -> None:
         super().__init__()
         self.link: Link | None = None
+        self.layer = model.get_submodule(site)
         self.stop = stop
-        self.followed: list[Tensor] = []
+        self.followed: list[Tensor] = []  # the output, then what passed through norms and the like
         self.scale: Tensor | None = None
-        passing = [m for m in model.modules() if isinstance(m, _NORMS) or type(m).__name__ in _IDENTITIES]
-        self.handles = [module.register_forward_hook(self._passed) for module in passing]
-        self.handles += [module.register_forward_pre_hook(self._entered) for module in passing]
         self.inside = 0
+        closed = [m for n, m in model.named_modules() if n and not any(other.startswith(f"{n}.") for other in sites)]
+        self.handles = [module.register_forward_pre_hook(self._entered, with_kwargs=True) for module in closed]
+        self.handles += [module.register_forward_hook(self._left) for module in closed]
 
     def follow(self, y: Tensor) -> None:
         """Start at the site's output."""
@@ -140,42 +156,57 @@ class Watcher(TorchFunctionMode):
         for handle in self.handles:
             handle.remove()
 
-    def _entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.inside and self._uses((args, kwargs)):
+            straight = len(args) == 1 and args[0] is self.followed[-1] and not kwargs
+            if not straight or not _passes(module, self.layer):
+                self._end()
         self.inside += 1
 
-    def _passed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.inside -= 1
-        if args and self._follows(args[0]) and isinstance(output, Tensor):
+        if not self.inside and self._uses(args):
             self.followed.append(output)
-            if isinstance(module, _NORMS):
-                self.scale = _times(self.scale, _scale(module))
+            self.scale = _times(self.scale, _scale(module, self.layer))
 
-    def _follows(self, value: Any) -> bool:
-        return any(value is tensor for tensor in self.followed)
+    def _uses(self, values: Any) -> bool:
+        return bool(self.followed) and any(
+            value is tensor for value in pytree.tree_leaves(values) for tensor in self.followed
+        )
+
+    def _end(self) -> None:
+        self.followed = []
+        self.stop()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self.inside or not any(map(self._follows, args)):
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self.inside or not self._uses((args, kwargs)):
+            return func(*args, **kwargs)
         if getattr(func, "__name__", "") in _ADD_NAMES and len(args) == 2 and not kwargs:
-            (other,) = [value for value in args if value is not self.followed[-1]] or [None]
-            if isinstance(other, Tensor) and not self._follows(other):
-                self.link = Link(other.clone(), self.scale)
-            self.stop()
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):  # used for something else; sizes and the like are no use
-            self.stop()
+            others = [value for value in args if value is not self.followed[-1]]
+            if len(others) == 1 and isinstance(others[0], Tensor) and not self._uses(others):
+                self.link = Link(others[0].clone(), self.scale)
+            self._end()
+        result = func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):  # sizes and the like are no use
+            self._end()
         return result
 
 
-def _scale(norm: nn.Module) -> Tensor | None:
-    """What a batch norm in eval mode multiplies each channel with."""
-    variance, weight = norm.running_var, norm.weight
-    if not isinstance(variance, Tensor):
+def _passes(module: nn.Module, layer: nn.Module) -> bool:
+    """Whether a module only scales and shifts the outputs of a layer, each one by itself."""
+    return type(module).__name__ in _IDENTITIES or _scale(module, layer) is not None
+
+
+def _scale(module: nn.Module, layer: nn.Module) -> Tensor | None:
+    """What a batch norm in eval mode multiplies each output of a layer with; None if it is no such norm."""
+    norm = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+    if not isinstance(module, norm) or module.running_var is None:
         return None
-    scale = (variance + norm.eps).rsqrt()  # type: ignore[operator]
-    return scale * weight if isinstance(weight, Tensor) else scale
+    scale = (module.running_var + module.eps).rsqrt()
+    return scale if module.weight is None else scale * module.weight
 
 
 def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
