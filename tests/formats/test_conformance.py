@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankwise import FORMATS, LowRank, Site, find
+from rankwise import FORMATS, LowRank, Site, export, find
 from rankwise.formats import Factors, Format, Ranks
 from rankwise.formats.weights import site_bias, site_weight
 from rankwise.linalg.metric import Metric
@@ -320,18 +321,31 @@ def test_gradients_reach_the_computed_weight(format: Format, name: str) -> None:
         assert float(weight.grad.abs().max()) > 0, f"factor {index}"
 
 
-def one_of_each_kind() -> Iterator[Any]:
+def one_of_each_kind_first() -> Iterator[Any]:
+    """All of the grid; what is no kind of its own only with the slow tests."""
     for format, name in GRID:
-        if name in ("linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all uneven"):
-            yield pytest.param(format, name, id=f"{format.name}-{name}")
+        quick = name in ("linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all uneven")
+        yield pytest.param(format, name, id=f"{format.name}-{name}", marks=[] if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("format, name", list(one_of_each_kind()))
+exported = pytest.mark.parametrize("format, name", list(one_of_each_kind_first()))
+
+
+@exported
 def test_torch_export(format: Format, name: str) -> None:
     layer, site, x = made(name, torch.float32)
     chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
-    exported = torch.export.export(chain, (x,))
-    torch.testing.assert_close(exported.module()(x), chain(x))
+    program = torch.export.export(chain, (x,))
+    torch.testing.assert_close(program.module()(x), chain(x))
+
+
+@exported
+def test_onnx(format: Format, name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    layer, site, x = made(name, torch.float32)
+    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
+    path = export.onnx(nn.Sequential(chain), x, tmp_path / "chain.onnx")  # compared with onnxruntime there
+    assert path.stat().st_size > 0
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -248,3 +250,39 @@ def test_an_activation_that_is_overwritten_in_place() -> None:
     batches = batches_of(1, 4, count=3)  # fewer rows than inputs: the rows themselves are kept
     found = collect(Overwrites(), batches)["fc"]
     torch.testing.assert_close(found.rows_GND[0], torch.cat(batches))
+
+
+MEASURED = """
+import resource, sys, torch, rankwise as rw
+from rankwise.statistics.collect import memory_needed
+
+D, T, N = map(int, sys.argv[1:])
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(D, T))
+
+class Loader:
+    def __iter__(self):
+        return (torch.randn(256, D, generator=torch.Generator().manual_seed(i)) for i in range(N // 256))
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.linalg.eigh(torch.randn(64, 64)), model(torch.randn(256, D))
+begin = peak()
+stats = rw.collect(model, Loader())
+collected = peak() - begin
+plan = rw.choose(model, stats, keep={"params": 0.3})
+rw.factorise(model, plan, stats)
+print(collected, peak() - begin, *memory_needed(list(stats.sites.values()), N, "auto"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory as Linux reports it")
+@pytest.mark.parametrize("sizes", ["12000 256 12288", "12000 1536 5120"])
+def test_the_announced_memory_is_what_is_used(sizes: str) -> None:
+    """In a process of its own, with 200 MB for code and buffers that are loaded on first use, and some fragmentation."""
+    done = subprocess.run([sys.executable, "-c", MEASURED, *sizes.split()], capture_output=True, text=True, check=True)
+    collected, fitted, held, fitting = map(int, done.stdout.split())
+    assert collected < 1.2 * held + 200e6
+    assert fitted < 1.2 * (held + fitting) + 200e6
+    assert held + fitting < 2 * fitted

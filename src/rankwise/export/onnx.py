@@ -35,7 +35,7 @@ def onnx(
     *,
     opset: int | None = None,
     dynamic_batch: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-5,
 ) -> Path:
     """Write a network as an ONNX file whose outputs are those of the network.
 

@@ -69,6 +69,8 @@ def sequential(
         raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name in rows if len(sites[name].calls) > 1 or sites[name].aliases]
+    for name in rows:
+        site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
     corrects = plan.metric == "input"  # a layer without a bias gets one, which the plan counts
     visitor = _Visitor(dense, compressed, rows, corrects, sites, batches.samples, positions, seed)
     if shared:  # fitted on the dense inputs of all its calls, before the first of them
@@ -138,7 +140,7 @@ class _Visitor:
             try:
                 accumulator.update(x_GND[:, part], y_GNT[:, part])
             except ValueError as error:
-                raise DataError(f"site {site!r}, batch {batch}: {error}; remove the sample") from error
+                raise DataError(f"site {site!r}, batch {batch}: {error}") from error
 
     def _parts(self, batch: int, rows: int, samples: int) -> list[tuple[Accumulator, slice]]:
         """The last quarter of a batch's samples is held out; of batches of fewer than four, every fourth batch."""

@@ -77,12 +77,13 @@ def collect(
     sites = find(model, example_input)
     chosen = [site for site in sites.values() if not site.dense_because and (only is None or site.name in only)]
     samples = None if batches is None else batches.samples
-    needed = memory_needed(chosen, samples, positions)
+    needed, fitting = memory_needed(chosen, samples, positions)
     logger.log(
-        logging.WARNING if needed > ANNOUNCED_LOUDLY else logging.INFO,
-        "statistics of %d sites take up to %.2f GB of memory",
+        logging.WARNING if needed + fitting > ANNOUNCED_LOUDLY else logging.INFO,
+        "statistics of %d sites take up to %.2f GB of memory, fitting the largest of them %.2f GB more",
         len(chosen),
         needed / 1e9,
+        fitting / 1e9,
     )
     collector = _Collector(chosen, samples, positions, seed)
     with pristine(model), ExitStack() as hooks:
@@ -105,19 +106,23 @@ def collect(
     return Statistics(moments, sites=sites, samples=samples or 0, seed=seed)
 
 
-def memory_needed(sites: Collection[Site], samples: int | None, positions: int | str) -> int:
-    """Largest number of bytes that the moments of the sites will hold."""
-    total = 0
+def memory_needed(sites: Collection[Site], samples: int | None, positions: int | str) -> tuple[int, int]:
+    """Largest number of bytes that the moments of the sites take, and how many more a fit of one of them may take."""
+    held = fitting = 0
     for site in sites:
-        D, rows = site.in_features, _rows_expected(site, samples, positions)
-        if D > LARGEST_DENSE:
-            total += site.groups * 2 * min(rows, SAMPLED_ROWS) * D * 4
+        D, T, rows = site.in_features, site.out_features // site.groups, _rows_expected(site, samples, positions)
+        kept = min(rows, SAMPLED_ROWS if D > LARGEST_DENSE else D)
+        if D > LARGEST_DENSE:  # rows wait to be thinned out, and the kept ones are copied twice beside them
+            held += site.groups * (min(rows, 2 * SAMPLED_ROWS) + 2 * kept) * D * 4
         elif rows <= D:
-            total += site.groups * rows * D * 4
+            held += site.groups * rows * D * 4
         else:
             # the float64 sum and a product to add, and the rows that wait for it, once more when they are joined
-            total += site.groups * D * (16 * D + 8 * max(D, BLOCK_ROWS))
-    return total
+            held += site.groups * D * (16 * D + 8 * max(D, BLOCK_ROWS))
+        # in float64: the metric and what it is made from, the weight, its projection and both outer products
+        metric = kept * D if D > LARGEST_DENSE or rows <= D else D * D
+        fitting = max(fitting, 8 * (2 * site.groups * metric + 4 * site.groups * T * D + 4 * T * T))
+    return held, fitting
 
 
 def _rows_expected(site: Site, samples: int | None, positions: int | str) -> int:
@@ -146,7 +151,7 @@ class _Collector:
             try:
                 self.accumulators[site.name].update(input_rows(layer, x, drawn))
             except ValueError as error:
-                raise DataError(f"site {site.name!r}, batch {self.batch}: {error}; remove the sample") from error
+                raise DataError(f"site {site.name!r}, batch {self.batch}: {error}") from error
 
         return observe
 

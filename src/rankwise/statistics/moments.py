@@ -149,11 +149,13 @@ class Accumulator:
             self.shift_G1D = x_GND.mean(1, keepdim=True)
         self._add("mean", x_GND.sum(1).double())
         if not torch.isfinite(self.sums["mean"]).all():
-            raise ValueError("the input holds NaN or infinity")
+            raise ValueError("the input holds NaN or infinity; remove the sample")
         if y_GNT is not None:
             self._add("target_mean", y_GNT.sum(1).double())
             if not torch.isfinite(self.sums["target_mean"]).all():
-                raise ValueError("the dense network's output holds NaN or infinity")
+                raise ValueError(
+                    "the dense network's output holds NaN or infinity; run it in float32, or check its weights"
+                )
             self.pending_targets.append(y_GNT)
         self.count += x_GND.shape[1]
         self.pending.append(x_GND)
@@ -192,7 +194,7 @@ class Accumulator:
             blocks = second_GDD.view(len(second_GDD), self.taps, -1, self.taps, len(order) // self.taps)
             second_GDD = blocks.permute(0, 2, 1, 4, 3).reshape(second_GDD.shape)
         else:
-            rows_GND = torch.cat(self.pending, dim=1)
+            rows_GND = torch.cat(self.pending, dim=1) if len(self.pending) > 1 else self.pending[0]
         if "target_mean" in self.sums:
             target_mean_GT = self.sums["target_mean"] / self.count
             if rows_GND is not None:
@@ -205,7 +207,7 @@ class Accumulator:
             count=self.count,
             mean_GD=mean_G1D[:, 0, order],
             second_GDD=second_GDD,
-            rows_GND=None if rows_GND is None else rows_GND[:, :, order],
+            rows_GND=rows_GND if rows_GND is None or self.taps == 1 else rows_GND[:, :, order],
             target_mean_GT=target_mean_GT,
             cross_GTD=cross_GTD,
         )
@@ -229,11 +231,21 @@ class Accumulator:
         keys = torch.cat(self.keys)
         kept = keys.argsort()[:SAMPLED_ROWS].sort().values
         self.keys = [keys[kept]]
-        kept = kept.to(self.pending[0].device)
-        self.pending = [torch.cat(self.pending, dim=1)[:, kept]]
-        if self.pending_targets:
-            self.pending_targets = [torch.cat(self.pending_targets, dim=1)[:, kept]]
+        self.pending, self.pending_targets = [_picked(parts, kept) for parts in (self.pending, self.pending_targets)]
         self.pending_rows = len(kept)
+
+
+def _picked(parts: list[Tensor], rows: Tensor) -> list[Tensor]:
+    """Some rows of parts that belong together; only what is kept is copied."""
+    if not parts:
+        return []
+    result = parts[0].new_empty(len(parts[0]), len(rows), parts[0].shape[2])
+    seen = done = 0
+    for part_GND in parts:
+        inside = rows[(rows >= seen) & (rows < seen + part_GND.shape[1])] - seen
+        result[:, done : done + len(inside)] = part_GND[:, inside.to(part_GND.device)]
+        seen, done = seen + part_GND.shape[1], done + len(inside)
+    return [result]
 
 
 def add_gram(sum_GDD: Tensor, x_GND: Tensor) -> None:
