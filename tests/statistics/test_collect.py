@@ -280,7 +280,7 @@ print(collected, peak() - begin, *memory_needed(list(stats.sites.values()), N, "
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory as Linux reports it")
 @pytest.mark.parametrize("sizes", ["12000 256 12288", "12000 1536 5120"])
 def test_the_announced_memory_is_what_is_used(sizes: str) -> None:
-    """In a process of its own, with 200 MB for code and buffers that are loaded on first use, and some fragmentation."""
+    """In a process of its own, with 200 MB for code and buffers of first use, and some fragmentation."""
     done = subprocess.run([sys.executable, "-c", MEASURED, *sizes.split()], capture_output=True, text=True, check=True)
     collected, fitted, held, fitting = map(int, done.stdout.split())
     assert collected < 1.2 * held + 200e6
