@@ -15,6 +15,8 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
+from ..files import replacing
+
 # A pipe or a log file has no width of its own; tables of layer names need more than the usual 80 columns.
 WIDTH_WITHOUT_TERMINAL = 150
 
@@ -118,7 +120,8 @@ class Output:
 
     def write_report(self, file: Path) -> None:
         """Write the JSON document to a file, whatever `--json` says."""
-        file.write_text(self._text(), encoding="utf-8")
+        with replacing(file) as new:
+            new.write_text(self._text(), encoding="utf-8")
 
     def _write(self) -> None:
         if self.json_file == "-":

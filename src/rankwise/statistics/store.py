@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import replacing
 from ..sites import Sites
 from .moments import Moments, merge
 
@@ -83,14 +83,11 @@ class Statistics(Mapping[str, Moments]):
             "samples": str(self.samples),
             "seed": str(self.seed),
         }
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
-            save_file(tensors, temporary, metadata=about)
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"cannot write the statistics to {path}: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as new:
+            try:
+                save_file(tensors, new, metadata=about)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
         return path
 
     @classmethod
