@@ -455,6 +455,9 @@ def old_weight() -> nn.Module:
 
 
 def lora() -> nn.Module:
+    from rankwise.torchvision_shim import import_torchvision
+
+    import_torchvision()  # peft imports transformers, which imports it where it is installed
     peft = pytest.importorskip("peft")
     return peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), peft.LoraConfig(target_modules=["0"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,9 +102,20 @@ def compress(
         stats = timed("collect", lambda: collect(model, batches, positions=positions, seed=seed, progress=progress))
     plan = timed("choose", lambda: choose(model, stats, keep=keep, progress=progress, **constraints))
     if method == "sequential":
-        run = lambda: factorise(model, plan, stats, data=batches, positions=positions, seed=seed)  # noqa: E731
+        visits = iter([] if progress is None else progress(plan.factorised, "factorise"))
+
+        def step(site: str) -> None:
+            next(visits, None)
+
+        def run() -> nn.Module:
+            small = factorise(model, plan, stats, data=batches, positions=positions, seed=seed, step=step)
+            deque(visits, maxlen=0)  # to its end, so that the bar is full
+            return small
     else:
-        run = lambda: factorise(model, plan, stats)  # noqa: E731
+
+        def run() -> nn.Module:
+            return factorise(model, plan, stats)
+
     small = timed("factorise", run)
     example = first_sample(batches.first())
     report = CompressReport(
