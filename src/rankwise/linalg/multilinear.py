@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .conjugate import conjugate_gradients
 from .metric import Metric
 from .symmetric import cholesky
 
@@ -277,23 +278,7 @@ class _Block:
             return self.gathered(self.metric.times(self.spread(x))) + p * x
 
         residual = self.right - self.gathered(self.metric.times(self.spread(f)))
-        z = self.preconditioned(residual)
-        direction, rho = z, (residual * z).sum()
-        first = rho
-        for _ in range(steps):
-            if rho <= 1e-16 * first.clamp_min(torch.finfo(torch.float64).tiny):
-                break
-            along = apply(direction)
-            curvature = (direction * along).sum()
-            if curvature <= 0:
-                break
-            alpha = rho / curvature
-            f = f + alpha * direction
-            residual = residual - alpha * along
-            z = self.preconditioned(residual)
-            rho, previous = (residual * z).sum(), rho
-            direction = z + (rho / previous) * direction
-        return f
+        return conjugate_gradients(apply, self.preconditioned, f, residual, steps)
 
     def _preconditioner(self, equation: Equation) -> tuple[str, str, Tensor, Tensor]:
         """`Sigma_held kron Gamma`: the marginal moment of the input modes that this factor holds, and the Gram matrix

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .conjugate import conjugate_gradients
 from .metric import Metric
 from .symmetric import cholesky, eigenvalues, eigh, orthonormal
 
@@ -207,21 +208,5 @@ def _update_channels(
     def precondition(X_CS: Tensor) -> Tensor:
         return torch.cholesky_solve(torch.cholesky_solve(X_CS, L_CC).mT, M_SS).mT
 
-    residual = right_CS - apply(B_CS)
-    z = precondition(residual)
-    direction, rho = z, (residual * z).sum()
-    start = rho
-    for _ in range(steps):
-        if rho <= 1e-20 * start.clamp_min(torch.finfo(torch.float64).tiny):
-            break
-        H_direction = apply(direction)
-        curvature = (direction * H_direction).sum()
-        if curvature <= 0:
-            break
-        alpha = rho / curvature
-        B_CS = B_CS + alpha * direction
-        residual = residual - alpha * H_direction
-        z = precondition(residual)
-        rho, previous = (residual * z).sum(), rho
-        direction = z + (rho / previous) * direction
-    return orthonormal(B_CS.double())
+    moved_CS = conjugate_gradients(apply, precondition, B_CS, right_CS - apply(B_CS), steps)
+    return orthonormal(moved_CS.double())

@@ -1,0 +1,39 @@
+"""Preconditioned conjugate gradients for a positive semidefinite operator on tensors of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]
+
+
+def conjugate_gradients(apply: Operator, precondition: Operator, x: Tensor, residual: Tensor, steps: int) -> Tensor:
+    """At most `steps` steps on `H x = b` from `x`; any number of them lowers `x^T H x / 2 - b^T x`.
+
+    Args:
+        apply: `H`.
+        precondition: an approximate inverse of it.
+        x: where to start.
+        residual: `b - H x` there.
+        steps: how many; fewer at the solution, or where the curvature is lost in rounding.
+    """
+    z = precondition(residual)
+    direction, rho = z, (residual * z).sum()
+    first = rho
+    for _ in range(steps):
+        if rho <= 1e-20 * first.clamp_min(torch.finfo(torch.float64).tiny):
+            break
+        along = apply(direction)
+        curvature = (direction * along).sum()
+        if curvature <= 0:
+            break
+        alpha = rho / curvature
+        x = x + alpha * direction
+        residual = residual - alpha * along
+        z = precondition(residual)
+        rho, previous = (residual * z).sum(), rho
+        direction = z + (rho / previous) * direction
+    return x
