@@ -109,7 +109,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
     compiled = [module._compiled_call_impl for module in modules]
     wants_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [
-        (module, name, buffer, _version(buffer), buffer.clone())
+        (module, name, buffer, writes(buffer), buffer.clone())
         for module in modules
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -129,10 +129,11 @@ def _restored(model: nn.Module) -> Iterator[None]:
         for parameter, flag in wants_grad:
             parameter.requires_grad_(flag)
         for module, name, buffer, version, values in buffers:
-            if _version(buffer) != version:  # written in place
+            if writes(buffer) != version:  # written in place
                 buffer.copy_(values)
             module._buffers[name] = buffer
 
 
-def _version(tensor: torch.Tensor) -> int:
+def writes(tensor: torch.Tensor) -> int:
+    """A number that changes when a tensor is written in place."""
     return 0 if tensor.is_inference() else tensor._version

@@ -62,7 +62,7 @@ def test_each_network_runs_over_the_data_once(build: Callable[[], nn.Module]) ->
 
 def traced(model: nn.Module, plan: rw.Plan, batches: list[Any]) -> fx.Graph:
     with pristine(model):
-        result = graph.trace(model, batches[0], [row.site for row in plan.factorised])
+        result = graph.trace(model, batches[0], [row.site for row in plan.factorised], set())
     assert isinstance(result, fx.Graph), result
     return result
 
@@ -94,7 +94,7 @@ def test_a_traced_network_computes_the_same(case: str) -> None:
     model, batches = make(build), data()
     sites = list(rw.find(model, batches[0]))
     with pristine(model):
-        found = graph.trace(model, batches[0], sites)
+        found = graph.trace(model, batches[0], sites, set())
     assert isinstance(found, fx.Graph), found
     called = [node.target for node in found.nodes if node.op == "call_module"]
     assert set(sites) <= set(called)
@@ -103,7 +103,7 @@ def test_a_traced_network_computes_the_same(case: str) -> None:
 def test_a_module_without_sites_is_one_node() -> None:
     model = make(Residual)
     with pristine(model):
-        found = graph.trace(model, torch.zeros(2, 3, 8, 8), ["block2.conv1"])
+        found = graph.trace(model, torch.zeros(2, 3, 8, 8), ["block2.conv1"], set())
     assert isinstance(found, fx.Graph)
     targets = [node.target for node in found.nodes if node.op == "call_module"]
     assert {"block1", "block3", "block2.downsample", "block2.conv1"} <= set(targets)
@@ -143,7 +143,7 @@ class Lucky(nn.Module):
 def test_the_reason_where_there_is_no_graph(build: Callable[[], nn.Module], site: str, reason: str) -> None:
     model = make(build)
     with pristine(model):
-        found = graph.trace(model, torch.randn(2, 16 if build is Branching else 4), [site])
+        found = graph.trace(model, torch.randn(2, 16 if build is Branching else 4), [site], set())
     assert isinstance(found, str)
     assert reason in found
 

@@ -24,14 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 Made = tuple[Any, Site, Tensor]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads only wait for each other on sizes as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def conv1d_hf(outputs: int, inputs: int) -> nn.Module:

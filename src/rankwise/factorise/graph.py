@@ -57,13 +57,14 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self.open_modules
 
 
-def trace(model: nn.Module, batch: Any, sites: Iterable[str]) -> fx.Graph | str:
+def trace(model: nn.Module, batch: Any, sites: Iterable[str], linked: set[str]) -> fx.Graph | str:
     """The model's graph, checked on one sample, or the reason why there is none.
 
     Args:
         model: in eval mode, under no_grad.
         batch: what the model is called with.
         sites: qualified names of the modules that must be nodes.
+        linked: those whose output goes into an addition.
     """
     sites = set(sites)
     open_modules = {name.rpartition(".")[0] for name in sites}
@@ -78,7 +79,7 @@ def trace(model: nn.Module, batch: Any, sites: Iterable[str]) -> fx.Graph | str:
             return "a site is not called exactly once in the traced graph"
         sample = first_sample(batch)
         expected = pytree.tree_leaves(call(model, sample))
-        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, sites)[0], bind(model, sample)))
+        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, linked)[0], bind(model, sample)))
     except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
         return f"{type(error).__name__}: {error}"
     if len(expected) != len(got) or not all(_close(a, b) for a, b in zip(expected, got, strict=True)):
@@ -92,6 +93,7 @@ def run(
     graph: fx.Graph,
     batches: Batches,
     sites: Iterable[str],
+    linked: set[str],
     visitor: Visitor,
     cap: int,
     step: Callable[[str], None] = lambda site: None,
@@ -103,6 +105,7 @@ def run(
         graph: of the dense one.
         batches: calibration data.
         sites: qualified names of the sites.
+        linked: those whose output goes into an addition.
         visitor: what to do at each site.
         cap: bytes of activations that are kept in memory.
         step: called with each site's name before it is fitted.
@@ -112,7 +115,7 @@ def run(
         ValueError: if the network rejects a batch.
     """
     sites = set(sites)
-    nodes, links = schedule(graph, dense, sites)
+    nodes, links = schedule(graph, dense, linked)
     position = {node: i for i, node in enumerate(nodes)}
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
     with ActivationStore(cap) as store:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..batches import Batches, call
 from .graph import Visitor
-from .residual import Link, Watcher, repair
+from .residual import Link, repair
+from .watch import Watcher
 
 
 class _Reached(BaseException):
@@ -21,6 +22,7 @@ def run(
     compressed: nn.Module,
     batches: Batches,
     sites: Iterable[str],
+    linked: set[str],
     visitor: Visitor,
     step: Callable[[str], None] = lambda site: None,
 ) -> None:
@@ -29,47 +31,45 @@ def run(
     The cost grows with the square of the number of sites.
     """
     order = list(sites)
-    for number, site in enumerate(order):
+    for site in order:
         step(site)
         for index, batch in enumerate(batches):
-            y, dense_link = _output(dense, order, number, batch, index)
+            y, dense_link = _output(dense, site, order, site in linked, batch, index)
             x, needed = _input(compressed, site, batch, index), None
             if dense_link is not None:
-                _, link = _output(compressed, order, number, batch, index)
+                _, link = _output(compressed, site, order, True, batch, index)
                 if link is not None:
                     needed = repair(y, dense_link.other, link.other, dense_link.scale)
             visitor.observe(site, index, x, y, needed)
         visitor.finish(site)
 
 
-def _output(model: nn.Module, sites: list[str], number: int, batch: Any, index: int) -> tuple[Tensor, Link | None]:
-    """One site's output, and the other summand where it goes into an addition before a later site is run."""
-    site, later = sites[number], sites[number + 1 :]
+def _output(
+    model: nn.Module, site: str, sites: list[str], linked: bool, batch: Any, index: int
+) -> tuple[Tensor, Link | None]:
+    """One site's output, and the other summand of the addition that it goes into."""
     caught: list[Tensor] = []
 
-    def stop(*_: Any) -> None:
+    def stop() -> None:
         raise _Reached
-
-    watcher = Watcher(model, site, sites, stop)
 
     def reached(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         caught.append(output.clone())  # it may be changed in place before the addition
-        watcher.follow(output)
+        if not linked:
+            stop()
 
-    handles = [model.get_submodule(site).register_forward_hook(reached)]
-    handles += [model.get_submodule(name).register_forward_pre_hook(stop) for name in later]
+    handle = model.get_submodule(site).register_forward_hook(reached)
+    watcher = Watcher(model, [site] if linked else [], sites, stop)
     try:
         with watcher:
             call(model, batch, index=index)
     except _Reached:
         pass
     finally:
-        watcher.remove()
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     if not caught:
         raise ValueError(f"batch {index} never reached site {site!r}; ignore the site, or remove the batch")
-    return caught[0], watcher.link
+    return caught[0], watcher.trails[site].link if linked else None
 
 
 def _input(model: nn.Module, site: str, batch: Any, index: int) -> Tensor:

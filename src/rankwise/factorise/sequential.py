@@ -15,7 +15,7 @@ from collections.abc import Callable
 from torch import Tensor, fx, nn
 
 from ..batches import Batches
-from ..calling import DataError
+from ..calling import DataError, first_sample
 from ..formats import get_format
 from ..formats.weights import site_weight
 from ..plan import DENSE, Plan, PlanRow
@@ -29,6 +29,7 @@ from .fitting import choose_beta, fit_site
 from .one_shot import factorise_site
 from .residual import Repair, corrected
 from .spill import DEFAULT_CAP
+from .watch import linked_sites
 
 logger = logging.getLogger("rankwise")
 
@@ -82,11 +83,12 @@ def sequential(
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
+    linked = linked_sites(dense, first_sample(batches.first()), order)
     if engine != "hooks":
-        traced = graph.trace(dense, batches.first(), order)
+        traced = graph.trace(dense, batches.first(), order, linked)
         if isinstance(traced, fx.Graph):
             try:
-                graph.run(dense, compressed, traced, batches, order, visitor, cap, step)
+                graph.run(dense, compressed, traced, batches, order, linked, visitor, cap, step)
                 return
             except graph.OtherOptionsError as error:
                 reason = str(error)
@@ -96,7 +98,7 @@ def sequential(
         if engine == "graph":
             raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
         logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
-    hooks.run(dense, compressed, batches, order, visitor, step)
+    hooks.run(dense, compressed, batches, order, linked, visitor, step)
 
 
 class _Visitor:
