@@ -20,11 +20,12 @@ from rankwise.linalg.metric import Metric
 from rankwise.statistics.moments import Accumulator, identity_metrics
 from rankwise.statistics.rows import input_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-
 Made = tuple[Any, Site, Tensor]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+]
 
 
 def conv1d_hf(outputs: int, inputs: int) -> nn.Module:
@@ -69,14 +70,21 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> Made:
     return layer.requires_grad_(True), find(nn.Sequential(layer), x)["0"], x
 
 
+# Formats that take convolutions with several taps only; the others take every layer of the grid.
+NEEDS_TAPS = {"tucker2", "cp", "cp3"}
+NEEDS_BOTH_DIRECTIONS = {"spatial_svd", "tucker"}
+# Nothing to split: 7 outputs, an odd number of inputs or outputs, three channels.
+TOO_SMALL: dict[str, set[str]] = {}
+
+
 def takes(format: Format, name: str) -> bool:
     kernel = LAYERS[name][0]
     shape = tuple(kernel().weight.shape[2:]) if "Conv1D" not in name and "linear" not in name else ()
-    if format.name == "svd":
-        return True
-    if format.name == "tucker2":
+    if format.name in NEEDS_TAPS:
         return shape not in ((), (1, 1))
-    return bool(shape) and min(shape) > 1
+    if format.name in NEEDS_BOTH_DIRECTIONS:
+        return bool(shape) and min(shape) > 1
+    return name not in TOO_SMALL.get(format.name, ())
 
 
 GRID = [(format, name) for format in FORMATS.values() for name in LAYERS if takes(format, name)]

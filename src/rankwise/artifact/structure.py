@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import FORMATS, LowRank
+from ..formats.modules import Arrange, Bias, GroupedLinear
 from ..state import NAMES
 from .manifest import FLOATS, Chain
 
+PLAIN = (nn.Linear, nn.Conv2d, Arrange, Bias, GroupedLinear)
 _MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -33,7 +35,7 @@ def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
     if chain.format not in FORMATS or not all(_is_plain(layer) for layer in chain):
         layers = ", ".join(type(layer).__name__ for layer in chain)
         raise ValueError(
-            f"site {names[0]!r}: its {chain.format!r} chain consists of {layers}; only plain Linear and Conv2d layers "
+            f"site {names[0]!r}: its {chain.format!r} chain consists of {layers}; only plain layers "
             f"can be stored: remove parametrisations and pruning, merge adapters"
         )
     with torch.no_grad():
@@ -51,7 +53,7 @@ def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) in (nn.Linear, nn.Conv2d) and layer.state_dict().keys() <= {"weight", "bias"}
+    return type(layer) in PLAIN and layer.state_dict().keys() <= {"weight", "bias"}
 
 
 def channels_last_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from .base import Cost, Factors, Format, LowRank, Ranks
+from .block_term import BlockTerm
+from .cp import CP, CP3
+from .hierarchical import HierarchicalTucker
+from .kronecker import Kronecker
 from .spatial_svd import SpatialSVD
 from .svd import SVD
+from .tensor_train import SemiTensorRing, SemiTensorTrain, TensorRing, TensorTrain
+from .tucker import Tucker
 from .tucker2 import Tucker2
 
-FORMATS: dict[str, Format] = {format.name: format for format in (SVD(), SpatialSVD(), Tucker2())}
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        SVD(),
+        SpatialSVD(),
+        Tucker2(),
+        Tucker(),
+        CP(),
+        CP3(),
+        TensorTrain(),
+        TensorRing(),
+        SemiTensorTrain(),
+        SemiTensorRing(),
+        HierarchicalTucker(),
+        BlockTerm(),
+        Kronecker(),
+    )
+}
 
 
 def get_format(name: str) -> Format:

@@ -55,6 +55,7 @@ class LowRank(nn.Sequential):
     Attributes:
         format: name of the format.
         ranks: its ranks.
+        in_features, out_features, in_channels, out_channels, groups, kernel_size: those of the layer it replaced.
     """
 
     in_features: int
@@ -62,27 +63,25 @@ class LowRank(nn.Sequential):
     in_channels: int
     out_channels: int
     groups: int
+    kernel_size: tuple[int, ...]
 
-    def __init__(self, format: str, ranks: Ranks, layers: Sequence[nn.Module], transposed: bool = False) -> None:
+    def __init__(self, format: str, ranks: Ranks, layers: Sequence[nn.Module], like: nn.Module) -> None:
         super().__init__(*layers)
         self.format = format
         self.ranks = tuple(ranks)
-        self._transposed = transposed
-        first: Any = self[0]
-        last: Any = self[-1]
-        if isinstance(first, nn.Linear):
-            self.in_features, self.out_features = first.in_features, last.out_features
-            if transposed:
-                self.nx, self.nf = first.in_features, last.out_features
-        else:
-            self.in_channels, self.out_channels = first.in_channels, last.out_channels
-            self.groups = first.groups
+        self._transposed = kind_of(like) == "conv1d_hf"
+        for name in ("in_channels", "out_channels", "groups", "kernel_size", "in_features", "out_features"):
+            if hasattr(like, name):
+                setattr(self, name, getattr(like, name))
+        if self._transposed:
+            weight = like.weight
+            assert isinstance(weight, Tensor)
+            self.in_features, self.out_features = self.nx, self.nf = weight.shape
 
     @property
     def bias(self) -> Tensor | None:
         """Bias of the last layer."""
-        last: Any = self[-1]
-        bias: Tensor | None = last.bias
+        bias: Tensor | None = getattr(self[-1], "bias", None)
         return bias
 
     @property
@@ -212,7 +211,7 @@ def match_layout(chain: LowRank, layer: nn.Module) -> LowRank:
 
 def set_bias(layer: nn.Module, bias: Tensor | None) -> None:
     """Copy a bias into the last layer of a chain; both or neither must be there."""
-    own = layer.bias
+    own = getattr(layer, "bias", None)
     if bias is None:
         assert own is None
         return

@@ -96,7 +96,7 @@ class SpatialSVD(Format):
         shared: dict[str, Any] = {"groups": layer.groups, "padding_mode": layer.padding_mode, **options}
         first = nn.Conv2d(layer.in_channels, wide, (H, 1), (sh, 1), ph, (dh, 1), bias=False, **shared)
         last = nn.Conv2d(wide, layer.out_channels, (1, W), (1, sw), pw, (1, dw), bias=bias, **shared)
-        return match_layout(LowRank(self.name, ranks, [first, last]), layer)
+        return match_layout(LowRank(self.name, ranks, [first, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)

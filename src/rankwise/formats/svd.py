@@ -104,6 +104,7 @@ class SVD(Format):
                         ),
                         nn.Conv2d(wide, layer.out_channels, 1, groups=layer.groups, bias=bias, **options),
                     ],
+                    layer,
                 ),
                 layer,
             )
@@ -112,7 +113,7 @@ class SVD(Format):
         assert isinstance(weight, Tensor)
         outputs, inputs = weight.shape[::-1] if transposed else weight.shape
         pair = [nn.Linear(inputs, rank, bias=False, **options), nn.Linear(rank, outputs, bias=bias, **options)]
-        return match_layout(LowRank(self.name, ranks, pair, transposed=transposed), layer)
+        return match_layout(LowRank(self.name, ranks, pair, layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)

@@ -109,7 +109,7 @@ class Tucker2(Format):
             **options,
         )
         last = nn.Conv2d(G * R, layer.out_channels, 1, groups=G, bias=bias, **options)
-        return match_layout(LowRank(self.name, ranks, [first, core, last]), layer)
+        return match_layout(LowRank(self.name, ranks, [first, core, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, core, last = _three(chain)

@@ -1,0 +1,92 @@
+"""Block terms: a sum of small Tucker blocks, run side by side as the groups of one bottleneck.
+
+Letters: t outputs, c channels, q taps, n blocks, a, b bonds; of a matrix i, j parts of the inputs, b, c their bonds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..linalg import splitting, tucker2
+from ..linalg.metric import Identity
+from ..sites import Site
+from .base import Ranks
+from .multilinear import Multilinear, Shape, proportional, split_number
+from .network import Network
+
+# Numbers of blocks on a ladder.
+BLOCKS = (2, 4)
+
+
+class BlockTerm(Multilinear):
+    """`W[t, c, q] = sum_n sum A[n, t, a] G[n, a, b, q] B[n, b, c]`: 1 x 1 -> grouped k x k -> 1 x 1.
+
+    Ranks are (blocks, output rank, channel rank), both ranks of each block. A matrix, its inputs read as two modes:
+    `W[t, i j] = sum_n sum A[n, t, a] G[n, a, b, c] B[n, b, i] C[n, c, j]`.
+
+    Source: De Lathauwer, "Decompositions of a Higher-Order Tensor in Block Terms", 2008; Ye et al., "Learning Compact
+    Recurrent Neural Networks with Block-Term Tensor Decomposition", 2018, arXiv 1712.05134.
+    """
+
+    name = "btd"
+    summary = "block terms: 1 x 1, grouped k x k, 1 x 1"
+
+    def refuses(self, site: Site) -> str | None:
+        if site.dense_because:
+            return site.dense_because
+        shape = Shape.of_site(site)
+        if shape.taps == 1 and 1 in split_number(shape.channels, 2):
+            return f"{self.name} needs a number of inputs with a divisor; use svd"
+        return None
+
+    def network(self, shape: Shape, ranks: Ranks) -> Network:
+        n, a, b, *c = ranks
+        sizes = {"g": shape.groups, "t": shape.outputs, "n": n, "a": a, "b": b, "q": shape.taps}
+        if shape.taps > 1:
+            return Network(("nbc", "nabq", "tna"), "c", "t", "q", {**sizes, "c": shape.channels}, shape.kernel)
+        i, j = split_number(shape.channels, 2)
+        tap = "q" if shape.kernel else ""
+        sizes |= {"i": i, "j": j, "c": c[0]}
+        return Network(("ncj" + tap, "nbi", "nabc", "tna"), "ij", "t", tap, sizes, shape.kernel)
+
+    def largest(self, shape: Shape) -> Ranks:
+        blocks = min(shape.outputs, shape.channels)
+        if shape.taps > 1:
+            return (blocks, shape.outputs, shape.channels)
+        i, j = split_number(shape.channels, 2)
+        return (blocks, min(shape.outputs, shape.channels), i, j)
+
+    def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
+        blocks, *limits = self.largest(shape)
+        return [
+            [(n, *ranks) for ranks in proportional(tuple(max(1, limit // n) for limit in limits), step)]
+            for n in BLOCKS
+            if n <= blocks
+        ]
+
+    def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
+        """Block after block: the best one for what those before it left."""
+        modes = X.reshape(X.shape[0], X.shape[1], -1)
+        metric = Identity(modes[0].numel(), X.device)
+        blocks, rest = [], modes
+        for _ in range(network.sizes["n"]):
+            fit = tucker2.fit(rest, metric, min(network.sizes["a"], rest.shape[0]), network.sizes["b"])
+            blocks.append(fit)
+            rest = rest - fit.dense()
+        A, B = torch.stack([fit.A_TR for fit in blocks], 1), torch.stack([fit.B_CS.mT for fit in blocks])
+        G = torch.stack([fit.G_RSQ for fit in blocks])
+        if "i" not in network.sizes:
+            yield [B, G, A]
+            return
+        cores, bases = [], []
+        for fit in blocks:  # the core's last mode is all of j; a basis of it
+            basis, rest_of = splitting.split(fit.G_RSQ.flatten(0, 1).mT, network.sizes["c"])
+            bases.append(basis.mT)
+            cores.append(rest_of.mT.reshape(*fit.G_RSQ.shape[:2], -1))
+        last = torch.stack(bases)
+        if network.spatial:
+            last = last[..., None]
+        yield [last, B, torch.stack(cores), A]

@@ -1,0 +1,74 @@
+"""Canonical polyadic forms of a convolution: a sum of rank-one kernels.
+
+Letters: t outputs, c channels, h kernel rows, w kernel columns, q all taps, r terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ..linalg import splitting
+from ..sites import Site
+from .base import Ranks, steps
+from .multilinear import Multilinear, Shape
+from .network import Network
+
+
+class CP3(Multilinear):
+    """`W[t, c, q] = sum A[t, r] B[c, r] N[q, r]`: 1 x 1 -> depthwise k x k -> 1 x 1.
+
+    Source: Astrid, Lee, "CP-decomposition with Tensor Power Method for Convolutional Neural Networks Compression",
+    2017, arXiv 1701.07148 (the chain); Kalle et al., 2025, arXiv 2511.04494 (the metric).
+    """
+
+    name = "cp3"
+    summary = "sum of rank-one kernels: 1 x 1, depthwise k x k, 1 x 1"
+
+    def refuses(self, site: Site) -> str | None:
+        if site.dense_because:
+            return site.dense_because
+        if site.kind != "conv2d" or site.kernel_size == (1, 1):
+            return f"{self.name} needs a convolution kernel larger than 1 x 1; use svd"
+        return None
+
+    def network(self, shape: Shape, ranks: Ranks) -> Network:
+        (rank,) = ranks
+        sizes = {"g": shape.groups, "t": shape.outputs, "c": shape.channels, "q": shape.taps, "r": rank}
+        return Network(("rc", "rq", "tr"), "c", "t", "q", sizes, shape.kernel)
+
+    def modes(self, shape: Shape) -> tuple[int, ...]:
+        """Sizes of the modes."""
+        return (shape.outputs, shape.channels, shape.taps)
+
+    def largest(self, shape: Shape) -> Ranks:
+        modes = self.modes(shape)
+        return (math.prod(modes) // max(modes),)
+
+    def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
+        return [[(rank,) for rank in steps(self.largest(shape)[0], step)]]
+
+    def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
+        A, *others = splitting.terms(X, network.sizes["r"])
+        yield [*(other.mT for other in others), A]
+
+
+class CP(CP3):
+    """`W[t, c, h, w] = sum A[t, r] B[c, r] P[h, r] Q[w, r]`: 1 x 1 -> depthwise k x 1 -> depthwise 1 x k -> 1 x 1.
+
+    Source: Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky, "Speeding-up Convolutional Neural Networks Using Fine-tuned
+    CP-Decomposition", 2015, arXiv 1412.6553 (the chain); Kalle et al., 2025, arXiv 2511.04494 (the metric).
+    """
+
+    name = "cp"
+    summary = "sum of rank-one kernels, rows and columns apart: 1 x 1, depthwise k x 1, depthwise 1 x k, 1 x 1"
+
+    def network(self, shape: Shape, ranks: Ranks) -> Network:
+        (rank,), (H, W) = ranks, shape.kernel
+        sizes = {"g": shape.groups, "t": shape.outputs, "c": shape.channels, "h": H, "w": W, "r": rank}
+        return Network(("rc", "rh", "rw", "tr"), "c", "t", "hw", sizes, shape.kernel)
+
+    def modes(self, shape: Shape) -> tuple[int, ...]:
+        return (shape.outputs, shape.channels, *shape.kernel)

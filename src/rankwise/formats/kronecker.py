@@ -1,0 +1,67 @@
+"""Sum of Kronecker products, each factor a layer on a part of the channels.
+
+Letters: t, u parts of the outputs, c, s parts of the channels, q taps, r terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..linalg import splitting
+from ..sites import Site
+from .base import Ranks, steps
+from .multilinear import Multilinear, Shape, divisors
+from .network import Network
+
+
+class Kronecker(Multilinear):
+    """`W[t u, c s, q] = sum_r A[r, t, c, q] B[r, u, s]`: `B` on slices of the channels, then `A` across them.
+
+    The channels are split so that a term has the fewest parameters. In the weight metric the rearranged singular value
+    decomposition is the optimum.
+
+    Source: Van Loan, Pitsianis, "Approximation with Kronecker Products", 1993; Hameed, Tahaei, Mosleh, Nia,
+    "Convolutional Neural Network Compression through Generalized Kronecker Product Decomposition", 2022, arXiv
+    2109.14710.
+    """
+
+    name = "kronecker"
+    summary = "sum of Kronecker products: a small layer on slices of the channels, another one across the slices"
+
+    def refuses(self, site: Site) -> str | None:
+        if site.dense_because:
+            return site.dense_because
+        if self.largest(Shape.of_site(site)) == (1,):
+            return f"{self.name} needs numbers of inputs and outputs with divisors; use svd"
+        return None
+
+    def network(self, shape: Shape, ranks: Ranks) -> Network:
+        (rank,), (u, s) = ranks, self.parts(shape)
+        tap = "q" if shape.kernel else ""
+        sizes = {"g": shape.groups, "t": shape.outputs // u, "u": u, "c": shape.channels // s, "s": s, "r": rank}
+        sizes["q"] = shape.taps
+        return Network(("rus", "rtc" + tap), "cs", "tu", tap, sizes, shape.kernel)
+
+    def parts(self, shape: Shape) -> tuple[int, int]:
+        """Outputs and inputs of the second factor: the term with the fewest parameters that is not the whole matrix."""
+        T, C, Q = shape.outputs, shape.channels, shape.taps
+        pairs = [(u, s) for u in divisors(T) for s in divisors(C)]
+        return min(pairs, key=lambda pair: (T * C * Q // (pair[0] * pair[1]) + pair[0] * pair[1], pair))
+
+    def largest(self, shape: Shape) -> Ranks:
+        u, s = self.parts(shape)
+        return (min(u * s, shape.outputs * shape.channels * shape.taps // (u * s)),)
+
+    def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
+        return [[(rank,) for rank in steps(self.largest(shape)[0], 1)]]
+
+    def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
+        second, first = network.factors
+        tap = network.spatial
+        rows = torch.einsum(f"{network.equation.kernel}->tc{tap}us", X)
+        U, V = splitting.split(rows.reshape(network.count("tc" + tap), -1), network.sizes["r"])
+        A = torch.einsum(f"tc{tap}r->{first}", U.reshape(network.shape("tc" + tap + "r")))
+        yield [torch.einsum(f"rus->{second}", V.reshape(network.shape("rus"))), A]

@@ -1,0 +1,224 @@
+"""Formats that are described by a tensor network; cost, layers, fit and curve follow from the description.
+
+Letters: G groups, T outputs per group, C channels per group, Q taps, D = C Q inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg import multilinear, tucker2
+from ..linalg.metric import Metric
+from ..sites import Site
+from .base import (
+    Cost,
+    Factors,
+    Format,
+    LowRank,
+    Ranks,
+    grouped,
+    match_layout,
+    relative,
+    same_tensor_options,
+    set_bias,
+    ungrouped,
+)
+from .network import Network
+
+# Sweeps over all factors from every start, and over those of the whole kernel after its core was fitted.
+SWEEPS = 40
+POLISHING = 5
+# A curve is fitted at this many of the ranks it is asked for; the others lie between.
+FITTED = 7
+
+
+class Shape(NamedTuple):
+    """Of a weight: groups, outputs and channels per group, and the kernel, () for a linear layer."""
+
+    groups: int
+    outputs: int
+    channels: int
+    kernel: tuple[int, ...]
+
+    @classmethod
+    def of_site(cls, site: Site) -> Shape:
+        kernel = site.kernel_size if site.kind == "conv2d" else ()
+        return cls(site.groups, site.out_features // site.groups, site.weight_shape[1], kernel)
+
+    @classmethod
+    def of_layer(cls, layer: nn.Module) -> Shape:
+        """Of a dense layer, or of the chain that replaced it."""
+        if isinstance(layer, nn.Conv2d) or (isinstance(layer, LowRank) and hasattr(layer, "kernel_size")):
+            groups = layer.groups
+            return cls(groups, layer.out_channels // groups, layer.in_channels // groups, tuple(layer.kernel_size))
+        if isinstance(layer, (nn.Linear, LowRank)):
+            return cls(1, layer.out_features, layer.in_features, ())
+        inputs, outputs = layer.weight.shape  # type: ignore[misc]
+        return cls(1, int(outputs), int(inputs), ())
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+
+class Multilinear(Format):
+    """`W = sum over the bonds of the product of the factors`, minimising `||(W - V) Sigma^(1/2)||_F`.
+
+    A subclass says which network its ranks make, which ranks are legal, along which ladder of them a curve goes, and
+    where the fit starts.
+    """
+
+    @abstractmethod
+    def network(self, shape: Shape, ranks: Ranks) -> Network:
+        """The tensor network of these ranks."""
+
+    @abstractmethod
+    def largest(self, shape: Shape) -> Ranks:
+        """Largest legal ranks."""
+
+    @abstractmethod
+    def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
+        """Families of balanced ranks, each from small to large: every form holds the one before it."""
+
+    @abstractmethod
+    def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
+        """Factors of one group, for a kernel with one dimension per mode, to start from; the best fit is taken."""
+
+    def limits(self, site: Site) -> Ranks:
+        return self.largest(Shape.of_site(site))
+
+    def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
+        network, done, macs = self.network(Shape.of_site(site), ranks), set[int](), 0
+        for step in network.steps:
+            done.update(network.directions(step))
+            positions = 0
+            for call in site.calls:
+                before = math.prod(call.in_size[d] for d in done if call.in_size)
+                after = math.prod(call.out_size[d] for d in done if call.in_size)
+                positions += call.in_positions // before * after
+            macs += positions * network.count("g" + step.letters + step.waiting)
+        return Cost(network.params() + site.out_features * bias, macs)
+
+    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
+        found: dict[Ranks, float] = {}
+        for ladder in self.ladders(Shape.of_site(site), step):
+            places = sorted(set(torch.linspace(0, len(ladder) - 1, FITTED).round().long().tolist()))
+            fitted, best = [], 1.0
+            for place in places:
+                best = min(best, self.fit(site, weight, metrics, ladder[place]).error)
+                fitted.append(best)
+            for ranks, error in zip(ladder, _between(places, fitted, len(ladder)), strict=True):
+                found[ranks] = min(error, found.get(ranks, error))
+        return list(found.items())
+
+    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
+        ranks = self.check(site, ranks)
+        network = self.network(Shape.of_site(site), ranks)
+        per_group, error, total = [], 0.0, 0.0
+        for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
+            fit = self.fit_group(network, W_TCQ.flatten(1), metric)
+            per_group.append(fit.factors)
+            error += fit.error
+            total += metric.energy(W_TCQ.flatten(1))
+        factors = [torch.stack(parts) for parts in zip(*per_group, strict=True)]
+        names = [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
+        dense = ungrouped(site, network.kernel(factors))
+        tensors = dict(zip(names, factors, strict=True))
+        return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
+
+    def fit_group(self, network: Network, W_TD: Tensor, metric: Metric) -> multilinear.Fitted:
+        """The best fit of one group from all starts, of the network's core first where that is smaller."""
+        outer = _outer(network)
+        if outer is None:
+            return self._best(network, W_TD, metric)
+        R, S = outer
+        tucker = tucker2.fit(W_TD.reshape(len(W_TD), network.count(network.channels), -1), metric, R, S)
+        core_sizes = {**network.sizes, network.outputs: R, network.channels: S}
+        core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
+        core = self._best(replace(network, sizes=core_sizes), tucker.G_RSQ.flatten(1), core_metric)
+        factors = list(core.factors)
+        for place, letter, basis in ((0, network.channels, tucker.B_CS), (-1, network.outputs, tucker.A_TR)):
+            letters = network.factors[place]
+            expanded = letters.replace(letter, "Z")
+            factors[place] = torch.einsum(f"{expanded},{letter}Z->{letters}", factors[place], basis)
+        return multilinear.fit(W_TD, metric, network.equation, factors, sweeps=POLISHING)
+
+    def _best(self, network: Network, W_TD: Tensor, metric: Metric) -> multilinear.Fitted:
+        X = W_TD.reshape(network.shape(network.equation.kernel))
+        fits = [multilinear.fit(W_TD, metric, network.equation, start, SWEEPS) for start in self.starts(network, X)]
+        return min(fits, key=lambda fit: fit.error)
+
+    def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
+        network = self.network(Shape.of_layer(layer), ranks)
+        layers = network.layers(layer, bias, same_tensor_options(layer))
+        return match_layout(LowRank(self.name, ranks, layers, layer), layer)
+
+    def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
+        with torch.no_grad():
+            self.network(Shape.of_layer(chain), chain.ranks).write(chain, list(factors.tensors.values()))
+            set_bias(chain[-1], bias)
+
+    def chain_weight(self, chain: LowRank) -> Tensor:
+        shape = Shape.of_layer(chain)
+        network = self.network(shape, chain.ranks)
+        weight = network.kernel(network.read(chain))
+        return weight.reshape(-1, shape.channels, *shape.kernel)
+
+
+def _outer(network: Network) -> tuple[int, int] | None:
+    """Bonds of the factors at the outputs and at the channels, where they span less than all of those."""
+    ends = (network.factors[-1], network.outputs), (network.factors[0], network.channels)
+    modes = set(network.outputs + network.channels + network.spatial)
+    if any(len(mode) > 1 or set(letters) & modes != set(mode) for letters, mode in ends):
+        return None
+    R, S = (min(network.count(letters.replace(mode, "")), network.count(mode)) for letters, mode in ends)
+    return (R, S) if network.count(network.outputs) > R or network.count(network.channels) > S else None
+
+
+def _between(places: Sequence[int], values: Sequence[float], count: int) -> list[float]:
+    """Values at all places, those between two fitted ones on the straight line of their logarithms."""
+    floor = 1e-12
+    result = []
+    for place in range(count):
+        after = next(number for number, known in enumerate(places) if known >= place)
+        if places[after] == place:
+            result.append(values[after])
+            continue
+        share = (place - places[after - 1]) / (places[after] - places[after - 1])
+        low, high = math.log(max(values[after - 1], floor)), math.log(max(values[after], floor))
+        result.append(math.exp(low + share * (high - low)))
+    return result
+
+
+def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
+    """Ranks that grow together up to their limits, multiples of `step` except where a limit is none."""
+    found: dict[Ranks, None] = {}
+    for share in torch.logspace(-2, 0, count, dtype=torch.float64).tolist():
+        rounded = [max(1, round(share * limit / step)) * step for limit in limits]
+        found[tuple(min(rank, limit) for rank, limit in zip(rounded, limits, strict=True))] = None
+    return list(found)
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def split_number(number: int, parts: int) -> tuple[int, ...]:
+    """Factors as equal as they can be, the largest first; ones where there are not enough.
+
+    Example:
+        >>> split_number(96, 3), split_number(7, 2)
+        ((6, 4, 4), (7, 1))
+    """
+    if parts == 1:
+        return (number,)
+    smallest = max(d for d in divisors(number) if d**parts <= number)
+    return (*split_number(number // smallest, parts - 1), smallest)

@@ -1,0 +1,190 @@
+"""From the description of a tensor network to the chain of layers that computes it.
+
+A description names the letters of every factor, the one at the input first: "rc", "rh", "rw", "tr" is the canonical
+polyadic form of a convolution. Every factor becomes one layer. Of the letters that its input has, a factor
+
+- sums over those that no later factor and no output needs,
+- keeps apart those that it holds too and that are needed again: they are groups of a grouped layer,
+- does not see those that it does not hold: they wait among the samples.
+
+The groups of a grouped convolution are a letter "g" that every factor holds.
+
+Letters: as the descriptions say; `channels` and `outputs` are what the input's and output's channels consist of,
+`spatial` the taps, one letter per direction or one for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg.multilinear import Equation, compose
+from .modules import Arrange, Bias, GroupedLinear
+
+
+class Step(NamedTuple):
+    """One factor as a layer: letters of its groups, of what is summed over, what is made, the taps, and what waits."""
+
+    letters: str
+    groups: str
+    summed: str
+    made: str
+    taps: str
+    waiting: str
+
+    @property
+    def layout(self) -> str:
+        """The layer's weight, its groups and outputs first."""
+        return self.groups + self.made + self.summed + self.taps
+
+
+@dataclass(frozen=True)
+class Network:
+    """A tensor network with the sizes of its letters.
+
+    Attributes:
+        factors: letters of each factor without the groups, the one at the input first.
+        channels, outputs, spatial: letters of the input's channels, of the output's, and of the taps.
+        sizes: of all letters and of "g".
+        kernel_size: of the convolution, () for a linear layer.
+    """
+
+    factors: tuple[str, ...]
+    channels: str
+    outputs: str
+    spatial: str
+    sizes: Mapping[str, int]
+    kernel_size: tuple[int, ...]
+
+    @property
+    def equation(self) -> Equation:
+        """Of one group."""
+        return Equation(self.factors, self.outputs, self.channels + self.spatial)
+
+    def shape(self, letters: str) -> tuple[int, ...]:
+        return tuple(self.sizes[letter] for letter in letters)
+
+    def count(self, letters: str) -> int:
+        """States of these letters together."""
+        return math.prod(self.shape(letters))
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        state, steps = "g" + self.channels, []
+        for number, letters in enumerate(self.factors):
+            later = {"g", *self.outputs, *"".join(self.factors[number + 1 :])}
+            held = set(letters) | {"g"}
+            steps.append(
+                Step(
+                    letters=letters,
+                    groups="".join(letter for letter in state if letter in held & later),
+                    summed="".join(letter for letter in state if letter in held - later),
+                    made="".join(letter for letter in letters if letter not in state + self.spatial),
+                    taps="".join(letter for letter in letters if letter in self.spatial),
+                    waiting="".join(letter for letter in state if letter not in held),
+                )
+            )
+            state = steps[-1].waiting + steps[-1].groups + steps[-1].made
+        assert set(state) == {"g", *self.outputs}, f"{self.factors} leave {state}"
+        return tuple(steps)
+
+    @cached_property
+    def arrangements(self) -> tuple[tuple[tuple[str, str], tuple[str, str]] | None, ...]:
+        """Before each step and at the end: the (rows, channels) that are there and those needed, where they differ.
+
+        Letters of one state are left out: they may stand anywhere.
+        """
+        here, found = self._several("", "g" + self.channels), []
+        for step in self.steps:
+            needed = self._several(step.waiting, step.groups + step.summed)
+            found.append(None if here == needed else (here, needed))
+            here = self._several(step.waiting, step.groups + step.made)
+        needed = self._several("", "g" + self.outputs)
+        return (*found, None if here == needed else (here, needed))
+
+    def _several(self, rows: str, channels: str) -> tuple[str, str]:
+        several = {letter for letter, size in self.sizes.items() if size > 1}
+        return "".join(x for x in rows if x in several), "".join(x for x in channels if x in several)
+
+    def params(self) -> int:
+        """Parameters of all factors."""
+        return sum(self.count("g" + letters) for letters in self.factors)
+
+    def layers(self, layer: nn.Module, bias: bool, options: Mapping[str, Any]) -> list[nn.Module]:
+        """The chain for a dense layer, values not set."""
+        made: list[nn.Module] = []
+        whole = self.arrangements[-1] is None  # the last factor makes all outputs, in order
+        for number, step in enumerate(self.steps):
+            made += self._arrange(number)
+            made.append(self._layer(step, layer, bias and whole and step is self.steps[-1], options))
+        made += self._arrange(len(self.steps))
+        if bias and (not whole or isinstance(made[-1], GroupedLinear)):
+            made.append(Bias(self.count("g" + self.outputs), len(self.kernel_size), **options))
+        return made
+
+    def _arrange(self, place: int) -> list[nn.Module]:
+        if (change := self.arrangements[place]) is None:
+            return []
+        (rows, channels), (new_rows, new_channels) = change
+        before, after = rows + channels, new_rows + new_channels
+        order = [before.index(letter) for letter in after]
+        return [Arrange(self.shape(before), order, (len(rows), len(new_rows)), len(self.kernel_size))]
+
+    def _layer(self, step: Step, layer: nn.Module, bias: bool, options: Mapping[str, Any]) -> nn.Module:
+        groups = self.count(step.groups)
+        inputs, outputs = groups * self.count(step.summed), groups * self.count(step.made)
+        if not self.kernel_size:
+            if groups > 1:
+                return GroupedLinear(inputs, outputs, groups, **options)
+            return nn.Linear(inputs, outputs, bias=bias, **options)
+        assert isinstance(layer, nn.Conv2d)
+        held = self.directions(step)
+        named = isinstance(layer.padding, str)
+        return nn.Conv2d(
+            inputs,
+            outputs,
+            [size if d in held else 1 for d, size in enumerate(layer.kernel_size)],  # type: ignore[arg-type]
+            [step if d in held else 1 for d, step in enumerate(layer.stride)],  # type: ignore[arg-type]
+            layer.padding  # type: ignore[arg-type]
+            if named and held
+            else [layer.padding[d] if d in held else 0 for d in range(len(layer.kernel_size))],
+            [step if d in held else 1 for d, step in enumerate(layer.dilation)],  # type: ignore[arg-type]
+            groups,
+            bias=bias,
+            padding_mode=layer.padding_mode if held else "zeros",
+            **options,
+        )
+
+    def directions(self, step: Step) -> list[int]:
+        """The directions of the kernel that a step holds."""
+        if len(self.spatial) == len(self.kernel_size):
+            return [d for d, letter in enumerate(self.spatial) if letter in step.taps]
+        return list(range(len(self.kernel_size))) if step.taps else []
+
+    def weighted(self, chain: Iterable[nn.Module]) -> list[Any]:
+        """The layers of a chain that hold the factors."""
+        return [module for module in chain if not isinstance(module, (Arrange, Bias))]
+
+    def write(self, chain: Iterable[nn.Module], factors: Sequence[Tensor]) -> None:
+        """Copy factors (each with the groups first) into the layers."""
+        for module, step, factor in zip(self.weighted(chain), self.steps, factors, strict=True):
+            weight = torch.einsum(f"g{step.letters}->{step.layout}", factor)
+            module.weight.copy_(weight.reshape(module.weight.shape))
+
+    def read(self, chain: Iterable[nn.Module]) -> list[Tensor]:
+        """The factors in the layers, each with the groups first."""
+        return [
+            torch.einsum(f"{step.layout}->g{step.letters}", module.weight.reshape(self.shape(step.layout)))
+            for module, step in zip(self.weighted(chain), self.steps, strict=True)
+        ]
+
+    def kernel(self, factors: Sequence[Tensor]) -> Tensor:
+        """What factors with the groups first stand for, all outputs x D."""
+        per_group = [compose(self.equation, [factor[g] for factor in factors]) for g in range(self.sizes["g"])]
+        return torch.stack(per_group).reshape(self.count("g" + self.outputs), -1)
