@@ -1,0 +1,44 @@
+"""The quick run of the benchmark of formats."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankwise.formats import FORMATS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_quick_run_writes_every_table(tmp_path: Path) -> None:
+    pytest.importorskip("tensorly")
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.formats",
+        "--quick",
+        "--threads",
+        "1",
+        "--json",
+        str(tmp_path / "rows"),
+    ]
+    words = ["--layers", "synthetic", "planted"]
+    run = subprocess.run([*command, *words], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert {row["table"] for row in rows} == {"formats", "peers", "reference", "speed"}
+    assert {row["format"] for row in rows if row["table"] == "formats"} == set(FORMATS)
+    for row in rows:
+        assert all(math.isfinite(value) for value in row.values() if isinstance(value, float)), row
+        if row["table"] == "formats":
+            assert 0.25 < row["macs_ratio"] <= 0.5, row
+        if row["table"] == "peers" and row["metric"] == "input":
+            assert row["sigma"] <= row["peer_sigma"], row
+        if row["table"] == "reference":
+            assert row["worse_by"] < 1, row
