@@ -26,6 +26,7 @@ OPTIONS = {
     "apply": WORK | TIMING | {"PLAN", "DATA", "--out", "--test", "--method", "--stats"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},
+    "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `rankwise inspect | compress | plan | apply | evaluate | export | demo`.
+"""The command line: `rankwise inspect | compress | plan | apply | evaluate | export | formats | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
@@ -14,6 +14,7 @@ from .compress import compress
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
+from .formats import formats
 from .inspect import inspect
 from .plan import plan
 from .version import version
@@ -57,7 +58,7 @@ def _paragraphs(docstring: str | None) -> str:
     return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
 
 
-for command in (inspect, compress, plan, apply, evaluate, export, demo):
+for command in (inspect, compress, plan, apply, evaluate, export, formats, demo):
     app.command(help=_paragraphs(command.__doc__))(command)
 
 

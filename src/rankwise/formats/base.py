@@ -106,6 +106,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    use: ClassVar[str]
 
     @abstractmethod
     def refuses(self, site: Site) -> str | None:

@@ -33,6 +33,7 @@ class BlockTerm(Multilinear):
 
     name = "btd"
     summary = "block terms: 1 x 1, grouped k x k, 1 x 1"
+    use = "convolutions whose channels fall into groups that hardly meet: small Tucker blocks side by side"
 
     def refuses(self, site: Site) -> str | None:
         if site.dense_because:

@@ -26,6 +26,7 @@ class CP3(Multilinear):
 
     name = "cp3"
     summary = "sum of rank-one kernels: 1 x 1, depthwise k x k, 1 x 1"
+    use = "small budgets: a narrow layer, a depthwise one, a wide one, and a single rank to choose"
 
     def refuses(self, site: Site) -> str | None:
         if site.dense_because:
@@ -64,6 +65,7 @@ class CP(CP3):
 
     name = "cp"
     summary = "sum of rank-one kernels, rows and columns apart: 1 x 1, depthwise k x 1, depthwise 1 x k, 1 x 1"
+    use = "small budgets and large kernels: a term costs 2 k numbers for the kernel; hard to fit at high ranks"
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:
         (rank,), (H, W) = ranks, shape.kernel

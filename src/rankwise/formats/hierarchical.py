@@ -32,6 +32,7 @@ class HierarchicalTucker(Multilinear):
 
     name = "ht"
     summary = "hierarchical Tucker: bases of outputs, channels and taps, bound by a tree of small tensors"
+    use = "convolutions made of a few k x k kernels that all channels share; matrices at few parameters, not MACs"
 
     def refuses(self, site: Site) -> str | None:
         if site.dense_because:

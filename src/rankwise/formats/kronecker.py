@@ -30,6 +30,7 @@ class Kronecker(Multilinear):
 
     name = "kronecker"
     summary = "sum of Kronecker products: a small layer on slices of the channels, another one across the slices"
+    use = "very small budgets, and weights that repeat one block; the steps from rank to rank are coarse"
 
     def refuses(self, site: Site) -> str | None:
         if site.dense_because:

@@ -43,6 +43,7 @@ class SpatialSVD(Format):
 
     name = "spatial_svd"
     summary = "two factors: k x 1 convolution to few channels, 1 x k convolution back"
+    use = "k x k convolutions: the kernel is taken apart too, and there are still only two layers to run"
 
     def refuses(self, site: Site) -> str | None:
         if site.dense_because:

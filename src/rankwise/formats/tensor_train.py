@@ -74,6 +74,7 @@ class TensorTrain(Multilinear):
 
     name = "tt"
     summary = "tensor train: 1 x 1, 1 x k, k x 1, 1 x 1; a matrix as three factors of split outputs and inputs"
+    use = "channels, rows and columns narrowed at once; of a matrix it saves parameters rather than MACs"
     slices = 1
     closed = False
 
@@ -155,6 +156,7 @@ class TensorRing(TensorTrain):
 
     name = "tr"
     summary = "tensor ring: a tensor train whose ends are bound to each other"
+    use = "as tt, with a closing bond: more freedom, and the inner layers run once for each of its states"
     closed = True
 
 
@@ -169,6 +171,7 @@ class SemiTensorTrain(TensorTrain):
 
     name = "stt"
     summary = "semi-tensor train: a tensor train whose outer factors serve two slices of the channels alike"
+    use = "as tt, where the outer factors are most of the cost: here they have half the size"
     slices = SLICES
 
 
@@ -180,4 +183,5 @@ class SemiTensorRing(SemiTensorTrain):
 
     name = "str"
     summary = "semi-tensor ring: a semi-tensor train whose ends are bound to each other"
+    use = "as stt, with a closing bond: more freedom, and the inner layers run once for each of its states"
     closed = True

@@ -31,6 +31,7 @@ class Tucker(Multilinear):
 
     name = "tucker"
     summary = "Tucker with spatial modes: 1 x 1, depthwise k x 1 and 1 x k, 1 x 1, 1 x 1"
+    use = "large kernels with many channels, where rows and columns of the kernel can be narrowed as well"
 
     def refuses(self, site: Site) -> str | None:
         if site.dense_because:

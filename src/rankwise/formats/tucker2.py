@@ -45,6 +45,7 @@ class Tucker2(Format):
 
     name = "tucker2"
     summary = "three factors: 1 x 1 to few channels, small k x k core, 1 x 1 back"
+    use = "k x k convolutions with many channels on both sides, where inputs and outputs can both be narrowed"
 
     def refuses(self, site: Site) -> str | None:
         if site.dense_because:
