@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 from torch import nn
 
-from .formats import Ranks, get_format
+from .formats import Cost, Ranks, get_format
 from .formats.weights import site_weight
 from .guards import unwrap
 from .linalg.metric import Metric
@@ -123,12 +125,20 @@ def profile(
             weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model)
             bias = site.has_bias or metric == "input"
             for format in usable:
-                for ranks, error in format.curve(site, weight, metrics, rank_step(site, round_to)):
+                rivals = partial(_least_error, tuple(options))
+                for ranks, error in format.curve(site, weight, metrics, rank_step(site, round_to), rivals):
                     cost = format.cost(site, ranks, bias)
                     if cost.macs < site.macs and cost.params < site.params:
                         options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
         curves[site.name] = tuple(options)
     return curves
+
+
+def _least_error(options: Sequence[Option], cost: Cost) -> float:
+    """The best of the options with no more MACs, or with no more parameters: the one that is easier to beat."""
+    by_macs = min((option.error for option in options if option.macs <= cost.macs), default=math.inf)
+    by_params = min((option.error for option in options if option.params <= cost.params), default=math.inf)
+    return max(by_macs, by_params)
 
 
 def dense_option(site: Site) -> Option:

@@ -84,10 +84,10 @@ def test_conjugate_gradients_come_to_the_direct_solution(form: str, kind: str) -
         if k == equation.output_factor:
             continue
         block = multilinear._Block(solver, start, k)
-        direct = solver.error([*start[:k], block.solved(start[k]), *start[k + 1 :]])
+        direct = solver.error([*start[:k], block.solved(), *start[k + 1 :]])
         errors = []
         for steps in (1, 3, 300):
-            moved = [*start[:k], block.descended(start[k], steps), *start[k + 1 :]]
+            moved = [*start[:k], block.descended(steps), *start[k + 1 :]]
             errors.append(solver.error(moved))
         assert errors[0] <= solver.error(start)
         assert errors == sorted(errors, reverse=True)
@@ -102,8 +102,8 @@ def test_the_preconditioner_is_exact_in_the_weight_metric() -> None:
             if k == FORMS[form][0].output_factor:
                 continue
             block = multilinear._Block(solver, start, k)
-            one = solver.error([*start[:k], block.descended(start[k], 1), *start[k + 1 :]])
-            direct = solver.error([*start[:k], block.solved(start[k]), *start[k + 1 :]])
+            one = solver.error([*start[:k], block.descended(1), *start[k + 1 :]])
+            direct = solver.error([*start[:k], block.solved(), *start[k + 1 :]])
             assert one == pytest.approx(direct, rel=1e-4, abs=1e-9 * solver.total)
 
 

@@ -236,15 +236,18 @@ def _described(format: Format, site: Site) -> dict[str, Any]:
         "params": cost.params,
         "params_share": cost.params / site.params,
         "macs_share": cost.macs / site.macs,
-        "layers": list(_layers(format, site, ranks, network)),
+        "layers": list(layers_of(format, site, ranks)),
     }
 
 
-def _layers(format: Format, site: Site, ranks: Ranks, network: Network) -> Iterator[dict[str, Any]]:
+def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, Any]]:
     """The layers that the format builds, and where channels are only reordered in between.
 
     `slices` counts the parts of the channels that a layer runs over alike, beside the samples.
     """
+    from ..formats.multilinear import Shape
+
+    network = network_of(format, Shape.of_site(site), ranks)
     chain: Any = format.build(dense_layer(site), ranks, bias=False)
     factors = iter(zip(factor_names(format, network), network.steps, strict=True))
     held = network.weighted(chain)

@@ -6,7 +6,7 @@ Letters: O outputs, I inputs, G groups, T outputs per group, D inputs per group 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +24,9 @@ class Cost(NamedTuple):
 
     params: int
     macs: int
+
+
+Rivals = Callable[[Cost], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +124,18 @@ class Format(ABC):
         """Exact parameters and MACs of the chain, built with or without a bias."""
 
     @abstractmethod
-    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
-        """Candidate ranks (multiples of `step`, and the limits) with the relative squared error predicted for each."""
+    def curve(
+        self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
+    ) -> list[tuple[Ranks, float]]:
+        """Candidate ranks (multiples of `step`, and limits) with the relative squared error predicted for each.
+
+        Args:
+            site: the layer.
+            weight: its weight, O x I/G [x kh x kw].
+            metrics: of each group.
+            step: ranks are multiples of it, as far as that makes sense.
+            rivals: the least error of other formats at no greater cost; what is clearly beaten may be left out.
+        """
 
     @abstractmethod
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:

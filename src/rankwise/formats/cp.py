@@ -16,6 +16,9 @@ from .base import Ranks, steps
 from .multilinear import Multilinear, Shape
 from .network import Network
 
+# A curve asks for at most this many ranks.
+CANDIDATES = 32
+
 
 class CP3(Multilinear):
     """`W[t, c, q] = sum A[t, r] B[c, r] N[q, r]`: 1 x 1 -> depthwise k x k -> 1 x 1.
@@ -49,7 +52,7 @@ class CP3(Multilinear):
         return (math.prod(modes) // max(modes),)
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        return [[(rank,) for rank in steps(self.largest(shape)[0], step)]]
+        return [[(rank,) for rank in steps(self.largest(shape)[0], step, CANDIDATES)]]
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         A, *others = splitting.terms(X, network.sizes["r"])

@@ -16,6 +16,9 @@ from .base import Ranks, steps
 from .multilinear import Multilinear, Shape, divisors
 from .network import Network
 
+# A curve asks for at most this many ranks.
+CANDIDATES = 32
+
 
 class Kronecker(Multilinear):
     """`W[t u, c s, q] = sum_r A[r, t, c, q] B[r, u, s]`: `B` on slices of the channels, then `A` across them.
@@ -57,7 +60,7 @@ class Kronecker(Multilinear):
         return (min(u * s, shape.outputs * shape.channels * shape.taps // (u * s)),)
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        return [[(rank,) for rank in steps(self.largest(shape)[0], 1)]]
+        return [[(rank,) for rank in steps(self.largest(shape)[0], 1, CANDIDATES)]]
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         second, first = network.factors

@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from .base import (
     Format,
     LowRank,
     Ranks,
+    Rivals,
     grouped,
     match_layout,
     relative,
@@ -32,11 +34,22 @@ from .base import (
 )
 from .network import Network
 
-# Sweeps over all factors from every start, and over those of the whole kernel after its core was fitted.
-SWEEPS = 40
-POLISHING = 5
-# A curve is fitted at this many of the ranks it is asked for; the others lie between.
-FITTED = 7
+# A curve is fitted at this many ranks of each family; the others lie between.
+FITTED = 5
+# A family whose error is this much above that of other formats at no greater cost, in its middle, is dropped.
+BEATEN = 1.25
+
+
+class Effort(NamedTuple):
+    """Sweeps over all factors, and the relative decrease of the error per sweep at which they end."""
+
+    sweeps: int
+    tolerance: float
+
+
+# Of the core, or of everything from the start; and of the whole kernel after its core was fitted.
+THOROUGH = Effort(60, 1e-4), Effort(8, 1e-4)
+QUICK = Effort(8, 1e-2), Effort(1, 1e-2)
 
 
 class Shape(NamedTuple):
@@ -106,24 +119,46 @@ class Multilinear(Format):
             macs += positions * network.count("g" + step.letters + step.waiting)
         return Cost(network.params() + site.out_features * bias, macs)
 
-    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
+    def curve(
+        self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
+    ) -> list[tuple[Ranks, float]]:
+        """See `Format.curve`: quick fits at some ranks of each family, between them a straight line of logarithms.
+
+        A family that is clearly beaten in its middle is not looked at further.
+        """
         found: dict[Ranks, float] = {}
         for ladder in self.ladders(Shape.of_site(site), step):
-            places = sorted(set(torch.linspace(0, len(ladder) - 1, FITTED).round().long().tolist()))
-            fitted, best = [], 1.0
+            useful = [ranks for ranks in ladder if self.saves(site, ranks)]
+            if not useful:
+                continue
+            middle = len(useful) // 2
+            errors = {middle: self._fit(site, weight, metrics, useful[middle], QUICK).error}
+            if rivals is not None and errors[middle] > BEATEN * rivals(self.cost(site, useful[middle], False)):
+                continue
+            places = sorted({middle, *torch.linspace(0, len(useful) - 1, FITTED).round().long().tolist()})
             for place in places:
-                best = min(best, self.fit(site, weight, metrics, ladder[place]).error)
-                fitted.append(best)
-            for ranks, error in zip(ladder, _between(places, fitted, len(ladder)), strict=True):
+                if place not in errors:
+                    errors[place] = self._fit(site, weight, metrics, useful[place], QUICK).error
+            falling = list(accumulate((errors[place] for place in places), min, initial=1.0))[1:]
+            for ranks, error in zip(useful, _between(places, falling, len(useful)), strict=True):
                 found[ranks] = min(error, found.get(ranks, error))
         return list(found.items())
 
+    def saves(self, site: Site, ranks: Ranks) -> bool:
+        """Whether these ranks cost less than the dense layer."""
+        cost = self.cost(site, ranks, site.has_bias)
+        return cost.macs < site.macs and cost.params < site.params
+
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
-        ranks = self.check(site, ranks)
+        return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH)
+
+    def _fit(
+        self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, effort: tuple[Effort, Effort]
+    ) -> Factors:
         network = self.network(Shape.of_site(site), ranks)
         per_group, error, total = [], 0.0, 0.0
         for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
-            fit = self.fit_group(network, W_TCQ.flatten(1), metric)
+            fit = self._fit_group(network, W_TCQ.flatten(1), metric, effort)
             per_group.append(fit.factors)
             error += fit.error
             total += metric.energy(W_TCQ.flatten(1))
@@ -133,26 +168,32 @@ class Multilinear(Format):
         tensors = dict(zip(names, factors, strict=True))
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
-    def fit_group(self, network: Network, W_TD: Tensor, metric: Metric) -> multilinear.Fitted:
+    def _fit_group(
+        self, network: Network, W_TD: Tensor, metric: Metric, effort: tuple[Effort, Effort]
+    ) -> multilinear.Fitted:
         """The best fit of one group from all starts, of the network's core first where that is smaller."""
+        first, polish = effort
         outer = _outer(network)
         if outer is None:
-            return self._best(network, W_TD, metric)
+            return self._best(network, W_TD, metric, first)
         R, S = outer
         tucker = tucker2.fit(W_TD.reshape(len(W_TD), network.count(network.channels), -1), metric, R, S)
         core_sizes = {**network.sizes, network.outputs: R, network.channels: S}
         core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
-        core = self._best(replace(network, sizes=core_sizes), tucker.G_RSQ.flatten(1), core_metric)
+        core = self._best(replace(network, sizes=core_sizes), tucker.G_RSQ.flatten(1), core_metric, first)
         factors = list(core.factors)
         for place, letter, basis in ((0, network.channels, tucker.B_CS), (-1, network.outputs, tucker.A_TR)):
             letters = network.factors[place]
             expanded = letters.replace(letter, "Z")
             factors[place] = torch.einsum(f"{expanded},{letter}Z->{letters}", factors[place], basis)
-        return multilinear.fit(W_TD, metric, network.equation, factors, sweeps=POLISHING)
+        return multilinear.fit(W_TD, metric, network.equation, factors, polish.sweeps, polish.tolerance)
 
-    def _best(self, network: Network, W_TD: Tensor, metric: Metric) -> multilinear.Fitted:
+    def _best(self, network: Network, W_TD: Tensor, metric: Metric, effort: Effort) -> multilinear.Fitted:
         X = W_TD.reshape(network.shape(network.equation.kernel))
-        fits = [multilinear.fit(W_TD, metric, network.equation, start, SWEEPS) for start in self.starts(network, X)]
+        fits = [
+            multilinear.fit(W_TD, metric, network.equation, start, effort.sweeps, effort.tolerance)
+            for start in self.starts(network, X)
+        ]
         return min(fits, key=lambda fit: fit.error)
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:

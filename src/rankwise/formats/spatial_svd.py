@@ -21,6 +21,7 @@ from .base import (
     Format,
     LowRank,
     Ranks,
+    Rivals,
     grouped,
     match_layout,
     relative,
@@ -63,7 +64,9 @@ class SpatialSVD(Format):
         between = sum(call.in_positions // call.in_size[0] * call.out_size[0] for call in site.calls)
         return Cost(first + last + site.out_features * bias, between * first + site.rows * last)
 
-    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
+    def curve(
+        self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
+    ) -> list[tuple[Ranks, float]]:
         ranks = steps(self.limits(site)[0], step)
         errors, total = torch.zeros(len(ranks), dtype=torch.float64), 0.0
         for W_TMW, metric in zip(self._merged(site, weight), metrics, strict=True):

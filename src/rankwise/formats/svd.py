@@ -20,6 +20,7 @@ from .base import (
     Format,
     LowRank,
     Ranks,
+    Rivals,
     grouped,
     kind_of,
     match_layout,
@@ -56,7 +57,9 @@ class SVD(Format):
         pair = rank * (site.groups * site.in_features + site.out_features)
         return Cost(pair + site.out_features * bias, site.rows * pair)
 
-    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
+    def curve(
+        self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
+    ) -> list[tuple[Ranks, float]]:
         W_GTD = grouped(site, weight).flatten(2)
         tails: Tensor | float = 0.0
         for W_TD, metric in zip(W_GTD, metrics, strict=True):

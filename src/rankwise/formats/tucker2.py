@@ -20,6 +20,7 @@ from .base import (
     Format,
     LowRank,
     Ranks,
+    Rivals,
     grouped,
     match_layout,
     relative,
@@ -64,7 +65,9 @@ class Tucker2(Format):
         in_positions = sum(call.in_positions for call in site.calls)
         return Cost(first + core + last + site.out_features * bias, in_positions * first + site.rows * (core + last))
 
-    def curve(self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int) -> list[tuple[Ranks, float]]:
+    def curve(
+        self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
+    ) -> list[tuple[Ranks, float]]:
         most_R, most_S = self.limits(site)
         channel_ranks = steps(most_S, step, CHANNEL_RANKS)
         surface, total = torch.zeros(len(channel_ranks), most_R, dtype=torch.float64), 0.0

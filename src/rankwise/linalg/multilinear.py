@@ -10,7 +10,7 @@ The others are solved directly where they are small, and by preconditioned conju
 where they are not; neither ever raises the error. The proximal term `p` keeps factors bounded where the problem is
 degenerate, and vanishes at the solution.
 
-Letters: T outputs, D inputs, M bond states of the output factor, N entries of a factor.
+Letters: T outputs, D inputs, M bond states of the output factor.
 
 Sources: Kroonenberg, de Leeuw, 1980, and Carroll, Chang, 1970 (alternating least squares); Navasca, De Lathauwer,
 Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Kalle, Rudkiewicz, Ouerfelli,
@@ -27,12 +27,11 @@ import torch
 from torch import Tensor
 
 from .conjugate import conjugate_gradients
-from .metric import Metric
+from .metric import Identity, Metric
 from .symmetric import cholesky
 
-# A block is solved directly if its normal matrix has at most this many rows, and its Jacobian this many entries.
+# A block is solved directly if its normal matrix has at most this many rows.
 DIRECT_ROWS = 512
-DIRECT_ENTRIES = 2**23
 # Relative to the mean diagonal of a block's normal matrix.
 PROXIMAL = 1e-7
 
@@ -140,6 +139,9 @@ def fit(
     """
     solver = _Solver(W_TD.double(), metric, equation, proximal, steps)
     factors = equalised(equation, [factor.double() for factor in start])
+    if solver.total <= 0:  # nothing to fit: a kernel of zeros, or no input was ever seen
+        factors[0] = factors[0] * 0 if solver.error(factors) > 0 else factors[0]
+        return Fitted(factors, 0.0, [0.0])
     last = equation.output_factor
     order = [k for k in range(len(factors)) if k != last] + ([] if last is None else [last])
     if last is not None:
@@ -188,6 +190,7 @@ class _Solver:
         self.proximal, self.steps = proximal, steps
         self.WS_TD = metric.times(W_TD)
         self.total = float((self.WS_TD * W_TD).sum())
+        self._projected: tuple[Tensor, Tensor] | None = None
 
     def error(self, factors: Sequence[Tensor]) -> float:
         """`||(W - V) Sigma^(1/2)||_F^2`."""
@@ -212,98 +215,127 @@ class _Solver:
     def block(self, factors: Sequence[Tensor], k: int) -> Tensor:
         """Any other factor."""
         block = _Block(self, factors, k)
-        f = factors[k]
-        rows = f.numel()
-        if rows <= DIRECT_ROWS and rows * block.height * self.metric.dim <= DIRECT_ENTRIES:
-            return block.solved(f)
-        return block.descended(f, self.steps)
+        return block.solved() if block.rows <= DIRECT_ROWS else block.descended(self.steps)
+
+    def projected(self, A: Tensor, letters: str) -> Tensor:
+        """`W Sigma` with the outputs summed over the output factor: bonds x inputs; one for all blocks of a sweep."""
+        if self._projected is None or self._projected[0] is not A:
+            bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
+            A_TM = torch.einsum(f"{letters}->{self.equation.outputs}{bonds}", A).reshape(len(self.WS_TD), -1)
+            sizes = [A.shape[letters.index(letter)] for letter in bonds]
+            self._projected = A, (A_TM.mT @ self.WS_TD).reshape(*sizes, self.metric.dim)
+        return self._projected[1]
 
 
 class _Block:
-    """Least squares in one factor: the product of the others, outputs turned into a basis of the output factor."""
+    """Least squares in one factor `f`: `(J^T (I kron Sigma) J + p I) f = J^T vec(W Sigma) + p f_before`.
+
+    Of the letters of the factor, `outs` are output modes, each with the same system; `held` are input modes and `bonds`
+    the rest, which the system couples. Everything is contracted in whatever order makes the smallest tensors.
+    """
 
     def __init__(self, solver: _Solver, factors: Sequence[Tensor], k: int) -> None:
-        equation, self.metric, self.proximal = solver.equation, solver.metric, solver.proximal
-        self.letters, self.shape = equation.factors[k], factors[k].shape
-        terms = list(zip(equation.factors, factors, strict=True))
-        WS = solver.WS_TD
-        self.outputs = equation.outputs
-        last = equation.output_factor
-        if last is not None and last != k:
-            # Only the span of the output factor is reached: outputs in an orthonormal basis of it, "*" its letter.
-            letters, A = terms[last]
-            bonds = "".join(letter for letter in letters if letter not in equation.outputs)
-            arranged = torch.einsum(f"{letters}->{equation.outputs}{bonds}", A)
-            Q, R = torch.linalg.qr(arranged.reshape(len(WS), -1))
-            if Q.shape[1] < len(WS):
-                terms[last] = ("Z" + bonds, R.reshape(-1, *arranged.shape[len(equation.outputs) :]))
-                self.outputs, WS = "Z", Q.mT @ WS
-        self.kernel = self.outputs + equation.inputs
-        self.height = len(WS)
-        held = set(self.letters)
-        # The product of the others: kernel modes that they hold, and the bonds of this factor.
-        self.around = "".join(letter for letter in self.kernel if letter not in held)
-        self.around += "".join(letter for letter in self.letters if letter not in self.kernel)
-        self.E = contract([term for number, term in enumerate(terms) if number != k], self.around)
-        sizes = dict(zip(self.letters, self.shape, strict=True)) | dict(zip(self.around, self.E.shape, strict=True))
-        self.sizes = [sizes[letter] for letter in self.kernel]
-        self.right = self.gathered(WS)
-        self.preconditioner = self._preconditioner(equation)
+        self.equation, self.metric = solver.equation, solver.metric
+        self.letters, self.f = self.equation.factors[k], factors[k]
+        self.outs = "".join(letter for letter in self.letters if letter in self.equation.outputs)
+        self.held = "".join(letter for letter in self.equation.inputs if letter in self.letters)
+        self.bonds = "".join(letter for letter in self.letters if letter not in self.equation.kernel)
+        terms = list(zip(self.equation.factors, factors, strict=True))
+        self.sizes = {letter: size for term, factor in terms for letter, size in zip(term, factor.shape, strict=True)}
+        self.modes = [self.sizes[letter] for letter in self.equation.inputs]
+        self.rows = self.count(self.held + self.bonds)
+        last = self.equation.output_factor
+        self.others = [term for number, term in enumerate(terms) if number not in (k, last)]
+        self.A: tuple[str, Tensor] | None = terms[last] if last is not None else None
+        if self.A is None:
+            outputs = [self.sizes[letter] for letter in self.equation.outputs]
+            WS = self.equation.kernel, solver.WS_TD.reshape(*outputs, *self.modes)
+        else:
+            reached = "".join(letter for letter in self.A[0] if letter not in self.equation.outputs)
+            states = [self.sizes[letter] for letter in reached]
+            projected = solver.projected(self.A[1], self.A[0])
+            WS = reached + self.equation.inputs, projected.reshape(*states, *self.modes)
+        self.right = contract([WS, *self.others], self.letters)
+        self.bond_gram = self._bond_gram()
+        marginal = self.metric.marginal(self.modes, [self.equation.inputs.index(letter) for letter in self.held])
+        self.marginal = marginal
+        self.p = solver.proximal * float(self.bond_gram.diagonal().mean() * marginal.diagonal().mean())
 
-    def spread(self, f: Tensor) -> Tensor:
-        """`J f`: the kernel, height x D."""
-        return torch.einsum(f"{self.around},{self.letters}->{self.kernel}", self.E, f).reshape(self.height, -1)
+    def count(self, letters: str) -> int:
+        return math.prod(self.sizes[letter] for letter in letters)
 
-    def gathered(self, V: Tensor) -> Tensor:
-        """`J^T V`."""
-        return torch.einsum(f"{self.kernel},{self.around}->{self.letters}", V.reshape(self.sizes), self.E)
+    def _twice(self, shared: str) -> list[tuple[str, Tensor]]:
+        """The other factors and a copy of them, in whose letters all but the outputs and `shared` are capitals."""
+        kept = set(self.equation.outputs + shared)
 
-    def solved(self, f: Tensor) -> Tensor:
-        """The exact solution, from the whole normal matrix."""
-        N = f.numel()
-        units = torch.eye(N, dtype=f.dtype, device=f.device).reshape(N, *self.shape)
-        J = torch.einsum(f"{self.around},Y{self.letters}->Y{self.kernel}", self.E, units).reshape(N, -1)
-        JS = self.metric.times(J.reshape(N * self.height, -1)).reshape(N, -1)
-        H_NN = JS @ J.mT
-        p = self.proximal * float(H_NN.diagonal().mean())
-        H_NN = H_NN + p * torch.eye(N, dtype=H_NN.dtype, device=H_NN.device)
-        right = (self.right + p * f).reshape(-1, 1)
-        return torch.cholesky_solve(right, cholesky(H_NN)).reshape(self.shape)
+        def copy(letters: str) -> str:
+            return "".join(letter if letter in kept else letter.upper() for letter in letters)
 
-    def descended(self, f: Tensor, steps: int) -> Tensor:
-        """Some steps of conjugate gradients from `f`; the proximal term has no gradient there."""
-        p = self.proximal * self.mean_diagonal
+        pairs = [*self.others, *((copy(letters), factor) for letters, factor in self.others)]
+        if self.A is None:
+            return pairs
+        letters, A = self.A
+        both = "".join(letter for letter in letters if letter not in self.equation.outputs)
+        return [*pairs, (both + both.upper(), contract([(letters, A), (copy(letters), A)], both + both.upper()))]
 
-        def apply(x: Tensor) -> Tensor:
-            return self.gathered(self.metric.times(self.spread(x))) + p * x
+    def _bond_gram(self) -> Tensor:
+        """Products of the others, summed over all but this factor's bonds, as if no input knew of another."""
+        capitals = self.bonds.upper()
+        gram = contract(self._twice(self.equation.inputs), self.bonds + capitals)
+        return gram.reshape(self.count(self.bonds), -1)
 
-        residual = self.right - self.gathered(self.metric.times(self.spread(f)))
-        return conjugate_gradients(apply, self.preconditioned, f, residual, steps)
+    def solved(self) -> Tensor:
+        """The exact solution, from the whole matrix."""
+        order = self.outs + self.held + self.bonds
+        if isinstance(self.metric, Identity):  # no input knows of another: one system for all of them
+            H = self.bond_gram
+        else:
+            sigma = self.equation.inputs + self.equation.inputs.upper(), self._sigma()
+            coupled = self.held + self.bonds
+            H = contract([sigma, *self._twice("")], coupled + coupled.upper()).reshape(self.rows, self.rows)
+        H = H + self.p * torch.eye(len(H), dtype=H.dtype, device=H.device)
+        right, before = (torch.einsum(f"{self.letters}->{order}", x).reshape(-1, len(H)) for x in (self.right, self.f))
+        return self._back(torch.cholesky_solve((right + self.p * before).mT, cholesky(H)).mT, order)
 
-    def _preconditioner(self, equation: Equation) -> tuple[str, str, Tensor, Tensor]:
-        """`Sigma_held kron Gamma`: the marginal moment of the input modes that this factor holds, and the Gram matrix
-        of the others' product per bond state."""
-        held = "".join(letter for letter in equation.inputs if letter in self.letters)
-        bonds = "".join(letter for letter in self.letters if letter not in self.kernel)
-        E = torch.einsum(f"{self.around}->{bonds}{self._rest(bonds)}", self.E).reshape(self._bond_states(bonds), -1)
-        gamma = E @ E.mT
-        sizes = [self.sizes[self.kernel.index(letter)] for letter in equation.inputs]
-        marginal = self.metric.marginal(sizes, [equation.inputs.index(letter) for letter in held])
-        self.mean_diagonal = float(gamma.diagonal().mean() * marginal.diagonal().mean())
-        return held, bonds, cholesky(marginal, 1e-6), cholesky(gamma, 1e-6)
+    def _sigma(self) -> Tensor:
+        return self.metric.dense().reshape(*self.modes, *self.modes)
 
-    def _rest(self, bonds: str) -> str:
-        return "".join(letter for letter in self.around if letter not in bonds)
+    def descended(self, steps: int) -> Tensor:
+        """Some steps of conjugate gradients from where the factor is; the proximal term has no gradient there."""
+        L_held, diagonal = cholesky(self.marginal, 1e-6), self.bond_gram.diagonal()
+        diagonal = diagonal.clamp_min(max(1e-6 * float(diagonal.mean()), torch.finfo(diagonal.dtype).tiny))
+        small = len(diagonal) <= DIRECT_ROWS  # of a larger matrix the diagonal has to do
+        L_bonds = cholesky(self.bond_gram, 1e-6) if small else None
+        order = self.outs + self.held + self.bonds
 
-    def _bond_states(self, bonds: str) -> int:
-        return math.prod(size for letter, size in zip(self.letters, self.shape, strict=True) if letter in bonds)
+        def precondition(x: Tensor) -> Tensor:
+            flat = torch.einsum(f"{self.letters}->{order}", x).reshape(-1, len(L_held), len(diagonal))
+            solved = torch.cholesky_solve(flat, L_held)
+            solved = solved / diagonal if L_bonds is None else torch.cholesky_solve(solved.mT, L_bonds).mT
+            return self._back(solved, order)
 
-    def preconditioned(self, x: Tensor) -> Tensor:
-        held, bonds, L_held, L_bonds = self.preconditioner
-        outs = "".join(letter for letter in self.letters if letter not in held + bonds)
-        order = outs + held + bonds
-        arranged = torch.einsum(f"{self.letters}->{order}", x)
-        flat = arranged.reshape(-1, len(L_held), len(L_bonds))
-        solved = torch.cholesky_solve(flat, L_held)
-        solved = torch.cholesky_solve(solved.mT, L_bonds).mT
-        return torch.einsum(f"{order}->{self.letters}", solved.reshape(arranged.shape))
+        if isinstance(self.metric, Identity) and small:  # there the preconditioner is the inverse
+            return self.f + precondition(self.right - self._normal(self.f))
+        return conjugate_gradients(self._apply, precondition, self.f, self.right - self._normal(self.f), steps)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self._normal(x) + self.p * x
+
+    def _normal(self, x: Tensor) -> Tensor:
+        """`J^T (I kron Sigma) J x`: the kernel on a basis of the outputs, times Sigma, and back."""
+        terms, outputs = [*self.others, (self.letters, x)], self.equation.outputs
+        back = list(self.others)
+        if self.A is not None:
+            letters, A = self.A
+            outputs = "".join(letter for letter in letters if letter not in self.equation.outputs)
+            V = contract(terms, outputs + self.equation.inputs)
+            A_TM = torch.einsum(f"{letters}->{self.equation.outputs}{outputs}", A).reshape(-1, self.count(outputs))
+            VS = (A_TM.mT @ A_TM) @ self.metric.times(V.reshape(-1, self.metric.dim))
+        else:
+            V = contract(terms, outputs + self.equation.inputs)
+            VS = self.metric.times(V.reshape(-1, self.metric.dim))
+        spread = VS.reshape(*(self.sizes[letter] for letter in outputs), *self.modes)
+        return contract([(outputs + self.equation.inputs, spread), *back], self.letters)
+
+    def _back(self, x: Tensor, order: str) -> Tensor:
+        return torch.einsum(f"{order}->{self.letters}", x.reshape([self.sizes[letter] for letter in order]))
