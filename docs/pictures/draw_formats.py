@@ -14,7 +14,6 @@ from xml.sax.saxutils import escape
 from rankwise.cli.formats import CONV, LINEAR, factor_names, layer_name, layer_site, layers_of, network_of, rank_letters
 from rankwise.formats import FORMATS, Format, Ranks
 from rankwise.formats.multilinear import Shape
-from rankwise.formats.network import Network
 from rankwise.sites import Site
 
 # Ranks of the convolution, and of the linear layer where there is one.
@@ -36,11 +35,13 @@ EXAMPLES: dict[str, tuple[Ranks, ...]] = {
 COLOURS = {"channels": "#1d6fb8", "outputs": "#c2570c", "taps": "#2e7d32", "ranks": "#5b2a86"}
 INK, GREY, FILL = "#1f2933", "#5f6b7a", "#f3f0f8"
 RADIUS, LEG, SPACING, WIDE = 26, 42, 176, 208
-EDGE, BOX, BOX_HEIGHT, BUS = 130, 140, 92, 34
+EDGE, BOX, BOX_HEIGHT, BUS = 130, 140, 100, 34
 FONT = "font-family='Helvetica, Arial, sans-serif'"
 
 
-def text(x: float, y: float, words: str, *, size: int = 16, colour: str = INK, anchor: str = "middle", bold: bool = False) -> str:
+def text(
+    x: float, y: float, words: str, *, size: int = 16, colour: str = INK, anchor: str = "middle", bold: bool = False
+) -> str:
     weight = " font-weight='bold'" if bold else ""
     return (
         f"<text x='{x:g}' y='{y:g}' {FONT} font-size='{size}' fill='{colour}' text-anchor='{anchor}'{weight}>"
@@ -64,6 +65,7 @@ class Panel:
     """
 
     def __init__(self, format: Format, site: Site, ranks: Ranks, top: int) -> None:
+        self.top = top
         self.network = network_of(format, Shape.of_site(site), ranks)
         self.layers = list(layers_of(format, site, ranks))
         self.parts: list[str] = []
@@ -74,7 +76,7 @@ class Panel:
         self.xs = [EDGE + BOX // 2 + self.spacing * place for place in range(count)]
         self.width = self.xs[-1] + BOX // 2 + EDGE
         self.head(format, site, ranks, top)
-        self.row = top + 160
+        self.row = top + 164
         bottom = self.tensors()
         self.bottom = self.chain(bottom + 34)
 
@@ -82,9 +84,10 @@ class Panel:
         cost = format.cost(site, ranks, bias=False)
         values = ", ".join(f"{letter} = {rank}" for letter, rank in zip(rank_letters(format, site), ranks, strict=True))
         name = layer_name(site)
-        self.parts.append(text(24, top + 28, name[0].upper() + name[1:].replace(" x ", " × "), size=18, anchor="start", bold=True))
+        title = name[0].upper() + name[1:].replace(" x ", " \u00d7 ")
+        self.parts.append(text(24, top + 32, title, size=18, anchor="start", bold=True))
         counts = f"{values}: {cost.params:,} of {site.params:,} parameters, {cost.macs / site.macs:.0%} of the MACs"
-        self.parts.append(text(24, top + 54, counts, size=16, colour=GREY, anchor="start"))
+        self.parts.append(text(24, top + 57, counts, size=16, colour=GREY, anchor="start"))
 
     def label(self, letter: str) -> str:
         return f"{letter} = {self.network.sizes[letter]}"
@@ -92,7 +95,8 @@ class Panel:
     def tensors(self) -> int:
         """Factors, their modes upwards, bonds between neighbours straight, all others below; the lower end."""
         network, factors = self.network, self.network.factors
-        holders = {letter: [k for k, f in enumerate(factors) if letter in f] for letter in dict.fromkeys("".join(factors))}
+        letters_once = dict.fromkeys("".join(factors))
+        holders = {letter: [k for k, held in enumerate(factors) if letter in held] for letter in letters_once}
         kinds = {network.channels: "channels", network.outputs: "outputs", network.spatial: "taps"}
         kind = {letter: name for letters, name in kinds.items() for letter in letters}
         bonds = {letter: held for letter, held in holders.items() if letter not in kind}
@@ -110,7 +114,8 @@ class Panel:
             modes = [letter for letter in letters if letter in kind]
             self.legs(place, modes, {letter: COLOURS[kind[letter]] for letter in modes})
             self.parts.append(
-                f"<circle cx='{self.xs[place]}' cy='{self.row}' r='{RADIUS}' fill='{FILL}' stroke='{INK}' stroke-width='2'/>"
+                f"<circle cx='{self.xs[place]}' cy='{self.row}' r='{RADIUS}' fill='{FILL}' stroke='{INK}' "
+                "stroke-width='2'/>"
             )
             self.parts.append(text(self.xs[place], self.row + 7, self.names[place], size=20, bold=True))
         return depth
@@ -129,7 +134,7 @@ class Panel:
         self.parts.append(text(middle, y - 8, self.label(letter), colour=COLOURS["ranks"]))
 
     def legs(self, place: int, modes: list[str], colours: dict[str, str]) -> None:
-        gap = 58
+        gap = 64
         for number, letter in enumerate(modes):
             shift = (number - (len(modes) - 1) / 2) * gap
             x, y = self.xs[place], self.row - RADIUS - LEG
@@ -167,18 +172,18 @@ class Panel:
             f"<rect x='{x - BOX / 2:g}' y='{top:g}' width='{BOX}' height='{BOX_HEIGHT}' rx='8' fill='#ffffff' "
             f"stroke='{INK}' stroke-width='2'/>"
         )
-        name = str(layer["layer"]).replace(" x ", " × ")
-        remark = ""
-        if name.startswith("grouped"):
-            remark = f"{layer['groups']} groups"
-        elif layer["slices"] != 1:
-            remark = f"on {layer['slices']} slices"
-        lines = [(name, 16, INK, True), (f"{layer['inputs']} → {layer['outputs']}", 16, INK, False)]
-        if name.startswith("grouped") and layer["slices"] != 1:
-            remark += f", {layer['slices']} slices"
-        if remark:
-            lines.append((remark, 14, GREY, False))
-        lines.append((f"{layer['params']:,} numbers", 14, GREY, False))
+        words = str(layer["layer"]).replace(" x ", " \u00d7 ")
+        remarks = ["depthwise"] if words.startswith("depthwise ") else []
+        if words.startswith("grouped "):
+            remarks.append(f"{layer['groups']} groups")
+        if layer["slices"] != 1:
+            remarks.append(f"{layer['slices']} slices")
+        lines = [
+            (words.removeprefix("depthwise ").removeprefix("grouped "), 16, INK, True),
+            (f"{layer['inputs']} \u2192 {layer['outputs']}", 16, INK, False),
+            *([(", ".join(remarks), 14, GREY, False)] if remarks else []),
+            (f"{layer['params']:,} params", 14, GREY, False),
+        ]
         y = top + BOX_HEIGHT / 2 - 10.5 * len(lines) + 16
         for words, size, colour, bold in lines:
             self.parts.append(text(x, y, words, size=size, colour=colour, bold=bold))
@@ -186,12 +191,12 @@ class Panel:
 
 
 def legend(y: float) -> list[str]:
-    words = {"channels": "input channels", "outputs": "outputs", "taps": "taps of the kernel", "ranks": "bonds: the ranks"}
+    words = {"channels": "input channels", "outputs": "outputs", "taps": "taps of the kernel", "ranks": "bonds (ranks)"}
     parts, x = [], 24
     for kind, name in words.items():
         parts.append(path(f"M{x} {y - 5:g}H{x + 22}", COLOURS[kind], width=3))
         parts.append(text(x + 28, y, name, size=14, colour=GREY, anchor="start"))
-        x += 28 + 8 * len(name) + 12
+        x += 28 + 8 * len(name) + 14
     return parts
 
 
@@ -200,14 +205,14 @@ def draw(format: Format) -> str:
     sites = [site for site in map(layer_site, (CONV, LINEAR)) if format.refuses(site) is None]
     panels: list[Panel] = []
     for site, ranks in zip(sites, EXAMPLES[format.name], strict=True):
-        panels.append(Panel(format, site, ranks, top=panels[-1].bottom + 24 if panels else 0))
-    width, height = max(560, *(panel.width for panel in panels)), panels[-1].bottom + 52
+        panels.append(Panel(format, site, ranks, top=panels[-1].bottom + 26 if panels else 0))
+    width, height = max(620, *(panel.width for panel in panels)), panels[-1].bottom + 52
     body = [part for panel in panels for part in panel.parts] + legend(height - 16)
-    for panel in panels[1:]:
-        pass
+    body += [path(f"M24 {panel.top}H{width - 24}", "#d5dae1", width=1) for panel in panels[1:]]
     return "\n".join(
         [
-            f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' role='img'>",
+            f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' "
+            f"viewBox='0 0 {width} {height}' role='img'>",
             f"<title>{escape(format.name)}: {escape(format.summary)}</title>",
             "<defs><marker id='arrow' viewBox='0 0 10 10' refX='1' refY='5' markerWidth='9' markerHeight='9' "
             f"markerUnits='userSpaceOnUse' orient='auto'><path d='M0 0L10 5L0 10z' fill='{INK}'/></marker></defs>",

@@ -171,7 +171,7 @@ class SemiTensorTrain(TensorTrain):
 
     name = "stt"
     summary = "semi-tensor train: a tensor train whose outer factors serve two slices of the channels alike"
-    use = "as tt, where the outer factors are most of the cost: here they have half the size"
+    use = "as tt, where the outer factors are most of the cost: here they serve both halves of the channels alike"
     slices = SLICES
 
 
