@@ -34,7 +34,7 @@ SITES: dict[str, Sequence[str]] = {
 QUICK_SITES: dict[str, Sequence[str]] = {"resnet20": ("layer1.0.conv1",)}
 # Outputs and channels of the synthetic layers.
 SIZES = (128, 256, 512)
-QUICK_SIZES = (12,)
+QUICK_SIZES = (8,)
 # Calibration images of each network.
 IMAGES = {"resnet20": 1024, "tiny_darknet": 128, "resnet50v2_trunk": 128}
 

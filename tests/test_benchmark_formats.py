@@ -28,7 +28,7 @@ def test_quick_run_writes_every_table(tmp_path: Path) -> None:
         "--json",
         str(tmp_path / "rows"),
     ]
-    words = ["--layers", "synthetic", "planted"]
+    words = ["--layers", "synthetic", "planted"]  # the quick run without its real layer
     run = subprocess.run([*command, *words], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     rows = json.loads((tmp_path / "rows").read_text())

@@ -15,7 +15,7 @@ from .formats import get_format
 from .formats.weights import site_weight
 from .guards import unwrap
 from .plan import DENSE, METRICS, Plan, PlanRow, site_of
-from .profile import ALL_FORMATS, Curve, Option, dense_option, profile, site_metrics
+from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metrics
 from .ranks.knapsack import Choice, knapsack, pareto
 from .sites import Site, Sites
 from .state import stored_bytes
@@ -49,7 +49,8 @@ def choose(
         model: the dense network.
         source: statistics of it, or only its sites for `metric="weight"`.
         keep: one of "params", "macs", "bytes" with a fraction of the dense count (a float up to 1) or a number.
-        formats: formats to choose from, per site; all by default.
+        formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
+            whose curves need no fits.
         metric: "input" or "weight".
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
         ignore: patterns of sites that stay dense.
@@ -87,7 +88,7 @@ def choose(
         curves = profile(
             model,
             source,
-            formats=ALL_FORMATS if formats is None else formats,
+            formats=DEFAULT_FORMATS if formats is None else formats,
             metric=metric,
             round_to="auto" if round_to is None else round_to,
             only=free,

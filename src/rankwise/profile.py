@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .formats import Cost, Ranks, get_format
+from .formats import FORMATS, Cost, Ranks, get_format
 from .formats.weights import site_weight
 from .guards import unwrap
 from .linalg.metric import Metric
@@ -21,7 +21,8 @@ from .sites import Site, Sites
 from .statistics import Statistics
 from .statistics.moments import identity_metrics
 
-ALL_FORMATS = ("svd", "spatial_svd", "tucker2")
+# Their curves are exact, or nearly, from one decomposition; those of all others ("auto") are fitted.
+DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def profile(
     model: nn.Module,
     source: Statistics | Sites,
     *,
-    formats: str | Sequence[str] = ALL_FORMATS,
+    formats: str | Sequence[str] = DEFAULT_FORMATS,
     metric: str = "input",
     round_to: int | str = "auto",
     only: str | Collection[str] | None = None,
@@ -94,7 +95,8 @@ def profile(
     Args:
         model: the dense network.
         source: statistics, or only the sites for `metric="weight"`.
-        formats: names of the formats to consider.
+        formats: names of the formats to consider, or "auto" for all of them: a format that others clearly beat on a
+            site is dropped there after one fit.
         metric: "input" (the covariance of each site's input) or "weight" (Frobenius).
         round_to: ranks are multiples of this.
         only: names of the sites to consider; the others get no curve but their dense option.
@@ -109,9 +111,11 @@ def profile(
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
+    if formats == "auto":
+        formats = tuple(FORMATS)
     candidates = [get_format(name) for name in ([formats] if isinstance(formats, str) else formats)]
     if not candidates:
-        raise ValueError(f"no format given; name at least one of {', '.join(ALL_FORMATS)}")
+        raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
     wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)
     if unknown := sorted(wanted - sites.keys()):
         near = difflib.get_close_matches(unknown[0], list(sites), n=5, cutoff=0.4) or list(sites)[:5]

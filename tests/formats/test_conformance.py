@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise import FORMATS, LowRank, Site, export, find
 from rankwise.formats import Factors, Format, Ranks
+from rankwise.formats.multilinear import Multilinear, Shape
 from rankwise.formats.weights import site_bias, site_weight
+from rankwise.linalg import multilinear
 from rankwise.linalg.metric import Metric
 from rankwise.statistics.moments import Accumulator, identity_metrics
 from rankwise.statistics.rows import input_rows
@@ -88,7 +91,19 @@ def takes(format: Format, name: str) -> bool:
 
 
 GRID = [(format, name) for format in FORMATS.values() for name in LAYERS if takes(format, name)]
-each = pytest.mark.parametrize("format, name", [pytest.param(f, n, id=f"{f.name}-{n}") for f, n in GRID])
+# Closed forms are tested on every layer; of the formats that share one engine, the others are with the slow tests.
+CLOSED = {"svd", "spatial_svd", "tucker2"}
+SELECTED = {"linear", "transformers' Conv1D", "1 x 1, stride 2, padding 1", "3 x 3", "5 x 3, all uneven"}
+SELECTED |= {"same, even kernel, reflect", "groups 4, all uneven"}
+
+
+def param(format: Format, name: str, quick: bool) -> Any:
+    return pytest.param(format, name, id=f"{format.name}-{name}", marks=[] if quick else pytest.mark.slow)
+
+
+each = pytest.mark.parametrize(
+    "format, name", [param(format, name, format.name in CLOSED or name in SELECTED) for format, name in GRID]
+)
 
 
 def smooth(x: Tensor) -> Tensor:
@@ -166,17 +181,20 @@ def test_reported_error_is_that_of_the_weight(format: Format, name: str, kind: s
 @each
 @pytest.mark.parametrize("kind", METRICS)
 def test_curve(format: Format, name: str, kind: str) -> None:
-    """Errors fall with every rank, to zero; the fit keeps what the curve predicts; ranks are legal and rounded."""
+    """Errors fall with every rank; the fit keeps what the curve predicts; ranks are legal and rounded."""
     layer, site, x = made(name)
     weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, layer, site, x)
     curve = format.curve(site, weight, metrics, 1)
-    errors = dict(curve)
+    errors, limits = dict(curve), format.limits(site)
     assert len(errors) == len(curve)
-    limits = format.limits(site)
-    assert errors[limits] < 1e-9
     for ranks, error in curve:
         assert format.check(site, ranks) == ranks
         assert 0 <= error <= 1 + 1e-9
+    if isinstance(format, Multilinear):
+        check_fitted_curve(format, site, weight, metrics, errors)
+        return
+    assert errors[limits] < 1e-9
+    for ranks, error in curve:
         for axis in range(len(ranks)):
             less = (*ranks[:axis], ranks[axis] - 1, *ranks[axis + 1 :])
             assert error <= errors.get(less, 1.0) + 1e-9
@@ -192,22 +210,69 @@ def test_curve(format: Format, name: str, kind: str) -> None:
         assert error == pytest.approx(errors[ranks], rel=1e-9, abs=1e-12)
 
 
+def check_fitted_curve(
+    format: Multilinear, site: Site, weight: Tensor, metrics: list[Metric], errors: dict[Ranks, float]
+) -> None:
+    """Some ranks of each family are fitted quickly, the others lie between."""
+    for ladder in format.ladders(Shape.of_site(site), 1):
+        useful = [ranks for ranks in ladder if format.saves(site, ranks)]
+        assert set(useful) <= errors.keys()
+        for ranks in {*useful[:1], *useful[-1:]}:
+            assert format.fit(site, weight, metrics, ranks).error <= errors[ranks] * 1.02 + 1e-6
+        falling = [errors[ranks] for ranks in useful]
+        assert all(after <= before + 1e-12 for before, after in pairwise(falling))
+    hopeless = format.curve(site, weight, metrics, 1, lambda cost: 0.0)
+    assert not hopeless or max(error for _, error in hopeless) == 0
+
+
+def planted_ranks(format: Format, site: Site) -> Ranks:
+    """Of which a weight of that form is well-conditioned: sums of terms, blocks and rings need few of them."""
+    if format.name in ("cp", "cp3"):
+        return (min(3, *format.limits(site)),)
+    if format.name in ("tr", "str", "btd", "tucker"):
+        return tuple(min(2, limit) for limit in format.limits(site))
+    return some_ranks(format, site)
+
+
 @each
 @pytest.mark.parametrize("kind", ["weight", "many rows"])
 def test_a_planted_weight_is_recovered(format: Format, name: str, kind: str) -> None:
     layer, site, x = made(name)
-    ranks = some_ranks(format, site)
+    ranks = planted_ranks(format, site)
     planted = format.build(layer, ranks, bias=site.has_bias)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         for parameter in planted.parameters():
-            nn.init.normal_(parameter)
+            nn.init.orthogonal_(parameter) if parameter.dim() > 1 else nn.init.normal_(parameter)
     weight = format.chain_weight(planted).detach()
     metrics = metrics_of(kind, layer, site, x)
     factors = format.fit(site, weight, metrics, ranks)
+    if format.name in ("cp", "cp3", "tr", "str", "btd", "tucker"):  # no closed form even for a weight of that form
+        assert factors.error < 1e-4 or from_random_starts(format, site, weight, metrics, ranks) < 1e-4
+        return
     assert factors.error < 1e-9
     torch.testing.assert_close(factors.dense(), weight, atol=1e-5, rtol=1e-5)
-    assert format.fit(site, weight, metrics, tuple(1 for _ in ranks)).error > 1e-4 or max(ranks) == 1
+    if min(ranks) > 1:
+        assert format.fit(site, weight, metrics, tuple(1 for _ in ranks)).error > 1e-4
+
+
+def from_random_starts(
+    format: Format, site: Site, weight: Tensor, metrics: list[Metric], ranks: Ranks, count: int = 4
+) -> float:
+    """Relative error of the worst group, each from the best of some starts."""
+    assert isinstance(format, Multilinear)
+    network, worst = format.network(Shape.of_site(site), ranks), 0.0
+    for W_TD, metric in zip(weight.reshape(len(metrics), -1, metrics[0].dim), metrics, strict=True):
+        errors = []
+        for seed in range(count):
+            generator = torch.Generator().manual_seed(seed)
+            shapes = [network.shape(letters) for letters in network.factors]
+            start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+            errors.append(multilinear.fit(W_TD, metric, network.equation, start, 1000, 1e-7).error)
+            if errors[-1] < 1e-5 * metric.energy(W_TD):
+                break
+        worst = max(worst, min(errors) / metric.energy(W_TD))
+    return worst
 
 
 DTYPES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
@@ -325,8 +390,8 @@ def test_gradients_reach_the_computed_weight(format: Format, name: str) -> None:
 def one_of_each_kind_first() -> Iterator[Any]:
     """All of the grid; what is no kind of its own only with the slow tests."""
     for format, name in GRID:
-        quick = name in ("linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all uneven")
-        yield pytest.param(format, name, id=f"{format.name}-{name}", marks=[] if quick else pytest.mark.slow)
+        kinds = {"linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all uneven"}
+        yield param(format, name, name in (kinds if format.name in CLOSED else {"linear", "groups 4, all uneven"}))
 
 
 exported = pytest.mark.parametrize("format, name", list(one_of_each_kind_first()))

@@ -19,16 +19,16 @@ FORMATS: dict[str, Format] = {
         SVD(),
         SpatialSVD(),
         Tucker2(),
-        Tucker(),
-        CP(),
         CP3(),
+        CP(),
+        BlockTerm(),
         TensorTrain(),
         TensorRing(),
         SemiTensorTrain(),
         SemiTensorRing(),
         HierarchicalTucker(),
-        BlockTerm(),
         Kronecker(),
+        Tucker(),
     )
 }
 

@@ -18,7 +18,7 @@ from .multilinear import Multilinear, Shape, proportional, split_number
 from .network import Network
 
 # Numbers of blocks on a ladder.
-BLOCKS = (2, 4)
+BLOCKS = (2, 4, 8)
 
 
 class BlockTerm(Multilinear):

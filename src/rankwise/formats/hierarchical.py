@@ -67,7 +67,7 @@ class HierarchicalTucker(Multilinear):
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
         a, b, e = self.largest(shape)
         if shape.taps == 1:
-            return [proportional((a, b, e), step)]
+            return [proportional((a, b, e), 1)]  # a layer's channels are products of ranks and modes
         taps = sorted({max(1, round(share * e)) for share in SHARED})
         return [[(*ranks, kept) for ranks in proportional((a, b), step)] for kept in taps]
 

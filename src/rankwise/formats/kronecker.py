@@ -5,6 +5,7 @@ Letters: t, u parts of the outputs, c, s parts of the channels, q taps, r terms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -53,7 +54,13 @@ class Kronecker(Multilinear):
         """Outputs and inputs of the second factor: the term with the fewest parameters that is not the whole matrix."""
         T, C, Q = shape.outputs, shape.channels, shape.taps
         pairs = [(u, s) for u in divisors(T) for s in divisors(C)]
-        return min(pairs, key=lambda pair: (T * C * Q // (pair[0] * pair[1]) + pair[0] * pair[1], pair))
+
+        def preference(pair: tuple[int, int]) -> tuple[int, float]:
+            u, s = pair
+            # Among equal counts outputs and inputs split alike: a whole side in one factor would be a plain SVD.
+            return T * C * Q // (u * s) + u * s, abs(math.log(u * u / T)) + abs(math.log(s * s / C))
+
+        return min(pairs, key=preference)
 
     def largest(self, shape: Shape) -> Ranks:
         u, s = self.parts(shape)

@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -127,6 +127,7 @@ class Multilinear(Format):
         A family that is clearly beaten in its middle is not looked at further.
         """
         found: dict[Ranks, float] = {}
+        looked_at: list[list[Ranks]] = []
         for ladder in self.ladders(Shape.of_site(site), step):
             useful = [ranks for ranks in ladder if self.saves(site, ranks)]
             if not useful:
@@ -140,8 +141,12 @@ class Multilinear(Format):
                 if place not in errors:
                     errors[place] = self._fit(site, weight, metrics, useful[place], QUICK).error
             falling = list(accumulate((errors[place] for place in places), min, initial=1.0))[1:]
+            looked_at.append(useful)
             for ranks, error in zip(useful, _between(places, falling, len(useful)), strict=True):
                 found[ranks] = min(error, found.get(ranks, error))
+        for useful in 2 * looked_at:  # what one family found for ranks of another holds for the larger ones there
+            for less, ranks in pairwise(useful):
+                found[ranks] = min(found[less], found[ranks])
         return list(found.items())
 
     def saves(self, site: Site, ranks: Ranks) -> bool:

@@ -121,6 +121,8 @@ class TensorTrain(Multilinear):
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
         limits = self.chain(shape).limits()
+        if shape.taps == 1:
+            step = 1  # a layer's channels are products of ranks and modes
         if len(limits) == 3:
             outer, last = limits[0], limits[-1]
             middles = [max(1, round(share * (outer + last) / 2)) for share in MIDDLE]

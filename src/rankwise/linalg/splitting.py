@@ -54,7 +54,7 @@ def ring(X: Tensor, closing: int, ranks: Sequence[int]) -> list[Tensor]:
     """Factors of a ring over the modes of `X`: (x, n1, r1), (r1, n2, r2), ..., (rk, nd, x).
 
     Args:
-        X: d modes.
+        X: d modes, at least 3.
         closing: x, the bond between the first and the last mode.
         ranks: of the d - 1 other bonds.
     """
