@@ -28,7 +28,7 @@ from benchmarks import formats_peers, formats_reference
 from benchmarks.common import Row, parser, report, start
 from benchmarks.formats_layers import QUICK_SITES, QUICK_SIZES, SITES, SIZES, Layer, is_wanted, real, synthetic, terms
 from rankwise.formats import FORMATS, Factors, Format, Ranks
-from rankwise.formats.multilinear import Multilinear, Shape, proportional
+from rankwise.formats.multilinear import Multilinear, Shape
 from rankwise.linalg import tucker2
 from rankwise.linalg.metric import Identity
 
@@ -82,8 +82,11 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def candidates(format: Format, layer: Layer, keep: float) -> list[Ranks]:
-    """Of each ladder of a format the ranks whose MACs are nearest to the budget, and not above it."""
+def candidates(format: Format, layer: Layer, keep: float, metric: str) -> list[Ranks]:
+    """Of each ladder of a format the ranks whose MACs are nearest to the budget, and not above it.
+
+    Tucker-2 has no ladders but a curve over all its ranks: those with the smallest predicted error within the budget.
+    """
     site, budget = layer.site, keep * layer.site.macs
 
     def macs(ranks: Ranks) -> int:
@@ -92,7 +95,8 @@ def candidates(format: Format, layer: Layer, keep: float) -> list[Ranks]:
     if isinstance(format, Multilinear):
         ladders = format.ladders(Shape.of_site(site), 1)
     elif format.name == "tucker2":
-        ladders = [proportional(format.limits(site), 1)]
+        curve = format.curve(site, layer.weight, [layer.metric(metric)], 1)
+        return [min((error, ranks) for ranks, error in curve if macs(ranks) <= budget)[1]]
     else:
         ladders = [[(rank,) for rank in range(1, format.limits(site)[0] + 1)]]
     found: dict[Ranks, None] = {}
@@ -133,7 +137,7 @@ def measure_formats(
             continue
         for metric in METRICS:
             tried: list[tuple[float, float, Factors]] = []
-            possible = candidates(format, layer, KEEP)
+            possible = candidates(format, layer, KEEP, metric)
             if quick or layer.weight.numel() > ALL_LADDERS:
                 possible = possible[:1]
             for ranks in possible:
@@ -192,7 +196,7 @@ def measure_reference(layer: Layer) -> list[Row]:
     W_TCQ = layer.weight.flatten(2)
     total, sigma_DD = layer.input.energy(W_TCQ.flatten(1)), layer.input.dense()
     for keep in REFERENCE_KEEPS:
-        for R, S in candidates(format, layer, keep):
+        for R, S in candidates(format, layer, keep, "input"):
             begin = clock()
             fit = tucker2.fit(W_TCQ, layer.input, R, S, sweeps=OUR_SWEEPS, tolerance=1e-12)
             seconds = clock() - begin
