@@ -111,9 +111,8 @@ def profile(
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
-    if formats == "auto":
-        formats = tuple(FORMATS)
-    candidates = [get_format(name) for name in ([formats] if isinstance(formats, str) else formats)]
+    names = [formats] if isinstance(formats, str) else formats
+    candidates = [get_format(name) for name in (FORMATS if "auto" in names else names)]
     if not candidates:
         raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
     wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)

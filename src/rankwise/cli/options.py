@@ -127,7 +127,7 @@ Formats = Annotated[
         "--formats",
         metavar="NAME,NAME",
         rich_help_panel=_BUDGET,
-        help="Formats that a layer may take; dense always may.",
+        help="Formats that a layer may take, or auto for all (see `rankwise formats`); dense always may.",
     ),
 ]
 Metric = Annotated[

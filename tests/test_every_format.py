@@ -1,0 +1,106 @@
+"""Every format on the whole way: plan, one-shot and sequential, counts, save and load, further training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import batches_of, make, outputs
+from torch import Tensor, nn
+
+import rankwise as rw
+from rankwise.formats import Ranks, get_format
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Kinds(nn.Module):
+    """One layer of every kind: 3 x 3, grouped with stride, 1 x 1, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 12, 3, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.grouped = nn.Conv2d(12, 16, (3, 2), (2, 1), (1, 1), groups=2, bias=False)
+        self.point = nn.Conv2d(16, 12, 1, 2)
+        self.head = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        x = F.relu(self.point(F.relu(self.grouped(x))))
+        return self.head(x.mean((2, 3)))
+
+
+Case = tuple[nn.Module, list[Tensor], rw.Sites, rw.Plan]
+
+
+@pytest.fixture(params=rw.FORMATS)
+def case(request: pytest.FixtureRequest) -> Case:
+    """A network, data, sites, and a plan that gives every layer the format that takes it."""
+    model, data = make(Kinds), batches_of(24, 4, 9, 8, count=2)
+    sites = rw.find(model, data[0][:1])
+    format = get_format(request.param)
+    pins: dict[str, tuple[str, Ranks]] = {}
+    for name, site in sites.items():
+        if format.refuses(site) is None:
+            pins[name] = format.name, tuple(max(1, limit // 2) for limit in format.limits(site))
+    stats = rw.collect(model, data)
+    keep = {"params": 10 * sites.total_params}  # what is pinned is taken, whatever it costs
+    plan = rw.choose(model, stats, keep=keep, formats=format.name, pin=pins, ignore=sorted(sites.keys() - pins.keys()))
+    assert {row.format for row in plan.rows} <= {format.name, "dense"}
+    assert sum(row.format == format.name for row in plan.rows) == len(pins) > 0
+    return model, data, sites, plan
+
+
+def test_both_ways_to_factorise(case: Case) -> None:
+    model, data, _, plan = case
+    stats = rw.collect(model, data, positions="all")
+    one_shot = rw.factorise(model, plan, stats)
+    graph = rw.factorise(model, plan, data=data, positions="all", engine="graph")
+    hooks = rw.factorise(model, plan, data=data, positions="all", engine="hooks")
+    for small in (one_shot, graph):
+        counted = rw.find(small, data[0][:1])
+        assert (counted.total_params, counted.total_macs) == (plan.planned["params"], plan.planned["macs"])
+    torch.testing.assert_close(outputs(hooks, data), outputs(graph, data), rtol=1e-3, atol=1e-4)
+    wanted = outputs(model, data)
+    errors = [float((outputs(small, data) - wanted).square().mean()) for small in (one_shot, graph)]
+    assert all(error < float(wanted.var()) for error in errors)
+
+
+def test_save_and_load(case: Case, tmp_path: Path) -> None:
+    model, data, _, plan = case
+    small = rw.factorise(model, plan, data=data)
+    rw.save(small, tmp_path / "out")
+    loaded = rw.load(make(Kinds, seed=7), tmp_path / "out")
+    assert torch.equal(outputs(loaded, data), outputs(small, data))
+
+
+def test_half_precision_and_further_training(case: Case) -> None:
+    model, data, _, plan = case
+    small = rw.factorise(model, plan, data=data)
+    half = rw.factorise(make(Kinds).bfloat16(), plan, data=[batch.bfloat16() for batch in data])
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    small.train()(data[0]).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+def test_auto_considers_all_and_drops_what_is_beaten() -> None:
+    model, data = make(Kinds), batches_of(24, 4, 9, 8, count=2)
+    stats = rw.collect(model, data)
+    closed, auto = rw.profile(model, stats), rw.profile(model, stats, formats="auto")
+    for name, curve in auto.items():
+        assert {(o.format, o.ranks) for o in closed[name]} <= {(o.format, o.ranks) for o in curve}
+    offered = {option.format for curve in auto.values() for option in curve}
+    assert offered > {"dense", "svd", "spatial_svd", "tucker2"}
+    assert offered <= {"dense", *rw.FORMATS}
+    for keep in (0.6, 0.3):
+        totals = [
+            sum(row.error for row in rw.choose(model, stats, keep={"macs": keep}, curves=curves).rows)
+            for curves in (auto, closed)
+        ]
+        assert totals[0] <= totals[1] + 1e-9
+    plan = rw.choose(model, stats, keep={"macs": 0.3}, formats="auto")
+    small = rw.factorise(model, plan, data=data)
+    assert rw.find(small, data[0][:1]).total_macs == plan.planned["macs"] <= 0.3 * plan.dense["macs"]
