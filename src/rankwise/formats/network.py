@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..linalg.multilinear import Equation, compose
+from ..linalg.equation import Equation, compose
 from .modules import Arrange, Bias, GroupedLinear
 
 

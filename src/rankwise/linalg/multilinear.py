@@ -12,6 +12,9 @@ degenerate, and vanishes at the solution.
 
 Letters: T outputs, D inputs, M bond states of the output factor.
 
+A sweep is followed by a jump further along its way, which is kept where it lowers the error: alternating steps are slow
+where factors resemble each other.
+
 Sources: Kroonenberg, de Leeuw, 1980, and Carroll, Chang, 1970 (alternating least squares); Navasca, De Lathauwer,
 Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Kalle, Rudkiewicz, Ouerfelli,
 Tamaazousti, 2025, arXiv 2511.04494 (the metric).
@@ -19,56 +22,22 @@ Tamaazousti, 2025, arXiv 2511.04494 (the metric).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .conjugate import conjugate_gradients
+from .block import Block
+from .equation import Equation, compose, contract, equalised
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
-# A block is solved directly if its normal matrix has at most this many rows.
+# A block is solved directly if its normal matrix and Sigma, which that needs as a matrix, have at most so many rows.
 DIRECT_ROWS = 512
+DIRECT_INPUTS = 2304
 # Relative to the mean diagonal of a block's normal matrix.
 PROXIMAL = 1e-7
-
-
-@dataclass(frozen=True)
-class Equation:
-    """Which index letters the factors hold, and those of the kernel.
-
-    Attributes:
-        factors: letters of each factor.
-        outputs: letters of the kernel's output modes.
-        inputs: letters of the kernel's input modes, in the order of the metric's inputs.
-
-    Every letter of the kernel belongs to one factor; all others are bonds, which are summed over.
-    """
-
-    factors: tuple[str, ...]
-    outputs: str
-    inputs: str
-
-    @classmethod
-    def parse(cls, text: str, outputs: int = 1) -> Equation:
-        """Of "ta,cb,abhw->tchw"; the first `outputs` letters of the result are output modes."""
-        factors, result = text.split("->")
-        return cls(tuple(factors.split(",")), result[:outputs], result[outputs:])
-
-    @property
-    def kernel(self) -> str:
-        return self.outputs + self.inputs
-
-    @property
-    def output_factor(self) -> int | None:
-        """The factor that holds all output modes and no input mode."""
-        for number, letters in enumerate(self.factors):
-            if set(self.outputs) <= set(letters) and not set(self.inputs) & set(letters):
-                return number
-        return None
 
 
 @dataclass(frozen=True)
@@ -78,38 +47,6 @@ class Fitted:
     factors: list[Tensor]
     error: float
     history: list[float]
-
-
-def contract(terms: Sequence[tuple[str, Tensor]], result: str) -> Tensor:
-    """Sum of products over all letters that are not in the result, pair by pair, the smallest products first."""
-    left = list(terms)
-    while len(left) > 1:
-        i, j = min(
-            ((i, j) for i in range(len(left)) for j in range(i + 1, len(left))),
-            key=lambda pair: _pair_size(left, pair[0], pair[1], result),
-        )
-        (a, A), (b, B) = left[i], left[j]
-        kept = _kept(left, i, j, result)
-        product = torch.einsum(f"{a},{b}->{kept}", A, B)
-        left = [term for number, term in enumerate(left) if number not in (i, j)] + [(kept, product)]
-    ((letters, tensor),) = left
-    return torch.einsum(f"{letters}->{result}", tensor)
-
-
-def _kept(terms: Sequence[tuple[str, Tensor]], i: int, j: int, result: str) -> str:
-    needed = set(result).union(*(letters for number, (letters, _) in enumerate(terms) if number not in (i, j)))
-    return "".join(sorted(set(terms[i][0] + terms[j][0]) & needed))
-
-
-def _pair_size(terms: Sequence[tuple[str, Tensor]], i: int, j: int, result: str) -> int:
-    sizes = dict(zip(terms[i][0] + terms[j][0], (*terms[i][1].shape, *terms[j][1].shape), strict=True))
-    product = math.prod(sizes[letter] for letter in _kept(terms, i, j, result))
-    return product - terms[i][1].numel() - terms[j][1].numel()
-
-
-def compose(equation: Equation, factors: Sequence[Tensor]) -> Tensor:
-    """The kernel that the factors stand for, with one dimension per mode."""
-    return contract(list(zip(equation.factors, factors, strict=True)), equation.kernel)
 
 
 def fit(
@@ -137,7 +74,7 @@ def fit(
     Returns:
         Factors, each bond's parts of equal norm; the error never rises from sweep to sweep.
     """
-    solver = _Solver(W_TD.double(), metric, equation, proximal, steps)
+    solver = Solver(W_TD.double(), metric, equation, proximal, steps)
     factors = equalised(equation, [factor.double() for factor in start])
     if solver.total <= 0:  # nothing to fit: a kernel of zeros, or no input was ever seen
         factors[0] = factors[0] * 0 if solver.error(factors) > 0 else factors[0]
@@ -147,13 +84,22 @@ def fit(
     if last is not None:
         factors[last] = solver.outputs(factors, last)
     error = solver.error(factors)
-    history = [error]
+    history, jump = [error], 1.0
     for _ in range(sweeps):
         moved = list(factors)
         for k in order:
             moved[k] = solver.outputs(moved, k) if k == last else solver.block(moved, k)
         moved = equalised(equation, moved)
         moved_error = solver.error(moved)
+        if len(history) > 1:  # further along the way of the last sweep, kept where that is better
+            further = [after + jump * (after - before) for before, after in zip(factors, moved, strict=True)]
+            if last is not None:
+                further[last] = solver.outputs(further, last)
+            further = equalised(equation, further)
+            further_error = solver.error(further)
+            jump *= 1.5 if further_error < moved_error else 0.5
+            if further_error < moved_error:
+                moved, moved_error = further, further_error
         if not moved_error < error:  # converged up to rounding
             break
         before, factors, error = error, moved, moved_error
@@ -163,26 +109,7 @@ def fit(
     return Fitted(factors, error, history)
 
 
-def equalised(equation: Equation, factors: Sequence[Tensor]) -> list[Tensor]:
-    """The same product, with the parts of every bond state of equal norm in all factors that share it."""
-    factors = list(factors)
-    for bond in sorted(set("".join(equation.factors)) - set(equation.kernel)):
-        holders = [k for k, letters in enumerate(equation.factors) if bond in letters]
-        norms = []
-        for k in holders:
-            moved = factors[k].movedim(equation.factors[k].index(bond), 0).flatten(1)
-            norms.append(torch.linalg.vector_norm(moved, dim=1))
-        stacked = torch.stack(norms)
-        usable = (stacked > 0).all(0)
-        mean = torch.where(usable, stacked.clamp_min(torch.finfo(stacked.dtype).tiny).log().mean(0).exp(), 1.0)
-        for k, norm in zip(holders, norms, strict=True):
-            scale = torch.where(usable, mean / norm, 1.0)
-            shape = [-1 if letter == bond else 1 for letter in equation.factors[k]]
-            factors[k] = factors[k] * scale.view(shape)
-    return factors
-
-
-class _Solver:
+class Solver:
     """The blocks of one problem."""
 
     def __init__(self, W_TD: Tensor, metric: Metric, equation: Equation, proximal: float, steps: int) -> None:
@@ -214,8 +141,11 @@ class _Solver:
 
     def block(self, factors: Sequence[Tensor], k: int) -> Tensor:
         """Any other factor."""
-        block = _Block(self, factors, k)
-        return block.solved() if block.rows <= DIRECT_ROWS else block.descended(self.steps)
+        block = Block(self, factors, k)
+        direct = block.exact
+        if not isinstance(self.metric, Identity):
+            direct = block.rows <= DIRECT_ROWS and self.metric.dim <= DIRECT_INPUTS
+        return block.solved() if direct else block.descended(self.steps)
 
     def projected(self, A: Tensor, letters: str) -> Tensor:
         """`W Sigma` with the outputs summed over the output factor: bonds x inputs; one for all blocks of a sweep."""
@@ -225,117 +155,3 @@ class _Solver:
             sizes = [A.shape[letters.index(letter)] for letter in bonds]
             self._projected = A, (A_TM.mT @ self.WS_TD).reshape(*sizes, self.metric.dim)
         return self._projected[1]
-
-
-class _Block:
-    """Least squares in one factor `f`: `(J^T (I kron Sigma) J + p I) f = J^T vec(W Sigma) + p f_before`.
-
-    Of the letters of the factor, `outs` are output modes, each with the same system; `held` are input modes and `bonds`
-    the rest, which the system couples. Everything is contracted in whatever order makes the smallest tensors.
-    """
-
-    def __init__(self, solver: _Solver, factors: Sequence[Tensor], k: int) -> None:
-        self.equation, self.metric = solver.equation, solver.metric
-        self.letters, self.f = self.equation.factors[k], factors[k]
-        self.outs = "".join(letter for letter in self.letters if letter in self.equation.outputs)
-        self.held = "".join(letter for letter in self.equation.inputs if letter in self.letters)
-        self.bonds = "".join(letter for letter in self.letters if letter not in self.equation.kernel)
-        terms = list(zip(self.equation.factors, factors, strict=True))
-        self.sizes = {letter: size for term, factor in terms for letter, size in zip(term, factor.shape, strict=True)}
-        self.modes = [self.sizes[letter] for letter in self.equation.inputs]
-        self.rows = self.count(self.held + self.bonds)
-        last = self.equation.output_factor
-        self.others = [term for number, term in enumerate(terms) if number not in (k, last)]
-        self.A: tuple[str, Tensor] | None = terms[last] if last is not None else None
-        if self.A is None:
-            outputs = [self.sizes[letter] for letter in self.equation.outputs]
-            WS = self.equation.kernel, solver.WS_TD.reshape(*outputs, *self.modes)
-        else:
-            reached = "".join(letter for letter in self.A[0] if letter not in self.equation.outputs)
-            states = [self.sizes[letter] for letter in reached]
-            projected = solver.projected(self.A[1], self.A[0])
-            WS = reached + self.equation.inputs, projected.reshape(*states, *self.modes)
-        self.right = contract([WS, *self.others], self.letters)
-        self.bond_gram = self._bond_gram()
-        marginal = self.metric.marginal(self.modes, [self.equation.inputs.index(letter) for letter in self.held])
-        self.marginal = marginal
-        self.p = solver.proximal * float(self.bond_gram.diagonal().mean() * marginal.diagonal().mean())
-
-    def count(self, letters: str) -> int:
-        return math.prod(self.sizes[letter] for letter in letters)
-
-    def _twice(self, shared: str) -> list[tuple[str, Tensor]]:
-        """The other factors and a copy of them, in whose letters all but the outputs and `shared` are capitals."""
-        kept = set(self.equation.outputs + shared)
-
-        def copy(letters: str) -> str:
-            return "".join(letter if letter in kept else letter.upper() for letter in letters)
-
-        pairs = [*self.others, *((copy(letters), factor) for letters, factor in self.others)]
-        if self.A is None:
-            return pairs
-        letters, A = self.A
-        both = "".join(letter for letter in letters if letter not in self.equation.outputs)
-        return [*pairs, (both + both.upper(), contract([(letters, A), (copy(letters), A)], both + both.upper()))]
-
-    def _bond_gram(self) -> Tensor:
-        """Products of the others, summed over all but this factor's bonds, as if no input knew of another."""
-        capitals = self.bonds.upper()
-        gram = contract(self._twice(self.equation.inputs), self.bonds + capitals)
-        return gram.reshape(self.count(self.bonds), -1)
-
-    def solved(self) -> Tensor:
-        """The exact solution, from the whole matrix."""
-        order = self.outs + self.held + self.bonds
-        if isinstance(self.metric, Identity):  # no input knows of another: one system for all of them
-            H = self.bond_gram
-        else:
-            sigma = self.equation.inputs + self.equation.inputs.upper(), self._sigma()
-            coupled = self.held + self.bonds
-            H = contract([sigma, *self._twice("")], coupled + coupled.upper()).reshape(self.rows, self.rows)
-        H = H + self.p * torch.eye(len(H), dtype=H.dtype, device=H.device)
-        right, before = (torch.einsum(f"{self.letters}->{order}", x).reshape(-1, len(H)) for x in (self.right, self.f))
-        return self._back(torch.cholesky_solve((right + self.p * before).mT, cholesky(H)).mT, order)
-
-    def _sigma(self) -> Tensor:
-        return self.metric.dense().reshape(*self.modes, *self.modes)
-
-    def descended(self, steps: int) -> Tensor:
-        """Some steps of conjugate gradients from where the factor is; the proximal term has no gradient there."""
-        L_held, diagonal = cholesky(self.marginal, 1e-6), self.bond_gram.diagonal()
-        diagonal = diagonal.clamp_min(max(1e-6 * float(diagonal.mean()), torch.finfo(diagonal.dtype).tiny))
-        small = len(diagonal) <= DIRECT_ROWS  # of a larger matrix the diagonal has to do
-        L_bonds = cholesky(self.bond_gram, 1e-6) if small else None
-        order = self.outs + self.held + self.bonds
-
-        def precondition(x: Tensor) -> Tensor:
-            flat = torch.einsum(f"{self.letters}->{order}", x).reshape(-1, len(L_held), len(diagonal))
-            solved = torch.cholesky_solve(flat, L_held)
-            solved = solved / diagonal if L_bonds is None else torch.cholesky_solve(solved.mT, L_bonds).mT
-            return self._back(solved, order)
-
-        if isinstance(self.metric, Identity) and small:  # there the preconditioner is the inverse
-            return self.f + precondition(self.right - self._normal(self.f))
-        return conjugate_gradients(self._apply, precondition, self.f, self.right - self._normal(self.f), steps)
-
-    def _apply(self, x: Tensor) -> Tensor:
-        return self._normal(x) + self.p * x
-
-    def _normal(self, x: Tensor) -> Tensor:
-        """`J^T (I kron Sigma) J x`: the kernel on a basis of the outputs, times Sigma, and back."""
-        terms, outputs = [*self.others, (self.letters, x)], self.equation.outputs
-        back = list(self.others)
-        if self.A is not None:
-            letters, A = self.A
-            outputs = "".join(letter for letter in letters if letter not in self.equation.outputs)
-            V = contract(terms, outputs + self.equation.inputs)
-            A_TM = torch.einsum(f"{letters}->{self.equation.outputs}{outputs}", A).reshape(-1, self.count(outputs))
-            VS = (A_TM.mT @ A_TM) @ self.metric.times(V.reshape(-1, self.metric.dim))
-        else:
-            V = contract(terms, outputs + self.equation.inputs)
-            VS = self.metric.times(V.reshape(-1, self.metric.dim))
-        spread = VS.reshape(*(self.sizes[letter] for letter in outputs), *self.modes)
-        return contract([(outputs + self.equation.inputs, spread), *back], self.letters)
-
-    def _back(self, x: Tensor, order: str) -> Tensor:
-        return torch.einsum(f"{order}->{self.letters}", x.reshape([self.sizes[letter] for letter in order]))

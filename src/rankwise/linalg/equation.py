@@ -1,0 +1,99 @@
+"""Equations of index letters, "ta,cb,abhw->tchw": what factors stand for, and products of them.
+
+Sums run over the bonds, the letters that the kernel does not have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Equation:
+    """Which index letters the factors hold, and those of the kernel.
+
+    Attributes:
+        factors: letters of each factor.
+        outputs: letters of the kernel's output modes.
+        inputs: letters of the kernel's input modes, in the order of the metric's inputs.
+
+    Every letter of the kernel belongs to one factor; all others are bonds, which are summed over.
+    """
+
+    factors: tuple[str, ...]
+    outputs: str
+    inputs: str
+
+    @classmethod
+    def parse(cls, text: str, outputs: int = 1) -> Equation:
+        """Of "ta,cb,abhw->tchw"; the first `outputs` letters of the result are output modes."""
+        factors, result = text.split("->")
+        return cls(tuple(factors.split(",")), result[:outputs], result[outputs:])
+
+    @property
+    def kernel(self) -> str:
+        return self.outputs + self.inputs
+
+    @property
+    def output_factor(self) -> int | None:
+        """The factor that holds all output modes and no input mode."""
+        for number, letters in enumerate(self.factors):
+            if set(self.outputs) <= set(letters) and not set(self.inputs) & set(letters):
+                return number
+        return None
+
+
+def contract(terms: Sequence[tuple[str, Tensor]], result: str) -> Tensor:
+    """Sum of products over all letters that are not in the result, pair by pair, the smallest products first."""
+    left = list(terms)
+    while len(left) > 1:
+        i, j = min(
+            ((i, j) for i in range(len(left)) for j in range(i + 1, len(left))),
+            key=lambda pair: _pair_size(left, pair[0], pair[1], result),
+        )
+        (a, A), (b, B) = left[i], left[j]
+        kept = _kept(left, i, j, result)
+        product = torch.einsum(f"{a},{b}->{kept}", A, B)
+        left = [term for number, term in enumerate(left) if number not in (i, j)] + [(kept, product)]
+    ((letters, tensor),) = left
+    return torch.einsum(f"{letters}->{result}", tensor)
+
+
+def _kept(terms: Sequence[tuple[str, Tensor]], i: int, j: int, result: str) -> str:
+    needed = set(result).union(*(letters for number, (letters, _) in enumerate(terms) if number not in (i, j)))
+    return "".join(sorted(set(terms[i][0] + terms[j][0]) & needed))
+
+
+def _pair_size(terms: Sequence[tuple[str, Tensor]], i: int, j: int, result: str) -> int:
+    sizes = dict(zip(terms[i][0] + terms[j][0], (*terms[i][1].shape, *terms[j][1].shape), strict=True))
+    product = math.prod(sizes[letter] for letter in _kept(terms, i, j, result))
+    return product - terms[i][1].numel() - terms[j][1].numel()
+
+
+def compose(equation: Equation, factors: Sequence[Tensor]) -> Tensor:
+    """The kernel that the factors stand for, with one dimension per mode."""
+    return contract(list(zip(equation.factors, factors, strict=True)), equation.kernel)
+
+
+def equalised(equation: Equation, factors: Sequence[Tensor]) -> list[Tensor]:
+    """The same product, with the parts of every bond state of equal norm in all factors that share it."""
+    factors = list(factors)
+    for bond in sorted(set("".join(equation.factors)) - set(equation.kernel)):
+        holders = [k for k, letters in enumerate(equation.factors) if bond in letters]
+        norms = []
+        for k in holders:
+            moved = factors[k].movedim(equation.factors[k].index(bond), 0).flatten(1)
+            norms.append(torch.linalg.vector_norm(moved, dim=1))
+        stacked = torch.stack(norms)
+        usable = (stacked > 0).all(0)
+        mean = torch.where(usable, stacked.clamp_min(torch.finfo(stacked.dtype).tiny).log().mean(0).exp(), 1.0)
+        for k, norm in zip(holders, norms, strict=True):
+            scale = torch.where(usable, mean / norm, 1.0)
+            shape = [-1 if letter == bond else 1 for letter in equation.factors[k]]
+            factors[k] = factors[k] * scale.view(shape)
+    return factors
