@@ -1,9 +1,10 @@
 """Accuracy of training-free compression: no labels, no gradient step.
 
-    python -m benchmarks.cifar_training_free [--networks resnet20 ...] [--quick] [--json FILE]
+    python -m benchmarks.cifar_training_free [--networks resnet20 ...] [--formats auto] [--quick] [--json FILE]
 
 Every method sees the same calibration images and the same budget in MACs. Variants of our method are decided by the
-agreement with the dense network on further images; the accuracy on the test images is read off at the end.
+agreement with the dense network on further images; the accuracy on the test images is read off at the end. With
+`--formats auto` every format by itself (the SVD where it does not apply) and the choice among all of them are measured.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import rankwise as rw
 from benchmarks.baselines import balf
 from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
-from rankwise.profile import Curve
+from rankwise.profile import DEFAULT_FORMATS, Curve
 
 COLUMNS = (
     "network",
     "method",
+    "budget",
     "keep",
     "top1",
     "agreement",
@@ -34,7 +36,9 @@ COLUMNS = (
     "paired_se",
     "seconds",
 )
+AUTO_BUDGETS: list[dict[str, float]] = [{"macs": 0.5}, {"macs": 0.3}, {"macs": 0.2}, {"params": 0.2}]
 OURS = {"ours svd": "svd", "ours spatial svd": "spatial_svd", "ours tucker2": "tucker2", "ours per layer": "auto"}
+Methods = dict[str, Callable[[dict[str, float]], nn.Module]]
 
 
 class Compressor:
@@ -50,14 +54,21 @@ class Compressor:
         self.model = task.model.to(device)
         self.batches = task.batches(device)
         self.seed = seed
-        self.known: dict[str, tuple[rw.Statistics, dict[str, Curve]]] = {}
+        self.known: dict[str, rw.Statistics] = {}
+        self.curves: dict[tuple[str, tuple[str, ...]], dict[str, Curve]] = {}
 
-    def learn(self, positions: str = "auto") -> tuple[rw.Statistics, dict[str, Curve]]:
-        """Statistics and curves from some or all output positions of each image."""
+    def learn(
+        self, positions: str = "auto", formats: tuple[str, ...] = DEFAULT_FORMATS
+    ) -> tuple[rw.Statistics, dict[str, Curve]]:
+        """Statistics from some or all output positions of each image, and curves of some formats."""
         if positions not in self.known:
-            stats = rw.collect(self.model, self.batches, positions=positions, seed=self.seed)
-            self.known[positions] = stats, rw.profile(self.model, stats)
-        return self.known[positions]
+            self.known[positions] = rw.collect(self.model, self.batches, positions=positions, seed=self.seed)
+        stats = self.known[positions]
+        if (positions, formats) not in self.curves:
+            begin = time.perf_counter()
+            self.curves[positions, formats] = rw.profile(self.model, stats, formats=formats)
+            print(f"curves of {', '.join(formats)}: {time.perf_counter() - begin:.0f} s", flush=True)
+        return stats, self.curves[positions, formats]
 
     def frobenius(self, keep: dict[str, float]) -> nn.Module:
         """Plain SVD with the knapsack on relative Frobenius error."""
@@ -80,9 +91,23 @@ class Compressor:
         plan = rw.choose(self.model, stats, keep=keep, curves=curves)
         return rw.factorise(self.model, plan, stats, data=self.batches, positions=positions, seed=self.seed)
 
-    def methods(self, only: list[str] | None) -> dict[str, Callable[[dict[str, float]], nn.Module]]:
+    def among(self, keep: dict[str, float], formats: tuple[str, ...]) -> nn.Module:
+        """Sequential factorisation, every layer in the best of some formats."""
+        stats, curves = self.learn(formats=formats)
+        plan = rw.choose(self.model, stats, keep=keep, curves=curves)
+        return rw.factorise(self.model, plan, stats, data=self.batches, seed=self.seed)
+
+    def every_format(self, only: list[str] | None) -> Methods:
+        """Method by name: each format by itself, with the SVD for layers that it does not take, and all together."""
+        result: Methods = {
+            f"ours {name}": partial(self.among, formats=tuple(dict.fromkeys(("svd", name)))) for name in rw.FORMATS
+        }
+        result["ours, auto"] = partial(self.among, formats=("auto",))
+        return {name: run for name, run in result.items() if not only or any(word in name for word in only)}
+
+    def methods(self, only: list[str] | None) -> Methods:
         """Method by name, the baseline first: others are compared with it."""
-        result: dict[str, Callable[[dict[str, float]], nn.Module]] = {
+        result: Methods = {
             "baseline (input-metric SVD)": self.baseline,
             "SVD in the Frobenius norm": self.frobenius,
         }
@@ -92,8 +117,8 @@ class Compressor:
         return {name: run for name, run in result.items() if not only or any(word in name for word in only)}
 
 
-def measure(name: str, task: Task, options: Compressor, only: list[str] | None, keeps: tuple[float, ...]) -> list[Row]:
-    """Rows of one network."""
+def measure(name: str, task: Task, options: Compressor, methods: Methods, budgets: list[dict[str, float]]) -> list[Row]:
+    """Rows of one network; every method is compared with the first one."""
     model = options.model
     dense_test = task.answers(model, task.images)
     own = task.further is task.images
@@ -102,11 +127,12 @@ def measure(name: str, task: Task, options: Compressor, only: list[str] | None, 
     example = options.batches[0][:1]
     before = rw.evaluate.size(model, example)
     rows: list[Row] = [{"network": name, "method": "dense", "keep": 1.0, "top1": _percent(dense_right)}]
-    for keep in keeps:
+    for budget in budgets:
+        ((unit, keep),) = budget.items()
         baseline: Tensor | None = None
-        for method, run in options.methods(only).items():
+        for method, run in methods.items():
             begin = time.perf_counter()
-            small = run({"macs": keep})
+            small = run(budget)
             seconds = time.perf_counter() - begin
             after = rw.evaluate.size(small, example)
             answers = task.answers(small, task.images)
@@ -115,7 +141,7 @@ def measure(name: str, task: Task, options: Compressor, only: list[str] | None, 
             row: Row = {
                 "network": name,
                 "method": method,
-                "budget": "macs",
+                "budget": unit,
                 "keep": keep,
                 "top1": _percent(right),
                 "agreement": _percent(further == dense_further),
@@ -144,6 +170,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--networks", nargs="+", default=list(TASKS), choices=list(TASKS))
     options.add_argument("--keeps", nargs="+", type=float, help="budgets instead of each network's own")
+    options.add_argument("--formats", choices=["default", "auto"], default="default")
     options.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words")
     options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
@@ -155,9 +182,14 @@ def main() -> None:
         task = TASKS[name](module)
         if arguments.quick:
             task = replace(task, calibration=task.calibration[:256], further=task.further[::10])
-        keeps = tuple(arguments.keeps or task.keeps)
         compressor = Compressor(task, arguments.seed, arguments.device)
-        rows += measure(name, task, compressor, arguments.methods, keeps)
+        if arguments.formats == "auto":
+            methods, budgets = compressor.every_format(arguments.methods), AUTO_BUDGETS
+        else:
+            methods, budgets = compressor.methods(arguments.methods), [{"macs": keep} for keep in task.keeps]
+        if arguments.keeps:
+            budgets = [{"macs": keep} for keep in arguments.keeps]
+        rows += measure(name, task, compressor, methods, budgets)
         report(rows, COLUMNS, "training-free compression", arguments.json)
 
 
