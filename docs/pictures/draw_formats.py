@@ -30,7 +30,7 @@ EXAMPLES: dict[str, tuple[Ranks, ...]] = {
     "str": ((2, 16, 32, 16), (2, 48, 48)),
     "ht": ((40, 40, 4), (4, 4, 4)),
     "btd": ((2, 24, 24), (4, 48, 8, 4)),
-    "kronecker": ((16,), (64,)),
+    "kronecker": ((8,), (8,)),
 }
 COLOURS = {"channels": "#1d6fb8", "outputs": "#c2570c", "taps": "#2e7d32", "ranks": "#5b2a86"}
 INK, GREY, FILL = "#1f2933", "#5f6b7a", "#f3f0f8"

@@ -93,8 +93,7 @@ def takes(format: Format, name: str) -> bool:
 GRID = [(format, name) for format in FORMATS.values() for name in LAYERS if takes(format, name)]
 # Closed forms are tested on every layer; of the formats that share one engine, the others are with the slow tests.
 CLOSED = {"svd", "spatial_svd", "tucker2"}
-SELECTED = {"linear", "transformers' Conv1D", "1 x 1, stride 2, padding 1", "3 x 3", "5 x 3, all uneven"}
-SELECTED |= {"same, even kernel, reflect", "groups 4, all uneven"}
+SELECTED = {"linear", "transformers' Conv1D", "1 x 1, stride 2, padding 1", "5 x 3, all uneven", "groups 4, all uneven"}
 
 
 def param(format: Format, name: str, quick: bool) -> Any:
@@ -123,6 +122,11 @@ def metrics_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> list[Metri
         few = max(1, site.in_features // 8)
         accumulator.update(rows if kind == "many rows" else rows[:, rows.shape[1] // 3 :][:, ::3][:, :few])
     return accumulator.moments().metrics()
+
+
+def factors_in(chain: LowRank) -> list[Any]:
+    """The layers of a chain that hold its factors."""
+    return [module for module in chain if hasattr(module, "weight")]
 
 
 def some_ranks(format: Format, site: Site) -> Ranks:
@@ -362,7 +366,7 @@ def test_chain_takes_over_how_the_layer_is_kept(format: Format, name: str) -> No
         assert not any(parameter.requires_grad for parameter in chain.parameters())
         assert {parameter.dtype for parameter in chain.parameters()} == {dtype}
         if len(site.weight_shape) == 4:
-            assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in chain)  # type: ignore
+            assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in factors_in(chain))
         layer.train(True).requires_grad_(True)
         chain = format.build(layer, ranks, bias=True)
         assert chain.training
@@ -382,9 +386,8 @@ def test_gradients_reach_the_computed_weight(format: Format, name: str) -> None:
     layer, site, _ = made(name)
     chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site)))
     chain.weight.square().sum().backward()
-    for index, module in enumerate(chain):
-        weight: Any = module.weight
-        assert float(weight.grad.abs().max()) > 0, f"factor {index}"
+    for index, module in enumerate(factors_in(chain)):
+        assert float(module.weight.grad.abs().max()) > 0, f"factor {index}"
 
 
 def one_of_each_kind_first() -> Iterator[Any]:
@@ -417,6 +420,7 @@ def test_onnx(format: Format, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_torch_compile_without_a_graph_break(format: Format) -> None:
     layer, site, x = made("stride (2, 1)", torch.float32)
+    torch._dynamo.reset()  # it would give up after eight chains
     chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
     compiled = torch.compile(chain, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), chain(x))
