@@ -12,12 +12,16 @@ from types import ModuleType
 import pytest
 import torch
 
+from rankwise.torchvision_shim import import_torchvision
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
     """Two workers share two cores: one thread each; a single process may use both."""
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    if importlib.util.find_spec("torchvision"):  # before transformers imports it, whose operators may not load
+        import_torchvision()
 
 
 @pytest.fixture(scope="module")

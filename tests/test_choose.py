@@ -299,7 +299,7 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"keep": {"macs": 1.5}}, "1.5 is neither a fraction up to 1.0 nor a whole number"),
         ({"keep": {"macs": 50.5}}, "50.5 is neither a fraction"),
         ({"keep": {"macs": np.float32("nan")}}, "above 0, not .*nan"),
-        ({"formats": ["cp"]}, "unknown format 'cp'"),
+        ({"formats": ["parafac"]}, "unknown format 'parafac'"),
         ({"metric": "fisher"}, "unknown metric 'fisher'"),
         ({"ignore": ["block9.*"]}, r"'block9.\*' matches no site; near names are: "),
         ({"include": ["steam"]}, "'steam' matches no site; near names are: stem"),
@@ -310,7 +310,7 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"pin": {"stem": 16}}, "a pin is .* not 16"),
         ({"pin": {"stem": ("svd", 4)}}, "a pin is"),
         ({"pin": {"stem": ("svd", (4.5,))}}, "a pin is"),
-        ({"pin": {"stem": "cp:4"}}, "unknown format 'cp'"),
+        ({"pin": {"stem": "parafac:4"}}, "unknown format 'parafac'"),
         ({"pin": {"stem": "svd:4,4"}}, r"site 'stem': svd cannot have ranks \(4, 4\)"),
         ({"pin": {"stem": "svd:99"}}, r"site 'stem': svd cannot have ranks \(99,\).* between 1 and \(12,\)"),
         ({"pin": {"head": "tucker2:2,2"}}, "site 'head' cannot be pinned to tucker2"),
@@ -433,7 +433,7 @@ def test_recount_refuses_what_cannot_be_built(net: Net, curves: Any) -> None:
     plan = choose(model, stats, keep={"macs": 0.5}, curves=curves["input"])
     for change, message in (
         ({"site": "steam"}, "'steam' matches no site; near names are: stem"),
-        ({"format": "cp", "ranks": (2,)}, "unknown format 'cp'"),
+        ({"format": "parafac", "ranks": (2,)}, "unknown format 'parafac'"),
         ({"format": "svd", "ranks": (2, 2)}, r"site 'stem': svd cannot have ranks \(2, 2\)"),
         ({"format": "svd", "ranks": (1000,)}, r"svd cannot have ranks \(1000,\)"),
     ):

@@ -103,8 +103,8 @@ def test_rank_step() -> None:
 
 def test_complaints(net: tuple[nn.Module, Statistics]) -> None:
     model, stats = net
-    with pytest.raises(ValueError, match="unknown format 'cp'"):
-        profile(model, stats, formats=["svd", "cp"])
+    with pytest.raises(ValueError, match="unknown format 'parafac'"):
+        profile(model, stats, formats=["svd", "parafac"])
     with pytest.raises(ValueError, match="no format given"):
         profile(model, stats, formats=[])
     with pytest.raises(ValueError, match="unknown metric 'fisher'; the metrics are input, weight"):

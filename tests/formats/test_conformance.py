@@ -272,7 +272,7 @@ def from_random_starts(
             generator = torch.Generator().manual_seed(seed)
             shapes = [network.shape(letters) for letters in network.factors]
             start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-            errors.append(multilinear.fit(W_TD, metric, network.equation, start, 1000, 1e-7).error)
+            errors.append(multilinear.fit(W_TD, metric, network.equation, start, 3000, 1e-9).error)
             if errors[-1] < 1e-5 * metric.energy(W_TD):
                 break
         worst = max(worst, min(errors) / metric.energy(W_TD))
@@ -456,17 +456,23 @@ def test_illegal_ranks_are_refused_with_site_ranks_and_limits(format: Format, na
 # ---- faults that were measured in other libraries
 
 
+def exact_ranks(format: Format, site: Site) -> Ranks:
+    """The least ranks at which a format is exact: one block, a ring that is a train."""
+    limits = format.limits(site)
+    return (1, *limits[1:]) if format.name in ("btd", "tr", "str") else limits
+
+
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_no_truncation_asked_reproduces_the_layer_in_single_precision(format: Format) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(32, 48, 3, padding=1)
     x = torch.randn(2, 32, 7, 7)
     site = find(nn.Sequential(conv), x)["0"]
-    chain = chain_of(format, conv, site, fitted(format, conv, site, format.limits(site)))
+    chain = chain_of(format, conv, site, fitted(format, conv, site, exact_ranks(format, site)))
     with torch.no_grad():
         wanted = conv(x)
         assert float((chain(x) - wanted).abs().max() / wanted.abs().max()) < 1e-5
-    assert sum(p.numel() for p in chain.parameters()) == format.cost(site, format.limits(site), True).params
+    assert sum(p.numel() for p in chain.parameters()) == format.cost(site, exact_ranks(format, site), True).params
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)

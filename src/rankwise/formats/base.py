@@ -81,6 +81,11 @@ class LowRank(nn.Sequential):
             assert isinstance(weight, Tensor)
             self.in_features, self.out_features = self.nx, self.nf = weight.shape
 
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "in_channels") and x.dim() == 1 + len(self.kernel_size):  # one sample without a batch
+            return super().forward(x[None])[0]
+        return super().forward(x)
+
     @property
     def bias(self) -> Tensor | None:
         """Bias of the last layer."""

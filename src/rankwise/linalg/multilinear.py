@@ -38,6 +38,9 @@ DIRECT_ROWS = 512
 DIRECT_INPUTS = 2304
 # Relative to the mean diagonal of a block's normal matrix.
 PROXIMAL = 1e-7
+# Sweeps end before the parts of a kernel are this much larger than it: they would cancel each other, and in half
+# precision what is left of them would be rounding errors.
+CANCELLING = 30.0
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,19 @@ def fit(
             jump *= 1.5 if further_error < moved_error else 0.5
             if further_error < moved_error:
                 moved, moved_error = further, further_error
-        if not moved_error < error:  # converged up to rounding
+        if not moved_error < error or _cancelling(equation, moved):  # converged up to rounding, or degenerate
             break
         before, factors, error = error, moved, moved_error
         history.append(error)
         if before - error <= tolerance * before or error <= 1e-14 * solver.total:
             break
     return Fitted(factors, error, history)
+
+
+def _cancelling(equation: Equation, factors: Sequence[Tensor]) -> bool:
+    """Whether the sum of the parts' absolute values is far above the kernel."""
+    kernel = compose(equation, factors).norm()
+    return bool(compose(equation, [factor.abs() for factor in factors]).norm() > CANCELLING * kernel)
 
 
 class Solver:
