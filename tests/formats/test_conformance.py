@@ -234,7 +234,7 @@ def planted_ranks(format: Format, site: Site) -> Ranks:
     if format.name in ("cp", "cp3"):
         return (min(3, *format.limits(site)),)
     if format.name in ("tr", "str", "btd", "tucker"):
-        return tuple(min(2, limit) for limit in format.limits(site))
+        return tuple(min(2, max(1, limit // 3)) for limit in format.limits(site))
     return some_ranks(format, site)
 
 
