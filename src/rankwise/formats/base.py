@@ -81,10 +81,10 @@ class LowRank(nn.Sequential):
             assert isinstance(weight, Tensor)
             self.in_features, self.out_features = self.nx, self.nf = weight.shape
 
-    def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "in_channels") and x.dim() == 1 + len(self.kernel_size):  # one sample without a batch
-            return super().forward(x[None])[0]
-        return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:  # the name that the dense layers give it
+        if hasattr(self, "in_channels") and input.dim() == 1 + len(self.kernel_size):  # one sample without a batch
+            return super().forward(input[None])[0]
+        return super().forward(input)
 
     @property
     def bias(self) -> Tensor | None:
