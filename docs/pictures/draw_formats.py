@@ -11,7 +11,16 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from rankwise.cli.formats import CONV, LINEAR, factor_names, layer_name, layer_site, layers_of, network_of, rank_letters
+from rankwise.cli.format_facts import (
+    CONV,
+    LINEAR,
+    factor_names,
+    layer_name,
+    layer_site,
+    layers_of,
+    network_of,
+    rank_letters,
+)
 from rankwise.formats import FORMATS, Format, Ranks
 from rankwise.formats.multilinear import Shape
 from rankwise.sites import Site

@@ -95,8 +95,8 @@ def profile(
     Args:
         model: the dense network.
         source: statistics, or only the sites for `metric="weight"`.
-        formats: names of the formats to consider, or "auto" for all of them: a format that others clearly beat on a
-            site is dropped there after one fit.
+        formats: names of the formats to consider, or "auto" for all there are. Of those whose curves are
+            fitted, one that the others clearly beat on a site is dropped there after one fit.
         metric: "input" (the covariance of each site's input) or "weight" (Frobenius).
         round_to: ranks are multiples of this.
         only: names of the sites to consider; the others get no curve but their dense option.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.cli.formats import CONV, LINEAR, describe, half, layer_site
+from rankwise.cli.format_facts import CONV, LINEAR, describe, half, layer_site
 from rankwise.formats import FORMATS
 
 DOCS = Path(__file__).parents[2] / "docs"

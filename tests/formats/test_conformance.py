@@ -76,8 +76,6 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> Made:
 # Formats that take convolutions with several taps only; the others take every layer of the grid.
 NEEDS_TAPS = {"tucker2", "cp", "cp3"}
 NEEDS_BOTH_DIRECTIONS = {"spatial_svd", "tucker"}
-# Nothing to split: 7 outputs, an odd number of inputs or outputs, three channels.
-TOO_SMALL: dict[str, set[str]] = {}
 
 
 def takes(format: Format, name: str) -> bool:
@@ -87,7 +85,7 @@ def takes(format: Format, name: str) -> bool:
         return shape not in ((), (1, 1))
     if format.name in NEEDS_BOTH_DIRECTIONS:
         return bool(shape) and min(shape) > 1
-    return name not in TOO_SMALL.get(format.name, ())
+    return True
 
 
 GRID = [(format, name) for format in FORMATS.values() for name in LAYERS if takes(format, name)]

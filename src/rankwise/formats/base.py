@@ -116,9 +116,13 @@ class Format(ABC):
     summary: ClassVar[str]
     use: ClassVar[str]
 
-    @abstractmethod
     def refuses(self, site: Site) -> str | None:
         """Why this format makes no sense for the site; None where it does."""
+        return site.dense_because or self.unfit(site)
+
+    @abstractmethod
+    def unfit(self, site: Site) -> str | None:
+        """Why it makes no sense for a layer of that kind and shape."""
 
     @abstractmethod
     def limits(self, site: Site) -> Ranks:

@@ -35,9 +35,7 @@ class BlockTerm(Multilinear):
     summary = "block terms: 1 x 1, grouped k x k, 1 x 1"
     use = "convolutions whose channels fall into groups that hardly meet: small Tucker blocks side by side"
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)
         if shape.taps == 1 and 1 in split_number(shape.channels, 2):
             return f"{self.name} needs a number of inputs with a divisor; use svd"

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from ..linalg import splitting
 from ..sites import Site
-from .base import Ranks, steps
-from .multilinear import Multilinear, Shape
+from .base import Ranks
+from .multilinear import Multilinear, Shape, single
 from .network import Network
-
-# A curve asks for at most this many ranks.
-CANDIDATES = 32
 
 
 class CP3(Multilinear):
@@ -31,9 +28,7 @@ class CP3(Multilinear):
     summary = "sum of rank-one kernels: 1 x 1, depthwise k x k, 1 x 1"
     use = "small budgets: a narrow layer, a depthwise one, a wide one, and a single rank to choose"
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         if site.kind != "conv2d" or site.kernel_size == (1, 1):
             return f"{self.name} needs a convolution kernel larger than 1 x 1; use svd"
         return None
@@ -52,7 +47,7 @@ class CP3(Multilinear):
         return (math.prod(modes) // max(modes),)
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        return [[(rank,) for rank in steps(self.largest(shape)[0], step, CANDIDATES)]]
+        return [single(self.largest(shape)[0], step)]
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         A, *others = splitting.terms(X, network.sizes["r"])

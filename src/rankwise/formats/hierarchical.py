@@ -1,7 +1,6 @@
 """Hierarchical Tucker: a tree of bases, each bound to the next by a small transfer tensor.
 
-Letters: t outputs, c channels, q taps; of a split matrix t, u, v output modes and i, j, k input modes; a, b, d leaf
-bonds, e the bond between the branches.
+Letters: t outputs, c channels, q taps; of a split matrix t, u, v output modes and i, j, k input modes; a, b, e bonds.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .base import Ranks
 from .multilinear import Multilinear, Shape, proportional, split_number
 from .network import Network
 
-# Bonds between the branches of a convolution on a ladder: how many of its taps.
+# Kernels that all channels of a convolution share, on a ladder, as a share of its taps.
 SHARED = (0.34, 0.67)
 
 
@@ -34,9 +33,7 @@ class HierarchicalTucker(Multilinear):
     summary = "hierarchical Tucker: bases of outputs, channels and taps, bound by a tree of small tensors"
     use = "convolutions made of a few k x k kernels that all channels share; matrices at few parameters, not MACs"
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)
         if shape.taps == 1 and 1 in (split_number(shape.outputs, 3)[0], split_number(shape.channels, 3)[0]):
             return f"{self.name} needs more inputs and outputs to split; use svd"

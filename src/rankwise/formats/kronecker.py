@@ -13,12 +13,9 @@ from torch import Tensor
 
 from ..linalg import splitting
 from ..sites import Site
-from .base import Ranks, steps
-from .multilinear import Multilinear, Shape, divisors
+from .base import Ranks
+from .multilinear import Multilinear, Shape, divisors, single
 from .network import Network
-
-# A curve asks for at most this many ranks.
-CANDIDATES = 32
 
 
 class Kronecker(Multilinear):
@@ -36,9 +33,7 @@ class Kronecker(Multilinear):
     summary = "sum of Kronecker products: a small layer on slices of the channels, another one across the slices"
     use = "very small budgets, and weights that repeat one block; the steps from rank to rank are coarse"
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         if self.largest(Shape.of_site(site)) == (1,):
             return f"{self.name} needs numbers of inputs and outputs with divisors; use svd"
         return None
@@ -67,7 +62,7 @@ class Kronecker(Multilinear):
         return (min(u * s, shape.outputs * shape.channels * shape.taps // (u * s)),)
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        return [[(rank,) for rank in steps(self.largest(shape)[0], 1, CANDIDATES)]]
+        return [single(self.largest(shape)[0], 1)]
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         second, first = network.factors

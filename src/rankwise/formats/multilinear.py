@@ -30,6 +30,7 @@ from .base import (
     relative,
     same_tensor_options,
     set_bias,
+    steps,
     ungrouped,
 )
 from .network import Network
@@ -241,6 +242,11 @@ def _between(places: Sequence[int], values: Sequence[float], count: int) -> list
         low, high = math.log(max(values[after - 1], floor)), math.log(max(values[after], floor))
         result.append(math.exp(low + share * (high - low)))
     return result
+
+
+def single(limit: int, step: int) -> list[Ranks]:
+    """Of a form with one rank: at most 32 of its values."""
+    return [(rank,) for rank in steps(limit, step, 32)]
 
 
 def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:

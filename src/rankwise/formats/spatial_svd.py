@@ -46,9 +46,7 @@ class SpatialSVD(Format):
     summary = "two factors: k x 1 convolution to few channels, 1 x k convolution back"
     use = "k x k convolutions: the kernel is taken apart too, and there are still only two layers to run"
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         if site.kind != "conv2d" or min(site.kernel_size) == 1:
             return "spatial_svd needs a convolution kernel larger than 1 in both directions; use svd"
         return None

@@ -46,8 +46,8 @@ class SVD(Format):
     summary = "two factors: Linear pair, or k x k convolution to few channels and a 1 x 1 convolution"
     use = "the first choice for linear layers and 1 x 1 convolutions: an exact optimum, and only two layers to run"
 
-    def refuses(self, site: Site) -> str | None:
-        return site.dense_because
+    def unfit(self, site: Site) -> str | None:
+        return None
 
     def limits(self, site: Site) -> Ranks:
         return (min(site.out_features // site.groups, site.in_features),)

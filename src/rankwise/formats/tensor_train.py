@@ -78,9 +78,7 @@ class TensorTrain(Multilinear):
     slices = 1
     closed = False
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)
         if self.slices > 1 and shape.outputs % self.slices and shape.channels % self.slices:
             return f"{self.name} needs an even number of inputs or outputs; use svd"

@@ -33,9 +33,7 @@ class Tucker(Multilinear):
     summary = "Tucker with spatial modes: 1 x 1, depthwise k x 1 and 1 x k, 1 x 1, 1 x 1"
     use = "large kernels with many channels, where rows and columns of the kernel can be narrowed as well"
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         if site.kind != "conv2d" or min(site.kernel_size) == 1:
             return f"{self.name} needs a convolution kernel larger than 1 in both directions; use svd"
         return None

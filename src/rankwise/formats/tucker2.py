@@ -48,9 +48,7 @@ class Tucker2(Format):
     summary = "three factors: 1 x 1 to few channels, small k x k core, 1 x 1 back"
     use = "k x k convolutions with many channels on both sides, where inputs and outputs can both be narrowed"
 
-    def refuses(self, site: Site) -> str | None:
-        if site.dense_because:
-            return site.dense_because
+    def unfit(self, site: Site) -> str | None:
         if site.kind != "conv2d" or site.kernel_size == (1, 1):
             return "tucker2 needs a convolution kernel larger than 1 x 1; use svd"
         return None

@@ -52,16 +52,19 @@ class Block:
         self.rows = self.count(self.held + self.bonds)
         last = self.equation.output_factor
         self.others = [term for number, term in enumerate(terms) if number not in (k, last)]
-        self.A: tuple[str, Tensor] | None = terms[last] if last is not None else None
-        if self.A is None:
-            outputs = [self.sizes[letter] for letter in self.equation.outputs]
-            WS = self.equation.kernel, problem.WS_TD.reshape(*outputs, *self.modes)
+        # With an output factor only the span of its columns is reached: outputs are summed over it, once and for all.
+        self.reached, self.A_gram = self.equation.outputs, None
+        if last is None:
+            WS = problem.WS_TD
         else:
-            reached = "".join(letter for letter in self.A[0] if letter not in self.equation.outputs)
-            states = [self.sizes[letter] for letter in reached]
-            projected = problem.projected(self.A[1], self.A[0])
-            WS = reached + self.equation.inputs, projected.reshape(*states, *self.modes)
-        self.right = contract([WS, *self.others], self.letters)
+            letters, A = terms[last]
+            self.reached = "".join(letter for letter in letters if letter not in self.equation.outputs)
+            pair = (letters, A), (self._copied(letters, ""), A)
+            self.A_gram = contract(pair, self.reached + self.reached.upper())
+            WS = problem.projected(A, letters)
+        states = [self.sizes[letter] for letter in self.reached]
+        right = self.reached + self.equation.inputs, WS.reshape(*states, *self.modes)
+        self.right = contract([right, *self.others], self.letters)
         self.grams = self._grams()
         marginal = self.metric.marginal(self.modes, [self.equation.inputs.index(letter) for letter in self.held])
         self.marginal = marginal
@@ -73,19 +76,15 @@ class Block:
     def count(self, letters: str) -> int:
         return math.prod(self.sizes[letter] for letter in letters)
 
+    def _copied(self, letters: str, shared: str) -> str:
+        """Letters of a factor's copy: capitals, but for the outputs and `shared`."""
+        kept = self.equation.outputs + shared
+        return "".join(letter if letter in kept else letter.upper() for letter in letters)
+
     def _twice(self, shared: str) -> list[tuple[str, Tensor]]:
-        """The other factors and a copy of them, in whose letters all but the outputs and `shared` are capitals."""
-        kept = set(self.equation.outputs + shared)
-
-        def copy(letters: str) -> str:
-            return "".join(letter if letter in kept else letter.upper() for letter in letters)
-
-        pairs = [*self.others, *((copy(letters), factor) for letters, factor in self.others)]
-        if self.A is None:
-            return pairs
-        letters, A = self.A
-        both = "".join(letter for letter in letters if letter not in self.equation.outputs)
-        return [*pairs, (both + both.upper(), contract([(letters, A), (copy(letters), A)], both + both.upper()))]
+        """The other factors and their copies."""
+        pairs = [*self.others, *((self._copied(letters, shared), factor) for letters, factor in self.others)]
+        return pairs if self.A_gram is None else [*pairs, (self.reached + self.reached.upper(), self.A_gram)]
 
     def _grams(self) -> list[tuple[str, Tensor]]:
         """Products of the others, summed over all but this factor's bonds, as if no input knew of another.
@@ -117,21 +116,20 @@ class Block:
             H = reduce(torch.kron, [gram for _, gram in self.grams])
             order = self.outs + self.held + coupled
         else:
-            sigma = self.equation.inputs + self.equation.inputs.upper(), self._sigma()
+            pair = self.equation.inputs + self.equation.inputs.upper()
+            sigma = pair, self.metric.dense().reshape(*self.modes, *self.modes)
             H = contract([sigma, *self._twice("")], coupled + coupled.upper()).reshape(self.rows, self.rows)
             order = self.outs + coupled
         H = H + self.p * torch.eye(len(H), dtype=H.dtype, device=H.device)
         right, before = (torch.einsum(f"{self.letters}->{order}", x).reshape(-1, len(H)) for x in (self.right, self.f))
         return self._back(torch.cholesky_solve((right + self.p * before).mT, cholesky(H)).mT, order)
 
-    def _sigma(self) -> Tensor:
-        return self.metric.dense().reshape(*self.modes, *self.modes)
-
     def descended(self, steps: int) -> Tensor:
         """Some steps of conjugate gradients from where the factor is; the proximal term has no gradient there."""
         order = self.outs + self.held + "".join(bonds for bonds, _ in self.grams)
         # Of a matrix that is too large its diagonal has to do.
-        roots = [cholesky(part, 1e-6) if len(part) <= IDENTITY_ROWS else part.diagonal() for part in self._parts()]
+        parts = [self.marginal, *(gram for _, gram in self.grams)]
+        roots = [cholesky(part, 1e-6) if len(part) <= IDENTITY_ROWS else part.diagonal() for part in parts]
 
         def precondition(x: Tensor) -> Tensor:
             solved = torch.einsum(f"{self.letters}->{order}", x).reshape(-1, *(len(root) for root in roots))
@@ -140,36 +138,25 @@ class Block:
                 if root.dim() == 2:
                     moved = torch.cholesky_solve(moved, root)
                 else:
-                    moved = (
-                        moved / root.clamp_min(max(1e-6 * float(root.mean()), torch.finfo(root.dtype).tiny))[:, None]
-                    )
+                    least = max(1e-6 * float(root.mean()), torch.finfo(root.dtype).tiny)
+                    moved = moved / root.clamp_min(least)[:, None]
                 shape = [solved.shape[axis], *(size for d, size in enumerate(solved.shape) if d != axis)]
                 solved = moved.reshape(shape).movedim(0, axis)
             return self._back(solved, order)
 
         return conjugate_gradients(self._apply, precondition, self.f, self.right - self._normal(self.f), steps)
 
-    def _parts(self) -> list[Tensor]:
-        return [self.marginal, *(gram for _, gram in self.grams)]
-
     def _apply(self, x: Tensor) -> Tensor:
         return self._normal(x) + self.p * x
 
     def _normal(self, x: Tensor) -> Tensor:
-        """`J^T (I kron Sigma) J x`: the kernel on a basis of the outputs, times Sigma, and back."""
-        terms, outputs = [*self.others, (self.letters, x)], self.equation.outputs
-        back = list(self.others)
-        if self.A is not None:
-            letters, A = self.A
-            outputs = "".join(letter for letter in letters if letter not in self.equation.outputs)
-            V = contract(terms, outputs + self.equation.inputs)
-            A_TM = torch.einsum(f"{letters}->{self.equation.outputs}{outputs}", A).reshape(-1, self.count(outputs))
-            VS = (A_TM.mT @ A_TM) @ self.metric.times(V.reshape(-1, self.metric.dim))
-        else:
-            V = contract(terms, outputs + self.equation.inputs)
-            VS = self.metric.times(V.reshape(-1, self.metric.dim))
-        spread = VS.reshape(*(self.sizes[letter] for letter in outputs), *self.modes)
-        return contract([(outputs + self.equation.inputs, spread), *back], self.letters)
+        """`J^T (I kron Sigma) J x`: the kernel on the reached outputs, times Sigma, and back."""
+        kernel = self.reached + self.equation.inputs
+        V = contract([*self.others, (self.letters, x)], kernel)
+        VS = self.metric.times(V.reshape(-1, self.metric.dim))
+        if self.A_gram is not None:
+            VS = self.A_gram.reshape(len(VS), -1) @ VS
+        return contract([(kernel, VS.reshape(V.shape)), *self.others], self.letters)
 
     def _back(self, x: Tensor, order: str) -> Tensor:
         return torch.einsum(f"{order}->{self.letters}", x.reshape([self.sizes[letter] for letter in order]))

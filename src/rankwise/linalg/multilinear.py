@@ -103,19 +103,13 @@ def fit(
             jump *= 1.5 if further_error < moved_error else 0.5
             if further_error < moved_error:
                 moved, moved_error = further, further_error
-        if not moved_error < error or _cancelling(equation, moved):  # converged up to rounding, or degenerate
+        if not moved_error < error or solver.cancelling(moved):  # converged up to rounding, or degenerate
             break
         before, factors, error = error, moved, moved_error
         history.append(error)
         if before - error <= tolerance * before or error <= 1e-14 * solver.total:
             break
     return Fitted(factors, error, history)
-
-
-def _cancelling(equation: Equation, factors: Sequence[Tensor]) -> bool:
-    """Whether the sum of the parts' absolute values is far above the kernel."""
-    kernel = compose(equation, factors).norm()
-    return bool(compose(equation, [factor.abs() for factor in factors]).norm() > CANCELLING * kernel)
 
 
 class Solver:
@@ -132,6 +126,11 @@ class Solver:
         """`||(W - V) Sigma^(1/2)||_F^2`."""
         missed_TD = self.W_TD - compose(self.equation, factors).reshape(self.W_TD.shape)
         return max(self.metric.energy(missed_TD), 0.0)
+
+    def cancelling(self, factors: Sequence[Tensor]) -> bool:
+        """Whether the parts' absolute values add up to far more than the kernel."""
+        sizes = compose(self.equation, [factor.abs() for factor in factors])
+        return bool(sizes.norm() > CANCELLING * self.W_TD.norm())
 
     def outputs(self, factors: Sequence[Tensor], k: int) -> Tensor:
         """The factor that holds all outputs: `A (M Sigma M^T) = W Sigma M^T`, one system for all rows."""

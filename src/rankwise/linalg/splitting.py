@@ -74,8 +74,6 @@ def terms(X: Tensor, rank: int) -> list[Tensor]:
 
     The smallest modes are split off first: what is left for last are matrices, and all terms together are exact.
     """
-    if X.dim() == 1:
-        return [X[:, None]]
     order = sorted(range(X.dim()), key=lambda mode: X.shape[mode])
     weights, parts = _nested(X.permute(order), rank)
     kept = weights.argsort(descending=True, stable=True)[:rank]
