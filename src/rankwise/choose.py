@@ -109,7 +109,7 @@ def choose(
         if unit != "bytes":
             return getattr(option, unit)
         if option.format != DENSE:
-            return option.params * _width(site)
+            return _chain_bytes(site, option.format, option.ranks, option.params)
         return dense["bytes"] - stored_bytes(model, without=(site.name, *site.aliases))
 
     fixed = dense[unit] - sum(cost(site, dense_option(site)) for site in sites.values())
@@ -152,13 +152,15 @@ def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict
     return {
         "params": sites.total_params + sum(row.params - site.params for row, site in built),
         "macs": sites.total_macs + sum(row.macs - site.macs for row, site in built),
-        "bytes": stored_bytes(model, without=gone) + sum(row.params * _width(site) for row, site in built),
+        "bytes": stored_bytes(model, without=gone)
+        + sum(_chain_bytes(site, row.format, row.ranks, row.params) for row, site in built),
     }
 
 
-def _width(site: Site) -> int:
-    """Bytes of each number of the site's weight, and of whatever takes its place."""
-    return torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+def _chain_bytes(site: Site, format: str, ranks: Sequence[int], params: int) -> int:
+    """Bytes of a chain as stored: numbers of the weight's width, and indices."""
+    width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+    return params * width + 4 * get_format(format).indices(site, tuple(ranks))
 
 
 def _budget(keep: Mapping[str, float]) -> tuple[str, float]:

@@ -347,7 +347,7 @@ def test_chain_offers_what_host_code_reads_of_the_layer(format: Format, name: st
         assert chain.bias is None
     else:
         assert chain.bias is not None
-        assert torch.equal(chain.bias, layer.bias)
+        torch.testing.assert_close(chain.bias, layer.bias)
     assert f"format='{format.name}'" in repr(chain)
 
 

@@ -104,7 +104,8 @@ def _check_chain(layer: nn.Module, chain: Chain, stored: Mapping[str, Tensor]) -
         raise ValueError(f"site {site.name!r} cannot be in format {chain.format!r}: {reason}")
     format.check(site, chain.ranks)
     for name, tensor in stored.items():
-        if name.startswith(f"{site.name}.") and NAMES[tensor.dtype] != chain.dtype:
+        indices = tensor.dtype == torch.int32
+        if name.startswith(f"{site.name}.") and not indices and NAMES[tensor.dtype] != chain.dtype:
             raise ValueError(
                 f"tensor {name!r} is {tensor.dtype}, the structure says {chain.dtype}; save the artifact again"
             )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import FORMATS, LowRank
-from ..formats.modules import Arrange, Bias, GroupedLinear
+from ..formats.modules import Arrange, Bias, GroupedLinear, Pivoted
 from ..state import NAMES
 from .manifest import FLOATS, Chain
 
@@ -53,6 +53,9 @@ def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
 
 
 def _is_plain(layer: nn.Module) -> bool:
+    if type(layer) is Pivoted:
+        own = layer.state_dict().keys() <= {"order", "rest.weight", "rest.bias"}
+        return own and (layer.rest is None or _is_plain(layer.rest))
     return type(layer) in PLAIN and layer.state_dict().keys() <= {"weight", "bias"}
 
 

@@ -88,9 +88,10 @@ class LowRank(nn.Sequential):
 
     @property
     def bias(self) -> Tensor | None:
-        """Bias of the last layer."""
-        bias: Tensor | None = getattr(self[-1], "bias", None)
-        return bias
+        """The bias that the chain adds; computed anew where no layer holds it."""
+        from . import FORMATS
+
+        return FORMATS[self.format].chain_bias(self)
 
     @property
     def weight(self) -> Tensor:
@@ -165,6 +166,15 @@ class Format(ABC):
     @abstractmethod
     def chain_weight(self, chain: LowRank) -> Tensor:
         """The dense weight of a chain, O x I/G [x kh x kw], from its layers' parameters (differentiable)."""
+
+    def chain_bias(self, chain: LowRank) -> Tensor | None:
+        """The bias of a chain (differentiable): that of its last layer."""
+        bias: Tensor | None = getattr(chain[-1], "bias", None)
+        return bias
+
+    def indices(self, site: Site, ranks: Ranks) -> int:
+        """Whole numbers of 4 bytes that the chain holds beside its parameters."""
+        return 0
 
     def check(self, site: Site, ranks: Ranks) -> Ranks:
         """The ranks as a tuple of integers.
