@@ -91,7 +91,7 @@ def settled(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 assert module.running_mean is not None
                 assert module.running_var is not None
                 module.running_mean.normal_(0, 0.3, generator=generator)

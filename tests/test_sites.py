@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 from typing import Any
 
 import pytest
@@ -89,6 +90,38 @@ def test_conv_with_same_padding_and_an_unbatched_image() -> None:
     assert site.calls == (Call(rows=49, in_positions=49, in_size=(7, 7), out_size=(7, 7)),)
 
 
+CONVOLUTIONS: dict[str, Any] = {
+    "1-D": (nn.Conv1d(4, 6, 5, 2, 3, dilation=2, groups=2), (2, 4, 21), (10,)),
+    "1-D, same": (nn.Conv1d(4, 6, 4, padding="same"), (2, 4, 9), (9,)),
+    "1-D, one sample": (nn.Conv1d(4, 6, 3), (4, 10), (8,)),
+    "3-D": (nn.Conv3d(2, 3, (1, 2, 3), (1, 2, 1), (0, 1, 2)), (2, 2, 4, 5, 6), (4, 3, 8)),
+    "3-D, one sample": (nn.Conv3d(2, 4, 2, groups=2, bias=False), (2, 4, 4, 4), (3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_other_dimensions_count_as_the_flop_counter_does(name: str) -> None:
+    layer, shape, out_size = CONVOLUTIONS[name]
+    dims = len(layer.kernel_size)
+    site = find(layer, torch.zeros(shape))[""]
+    samples = shape[0] if len(shape) == dims + 2 else 1
+    (call,) = site.calls
+    assert (call.in_size, call.out_size) == (shape[-dims:], out_size)
+    assert call.in_positions == samples * math.prod(shape[-dims:])
+    assert site.out_positions == samples * math.prod(out_size)
+    assert site.kind == f"conv{dims}d"
+    assert (site.weight_shape, site.params) == (tuple(layer.weight.shape), sum(p.numel() for p in layer.parameters()))
+    assert (site.stride, site.padding, site.dilation) == (layer.stride, layer.padding, layer.dilation)
+    assert site.macs == products(layer, torch.zeros(shape))
+    assert site.positions((0,)) * shape[-dims] == samples * math.prod(shape[-dims:]) * out_size[0]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 8, 3, groups=4), nn.Conv3d(4, 4, 3, groups=4)])
+def test_depthwise_convolutions_of_other_dimensions_stay_dense(layer: Any) -> None:
+    site = find(layer, torch.zeros(1, 4, *[7] * len(layer.kernel_size)))[""]
+    assert str(site.dense_because).startswith("depthwise: each of its 4 groups has one input channel")
+
+
 @pytest.mark.parametrize("shape, rank", [((512, 512), 255), ((768, 3072), 614), ((4096, 11008), 2985), ((1, 9), 0)])
 def test_break_even_is_the_last_rank_that_saves(shape: tuple[int, int], rank: int) -> None:
     site = Site(name="fc", kind="linear", weight_shape=shape)
@@ -105,8 +138,6 @@ def test_break_even_of_a_grouped_convolution_is_per_group() -> None:
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_other_layers_are_counted_but_are_no_sites() -> None:
     parts = {
-        "conv1d": (nn.Conv1d(4, 6, 3), torch.zeros(2, 4, 10), 2 * 8 * 6 * 12),
-        "conv3d": (nn.Conv3d(2, 3, 2, groups=1), torch.zeros(1, 2, 4, 4, 4), 27 * 3 * 16),
         "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), torch.zeros(2, 4, 5, 5), 2 * 25 * 4 * 3 * 9),
         "lstm": (
             nn.LSTM(3, 5, 2, bidirectional=True),

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .counting import own_forward, site_kind
+from .counting import own_forward
+from .kinds import site_kind, spatial_dims
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
-    """Stride, padding, dilation, padding mode and groups of a convolution, nothing for another layer."""
-    if not isinstance(layer, nn.Conv2d):
+    """What a convolution has beside its weight and bias, nothing for another layer."""
+    if not spatial_dims(layer):
         return {}
-    return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "padding_mode", "groups")}
+    keys = ("stride", "padding", "dilation", "padding_mode", "groups", "output_padding")
+    return {key: getattr(layer, key) for key in keys}
 
 
 class Ties:
@@ -54,8 +56,9 @@ class Ties:
                 return f"{type(module).__name__} has a forward of its own, which a factorised layer would not run"
             if id(module) in users:
                 return f"its weight is used directly by {users[id(module)]}"
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.in_channels == layer.groups:
-            return f"depthwise: each of its {layer.groups} groups has one input channel, which leaves nothing to factor"
+        groups = getattr(layer, "groups", 1)
+        if groups > 1 and getattr(layer, "in_channels", 0) == groups:
+            return f"depthwise: each of its {groups} groups has one input channel, which leaves nothing to factor"
         for other in group:
             if site_kind(other) != site_kind(layer) or geometry(other) != geometry(layer):
                 return f"its weight is tied to {self._words(other)}, which has another geometry"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from factorise_nets import Chain, Grouped
+from factorise_nets import CASES, Chain, Grouped
 from helpers import Residual, batches_of, chains, make, outputs, plan_of, unchanged
 from torch import nn
 
@@ -47,6 +47,19 @@ def test_full_ranks_change_nothing(metric: str) -> None:
     plan = plan_of(stats.sites, {name: (PLANS[name][0], ranks) for name, ranks in full.items()}, metric)
     small = rw.factorise(model, plan, stats if metric == "input" else stats.sites)
     assert set(chains(small)) == set(PLANS)
+    torch.testing.assert_close(outputs(small, batches), outputs(model, batches), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case, format", [("signals", "svd"), ("signals", "tucker2"), ("volumes", "svd"), ("volumes", "tucker2")]
+)
+def test_full_ranks_of_other_convolutions_change_nothing(case: str, format: str) -> None:
+    build, data = CASES[case]
+    model, batches = make(build), data()
+    stats = rw.collect(model, batches)
+    rows = {name: (format, rw.FORMATS[format].limits(site)) for name, site in stats.sites.items() if site.taps > 1}
+    small = rw.factorise(model, plan_of(stats.sites, rows), stats)
+    assert set(chains(small)) == {"stem", "conv1", "conv2"}
     torch.testing.assert_close(outputs(small, batches), outputs(model, batches), rtol=1e-4, atol=1e-5)
 
 

@@ -125,7 +125,7 @@ class _Visitor:
         """Turn to another site."""
         self.current = name
         site = self.sites[name] if name else None
-        taps = site.kernel_size[0] * site.kernel_size[1] if site else 1
+        taps = site.taps if site else 1
         self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
 
     def observe(self, site: str, batch: int, x: Tensor, y: Tensor, repair: Repair | None) -> None:
