@@ -95,6 +95,14 @@ CONVOLUTIONS: dict[str, Any] = {
     "1-D, same": (nn.Conv1d(4, 6, 4, padding="same"), (2, 4, 9), (9,)),
     "1-D, one sample": (nn.Conv1d(4, 6, 3), (4, 10), (8,)),
     "3-D": (nn.Conv3d(2, 3, (1, 2, 3), (1, 2, 1), (0, 1, 2)), (2, 2, 4, 5, 6), (4, 3, 8)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 5), (11, 11)),
+    "transposed, all uneven": (
+        nn.ConvTranspose2d(4, 6, (3, 4), (2, 3), (1, 2), (1, 2), 2, dilation=(2, 1)),
+        (2, 4, 5, 6),
+        (12, 17),
+    ),
+    "transposed, 1-D": (nn.ConvTranspose1d(4, 6, 4, 2, 1, bias=False), (3, 4, 7), (14,)),
+    "transposed, 3-D, one sample": (nn.ConvTranspose3d(2, 3, 2, (1, 2, 2)), (2, 3, 4, 5), (4, 8, 10)),
     "3-D, one sample": (nn.Conv3d(2, 4, 2, groups=2, bias=False), (2, 4, 4, 4), (3, 3, 3)),
 }
 
@@ -109,8 +117,9 @@ def test_convolutions_of_other_dimensions_count_as_the_flop_counter_does(name: s
     assert (call.in_size, call.out_size) == (shape[-dims:], out_size)
     assert call.in_positions == samples * math.prod(shape[-dims:])
     assert site.out_positions == samples * math.prod(out_size)
-    assert site.kind == f"conv{dims}d"
-    assert (site.weight_shape, site.params) == (tuple(layer.weight.shape), sum(p.numel() for p in layer.parameters()))
+    assert site.kind == ("conv_transpose" if layer.transposed else "conv") + f"{dims}d"
+    assert site.weight_shape == (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    assert site.params == sum(p.numel() for p in layer.parameters())
     assert (site.stride, site.padding, site.dilation) == (layer.stride, layer.padding, layer.dilation)
     assert site.macs == products(layer, torch.zeros(shape))
     assert site.positions((0,)) * shape[-dims] == samples * math.prod(shape[-dims:]) * out_size[0]
@@ -120,6 +129,22 @@ def test_convolutions_of_other_dimensions_count_as_the_flop_counter_does(name: s
 def test_depthwise_convolutions_of_other_dimensions_stay_dense(layer: Any) -> None:
     site = find(layer, torch.zeros(1, 4, *[7] * len(layer.kernel_size)))[""]
     assert str(site.dense_because).startswith("depthwise: each of its 4 groups has one input channel")
+
+
+def test_a_transposed_convolution_that_is_told_its_output_size_stays_dense() -> None:
+    class Sized(nn.Module):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__()
+            self.up, self.args, self.kwargs = nn.ConvTranspose2d(4, 6, 3, stride=2), args, kwargs
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(x, *self.args, **self.kwargs)
+
+    for model in (Sized([12, 12]), Sized(output_size=[12, 12])):
+        site = find(model, torch.zeros(1, 4, 5, 5))["up"]
+        assert site.dense_because == "it is called with an output_size; give it an output_padding instead"
+        assert (site.calls[0].out_size, site.macs) == ((12, 12), 25 * 24 * 9)
+    assert find(Sized(), torch.zeros(1, 4, 5, 5))["up"].dense_because is None
 
 
 @pytest.mark.parametrize("shape, rank", [((512, 512), 255), ((768, 3072), 614), ((4096, 11008), 2985), ((1, 9), 0)])
@@ -138,7 +163,6 @@ def test_break_even_of_a_grouped_convolution_is_per_group() -> None:
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_other_layers_are_counted_but_are_no_sites() -> None:
     parts = {
-        "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), torch.zeros(2, 4, 5, 5), 2 * 25 * 4 * 3 * 9),
         "lstm": (
             nn.LSTM(3, 5, 2, bidirectional=True),
             torch.zeros(7, 2, 3),

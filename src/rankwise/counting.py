@@ -94,6 +94,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         calls: layer name -> its calls, in order of the first call.
         direct: layer name -> the module that used its weight without calling it, in words.
+        sized: transposed convolutions that were called with an output size.
         other_macs: name -> MACs of everything counted that is no call of a `site_kind` layer.
         not_counted: operator -> why it is not counted.
     """
@@ -102,6 +103,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.calls: dict[str, list[Call]] = {}
         self.direct: dict[str, str] = {}
+        self.sized: set[str] = set()
         self.other_macs: dict[str, int] = defaultdict(int)
         self.not_counted: dict[str, str] = {}
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
@@ -163,6 +165,8 @@ class Recorder(TorchDispatchMode):
         if self._by_hook(module):
             if output is not None:  # None: the layer raised
                 self._count(module, args[0] if args else next(iter(kwargs.values())), output)
+                if kwargs.get("output_size") is not None or (is_transposed(site_kind(module)) and len(args) > 1):
+                    self.sized.add(self._names[id(module)])
             self._counted_by_hook -= 1
         elif isinstance(module, ParametrizationList) and isinstance(output, torch.Tensor):
             self._hold(output, self._names[id(module)].rpartition(".parametrizations.")[0])

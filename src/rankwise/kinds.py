@@ -11,6 +11,9 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "conv1d": nn.Conv1d,
     "conv2d": nn.Conv2d,
     "conv3d": nn.Conv3d,
+    "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
 }
 KINDS = (*_CLASSES, "conv1d_hf")
 HF_HOME = "transformers.pytorch_utils"

@@ -30,8 +30,8 @@ class Site:
     Attributes:
         name: first qualified name.
         aliases: further names of the same module, or of modules tied to its weight.
-        kind: one of `kinds.KINDS`: "linear", "conv1d", "conv2d", "conv3d", or "conv1d_hf" (transformers' Conv1D, a
-            linear layer).
+        kind: one of `kinds.KINDS`: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d" and so on, or
+            "conv1d_hf" (transformers' Conv1D, a linear layer).
         weight_shape: (O, I) or (O, I/groups, *kernel), always output first, however the layer stores it.
         stride, padding, dilation, padding_mode, groups, output_padding: of the convolution; `padding` may be "same" or
             "valid".
@@ -292,6 +292,9 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
     ties = Ties(model)
     order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
     users = {**fused, **{id(model.get_submodule(name)): owner for name, owner in record.direct.items()}}
+    unfit = {layer: f"its weight is used directly by {owner}" for layer, owner in users.items()}
+    for name in record.sized:
+        unfit[id(model.get_submodule(name))] = "it is called with an output_size; give it an output_padding instead"
     sites = []
     for group in ties.groups:
         names = {ties.names[id(layer)][0]: layer for layer in group}
@@ -304,7 +307,7 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
             name=name,
             aliases=tuple(dict.fromkeys(further)),
             calls=tuple(call for name in names for call in record.calls.get(name, ())),
-            dense_because=ties.why_dense(names[name], group, users),
+            dense_because=ties.why_dense(names[name], group, unfit),
             **_described(names[name]),
         )
         sites.append(site)

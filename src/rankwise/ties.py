@@ -43,19 +43,19 @@ class Ties:
                 groups[id(module._parameters.get("weight", module))].append(module)
         self.groups = list(groups.values())
 
-    def why_dense(self, layer: nn.Module, group: Sequence[nn.Module], users: Mapping[int, str]) -> str | None:
+    def why_dense(self, layer: nn.Module, group: Sequence[nn.Module], unfit: Mapping[int, str]) -> str | None:
         """Why a layer must stay dense, None where it may be factorised.
 
         Args:
             layer: the layer that stands for the group.
             group: the layers tied to its weight, itself included.
-            users: id of a layer -> in words, the module that uses its weight without calling it.
+            unfit: id of a layer -> why no chain of layers can be called in its place.
         """
         for module in group:
             if own_forward(module):
                 return f"{type(module).__name__} has a forward of its own, which a factorised layer would not run"
-            if id(module) in users:
-                return f"its weight is used directly by {users[id(module)]}"
+            if id(module) in unfit:
+                return unfit[id(module)]
         groups = getattr(layer, "groups", 1)
         if groups > 1 and getattr(layer, "in_channels", 0) == groups:
             return f"depthwise: each of its {groups} groups has one input channel, which leaves nothing to factor"

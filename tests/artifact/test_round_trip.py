@@ -48,6 +48,11 @@ def test_round_trip(chains: dict[str, tuple[str, Ranks]], bias: bool, tmp_path: 
 
 OTHERS: dict[str, tuple[Any, Any, str, tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(6, 8, 5, 2, 3, 2, groups=2), lambda: torch.randn(2, 6, 17), "tt", (2, 2)),
+    "conv_transpose2d": (
+        lambda: nn.ConvTranspose2d(6, 8, (4, 3), 2, 1, (0, 1), groups=2),
+        lambda: torch.randn(2, 6, 5, 4),
+        *("tucker2", (3, 2)),
+    ),
     "conv3d": (lambda: nn.Conv3d(6, 8, (3, 2, 1), padding="same"), lambda: torch.randn(2, 6, 5, 4, 3), "cp", (4,)),
 }
 

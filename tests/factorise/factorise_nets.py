@@ -184,6 +184,22 @@ class Volumes(nn.Module):
         return self.head(F.relu(self.conv2(x)).mean((2, 3, 4)))
 
 
+class Decoder(nn.Module):
+    """Transposed convolutions that overlap, with an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+        self.up1 = nn.ConvTranspose2d(12, 12, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.up2 = nn.ConvTranspose2d(12, 10, (4, 3), stride=2, padding=1, output_padding=(0, 1), groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.down(x))
+        x = x + self.norm(self.up1(x))
+        return self.up2(F.relu(x))
+
+
 Case = tuple[Callable[[], nn.Module], Callable[[], list[Any]]]
 
 
@@ -198,6 +214,7 @@ CASES: dict[str, Case] = {
     "concat": (Concat, images),
     "pre-activation": (PreActivation, images),
     "groups": (Grouped, images),
+    "decoder": (Decoder, images),
     "signals": (Signals, lambda: batches_of(8, 3, 40)),
     "volumes": (Volumes, lambda: batches_of(8, 3, 4, 10, 8)),
     "keywords": (Keywords, lambda: [{"a": a, "b": a[:, :12].cos()} for a in batches_of(64, 16)]),

@@ -151,7 +151,9 @@ def test_mean_outputs_are_the_dense_ones() -> None:
         torch.testing.assert_close(means[name], mean, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("case, sites", [("signals", {"stem", "conv2"}), ("volumes", {"stem", "conv2"})])
+@pytest.mark.parametrize(
+    "case, sites", [("signals", {"stem", "conv2"}), ("volumes", {"stem", "conv2"}), ("decoder", {"up1", "up2"})]
+)
 @pytest.mark.parametrize("one_shot", [True, False])
 def test_mean_outputs_of_other_convolutions_are_the_dense_ones(case: str, sites: set[str], one_shot: bool) -> None:
     """Of every site on its own: the outputs that the correction leaves differ, their mean does not."""

@@ -70,6 +70,14 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "3-D, 1 tap, groups 2": (lambda: nn.Conv3d(8, 6, 1, groups=2), VOLUME),
     "3-D, same, circular": (lambda: nn.Conv3d(4, 6, (3, 1, 2), padding="same", padding_mode="circular"), SMALL),
     "3-D, groups 2, all uneven": (lambda: nn.Conv3d(8, 6, (3, 2, 1), (1, 2, 1), (2, 0, 1), (2, 1, 1), 2), VOLUME),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 6, 4, 2, 1), (2, 8, 5, 4)),
+    "transposed, 1 tap, stride 2": (lambda: nn.ConvTranspose2d(8, 6, 1, 2, bias=False), (2, 8, 5, 4)),
+    "transposed, groups 2, all uneven": (
+        lambda: nn.ConvTranspose2d(8, 6, (3, 4), (2, 3), (1, 2), (1, 2), 2, dilation=(2, 1)),
+        (2, 8, 5, 4),
+    ),
+    "transposed, 1-D, groups 2": (lambda: nn.ConvTranspose1d(8, 6, 5, 3, 2, 1, groups=2, bias=False), (4, 8, 7)),
+    "transposed, 3-D": (lambda: nn.ConvTranspose3d(8, 6, (2, 3, 1), (1, 2, 1), (1, 1, 0), (0, 1, 0)), (2, 8, 4, 3, 3)),
 }
 METRICS = ("weight", "many rows", "few rows")
 
@@ -104,9 +112,9 @@ def takes(format: Format, name: str) -> bool:
 GRID = [(format, name) for format in FORMATS.values() for name in LAYERS if takes(format, name)]
 # Closed forms are tested on every layer; of the formats that share one engine, the others are with the slow tests.
 CLOSED = {"svd", "spatial_svd", "tucker2"}
-# Of other dimensions they are tested on the hardest layers, with a few of the others.
-OTHER_DIMENSIONS = {name for name in LAYERS if "-D" in name}
-HARDEST = {name for name in OTHER_DIMENSIONS if "all uneven" in name}
+# Transposed and of other dimensions they are tested on the hardest layers, with a few of the others.
+OTHER_KINDS = {name for name in LAYERS if "-D" in name or "transposed" in name}
+HARDEST = {name for name in OTHER_KINDS if "all uneven" in name}
 SELECTED = {"linear", "transformers' Conv1D", "1 x 1, stride 2, padding 1", "5 x 3, all uneven", "groups 4, all uneven"}
 
 
@@ -115,7 +123,7 @@ def param(format: Format, name: str, quick: bool) -> Any:
 
 
 def is_quick(format: Format, name: str) -> bool:
-    if name in OTHER_DIMENSIONS:
+    if name in OTHER_KINDS:
         return format.name in CLOSED or (name in HARDEST and format.name in {"cp", "cp3", "tt"})
     return format.name in CLOSED or name in SELECTED
 
@@ -513,7 +521,7 @@ def test_output_shapes(format: Format, options: dict[str, Any], size: int, expec
     assert chain(x).shape == conv(x).shape == (1, 16, *expected)
 
 
-@pytest.mark.parametrize("name", ["1-D", "3 x 3", "3-D"])
+@pytest.mark.parametrize("name", ["1-D", "3 x 3", "3-D", "transposed"])
 def test_one_sample_without_a_batch_passes(name: str) -> None:
     for format in [format for format, other in GRID if other == name]:
         layer, site, x = made(name)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rankwise import Site
+from rankwise.formats.convolution import PLAIN, TRANSPOSED
+from rankwise.formats.weights import read
 from rankwise.sites import Call
 from rankwise.statistics.rows import (
     FEWEST_POSITIONS,
@@ -48,6 +50,14 @@ CONVS: dict[str, dict[str, Any]] = {
     "1-D, 1 tap": {"kernel_size": (1,), "stride": 3},
     "3-D": {"kernel_size": (3, 3, 3), "padding": 1},
     "3-D, uneven": {"kernel_size": (1, 2, 3), "stride": (1, 2, 1), "padding": (0, 1, 4), "dilation": (1, 1, 2)},
+    "transposed": {"kernel_size": 4, "stride": 2, "padding": 1, "transposed": True},
+    "transposed, no overlap": {"kernel_size": 2, "stride": 3, "transposed": True},
+    "transposed, uneven": {
+        **{"kernel_size": (2, 5), "stride": (3, 2), "padding": (0, 3), "dilation": (3, 1), "output_padding": (2, 1)},
+        **{"groups": 2, "transposed": True},
+    },
+    "transposed, 1-D": {"kernel_size": (5,), "stride": 2, "padding": 2, "groups": 2, "transposed": True},
+    "transposed, 3-D": {"kernel_size": (1, 2, 3), "stride": (1, 2, 2), "padding": (0, 0, 1), "transposed": True},
     "3-D, same, circular": {"kernel_size": (2, 1, 3), "padding": "same", "padding_mode": "circular", "groups": 2},
 }
 each = pytest.mark.parametrize("options", CONVS.values(), ids=CONVS)
@@ -60,7 +70,8 @@ def dims_of(options: dict[str, Any]) -> int:
 
 def conv_of(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> tuple[Any, Tensor]:
     dims = dims_of(options)
-    layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    options = dict(options)
+    layer = (TRANSPOSED if options.pop("transposed", False) else PLAIN)[dims - 1]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         x = torch.randn(3, 6, *{1: (23,), 2: (9, 8), 3: (4, 7, 6)}[dims], dtype=torch.float64)
@@ -69,11 +80,20 @@ def conv_of(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> tupl
 
 def unfolded(conv: Any, x: Tensor) -> Tensor:
     """G x N x D, channel-major, by windows over the input padded the way the layer's own forward pads."""
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
     dims = len(conv.kernel_size)
-    for d, (size, stride, dilation) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
-        x = x.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    stride = conv.stride
+    if conv.transposed:  # a convolution with the kernel turned round, over the input with zeros in between
+        spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)))
+        spread[(..., *(slice(None, None, s) for s in stride))] = x
+        spans = [d * (k - 1) - p for d, k, p in zip(conv.dilation, conv.kernel_size, conv.padding, strict=True)]
+        sides = [(span, span + more) for span, more in zip(spans, conv.output_padding, strict=True)]
+        x, stride = F.pad(spread, [side for pair in reversed(sides) for side in pair]), (1,) * dims
+    else:
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    for d, (size, step, dilation) in enumerate(zip(conv.kernel_size, stride, conv.dilation, strict=True)):
+        x = x.unfold(2 + d, dilation * (size - 1) + 1, step)[..., ::dilation]
+        x = x.flip(-1) if conv.transposed else x
     windows = x.permute(0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))  # B, positions, channels, taps
     rows = windows.reshape(-1, conv.groups, conv.in_channels // conv.groups * math.prod(conv.kernel_size))
     return rows.transpose(0, 1)
@@ -106,7 +126,7 @@ def test_the_weight_times_the_input_rows_is_the_output_rows(options: dict[str, A
     y = conv(x).detach()
     total = y[0, 0].numel()
     assert conv.bias is not None
-    weight, bias = conv.weight.detach().reshape(conv.groups, -1, conv.weight[0].numel()), conv.bias.detach()
+    weight, bias = read(conv).detach().flatten(1).unflatten(0, (conv.groups, -1)), conv.bias.detach()
     for wanted in (None, 1, 5, total - 1):
         positions = None if wanted is None else sample_positions(len(x), total, wanted, "key", 0)
         rows, outputs = input_rows(conv, x, positions), output_rows(conv, y, positions)
@@ -118,6 +138,8 @@ def test_the_weight_times_the_input_rows_is_the_output_rows(options: dict[str, A
 def test_padding_sides_are_those_of_the_forward() -> None:
     for options in CONVS.values():
         conv, _ = conv_of(options)
+        if conv.transposed:
+            continue  # its padding crops the output
         flat = [side for sides in reversed(padding_sides(conv)) for side in sides]
         assert flat == list(conv._reversed_padding_repeated_twice)
 

@@ -38,7 +38,7 @@ class SVD(Format):
     """`W = U V` with `U = top eigenvectors of W Sigma W^T`: the exact optimum of `||(W - U V) Sigma^(1/2)||_F`.
 
     A convolution becomes a k x k convolution to R channels, which carries stride, padding and dilation, and a 1 x 1
-    convolution. A grouped convolution has one rank for all groups.
+    convolution. A grouped convolution has one rank for all groups. The first layer of a transposed convolution is one.
 
     Source: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736; Zhang,
     Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798.

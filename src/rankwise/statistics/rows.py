@@ -3,6 +3,11 @@
 Rows are gathered tap-major (taps, then channels), because that copies whole channel vectors of a channels-last input;
 `unfold_order` turns moments into the channel-major order of `torch.nn.functional.unfold`.
 
+A transposed convolution is read the same way: at an output position, one of its taps multiplies the input that it
+scattered there, or nothing where the stride puts none. The rows are those of a convolution over the input with zeros
+between its values, so that the error of a weight in their moments is that of the layer's output, where kernels overlap
+and add up.
+
 Letters: B samples, P output positions per sample, N gathered rows, G groups, C channels per group, Q taps, D = C * Q,
 T outputs per group.
 """
@@ -115,12 +120,18 @@ def _unfolded(layer: Any, x: Tensor, positions: Tensor | None) -> Tensor:
 def _outputs(layer: Any, d: int, size: int, sides: tuple[int, int]) -> int:
     """Output positions along one direction."""
     span = layer.dilation[d] * (layer.kernel_size[d] - 1) + 1
+    if layer.transposed:
+        return (size - 1) * layer.stride[d] - sum(sides) + span + layer.output_padding[d]
     return (size + sum(sides) - span) // layer.stride[d] + 1
 
 
 def _read_at(layer: Any, d: int, position: Tensor, before: int, size: int) -> tuple[Tensor, Tensor]:
     """Where the taps of one direction read for an output position (B x n x taps), and whether the input has a value."""
     taps = torch.arange(layer.kernel_size[d]) * layer.dilation[d]
+    if layer.transposed:  # an input at i adds to i * stride - before + tap
+        scattered = position[..., None] + before - taps
+        at = scattered.div(layer.stride[d], rounding_mode="floor")
+        return at.clamp(0, size - 1), (scattered % layer.stride[d] == 0) & (at >= 0) & (at < size)
     at = position[..., None] * layer.stride[d] - before + taps
     if layer.padding_mode == "zeros":
         return at.clamp(0, size - 1), (at >= 0) & (at < size)
