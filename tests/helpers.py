@@ -66,7 +66,7 @@ def plan_of(sites: Sites, rows: Mapping[str, tuple[str, tuple[int, ...]]], metri
         if format == "dense":
             made.append(PlanRow(site=name, params=site.params, macs=site.macs))
         else:
-            cost = FORMATS[format].cost(site, ranks, site.has_bias or metric == "input")
+            cost = FORMATS[format].cost(site, ranks, site.chain_bias(metric))
             made.append(PlanRow(site=name, format=format, ranks=ranks, params=cost.params, macs=cost.macs))
     assert rows.keys() <= sites.keys()
     return Plan(rows=tuple(made), metric=metric, fingerprint=sites.fingerprint)

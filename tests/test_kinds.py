@@ -22,6 +22,7 @@ LAYERS: dict[str, Any] = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, groups=2), 1, (6, 2, 3)),
     "conv2d": (lambda: nn.Conv2d(4, 6, (3, 2)), 2, (6, 4, 3, 2)),
     "conv3d": (lambda: nn.Conv3d(4, 6, (1, 2, 3), groups=2), 3, (6, 2, 1, 2, 3)),
+    "embedding": (lambda: nn.Embedding(4, 6), 0, (6, 4)),
     "conv_transpose1d": (lambda: nn.ConvTranspose1d(4, 6, 3), 1, (6, 4, 3)),
     "conv_transpose2d": (lambda: nn.ConvTranspose2d(4, 6, (3, 2), groups=2), 2, (6, 2, 3, 2)),
     "conv_transpose3d": (lambda: nn.ConvTranspose3d(4, 6, (1, 2, 3), groups=2), 3, (6, 2, 1, 2, 3)),

@@ -334,7 +334,60 @@ def test_a_linear_tied_to_an_embedding_stays_dense() -> None:
     head.weight = embedding.weight
     sites = find(Chain("embedding head", embedding=embedding, head=head), torch.zeros(2, 3, dtype=torch.long))
     assert sites["head"].dense_because == "its weight is tied to Embedding (embedding)"
-    assert (sites["head"].macs, sites.total_params) == (6 * 40, 40)
+    assert sites["embedding"].dense_because == "its weight is tied to Linear (head)"
+    assert (sites["head"].macs, sites.total_macs, sites.total_params) == (6 * 40, 6 * 40, 40)
+
+
+def test_an_embedding_looks_rows_up_and_multiplies_nothing() -> None:
+    sites = find(nn.Sequential(nn.Embedding(50, 8, padding_idx=3)), torch.zeros(2, 7, dtype=torch.long))
+    site = sites["0"]
+    assert (site.kind, site.weight_shape, site.has_bias, site.dense_because) == ("embedding", (8, 50), False, None)
+    assert (site.rows, site.macs, site.params, sites.total_macs) == (14, 0, 400, 0)
+    assert (site.chain_bias("input"), site.chain_bias("weight")) == (False, False)
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"max_norm": 1.0, "padding_idx": 0}, "max_norm"),
+        ({"sparse": True}, "sparse gradients"),
+        ({"scale_grad_by_freq": True}, "scale_grad_by_freq"),
+    ],
+)
+def test_embeddings_with_options_that_are_about_whole_rows_stay_dense(options: dict[str, Any], name: str) -> None:
+    site = find(nn.Sequential(nn.Embedding(50, 8, **options)), torch.zeros(2, 7, dtype=torch.long))["0"]
+    assert f"it is an embedding with {name}" in str(site.dense_because)
+
+
+def test_tied_embeddings_are_one_site_where_they_pad_alike() -> None:
+    def tied(padding: int | None) -> Sites:
+        class Both(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Embedding(9, 4, padding_idx=0), nn.Embedding(9, 4, padding_idx=padding)
+                self.b.weight = self.a.weight
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.a(x) + self.b(x + 1)
+
+        return find(Both(), torch.zeros(2, 3, dtype=torch.long))
+
+    assert (tied(0)["a"].aliases, tied(0)["a"].dense_because, tied(0).total_params) == (("b",), None, 36)
+    assert tied(1)["a"].dense_because == "its weight is tied to Embedding (b), which has another geometry"
+
+
+def test_an_embedding_whose_weight_is_used_directly_stays_dense() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(10, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.embedding(x), self.embedding.weight)
+
+    sites = find(Head(), torch.zeros(2, 3, dtype=torch.long))
+    assert sites["embedding"].dense_because == "its weight is used directly by Head (the model itself)"
+    assert (sites["embedding"].macs, sites.other_macs) == (0, {"embedding": 6 * 40})
 
 
 def test_a_tied_bias_stays_dense() -> None:
@@ -421,7 +474,8 @@ def test_gpt2_from_a_mapping_with_a_tied_head() -> None:
     sites = find(transformers.GPT2LMHeadModel(config), {"input_ids": torch.zeros(2, 7, dtype=torch.long)})
     assert sites["lm_head"].dense_because == "its weight is tied to Embedding (transformer.wte)"
     assert sites.total_macs == 14 * (2 * (16 * 48 + 16 * 16 + 2 * 16 * 64) + 16 * 50)
-    assert sum(site.dense_because is None for site in sites.values()) == 8
+    assert sites["transformer.wte"].dense_because == "its weight is tied to Linear (lm_head)"
+    assert sum(site.dense_because is None for site in sites.values()) == 8 + 1  # the embedding of the positions
 
 
 # ---- select and fingerprint

@@ -78,7 +78,7 @@ _LEFT_OUT = {
 
 
 def own_forward(module: nn.Module) -> bool:
-    """Whether a Linear, convolution or transformers Conv1D computes something else than its class in the library."""
+    """Whether a layer of one of the kinds computes something else than its class in the library."""
     if "forward" in module.__dict__:  # replaced on the instance
         return True
     homes = ("torch.nn.modules.", HF_HOME)
@@ -122,7 +122,7 @@ class Recorder(TorchDispatchMode):
         # Site layers first: a product with a weight that is tied to an embedding is the layer's.
         owned = [
             (name, parameter)
-            for name, layer in self._layers.items()
+            for name, layer in sorted(self._layers.items(), key=lambda item: isinstance(item[1], nn.Embedding))
             for part, parameter in layer.named_parameters()
             if part == "weight" or part.startswith("parametrizations.weight.")
         ]
@@ -180,6 +180,8 @@ class Recorder(TorchDispatchMode):
             self.other_macs[name] += steps * sum(weight.numel() for weight in weights)
         elif dims := spatial_dims(module):
             self._add(name, _conv_call(given, output, dims, is_transposed(site_kind(module))))
+        elif isinstance(module, nn.Embedding):
+            self._add(name, _linear_call(given.numel()))
         else:
             self._add(name, _linear_call(prod(given.shape[:-1])))
 
@@ -227,7 +229,7 @@ class Recorder(TorchDispatchMode):
                 owner, f"{type(running).__name__} ({self._names[id(running)] or 'the model itself'})"
             )
         rows, rest = divmod(macs, prod(self._shapes[owner]))
-        if rest:  # a part of the weight: no whole call of the layer
+        if rest or isinstance(self._layers[owner], nn.Embedding):  # no whole call of the layer
             self.other_macs[owner] += macs
         elif call is not None:
             self._add(owner, call)

@@ -14,6 +14,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "conv_transpose1d": nn.ConvTranspose1d,
     "conv_transpose2d": nn.ConvTranspose2d,
     "conv_transpose3d": nn.ConvTranspose3d,
+    "embedding": nn.Embedding,
 }
 KINDS = (*_CLASSES, "conv1d_hf")
 HF_HOME = "transformers.pytorch_utils"
@@ -68,7 +69,7 @@ def output_first(kind: str | None, weight: Tensor, groups: int = 1) -> Tensor:
         >>> output_first("conv1d_hf", nn.Linear(3, 5).weight).shape
         torch.Size([3, 5])
     """
-    if kind == "conv1d_hf":
+    if kind in ("conv1d_hf", "embedding"):
         return weight.mT
     if is_transposed(kind):  # I x O/groups x kernel
         return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -31,7 +31,7 @@ class Site:
         name: first qualified name.
         aliases: further names of the same module, or of modules tied to its weight.
         kind: one of `kinds.KINDS`: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d" and so on, or
-            "conv1d_hf" (transformers' Conv1D, a linear layer).
+            "conv1d_hf" (transformers' Conv1D, a linear layer), or "embedding" (a linear layer of one-hot inputs).
         weight_shape: (O, I) or (O, I/groups, *kernel), always output first, however the layer stores it.
         stride, padding, dilation, padding_mode, groups, output_padding: of the convolution; `padding` may be "same" or
             "valid".
@@ -84,6 +84,11 @@ class Site:
         return is_convolution(self.kind)
 
     @property
+    def is_embedding(self) -> bool:
+        """Whether its inputs are indices of rows."""
+        return self.kind == "embedding"
+
+    @property
     def is_transposed(self) -> bool:
         """Whether it is a transposed convolution, whose kernel runs over the input positions."""
         return is_transposed(self.kind)
@@ -112,7 +117,9 @@ class Site:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all calls: rows * O * D."""
+        """Multiply-accumulates of all calls: rows * O * D; an embedding looks its rows up and multiplies nothing."""
+        if self.is_embedding:
+            return 0
         return self.rows * prod(self.weight_shape)
 
     @property
@@ -128,6 +135,13 @@ class Site:
         """
         per_group = self.out_features // self.groups
         return (self.in_features * per_group - 1) // (self.in_features + per_group)
+
+    def chain_bias(self, metric: str) -> bool:
+        """Whether its chain has a bias: its own, or one that corrects the mean of the output on the data.
+
+        An embedding needs none: the second moment of its one-hot inputs is diagonal as it is.
+        """
+        return self.has_bias or (metric == "input" and not self.is_embedding)
 
     def layer(self, model: nn.Module) -> nn.Module:
         """The layer in a model of the same structure."""
@@ -267,7 +281,7 @@ def find(model: nn.Module, example_input: Any) -> Sites:
         never_called=tuple(
             name
             for name, module in model.named_modules()
-            if name not in used and (site_kind(module) or isinstance(module, nn.RNNBase))
+            if name not in used and (site_kind(module) not in (None, "embedding") or isinstance(module, nn.RNNBase))
         ),
         fingerprint=fingerprint(model),
     )
@@ -315,7 +329,7 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
 
 
 def _described(layer: Any) -> dict[str, Any]:
-    kind, weight, bias = site_kind(layer), layer.weight, layer.bias
+    kind, weight, bias = site_kind(layer), layer.weight, getattr(layer, "bias", None)
     extra = 0
     if is_parametrized(layer):
         extra = sum(p.numel() for p in layer.parameters()) - sum(t.numel() for t in (weight, bias) if t is not None)

@@ -26,7 +26,7 @@ class Ties:
 
     Attributes:
         names: id of a module -> its qualified names.
-        groups: the layers of a site's kind, those whose `weight` is the same Parameter together.
+        groups: the layers of a site's kind, those whose `weight` is the same Parameter together, embeddings apart.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,13 +34,14 @@ class Ties:
         for name, module in model.named_modules(remove_duplicate=False):
             self.names[id(module)].append(name)
         self._owners: dict[int, list[nn.Module]] = defaultdict(list)
-        groups: dict[int, list[nn.Module]] = defaultdict(list)
+        groups: dict[tuple[int, bool], list[nn.Module]] = defaultdict(list)
         for module in model.modules():
             for parameter in module._parameters.values():
                 self._owners[id(parameter)].append(module)
             if site_kind(module):
                 # A parametrised weight is computed anew for each layer: such a layer is a group of its own.
-                groups[id(module._parameters.get("weight", module))].append(module)
+                weight = id(module._parameters.get("weight", module))
+                groups[weight, isinstance(module, nn.Embedding)].append(module)
         self.groups = list(groups.values())
 
     def why_dense(self, layer: nn.Module, group: Sequence[nn.Module], unfit: Mapping[int, str]) -> str | None:
@@ -56,11 +57,13 @@ class Ties:
                 return f"{type(module).__name__} has a forward of its own, which a factorised layer would not run"
             if id(module) in unfit:
                 return unfit[id(module)]
+            if option := _lookup_option(module):
+                return f"it is an embedding with {option}, which is about whole rows; switch that off to factorise it"
         groups = getattr(layer, "groups", 1)
         if groups > 1 and getattr(layer, "in_channels", 0) == groups:
             return f"depthwise: each of its {groups} groups has one input channel, which leaves nothing to factor"
         for other in group:
-            if site_kind(other) != site_kind(layer) or geometry(other) != geometry(layer):
+            if _shape_of(other) != _shape_of(layer):
                 return f"its weight is tied to {self._words(other)}, which has another geometry"
             if other._parameters.get("bias") is not layer._parameters.get("bias"):
                 return f"its weight is tied to {self._words(other)}, which has a different bias"
@@ -73,6 +76,23 @@ class Ties:
 
     def _words(self, module: nn.Module) -> str:
         return f"{type(module).__name__} ({self.names[id(module)][0] or 'the model itself'})"
+
+
+def _shape_of(layer: Any) -> tuple[Any, ...]:
+    """What tied layers must have in common to be one site."""
+    return site_kind(layer), geometry(layer), getattr(layer, "padding_idx", None)
+
+
+def _lookup_option(layer: nn.Module) -> str | None:
+    """An option of an embedding that a chain cannot have, by name."""
+    if not isinstance(layer, nn.Embedding):
+        return None
+    options = {
+        "max_norm": layer.max_norm is not None,
+        "sparse gradients": layer.sparse,
+        "scale_grad_by_freq": layer.scale_grad_by_freq,
+    }
+    return next((name for name, given in options.items() if given), None)
 
 
 def fused_layers(model: nn.Module) -> dict[int, str]:

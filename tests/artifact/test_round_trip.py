@@ -53,6 +53,7 @@ OTHERS: dict[str, tuple[Any, Any, str, tuple[int, ...]]] = {
         lambda: torch.randn(2, 6, 5, 4),
         *("tucker2", (3, 2)),
     ),
+    "embedding": (lambda: nn.Embedding(12, 8, padding_idx=2), lambda: torch.arange(12)[None], "svd", (3,)),
     "conv3d": (lambda: nn.Conv3d(6, 8, (3, 2, 1), padding="same"), lambda: torch.randn(2, 6, 5, 4, 3), "cp", (4,)),
 }
 

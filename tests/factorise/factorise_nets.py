@@ -200,6 +200,25 @@ class Decoder(nn.Module):
         return self.up2(F.relu(x))
 
 
+class Words(nn.Module):
+    """Words and places looked up, the first with padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(60, 16, padding_idx=0), nn.Embedding(12, 16)
+        self.hidden, self.head = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.head(F.gelu(self.hidden(x)))
+
+
+def tokens() -> list[Tensor]:
+    """Some words are frequent, most are rare, the last ten never come."""
+    generator = torch.Generator().manual_seed(0)
+    return [(50 * torch.rand(32, 12, generator=generator) ** 3).long() for _ in range(4)]
+
+
 Case = tuple[Callable[[], nn.Module], Callable[[], list[Any]]]
 
 
@@ -214,6 +233,7 @@ CASES: dict[str, Case] = {
     "concat": (Concat, images),
     "pre-activation": (PreActivation, images),
     "groups": (Grouped, images),
+    "words": (Words, tokens),
     "decoder": (Decoder, images),
     "signals": (Signals, lambda: batches_of(8, 3, 40)),
     "volumes": (Volumes, lambda: batches_of(8, 3, 4, 10, 8)),

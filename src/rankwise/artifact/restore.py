@@ -153,6 +153,8 @@ def _site(name: str, kind: str, layer: Any) -> Site:
     if is_convolution(kind):
         shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
         return Site(name=name, kind=kind, weight_shape=shape, groups=layer.groups)
+    if kind == "embedding":
+        return Site(name=name, kind=kind, weight_shape=(layer.embedding_dim, layer.num_embeddings), has_bias=False)
     shape = (layer.out_features, layer.in_features) if kind == "linear" else tuple(layer.weight.shape[::-1])
     return Site(name=name, kind=kind, weight_shape=shape)
 

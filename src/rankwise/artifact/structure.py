@@ -15,7 +15,7 @@ from ..kinds import output_first
 from ..state import NAMES
 from .manifest import FLOATS, Chain
 
-_PLAIN = (nn.Linear, *PLAIN, *TRANSPOSED, Arrange, Bias, GroupedLinear)
+_PLAIN = (nn.Linear, nn.Embedding, *PLAIN, *TRANSPOSED, Arrange, Bias, GroupedLinear)
 
 
 def chains_of(model: nn.Module) -> tuple[Chain, ...]:

@@ -30,6 +30,12 @@ class Cost(NamedTuple):
     macs: int
 
 
+# Attributes of a dense layer that a chain offers too.
+READ_BY_HOSTS = (
+    *("in_features", "out_features", "in_channels", "out_channels", "groups", "kernel_size"),
+    *("num_embeddings", "embedding_dim", "padding_idx"),
+)
+
 Rivals = Callable[[Cost], float]
 
 
@@ -63,7 +69,8 @@ class LowRank(nn.Sequential):
         format: name of the format.
         ranks: its ranks.
         kind: of the layer it replaced.
-        in_features, out_features, in_channels, out_channels, groups, kernel_size: those of the layer it replaced.
+        in_features, out_features, in_channels, out_channels, groups, kernel_size, num_embeddings, embedding_dim,
+            padding_idx: those of the layer it replaced.
     """
 
     in_features: int
@@ -78,7 +85,7 @@ class LowRank(nn.Sequential):
         self.format = format
         self.ranks = tuple(ranks)
         self.kind = site_kind(like)
-        for name in ("in_channels", "out_channels", "groups", "kernel_size", "in_features", "out_features"):
+        for name in READ_BY_HOSTS:
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
         if self.kind == "conv1d_hf":

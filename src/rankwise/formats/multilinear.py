@@ -95,6 +95,11 @@ class Multilinear(Format):
     where the fit starts.
     """
 
+    def refuses(self, site: Site) -> str | None:
+        if site.is_embedding and not site.dense_because:
+            return f"{self.name} has no layer that looks rows up; use svd"
+        return super().refuses(site)
+
     @abstractmethod
     def network(self, shape: Shape, ranks: Ranks) -> Network:
         """The tensor network of these ranks."""

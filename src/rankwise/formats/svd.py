@@ -39,6 +39,7 @@ class SVD(Format):
 
     A convolution becomes a k x k convolution to R channels, which carries stride, padding and dilation, and a 1 x 1
     convolution. A grouped convolution has one rank for all groups. The first layer of a transposed convolution is one.
+    An embedding becomes one of R numbers per row and a linear layer.
 
     Source: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736; Zhang,
     Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798.
@@ -57,7 +58,8 @@ class SVD(Format):
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks
         first, last = rank * site.groups * site.in_features, rank * site.out_features
-        return Cost(first + last + site.out_features * bias, site.rows * first + site.out_positions * last)
+        macs = (0 if site.is_embedding else site.rows * first) + site.out_positions * last
+        return Cost(first + last + site.out_features * bias, macs)
 
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
@@ -94,6 +96,9 @@ class SVD(Format):
             wide, groups = rank * dense.groups, dense.groups
             first = convolution(dense, dense.in_channels, wide, groups, bias=False, **options)
             last = convolution(dense, wide, dense.out_channels, groups, held=(), bias=bias, **options)
+        elif isinstance(layer, nn.Embedding):
+            first = nn.Embedding(dense.num_embeddings, rank, dense.padding_idx, **options)
+            last = nn.Linear(rank, dense.embedding_dim, bias, **options)
         else:
             outputs, inputs = read(layer).shape
             first, last = nn.Linear(inputs, rank, False, **options), nn.Linear(rank, outputs, bias, **options)
