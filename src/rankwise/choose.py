@@ -199,7 +199,7 @@ def _check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[st
                 right = site.params, site.macs
             else:
                 format = get_format(option.format)
-                right = format.cost(site, format.check(site, option.ranks), site.has_bias or metric == "input")
+                right = format.cost(site, format.check(site, option.ranks), site.chain_bias(metric))
             if (option.params, option.macs) != right:
                 raise ValueError(
                     f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
@@ -213,7 +213,8 @@ def _why(option: Option, options: Sequence[Option], site: Site) -> str:
         if len(options) == 1:
             return "no format costs less than dense"
         return "dense: within the budget no factorisation is worth its error"
-    return f"error {option.error:.2%} at {option.macs / max(site.macs, 1):.0%} of its MACs"
+    share, unit = (option.macs / site.macs, "MACs") if site.macs else (option.params / site.params, "parameters")
+    return f"error {option.error:.2%} at {share:.0%} of its {unit}"
 
 
 def _constrain(
@@ -295,7 +296,7 @@ def _pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pi
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
     ranks = format.check(site, ranks)
     factors = format.fit(site, site_weight(model, site), site_metrics(source, site, metric, model), ranks)
-    cost = format.cost(site, ranks, site.has_bias or metric == "input")
+    cost = format.cost(site, ranks, site.chain_bias(metric))
     return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)
 
 
@@ -342,6 +343,6 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
         format = get_format(row.format)
         if reason := format.refuses(site):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
-        cost = format.cost(site, format.check(site, row.ranks), site.has_bias or plan.metric == "input")
+        cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
     return replace(plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows))

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kinds import spatial_dims
 from ..linalg.pivoting import pivots
 from ..sites import Site
 from .base import Cost, Factors, LowRank, Ranks, match_layout, same_tensor_options
+from .convolution import convolution
 from .modules import Pivoted
 from .svd import SVD
+from .weights import read, write
 
 
 class PivotedSVD(SVD):
@@ -32,31 +35,33 @@ class PivotedSVD(SVD):
     summary = "the svd with R of its outputs made first, the others from them, and all put in order"
     use = "fewest parameters at high ranks; the outputs are gathered once more, so svd may run faster at equal MACs"
 
+    def unfit(self, site: Site) -> str | None:
+        return f"{self.name} needs a layer that multiplies, no table; use svd" if site.is_embedding else None
+
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks
-        pair = rank * (site.groups * site.in_features + site.out_features - site.groups * rank)
-        return Cost(pair + site.out_features * bias, site.rows * pair)
+        first, last = rank * site.groups * site.in_features, rank * (site.out_features - site.groups * rank)
+        return Cost(first + last + site.out_features * bias, site.rows * first + site.out_positions * last)
 
     def indices(self, site: Site, ranks: Ranks) -> int:
         return site.out_features
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
-        first, last = super().build(layer, ranks, bias)
         options = same_tensor_options(layer)
+        dense: Any = layer
+        spatial, groups = spatial_dims(layer), getattr(layer, "groups", 1)
         rest: nn.Module | None = None
-        if isinstance(first, nn.Conv2d):
-            assert isinstance(last, nn.Conv2d)
-            groups, outputs, spatial = first.groups, last.out_channels, len(first.kernel_size)
-            if others := outputs - groups * rank:
-                rest = nn.Conv2d(groups * rank, others, 1, groups=groups, bias=bias, **options)
+        if spatial:
+            outputs, kept = dense.out_channels, groups * rank
+            first = convolution(dense, dense.in_channels, kept, groups, bias=bias, **options)
+            if outputs > kept:
+                rest = convolution(dense, kept, outputs - kept, groups, held=(), bias=bias, **options)
         else:
-            assert isinstance(last, nn.Linear)
-            groups, outputs, spatial = 1, last.out_features, 0
-            if others := outputs - rank:
-                rest = nn.Linear(rank, others, bias=bias, **options)
-        if bias:
-            first.bias = nn.Parameter(torch.zeros(groups * rank, **options))
+            outputs, inputs = read(layer).shape
+            first = nn.Linear(inputs, rank, bias, **options)
+            if outputs > rank:
+                rest = nn.Linear(rank, outputs - rank, bias, **options)
         places = torch.arange(outputs).reshape(groups, -1)
         order = torch.cat([places[:, :rank].flatten(), places[:, rank:].flatten()]).argsort()
         tail = Pivoted(rest, order.to(options["device"]), spatial)
@@ -80,10 +85,10 @@ class PivotedSVD(SVD):
             coefficients.append(C_TR[left])
         places = torch.cat([*chosen, *others])
         with torch.no_grad():
-            first.weight.copy_(torch.cat(weights).reshape(first.weight.shape))
+            write(first, torch.cat(weights))
             tail.order.copy_(places.argsort())
             if tail.rest is not None:
-                tail.rest.weight.copy_(torch.cat(coefficients).reshape(tail.rest.weight.shape))
+                write(tail.rest, torch.cat(coefficients))
             if bias is not None:
                 first.bias.copy_(bias[places[: groups * rank]])
                 if tail.rest is not None:
@@ -93,23 +98,24 @@ class PivotedSVD(SVD):
 
     def chain_weight(self, chain: LowRank) -> Tensor:
         first, tail = _parts(chain)
-        weight: Tensor = first.weight
+        weight = read(first)
         parts = [weight.flatten(1)]
         if tail.rest is not None:
-            groups = chain.groups if hasattr(chain, "groups") else 1
-            V_GRD = weight.reshape(groups, -1, weight[0].numel())
-            C_GTR = tail.rest.weight.reshape(groups, -1, V_GRD.shape[1])
+            V_GRD = weight.reshape(getattr(chain, "groups", 1), -1, weight[0].numel())
+            C_GTR = read(tail.rest).reshape(len(V_GRD), -1, V_GRD.shape[1])
             parts.append((C_GTR @ V_GRD).flatten(0, 1))
         return torch.cat(parts)[tail.order].reshape(-1, *weight.shape[1:])
 
     def chain_bias(self, chain: LowRank) -> Tensor | None:
         first, tail = _parts(chain)
-        if first.bias is None or tail.rest is None:
-            return None if first.bias is None else first.bias[tail.order]
-        groups = chain.groups if hasattr(chain, "groups") else 1
-        C_GTR = tail.rest.weight.reshape(groups, -1, len(first.bias) // groups)
-        carried = (C_GTR @ first.bias.reshape(groups, -1, 1)).flatten()
-        return torch.cat([first.bias, tail.rest.bias + carried])[tail.order]
+        if first.bias is None:
+            return None
+        parts = [first.bias]
+        if tail.rest is not None:
+            b_GR1 = first.bias.reshape(getattr(chain, "groups", 1), -1, 1)
+            C_GTR = read(tail.rest).reshape(len(b_GR1), -1, b_GR1.shape[1])
+            parts.append(tail.rest.bias + (C_GTR @ b_GR1).flatten())
+        return torch.cat(parts)[tail.order]
 
 
 def _parts(chain: LowRank) -> tuple[Any, Any]:
