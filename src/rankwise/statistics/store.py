@@ -85,7 +85,7 @@ class Statistics(Mapping[str, Moments]):
                     f"site {name!r} has {found.dim:,} inputs, too many for a moment (at most {LARGEST_DENSE:,}): its "
                     "statistics are rows of activations; leave it out (collect's `only`), or keep the rows"
                 )
-            if found.count < found.dim:
+            if found.count <= found.dim:
                 logger.warning(
                     "site %r: %d rows were seen for %d inputs, so that the moment still tells them up to a rotation; "
                     "collect from more samples before it is given away",

@@ -1,0 +1,181 @@
+"""Statistics of other data: a network compressed with a stored file of statistics, its own data never seen.
+
+    python -m benchmarks.transfer [--formats default tucker2 cp3] [--sources own jpeg ...] [--quick] [--json FILE]
+
+ResNet-20 at half its MACs, one-shot. Every row reads a file of moments, without rows of activations, that was collected
+on 1,024 pictures: the first training pictures (own), others of the training set after JPEG compression (jpeg), five of
+the ten classes (five), photographs with ImageNet labels shrunk to 32 x 32 (photos), noise of no picture at all (noise).
+Each is used as it is, and shrunk towards the weight metric by the share that 128 further training pictures choose.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import rankwise as rw
+from benchmarks.common import Row, networks, parser, report, start
+from benchmarks.tasks import TASKS, Task
+from rankwise.profile import DEFAULT_FORMATS
+
+COLUMNS = (
+    "formats",
+    "what",
+    "shrink",
+    "chosen",
+    "top1",
+    "against_own",
+    "paired_se",
+    "against_weight",
+    "agreement",
+    "macs_ratio",
+    "seconds",
+)
+KEEP = {"macs": 0.5}
+# A format for kernels above 1 x 1, and the SVD for the others.
+FORMATS: dict[str, tuple[str, ...]] = {"default": DEFAULT_FORMATS, "tucker2": ("svd", "tucker2"), "cp3": ("svd", "cp3")}
+SAMPLES = 1024
+HELD_OUT = slice(3000, 3128)  # of the 4,000 lossless training images; own statistics are from the first 1,024
+
+
+def sources(module: ModuleType, seed: int, samples: int) -> dict[str, Callable[[], Tensor]]:
+    """Pictures by the name of their source, as uint8 N x 3 x 32 x 32."""
+    random = torch.Generator().manual_seed(seed)
+
+    def jpeg() -> Tensor:
+        images = module.cifar10_jpeg("train")[0]  # ordered by class
+        return images[torch.randperm(len(images), generator=random)[:samples]]
+
+    def five() -> Tensor:
+        images, labels = module.cifar10_lossless("train")
+        return images[labels < 5][:samples]
+
+    def photos() -> Tensor:
+        images = module.imagenet_photos()[0][:samples]
+        return F.interpolate(images.float(), size=(32, 32), mode="area").round().to(torch.uint8)
+
+    def noise() -> Tensor:
+        return torch.randint(256, (samples, 3, 32, 32), generator=random, dtype=torch.uint8)
+
+    return {
+        "own": lambda: module.cifar10_lossless("train")[0][:samples],
+        "jpeg": jpeg,
+        "five": five,
+        "photos": photos,
+        "noise": noise,
+    }
+
+
+def stored(task: Task, images: Tensor, seed: int, folder: Path) -> rw.Statistics:
+    """Statistics as somebody else would get them: through a file that holds no rows."""
+    stats = rw.collect(task.model, batches(task, images), seed=seed).without_rows()
+    return rw.Statistics.load(stats.save(folder / "stats.safetensors"))
+
+
+def batches(task: Task, images: Tensor) -> list[Tensor]:
+    """Normalised batches."""
+    return [task.normalise(chunk) for chunk in images.split(task.batch)]
+
+
+class Measured:
+    """Answers of compressed networks, compared with the dense one, own statistics and the weight metric."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task, self.seed = task, seed
+        self.example = task.normalise(task.images[:1])
+        self.macs = rw.find(task.model, self.example).total_macs
+        self.dense = task.answers(task.model, task.further)
+        self.right: dict[tuple[str, str], Tensor] = {}
+
+    def row(self, formats: str, what: str, small: Any, seconds: float, shrink: float | None, chosen: bool) -> Row:
+        """Figures of one compressed network."""
+        right = self.task.answers(small, self.task.images) == self.task.labels
+        agreement = self.task.answers(small, self.task.further) == self.dense
+        row: Row = {
+            "network": "resnet20",
+            "formats": formats,
+            "what": what,
+            "top1": _percent(right),
+            "agreement": _percent(agreement),
+            "macs_ratio": rw.find(small, self.example).total_macs / self.macs,
+            "seconds": seconds,
+            "seed": self.seed,
+        }
+        if shrink is not None:
+            row["shrink"] = shrink
+            row["chosen"] = "held out" if chosen else "given"
+        if not chosen:
+            self.right[formats, what] = right
+        if (own := self.right.get((formats, "own"))) is not None:
+            difference = right.double() - own.double()
+            row["against_own"] = 100 * float(difference.mean())
+            row["paired_se"] = 100 * float(difference.std()) / len(difference) ** 0.5
+        if (weight := self.right.get((formats, "weight metric"))) is not None:
+            row["against_weight"] = row["top1"] - _percent(weight)
+        print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        return row
+
+
+def compare(task: Task, name: str, known: dict[str, rw.Statistics], held_out: list[Tensor], seed: int) -> list[Row]:
+    """Rows of one set of formats: the weight metric, then every source without and with shrinkage."""
+    model, formats, measured = task.model, FORMATS[name], Measured(task, seed)
+    begin = time.perf_counter()
+    sites = rw.find(model, measured.example)
+    plan = rw.choose(model, sites, keep=KEEP, metric="weight", formats=formats)
+    small = rw.factorise(model, plan, sites)
+    rows = [measured.row(name, "weight metric", small, time.perf_counter() - begin, None, False)]
+    for source, stats in known.items():
+        begin = time.perf_counter()
+        plan = rw.choose(model, stats, keep=KEEP, formats=formats)
+        small = rw.factorise(model, plan, stats)
+        rows.append(measured.row(name, source, small, time.perf_counter() - begin, 0.0, False))
+        begin = time.perf_counter()
+        share = rw.choose_shrinkage(model, plan, stats, held_out, seed=seed)
+        if share:
+            plan = rw.choose(model, stats, keep=KEEP, formats=formats, shrink=share)
+            small = rw.factorise(model, plan, stats)
+        rows.append(measured.row(name, source, small, time.perf_counter() - begin, share, True))
+    return rows
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * float(right.double().mean())
+
+
+def main() -> None:
+    """Run the benchmark."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
+    options.add_argument("--sources", nargs="+", choices=["own", "jpeg", "five", "photos", "noise"])
+    arguments = options.parse_args()
+    start(arguments)
+    module = networks()
+    task = TASKS["resnet20"](module)
+    samples, names = SAMPLES, arguments.formats
+    if arguments.quick:
+        samples, names = 256, names[:1]
+        task = replace(task, further=task.further[::10])
+    held_out = batches(task, module.cifar10_lossless("train")[0][HELD_OUT])
+    known = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, images in sources(module, arguments.seed, samples).items():
+            if not arguments.sources or name in arguments.sources:
+                known[name] = stored(task, images(), arguments.seed, Path(folder))
+    rows: list[Row] = []
+    for name in names:
+        rows += compare(task, name, known, held_out, arguments.seed)
+        report(rows, COLUMNS, "statistics of other data, ResNet-20 at half its MACs, one-shot", arguments.json)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
