@@ -5,11 +5,13 @@
 ResNet-20 at half its MACs, one-shot. Every row reads a file of moments, without rows of activations, that was collected
 on 1,024 pictures: the first training pictures (own), others of the training set after JPEG compression (jpeg), five of
 the ten classes (five), photographs with ImageNet labels shrunk to 32 x 32 (photos), noise of no picture at all (noise).
-Each is used as it is, and shrunk towards the weight metric by the share that 128 further training pictures choose.
+Each is used as it is, and shrunk towards the weight metric by the share that 128 further training pictures choose, once
+for every source, on the fits of the default formats; there is no second row where it is 0.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import rankwise as rw
 from benchmarks.common import Row, networks, parser, report, start
@@ -31,7 +33,6 @@ COLUMNS = (
     "formats",
     "what",
     "shrink",
-    "chosen",
     "top1",
     "against_own",
     "paired_se",
@@ -44,6 +45,7 @@ KEEP = {"macs": 0.5}
 # A format for kernels above 1 x 1, and the SVD for the others.
 FORMATS: dict[str, tuple[str, ...]] = {"default": DEFAULT_FORMATS, "tucker2": ("svd", "tucker2"), "cp3": ("svd", "cp3")}
 SAMPLES = 1024
+WEIGHT = "weight metric"
 HELD_OUT = slice(3000, 3128)  # of the 4,000 lossless training images; own statistics are from the first 1,024
 
 
@@ -96,54 +98,47 @@ class Measured:
         self.dense = task.answers(task.model, task.further)
         self.right: dict[tuple[str, str], Tensor] = {}
 
-    def row(self, formats: str, what: str, small: Any, seconds: float, shrink: float | None, chosen: bool) -> Row:
-        """Figures of one compressed network."""
+    def row(self, formats: str, what: str, small: nn.Module, seconds: float, shrink: float) -> Row:
+        """Figures of one compressed network, beside the first one from own statistics and in the weight metric."""
         right = self.task.answers(small, self.task.images) == self.task.labels
         agreement = self.task.answers(small, self.task.further) == self.dense
         row: Row = {
             "network": "resnet20",
             "formats": formats,
             "what": what,
+            "shrink": shrink,
             "top1": _percent(right),
             "agreement": _percent(agreement),
             "macs_ratio": rw.find(small, self.example).total_macs / self.macs,
             "seconds": seconds,
             "seed": self.seed,
         }
-        if shrink is not None:
-            row["shrink"] = shrink
-            row["chosen"] = "held out" if chosen else "given"
-        if not chosen:
-            self.right[formats, what] = right
-        if (own := self.right.get((formats, "own"))) is not None:
-            difference = right.double() - own.double()
-            row["against_own"] = 100 * float(difference.mean())
-            row["paired_se"] = 100 * float(difference.std()) / len(difference) ** 0.5
-        if (weight := self.right.get((formats, "weight metric"))) is not None:
-            row["against_weight"] = row["top1"] - _percent(weight)
+        self.right.setdefault((formats, what), right)
+        for key, other in (("against_own", "own"), ("against_weight", WEIGHT)):
+            if (formats, other) in self.right:
+                difference = right.double() - self.right[formats, other].double()
+                row[key] = 100 * float(difference.mean())
+                if other == "own":
+                    row["paired_se"] = 100 * float(difference.std()) / len(difference) ** 0.5
         print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
         return row
 
 
-def compare(task: Task, name: str, known: dict[str, rw.Statistics], held_out: list[Tensor], seed: int) -> list[Row]:
-    """Rows of one set of formats: the weight metric, then every source without and with shrinkage."""
-    model, formats, measured = task.model, FORMATS[name], Measured(task, seed)
-    begin = time.perf_counter()
+def compare(measured: Measured, name: str, known: dict[str, rw.Statistics], shares: dict[str, float]) -> list[Row]:
+    """Rows of one set of formats: the weight metric, then every source as it is and shrunk."""
+    model, formats, rows = measured.task.model, FORMATS[name], []
     sites = rw.find(model, measured.example)
-    plan = rw.choose(model, sites, keep=KEEP, metric="weight", formats=formats)
-    small = rw.factorise(model, plan, sites)
-    rows = [measured.row(name, "weight metric", small, time.perf_counter() - begin, None, False)]
-    for source, stats in known.items():
+
+    def add(what: str, source: rw.Statistics | rw.Sites, **metric: Any) -> None:
         begin = time.perf_counter()
-        plan = rw.choose(model, stats, keep=KEEP, formats=formats)
-        small = rw.factorise(model, plan, stats)
-        rows.append(measured.row(name, source, small, time.perf_counter() - begin, 0.0, False))
-        begin = time.perf_counter()
-        share = rw.choose_shrinkage(model, plan, stats, held_out, seed=seed)
-        if share:
-            plan = rw.choose(model, stats, keep=KEEP, formats=formats, shrink=share)
-            small = rw.factorise(model, plan, stats)
-        rows.append(measured.row(name, source, small, time.perf_counter() - begin, share, True))
+        plan = rw.choose(model, source, keep=KEEP, formats=formats, **metric)
+        small = rw.factorise(model, plan, source)
+        rows.append(measured.row(name, what, small, time.perf_counter() - begin, metric.get("shrink", 1.0)))
+
+    add(WEIGHT, sites, metric="weight")
+    for what, stats in known.items():
+        for share in sorted({0.0, shares[what]}):
+            add(what, stats, shrink=share)
     return rows
 
 
@@ -165,17 +160,23 @@ def main() -> None:
         samples, names = 256, names[:1]
         task = replace(task, further=task.further[::10])
     held_out = batches(task, module.cifar10_lossless("train")[0][HELD_OUT])
-    known = {}
+    known, shares = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, images in sources(module, arguments.seed, samples).items():
-            if not arguments.sources or name in arguments.sources:
-                known[name] = stored(task, images(), arguments.seed, Path(folder))
-    rows: list[Row] = []
+            if arguments.sources and name not in arguments.sources:
+                continue
+            known[name] = stats = stored(task, images(), arguments.seed, Path(folder))
+            plan = rw.choose(task.model, stats, keep=KEEP)
+            shares[name] = rw.choose_shrinkage(task.model, plan, stats, held_out, seed=arguments.seed)
+            print(f"{name}: share of the weight metric {shares[name]}", flush=True)
+    measured, rows = Measured(task, arguments.seed), []
     for name in names:
-        rows += compare(task, name, known, held_out, arguments.seed)
+        rows += compare(measured, name, known, shares)
         report(rows, COLUMNS, "statistics of other data, ResNet-20 at half its MACs, one-shot", arguments.json)
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rankwise").setLevel(logging.INFO)
     main()

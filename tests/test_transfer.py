@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import Residual, batches_of, chains, make, outputs, plan_of
 from torch import Tensor, nn
 
@@ -166,3 +169,22 @@ def test_a_share_that_is_none() -> None:
             rw.factorise(model, plan, stats, shrink=wrong)
     with pytest.raises(ValueError, match=r"shrink=0.1 has no effect with data="):
         rw.factorise(model, plan, stats, data=data, shrink=0.1)
+
+
+@pytest.mark.slow
+def test_photographs_stand_in_for_the_pictures_that_a_network_was_trained_on(
+    networks: ModuleType, tmp_path: Path
+) -> None:
+    """ResNet-20 from a file of statistics of shrunk photographs: far better than from its weights alone."""
+    images, labels = networks.cifar10_lossless("test")
+    photos = F.interpolate(networks.imagenet_photos()[0][:256].float(), size=(32, 32), mode="area")
+    model, prepare = networks.resnet20(), networks.normalise_imagenet
+    batches = [prepare(chunk.round().to(torch.uint8)) for chunk in photos.split(64)]
+    stats = rw.Statistics.load(rw.collect(model, batches).without_rows().save(tmp_path / "stats"))
+    right = {}
+    for metric in ("input", "weight"):
+        plan = rw.choose(model, stats, keep={"macs": 0.5}, metric=metric)
+        small = rw.factorise(model, plan, stats)
+        right[metric] = float((outputs(small, [prepare(images[:500])]).argmax(1) == labels[:500]).double().mean())
+    assert right["input"] > right["weight"] + 0.1
+    assert right["input"] > 0.8
