@@ -47,8 +47,8 @@ def choose_shrinkage(
         model: the dense network.
         plan: in the input metric.
         stats: of any data; what the fits see.
-        held_out: batches without labels of what the network will see, not among those that `stats` are from. Some
-            dozens of samples do: they decide one number.
+        held_out: batches without labels of what the network will see, not among those that `stats` are from. A
+            hundred samples do: they decide one number.
         shares: to try, from 0 (the statistics) to 1 (the weight metric); of equals the first is taken.
         positions: output positions of each held-out sample to use, as for `collect`.
         seed: of the positions.

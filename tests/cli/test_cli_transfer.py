@@ -136,6 +136,20 @@ def test_rows_are_written_only_when_asked_for_and_announced(project: Path, cli: 
     assert json.loads(Path("c.json").read_text())["with_rows"] == list(Statistics.load("s.safetensors").with_rows)
 
 
+def test_a_layer_too_wide_for_a_moment_is_the_users_decision(project: Path, cli: Callable[..., Any]) -> None:
+    Path("wide.py").write_text("from torch import nn\ndef build():\n    return nn.Sequential(nn.Linear(8200, 3))\n")
+    np.savez("wide.npz", inputs=np.zeros((4, 8200), dtype=np.float32))
+    words = ("collect", "wide.py:build", "wide.npz", "-o", "w.safetensors")
+    result = cli(*words)
+    assert result.exit_code == 2
+    assert "site '0' has 8,200 inputs" in result.stderr
+    assert "--ignore 0 leaves it out" in result.stderr
+    assert not Path("w.safetensors").exists()
+    assert cli(*words, "--rows").exit_code == 0
+    assert Statistics.load("w.safetensors").with_rows == ("0",)
+    assert cli(*words[:-1], "pictures").exit_code == 2
+
+
 def test_ignored_layers_are_not_in_the_file(project: Path, cli: Callable[..., Any]) -> None:
     assert cli(*COLLECT, "--ignore", "re:[79]").exit_code == 0
     assert set(Statistics.load("s.safetensors")) == {"0", "3"}

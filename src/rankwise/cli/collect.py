@@ -49,16 +49,25 @@ def collect(
     """
     with Output(json, debug=debug) as out:
         from ..statistics.collect import collect as collect_statistics
+        from ..statistics.moments import LARGEST_DENSE
         from .data import DataOptions
         from .steps import Job
 
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
+        if stats_file.is_dir():
+            raise ValueError(f"-o {stats_file} is a folder; name a file")
         job = Job.start(out, model, weights, data, how, samples=samples)
         assert job.data is not None
         ignored = {site.name for site in job.sites.select(ignore or ())}
-        wanted = [name for name in job.sites if name not in ignored]
+        wanted = [name for name, site in job.sites.items() if not site.dense_because and name not in ignored]
+        wide = [name for name in wanted if job.sites[name].in_features > LARGEST_DENSE]
+        if wide and not rows:
+            raise ValueError(
+                f"site {wide[0]!r} has {job.sites[wide[0]].in_features:,} inputs, too many for a moment (at most "
+                f"{LARGEST_DENSE:,}): --ignore {wide[0]} leaves it out, --rows writes rows of its activations"
+            )
         stats = collect_statistics(job.network, job.data.inputs, only=wanted, seed=seed, progress=out.track)
         stats = stats if rows else stats.without_rows()
         stats.save(stats_file)
