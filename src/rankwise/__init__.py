@@ -16,6 +16,7 @@ from .plan import Plan, PlanRow
 from .profile import profile
 from .sites import Site, Sites, find
 from .statistics import Moments, Statistics, collect
+from .transfer import choose_shrinkage
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "Sites",
     "Statistics",
     "choose",
+    "choose_shrinkage",
     "collect",
     "compress",
     "evaluate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -32,6 +33,7 @@ def choose(
     keep: Mapping[str, float],
     formats: str | Sequence[str] | None = None,
     metric: str = "input",
+    shrink: float = 0.0,
     include: str | Sequence[str] = ("*",),
     ignore: str | Sequence[str] = (),
     pin: Mapping[str, Pin] | None = None,
@@ -52,6 +54,8 @@ def choose(
         formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
             whose curves need no fits.
         metric: "input" or "weight".
+        shrink: share of the weight metric in the input metric, 0 to 1, for statistics of other data; the plan keeps it
+            for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]" or (format, ranks).
@@ -67,8 +71,8 @@ def choose(
 
     Raises:
         ValueError: for a budget that cannot be met (with the least that can), a pattern that matches no site (with near
-            names), contradicting constraints, an unknown format or metric, curves that do not belong to the network and
-            metric.
+            names), contradicting constraints, an unknown format or metric, a share outside 0 to 1, curves that do not
+            belong to the network and metric.
 
     Example:
         >>> import torch, rankwise as rw
@@ -90,6 +94,7 @@ def choose(
             source,
             formats=DEFAULT_FORMATS if formats is None else formats,
             metric=metric,
+            shrink=shrink,
             round_to="auto" if round_to is None else round_to,
             only=free,
             progress=progress,
@@ -99,7 +104,8 @@ def choose(
         raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
     else:
         _check_curves(curves, sites, free, metric)
-    constrained = _constrain(model, source, sites, curves, metric, include, ignore, pin or {}, floor or {}, cap or {})
+    fitted = partial(_pinned, model, source, metric=metric, shrink=shrink)
+    constrained = _constrain(fitted, sites, curves, include, ignore, pin or {}, floor or {}, cap or {})
     names, reasons = list(constrained), {name: why for name, (_, why) in constrained.items()}
 
     dense = counts(model, sites)
@@ -141,6 +147,7 @@ def choose(
         dense=dense,
         planned=planned,
         metric=metric,
+        shrink=shrink,
         fingerprint=sites.fingerprint,
     )
 
@@ -218,11 +225,9 @@ def _why(option: Option, options: Sequence[Option], site: Site) -> str:
 
 
 def _constrain(
-    model: nn.Module,
-    source: Statistics | Sites,
+    fitted: Callable[[Site, Pin], Option],
     sites: Sites,
     curves: Mapping[str, Curve],
-    metric: str,
     include: str | Sequence[str],
     ignore: str | Sequence[str],
     pin: Mapping[str, Pin],
@@ -253,7 +258,7 @@ def _constrain(
             if site.name in ignored:
                 raise ValueError(f"site {site.name!r} is both ignored and pinned by {pattern!r}; drop one of them")
             pinned[site.name] = pattern
-            result[site.name] = (_pinned(model, source, site, wanted, metric),), f"pinned by {pattern!r}"
+            result[site.name] = (fitted(site, wanted),), f"pinned by {pattern!r}"
     for bound, least in ((floor, True), (cap, False)):
         for pattern, value in bound.items():
             for site in sites.select([pattern]):
@@ -287,7 +292,9 @@ def _allowed(site: Site, option: Option, value: float, least: bool) -> bool:
     return True
 
 
-def _pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, metric: str) -> Option:
+def _pinned(
+    model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, *, metric: str, shrink: float
+) -> Option:
     name, ranks = parse_pin(wanted)
     if name == DENSE:
         return dense_option(site)
@@ -295,7 +302,8 @@ def _pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pi
     if reason := format.refuses(site):
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
     ranks = format.check(site, ranks)
-    factors = format.fit(site, site_weight(model, site), site_metrics(source, site, metric, model), ranks)
+    metrics = site_metrics(source, site, metric, model, shrink)
+    factors = format.fit(site, site_weight(model, site), metrics, ranks)
     cost = format.cost(site, ranks, site.chain_bias(metric))
     return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)
 

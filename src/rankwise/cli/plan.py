@@ -36,6 +36,7 @@ def plan(
     floor: options.Floor = None,
     cap: options.Cap = None,
     round_to: options.RoundTo = "auto",
+    shrink: options.Shrink = None,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -48,17 +49,18 @@ def plan(
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import choose_options
+        from .constraints import choose_options, parse_shrink
         from .data import DataOptions
         from .steps import Job
         from .tables import plan_table
 
         wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        share = parse_shrink(shrink)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
         job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, input_shape=input_shape)
-        chosen = job.plan(wishes)
+        chosen = job.plan(wishes, share)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.sites, out.console.width))
         out.say(f"plan: {plan_file} (edit it, then: rankwise apply {model} {plan_file} DATA -o out/)")
