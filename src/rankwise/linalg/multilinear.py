@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .block import Block
+from .block import IDENTITY_ROWS, Block
 from .equation import Equation, compose, contract, equalised
 from .metric import Identity, Metric
 from .symmetric import cholesky
@@ -41,6 +41,8 @@ PROXIMAL = 1e-7
 # Sweeps end before the parts of a kernel are this much larger than it: they would cancel each other, and in half
 # precision what is left of them would be rounding errors.
 CANCELLING = 30.0
+# Errors below this fraction of the kernel's energy are not taken from a difference of energies, which would be rounding.
+DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def fit(
     tolerance: float = 1e-4,
     proximal: float = PROXIMAL,
     steps: int = 8,
+    enough: float = 0.0,
 ) -> Fitted:
     """Alternating least squares from given factors.
 
@@ -73,6 +76,7 @@ def fit(
         tolerance: stop when a sweep lowers the squared error by less than this fraction.
         proximal: see the module; relative to the mean diagonal of each normal matrix.
         steps: conjugate gradient steps per large block.
+        enough: stop at this squared error.
 
     Returns:
         Factors, each bond's parts of equal norm; the error never rises from sweep to sweep.
@@ -82,32 +86,26 @@ def fit(
     if solver.total <= 0:  # nothing to fit: a kernel of zeros, or no input was ever seen
         factors[0] = factors[0] * 0 if solver.error(factors) > 0 else factors[0]
         return Fitted(factors, 0.0, [0.0])
-    last = equation.output_factor
-    order = [k for k in range(len(factors)) if k != last] + ([] if last is None else [last])
-    if last is not None:
-        factors[last] = solver.outputs(factors, last)
-    error = solver.error(factors)
+    enough = max(enough, 1e-14 * solver.total)
+    factors, error = solver.settled(factors)
     history, jump = [error], 1.0
-    for _ in range(sweeps):
+    for _ in range(sweeps if error > enough else 0):
         moved = list(factors)
-        for k in order:
-            moved[k] = solver.outputs(moved, k) if k == last else solver.block(moved, k)
-        moved = equalised(equation, moved)
-        moved_error = solver.error(moved)
-        if len(history) > 1:  # further along the way of the last sweep, kept where that is better
-            further = [after + jump * (after - before) for before, after in zip(factors, moved, strict=True)]
-            if last is not None:
-                further[last] = solver.outputs(further, last)
-            further = equalised(equation, further)
-            further_error = solver.error(further)
-            jump *= 1.5 if further_error < moved_error else 0.5
-            if further_error < moved_error:
-                moved, moved_error = further, further_error
+        for k in range(len(factors)):
+            if k != equation.output_factor:
+                moved[k] = solver.block(moved, k)
+        moved, moved_error = solver.settled(moved)
+        if len(history) > 1 and moved_error > enough:  # further along the way of the last sweep, where that is better
+            ahead = [after + jump * (after - before) for before, after in zip(factors, moved, strict=True)]
+            ahead, ahead_error = solver.settled(ahead)
+            jump *= 1.5 if ahead_error < moved_error else 0.5
+            if ahead_error < moved_error:
+                moved, moved_error = ahead, ahead_error
         if not moved_error < error or solver.cancelling(moved):  # converged up to rounding, or degenerate
             break
-        before, factors, error = error, moved, moved_error
+        before, factors, error = error, equalised(equation, moved), moved_error
         history.append(error)
-        if before - error <= tolerance * before or error <= 1e-14 * solver.total:
+        if before - error <= tolerance * before or error <= enough:
             break
     return Fitted(factors, error, history)
 
@@ -129,29 +127,46 @@ class Solver:
 
     def cancelling(self, factors: Sequence[Tensor]) -> bool:
         """Whether the parts' absolute values add up to far more than the kernel."""
-        sizes = compose(self.equation, [factor.abs() for factor in factors])
-        return bool(sizes.norm() > CANCELLING * self.W_TD.norm())
+        terms = [(letters, factor.abs()) for letters, factor in zip(self.equation.factors, factors, strict=True)]
+        square = float(contract([*terms, *self.copied(terms)], ""))
+        return square > CANCELLING**2 * float(self.W_TD.square().sum())
 
-    def outputs(self, factors: Sequence[Tensor], k: int) -> Tensor:
-        """The factor that holds all outputs: `A (M Sigma M^T) = W Sigma M^T`, one system for all rows."""
-        letters = self.equation.factors[k]
-        bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
+    def copied(self, terms: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+        """The terms with bonds of their own, in capitals: with them a product over the kernel is one of Gram matrices."""
+        kernel = self.equation.kernel
+        return [("".join(x if x in kernel else x.upper() for x in letters), factor) for letters, factor in terms]
+
+    def settled(self, factors: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+        """With the factor that holds all outputs at its best, where there is one; and the squared error.
+
+        `A (M Sigma M^T) = W Sigma M^T` is one system for all rows of `A`, and the error needs nothing else.
+        """
+        factors, k = list(factors), self.equation.output_factor
+        if k is None:
+            return factors, self.error(factors)
+        letters, outputs = self.equation.factors[k], self.equation.outputs
+        bonds = "".join(letter for letter in letters if letter not in outputs)
         others = [term for n, term in enumerate(zip(self.equation.factors, factors, strict=True)) if n != k]
         M_MD = contract(others, bonds + self.equation.inputs).reshape(-1, self.metric.dim)
-        H_MM = self.metric.inner(M_MD)
-        arranged = torch.einsum(f"{letters}->{self.equation.outputs}{bonds}", factors[k])
+        if isinstance(self.metric, Identity):
+            H_MM = contract([*others, *self.copied(others)], bonds + bonds.upper()).reshape(len(M_MD), -1)
+        else:
+            H_MM = self.metric.inner(M_MD)
+        arranged = torch.einsum(f"{letters}->{outputs}{bonds}", factors[k])
         A_TM = arranged.reshape(len(self.W_TD), -1)
-        p = self.proximal * float(H_MM.diagonal().mean())
-        H_MM = H_MM + p * torch.eye(len(H_MM), dtype=H_MM.dtype, device=H_MM.device)
-        right_TM = self.WS_TD @ M_MD.mT + p * A_TM
-        solved = torch.cholesky_solve(right_TM.mT, cholesky(H_MM)).mT.reshape(arranged.shape)
-        return torch.einsum(f"{self.equation.outputs}{bonds}->{letters}", solved)
+        # From where it is: the proximal term has no gradient there.
+        right_TM = self.WS_TD @ M_MD.mT
+        A_TM = A_TM + torch.cholesky_solve((right_TM - A_TM @ H_MM).mT, cholesky(H_MM, max(self.proximal, 1e-12))).mT
+        factors[k] = torch.einsum(f"{outputs}{bonds}->{letters}", A_TM.reshape(arranged.shape))
+        error = self.total - float(((2 * right_TM - A_TM @ H_MM) * A_TM).sum())
+        return factors, error if error > DIFFERENCE * self.total else self.error(factors)
 
     def block(self, factors: Sequence[Tensor], k: int) -> Tensor:
         """Any other factor."""
         block = Block(self, factors, k)
-        direct = block.exact
-        if not isinstance(self.metric, Identity):
+        if isinstance(self.metric, Identity):
+            direct = all(len(gram) <= IDENTITY_ROWS for _, gram in block.grams)
+        else:
             direct = block.rows <= DIRECT_ROWS and self.metric.dim <= DIRECT_INPUTS
         return block.solved() if direct else block.descended(self.steps)
 

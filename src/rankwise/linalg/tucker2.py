@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .conjugate import conjugate_gradients
-from .metric import Metric
+from .metric import Identity, Metric
 from .symmetric import cholesky, eigenvalues, eigh, orthonormal
 
 # From this size on, the start and the conjugate gradient steps run in single precision.
@@ -129,6 +129,7 @@ def fit(
     sweeps: int = 4,
     tolerance: float = 1e-3,
     steps: int = 6,
+    enough: float = 0.0,
 ) -> Tucker2:
     """Fit `A G (B kron I)^T` to `W` in the metric by two-block alternating least squares.
 
@@ -140,6 +141,7 @@ def fit(
         sweeps: at most this many updates of `B`.
         tolerance: stop when a sweep lowers the squared error by less than this fraction.
         steps: conjugate gradient steps per update of `B`.
+        enough: stop at this squared error.
 
     Returns:
         Factors with orthonormal `A` and `B`, and the squared error.
@@ -148,18 +150,23 @@ def fit(
     T, C, Q = W_TCQ.shape
     W_TD = W_TCQ.reshape(T, -1)
     total = metric.energy(W_TD)
+    enough = max(enough, 1e-14 * total)
     B_CS = channel_basis(W_TCQ, metric)[:, :channel_rank]
     A_TR, G_RSQ, error = _outputs_and_core(W_TD, metric, B_CS, output_rank, Q, total)
     if channel_rank == C:
         return Tucker2(A_TR, G_RSQ, B_CS, error)
-    L_CC = cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
-    for _ in range(sweeps):
-        moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
+    weight = isinstance(metric, Identity)
+    L_CC = None if weight else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
+    for _ in range(sweeps if error > enough else 0):
+        if L_CC is None:
+            moved_CS = _leading_channels(W_TCQ, A_TR, channel_rank)
+        else:
+            moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
         if moved[2] >= error:  # converged up to rounding
             break
         before, B_CS, (A_TR, G_RSQ, error) = error, moved_CS, moved
-        if before - error <= tolerance * before or error <= 1e-14 * total:
+        if before - error <= tolerance * before or error <= enough:
             break
     return Tucker2(A_TR, G_RSQ, B_CS, error)
 
@@ -172,12 +179,16 @@ def _outputs_and_core(
     The regression corrects the projection `W B B^T`: where no input was ever seen the weight stays as it is.
     """
     S = B_CS.shape[1]
-    folded = metric.fold(B_CS, Q)
     W_TSQ = torch.einsum("tcq,cs->tsq", W_TD.reshape(len(W_TD), -1, Q), B_CS)
-    rest_TD = W_TD - torch.einsum("tsq,cs->tcq", W_TSQ, B_CS).reshape(W_TD.shape)
-    cross_TP = metric.spread(B_CS, rest_TD, Q)
-    Z_TP = W_TSQ.flatten(1) + torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
-    explained_TT = folded.inner(Z_TP)
+    Z_TP = W_TSQ.flatten(1)
+    if isinstance(metric, Identity):  # `B` is orthonormal: the projection is the regression
+        explained_TT = Z_TP @ Z_TP.mT
+    else:
+        folded = metric.fold(B_CS, Q)
+        rest_TD = W_TD - torch.einsum("tsq,cs->tcq", W_TSQ, B_CS).reshape(W_TD.shape)
+        cross_TP = metric.spread(B_CS, rest_TD, Q)
+        Z_TP = Z_TP + torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
+        explained_TT = folded.inner(Z_TP)
     if output_rank == len(W_TD):  # all outputs are kept: no basis to choose
         identity = torch.eye(output_rank, dtype=Z_TP.dtype, device=Z_TP.device)
         return identity, Z_TP.reshape(output_rank, S, Q), max(total - float(explained_TT.trace()), 0.0)
@@ -185,6 +196,12 @@ def _outputs_and_core(
     A_TR = vectors[:, :output_rank]
     G_RSQ = (A_TR.mT @ Z_TP).reshape(output_rank, S, Q)
     return A_TR, G_RSQ, max(total - float(values[:output_rank].sum()), 0.0)
+
+
+def _leading_channels(W_TCQ: Tensor, A_TR: Tensor, rank: int) -> Tensor:
+    """The best `B` and `G` for a given orthonormal `A` in the weight metric, jointly: a step of HOOI."""
+    V_CP = torch.einsum("tcq,tr->crq", W_TCQ, A_TR).flatten(1)
+    return eigh(V_CP @ V_CP.mT)[1][:, :rank]
 
 
 def _update_channels(
