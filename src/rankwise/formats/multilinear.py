@@ -155,19 +155,29 @@ class Multilinear(Format):
         cost = self.cost(site, ranks, site.has_bias)
         return cost.macs < site.macs and cost.params < site.params
 
-    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
-        return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH)
+    def fit(
+        self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0
+    ) -> Factors:
+        """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
+        return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH, enough)
 
     def _fit(
-        self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, effort: tuple[Effort, Effort]
+        self,
+        site: Site,
+        weight: Tensor,
+        metrics: Sequence[Metric],
+        ranks: Ranks,
+        effort: tuple[Effort, Effort],
+        enough: float = 0.0,
     ) -> Factors:
         network = self.network(Shape.of_site(site), ranks)
         per_group, error, total = [], 0.0, 0.0
         for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
-            fit = self._fit_group(network, W_TCQ.flatten(1), metric, effort)
+            energy = metric.energy(W_TCQ.flatten(1))
+            fit = self._fit_group(network, W_TCQ.flatten(1), metric, effort, enough * energy)
             per_group.append(fit.factors)
             error += fit.error
-            total += metric.energy(W_TCQ.flatten(1))
+            total += energy
         factors = [torch.stack(parts) for parts in zip(*per_group, strict=True)]
         names = [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
         dense = ungrouped(site, network.kernel(factors))
@@ -175,29 +185,33 @@ class Multilinear(Format):
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
     def _fit_group(
-        self, network: Network, W_TD: Tensor, metric: Metric, effort: tuple[Effort, Effort]
+        self, network: Network, W_TD: Tensor, metric: Metric, effort: tuple[Effort, Effort], enough: float
     ) -> multilinear.Fitted:
         """The best fit of one group from all starts, of the network's core first where that is smaller."""
         first, polish = effort
         outer = _outer(network)
         if outer is None:
-            return self._best(network, W_TD, metric, first)
+            return self._best(network, W_TD, metric, first, enough)
         R, S = outer
         tucker = tucker2.fit(W_TD.reshape(len(W_TD), network.count(network.channels), -1), metric, R, S)
         core_sizes = {**network.sizes, network.outputs: R, network.channels: S}
         core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
-        core = self._best(replace(network, sizes=core_sizes), tucker.G_RSQ.flatten(1), core_metric, first)
+        core_network = replace(network, sizes=core_sizes)
+        # Errors of the core add to those of its bases, which are the best for each other.
+        core = self._best(core_network, tucker.G_RSQ.flatten(1), core_metric, first, max(enough - tucker.error, 0.0))
         factors = list(core.factors)
         for place, letter, basis in ((0, network.channels, tucker.B_CS), (-1, network.outputs, tucker.A_TR)):
             letters = network.factors[place]
             expanded = letters.replace(letter, "Z")
             factors[place] = torch.einsum(f"{expanded},{letter}Z->{letters}", factors[place], basis)
-        return multilinear.fit(W_TD, metric, network.equation, factors, polish.sweeps, polish.tolerance)
+        return multilinear.fit(W_TD, metric, network.equation, factors, *polish, enough=enough)
 
-    def _best(self, network: Network, W_TD: Tensor, metric: Metric, effort: Effort) -> multilinear.Fitted:
+    def _best(
+        self, network: Network, W_TD: Tensor, metric: Metric, effort: Effort, enough: float
+    ) -> multilinear.Fitted:
         X = W_TD.reshape(network.shape(network.equation.kernel))
         fits = [
-            multilinear.fit(W_TD, metric, network.equation, start, effort.sweeps, effort.tolerance)
+            multilinear.fit(W_TD, metric, network.equation, start, *effort, enough=enough)
             for start in self.starts(network, X)
         ]
         return min(fits, key=lambda fit: fit.error)
