@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .conjugate import conjugate_gradients
-from .equation import Equation, contract
+from .equation import Equation, arranged, contract
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
@@ -119,9 +119,9 @@ class Block:
         H = contract([sigma, *self._twice("")], coupled + coupled.upper()).reshape(self.rows, self.rows)
         H = H + self.p * torch.eye(len(H), dtype=H.dtype, device=H.device)
         order = self.outs + coupled
-        right, before = (torch.einsum(f"{self.letters}->{order}", x).reshape(-1, len(H)) for x in (self.right, self.f))
+        right, before = (arranged(x, self.letters, order).reshape(-1, len(H)) for x in (self.right, self.f))
         solved = torch.cholesky_solve((right + self.p * before).mT, cholesky(H)).mT
-        return torch.einsum(f"{order}->{self.letters}", solved.reshape([self.sizes[letter] for letter in order]))
+        return arranged(solved.reshape([self.sizes[letter] for letter in order]), order, self.letters)
 
     def descended(self, steps: int) -> Tensor:
         """Some steps of conjugate gradients from where the factor is; the proximal term has no gradient there."""
@@ -136,12 +136,12 @@ class Block:
         """A Kronecker product of operations, on the groups of bonds and, where there is one more, the held inputs."""
         order = self.outs + self.held + "".join(bonds for bonds, _ in self.grams)
         groups = [self.held, *(bonds for bonds, _ in self.grams)][-len(operations) :]
-        x = torch.einsum(f"{self.letters}->{order}", x)
+        x = arranged(x, self.letters, order)
         moved = x.reshape(-1, *(self.count(group) for group in groups))
         for axis, operation in enumerate(operations, start=1):
             first = moved.movedim(axis, 0)
             moved = operation(first.flatten(1)).reshape(first.shape).movedim(0, axis)
-        return torch.einsum(f"{order}->{self.letters}", moved.reshape(x.shape))
+        return arranged(moved.reshape(x.shape), order, self.letters)
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._normal(x) + self.p * x

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -39,11 +39,11 @@ class Equation:
         factors, result = text.split("->")
         return cls(tuple(factors.split(",")), result[:outputs], result[outputs:])
 
-    @property
+    @cached_property
     def kernel(self) -> str:
         return self.outputs + self.inputs
 
-    @property
+    @cached_property
     def output_factor(self) -> int | None:
         """The factor that holds all output modes and no input mode."""
         for number, letters in enumerate(self.factors):
@@ -59,7 +59,7 @@ def contract(terms: Sequence[tuple[str, Tensor]], result: str) -> Tensor:
         product = torch.einsum(f"{a},{b}->{kept}", left[i][1], left[j][1])
         left = [term for number, term in enumerate(left) if number not in (i, j)] + [(kept, product)]
     ((letters, tensor),) = left
-    return tensor if letters == result else torch.einsum(f"{letters}->{result}", tensor)
+    return arranged(tensor, letters, result) if len(letters) == len(result) else torch.einsum(f"{letters}->{result}", tensor)
 
 
 @lru_cache(maxsize=4096)  # a fit asks for the same products in every sweep
@@ -94,6 +94,11 @@ def _pair_size(terms: Sequence[Sized], i: int, j: int, result: str) -> int:
     sizes = _sizes(terms[i], terms[j])
     product = math.prod(sizes[letter] for letter in _kept(terms, i, j, result))
     return product - math.prod(terms[i][1]) - math.prod(terms[j][1])
+
+
+def arranged(tensor: Tensor, letters: str, order: str) -> Tensor:
+    """The same tensor with its letters in another order."""
+    return tensor if letters == order else tensor.permute([letters.index(letter) for letter in order])
 
 
 def compose(equation: Equation, factors: Sequence[Tensor]) -> Tensor:

@@ -12,11 +12,12 @@ degenerate, and vanishes at the solution.
 
 Letters: T outputs, D inputs, M bond states of the output factor.
 
-A sweep is followed by a jump further along its way, which is kept where it lowers the error: alternating steps are slow
-where factors resemble each other.
+A sweep is followed by a jump further along the way from the sweep before, which is kept where it lowers the error:
+alternating steps are slow where factors resemble each other.
 
 Sources: Kroonenberg, de Leeuw, 1980, and Carroll, Chang, 1970 (alternating least squares); Navasca, De Lathauwer,
-Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Kalle, Rudkiewicz, Ouerfelli,
+Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Mitchell, Ye, De Sterck,
+"Nesterov Acceleration of Alternating Least Squares for Canonical Tensor Decomposition", 2018 (the jumps); Kalle, Rudkiewicz, Ouerfelli,
 Tamaazousti, 2025, arXiv 2511.04494 (the metric).
 """
 
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from .block import IDENTITY_ROWS, Block
-from .equation import Equation, compose, contract, equalised
+from .equation import Equation, arranged, compose, contract, equalised
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
@@ -88,15 +89,16 @@ def fit(
         return Fitted(factors, 0.0, [0.0])
     enough = max(enough, 1e-14 * solver.total)
     factors, error = solver.settled(factors)
-    history, jump = [error], 1.0
+    history, jump, swept = [error], 1.0, None
     for _ in range(sweeps if error > enough else 0):
         moved = list(factors)
         for k in range(len(factors)):
             if k != equation.output_factor:
                 moved[k] = solver.block(moved, k)
         moved, moved_error = solver.settled(moved)
-        if len(history) > 1 and moved_error > enough:  # further along the way of the last sweep, where that is better
-            ahead = [after + jump * (after - before) for before, after in zip(factors, moved, strict=True)]
+        swept, last = moved, swept
+        if last is not None and moved_error > enough:  # further along the way since the last sweep, where that is better
+            ahead = [after + jump * (after - before) for before, after in zip(last, moved, strict=True)]
             ahead, ahead_error = solver.settled(ahead)
             jump *= 1.5 if ahead_error < moved_error else 0.5
             if ahead_error < moved_error:
@@ -152,12 +154,12 @@ class Solver:
             H_MM = contract([*others, *self.copied(others)], bonds + bonds.upper()).reshape(len(M_MD), -1)
         else:
             H_MM = self.metric.inner(M_MD)
-        arranged = torch.einsum(f"{letters}->{outputs}{bonds}", factors[k])
-        A_TM = arranged.reshape(len(self.W_TD), -1)
+        A = arranged(factors[k], letters, outputs + bonds)
+        A_TM = A.reshape(len(self.W_TD), -1)
         # From where it is: the proximal term has no gradient there.
         right_TM = self.WS_TD @ M_MD.mT
         A_TM = A_TM + torch.cholesky_solve((right_TM - A_TM @ H_MM).mT, cholesky(H_MM, max(self.proximal, 1e-12))).mT
-        factors[k] = torch.einsum(f"{outputs}{bonds}->{letters}", A_TM.reshape(arranged.shape))
+        factors[k] = arranged(A_TM.reshape(A.shape), outputs + bonds, letters)
         error = self.total - float(((2 * right_TM - A_TM @ H_MM) * A_TM).sum())
         return factors, error if error > DIFFERENCE * self.total else self.error(factors)
 
@@ -174,7 +176,7 @@ class Solver:
         """`W Sigma` with the outputs summed over the output factor: bonds x inputs; one for all blocks of a sweep."""
         if self._projected is None or self._projected[0] is not A:
             bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
-            A_TM = torch.einsum(f"{letters}->{self.equation.outputs}{bonds}", A).reshape(len(self.WS_TD), -1)
+            A_TM = arranged(A, letters, self.equation.outputs + bonds).reshape(len(self.WS_TD), -1)
             sizes = [A.shape[letters.index(letter)] for letter in bonds]
             self._projected = A, (A_TM.mT @ self.WS_TD).reshape(*sizes, self.metric.dim)
         return self._projected[1]
