@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg import multilinear, tucker2
-from ..linalg.metric import Metric
+from ..linalg.metric import Identity, Metric
 from ..sites import Site
 from .base import (
     Cost,
@@ -39,6 +39,9 @@ from .network import Network
 FITTED = 5
 # A family whose error is this much above that of other formats at no greater cost, in its middle, is dropped.
 BEATEN = 1.25
+
+# In the weight metric a core is fitted first if it has at most this share of the weights.
+CORE = 0.5
 
 
 class Effort(NamedTuple):
@@ -104,6 +107,10 @@ class Multilinear(Format):
     @abstractmethod
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         """Factors of one group, for a kernel with one dimension per mode, to start from; the best fit is taken."""
+
+    def fits_at_once(self, network: Network, R: int, S: int) -> bool:
+        """Whether the way over a core of R x S channels does not pay in the weight metric, where starts are good."""
+        return R * S > CORE * network.count(network.outputs) * network.count(network.channels)
 
     def limits(self, site: Site) -> Ranks:
         return self.largest(Shape.of_site(site))
@@ -190,7 +197,7 @@ class Multilinear(Format):
         """The best fit of one group from all starts, of the network's core first where that is smaller."""
         first, polish = effort
         outer = _outer(network)
-        if outer is None:
+        if outer is None or (isinstance(metric, Identity) and self.fits_at_once(network, *outer)):
             return self._best(network, W_TD, metric, first, enough)
         R, S = outer
         tucker = tucker2.fit(W_TD.reshape(len(W_TD), network.count(network.channels), -1), metric, R, S)

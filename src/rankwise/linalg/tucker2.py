@@ -126,8 +126,8 @@ def fit(
     metric: Metric,
     output_rank: int,
     channel_rank: int,
-    sweeps: int = 4,
-    tolerance: float = 1e-3,
+    sweeps: int | None = None,
+    tolerance: float | None = None,
     steps: int = 6,
     enough: float = 0.0,
 ) -> Tucker2:
@@ -138,8 +138,8 @@ def fit(
         metric: Sigma on C * Q inputs.
         output_rank: R, at most T.
         channel_rank: S, at most C.
-        sweeps: at most this many updates of `B`.
-        tolerance: stop when a sweep lowers the squared error by less than this fraction.
+        sweeps: at most this many updates of `B`; 4, or 30 of the cheaper ones in the weight metric.
+        tolerance: stop when a sweep lowers the squared error by less than this fraction; 1e-3, or 1e-5.
         steps: conjugate gradient steps per update of `B`.
         enough: stop at this squared error.
 
@@ -156,6 +156,8 @@ def fit(
     if channel_rank == C:
         return Tucker2(A_TR, G_RSQ, B_CS, error)
     weight = isinstance(metric, Identity)
+    sweeps = (30 if weight else 4) if sweeps is None else sweeps
+    tolerance = (1e-5 if weight else 1e-3) if tolerance is None else tolerance
     L_CC = None if weight else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
     for _ in range(sweeps if error > enough else 0):
         if L_CC is None:
