@@ -39,9 +39,9 @@ DIRECT_ROWS = 512
 DIRECT_INPUTS = 2304
 # Relative to the mean diagonal of a block's normal matrix.
 PROXIMAL = 1e-7
-# Sweeps end before the parts of a kernel are this much larger than it: they would cancel each other, and in half
-# precision what is left of them would be rounding errors.
-CANCELLING = 30.0
+# Sweeps end before the norm of all parts of a kernel is this much larger than its own: they would cancel each other,
+# and in half precision what is left of them would be rounding errors. Parts that are orthogonal have its norm.
+CANCELLING = 10.0
 # Errors below this fraction of the kernel's energy are not taken from a difference of energies, which would be rounding.
 DIFFERENCE = 1e-5
 
@@ -120,6 +120,7 @@ class Solver:
         self.proximal, self.steps = proximal, steps
         self.WS_TD = metric.times(W_TD)
         self.total = float((self.WS_TD * W_TD).sum())
+        self.most = CANCELLING**2 * float(W_TD.square().sum())
         self._projected: tuple[Tensor, Tensor] | None = None
 
     def error(self, factors: Sequence[Tensor]) -> float:
@@ -128,10 +129,9 @@ class Solver:
         return max(self.metric.energy(missed_TD), 0.0)
 
     def cancelling(self, factors: Sequence[Tensor]) -> bool:
-        """Whether the parts' absolute values add up to far more than the kernel."""
-        terms = [(letters, factor.abs()) for letters, factor in zip(self.equation.factors, factors, strict=True)]
-        square = float(contract([*terms, *self.copied(terms)], ""))
-        return square > CANCELLING**2 * float(self.W_TD.square().sum())
+        """Whether the parts' energies, one part for every choice of bond states, add up to far more than the kernel's."""
+        squares = [factor.square() for factor in factors]
+        return float(contract(list(zip(self.equation.factors, squares, strict=True)), "")) > self.most
 
     def copied(self, terms: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
         """The terms with bonds of their own, in capitals: with them a product over the kernel is one of Gram matrices."""
