@@ -159,12 +159,20 @@ def fit(
     sweeps = (30 if weight else 4) if sweeps is None else sweeps
     tolerance = (1e-5 if weight else 1e-3) if tolerance is None else tolerance
     L_CC = None if weight else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
+    jump, swept_CS = 1.0, None
     for _ in range(sweeps if error > enough else 0):
         if L_CC is None:
             moved_CS = _leading_channels(W_TCQ, A_TR, channel_rank)
         else:
             moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
+        last_CS, swept_CS = swept_CS, moved_CS
+        if last_CS is not None and moved[2] > enough:  # further along the way since the last sweep, where that is better
+            ahead_CS = _ahead(last_CS, moved_CS, jump)
+            ahead = _outputs_and_core(W_TD, metric, ahead_CS, output_rank, Q, total)
+            jump *= 1.5 if ahead[2] < moved[2] else 0.5
+            if ahead[2] < moved[2]:
+                moved_CS, moved = ahead_CS, ahead
         if moved[2] >= error:  # converged up to rounding
             break
         before, B_CS, (A_TR, G_RSQ, error) = error, moved_CS, moved
@@ -198,6 +206,12 @@ def _outputs_and_core(
     A_TR = vectors[:, :output_rank]
     G_RSQ = (A_TR.mT @ Z_TP).reshape(output_rank, S, Q)
     return A_TR, G_RSQ, max(total - float(values[:output_rank].sum()), 0.0)
+
+
+def _ahead(last_CS: Tensor, moved_CS: Tensor, jump: float) -> Tensor:
+    """Basis of the span that is further along the way of two; the first is turned to the second before."""
+    U_SS, _, Vh_SS = torch.linalg.svd(last_CS.mT @ moved_CS)
+    return orthonormal(moved_CS + jump * (moved_CS - last_CS @ (U_SS @ Vh_SS)))
 
 
 def _leading_channels(W_TCQ: Tensor, A_TR: Tensor, rank: int) -> Tensor:
