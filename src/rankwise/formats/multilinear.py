@@ -110,7 +110,8 @@ class Multilinear(Format):
 
     def fits_at_once(self, network: Network, R: int, S: int) -> bool:
         """Whether the way over a core of R x S channels does not pay in the weight metric, where starts are good."""
-        return R * S > CORE * network.count(network.outputs) * network.count(network.channels)
+        share = R * S / (network.count(network.outputs) * network.count(network.channels))
+        return share > CORE
 
     def limits(self, site: Site) -> Ranks:
         return self.largest(Shape.of_site(site))
@@ -162,9 +163,7 @@ class Multilinear(Format):
         cost = self.cost(site, ranks, site.has_bias)
         return cost.macs < site.macs and cost.params < site.params
 
-    def fit(
-        self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0
-    ) -> Factors:
+    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
         """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
         return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH, enough)
 

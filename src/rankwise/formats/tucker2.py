@@ -78,9 +78,7 @@ class Tucker2(Format):
             for R in steps(most_R, step)
         ]
 
-    def fit(
-        self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0
-    ) -> Factors:
+    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
         """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
         R, S = ranks = self.check(site, ranks)
         fits, total = [], 0.0

@@ -59,7 +59,11 @@ def contract(terms: Sequence[tuple[str, Tensor]], result: str) -> Tensor:
         product = torch.einsum(f"{a},{b}->{kept}", left[i][1], left[j][1])
         left = [term for number, term in enumerate(left) if number not in (i, j)] + [(kept, product)]
     ((letters, tensor),) = left
-    return arranged(tensor, letters, result) if len(letters) == len(result) else torch.einsum(f"{letters}->{result}", tensor)
+    return (
+        arranged(tensor, letters, result)
+        if len(letters) == len(result)
+        else torch.einsum(f"{letters}->{result}", tensor)
+    )
 
 
 @lru_cache(maxsize=4096)  # a fit asks for the same products in every sweep

@@ -17,8 +17,8 @@ alternating steps are slow where factors resemble each other.
 
 Sources: Kroonenberg, de Leeuw, 1980, and Carroll, Chang, 1970 (alternating least squares); Navasca, De Lathauwer,
 Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Mitchell, Ye, De Sterck,
-"Nesterov Acceleration of Alternating Least Squares for Canonical Tensor Decomposition", 2018 (the jumps); Kalle, Rudkiewicz, Ouerfelli,
-Tamaazousti, 2025, arXiv 2511.04494 (the metric).
+"Nesterov Acceleration of Alternating Least Squares for Canonical Tensor Decomposition", 2018 (the jumps); Kalle,
+Rudkiewicz, Ouerfelli, Tamaazousti, 2025, arXiv 2511.04494 (the metric).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PROXIMAL = 1e-7
 # Sweeps end before the norm of all parts of a kernel is this much larger than its own: they would cancel each other,
 # and in half precision what is left of them would be rounding errors. Parts that are orthogonal have its norm.
 CANCELLING = 10.0
-# Errors below this fraction of the kernel's energy are not taken from a difference of energies, which would be rounding.
+# Errors below this fraction of the kernel's energy are not taken from a difference of energies: that would be rounding.
 DIFFERENCE = 1e-5
 
 
@@ -97,7 +97,9 @@ def fit(
                 moved[k] = solver.block(moved, k)
         moved, moved_error = solver.settled(moved)
         swept, last = moved, swept
-        if last is not None and moved_error > enough:  # further along the way since the last sweep, where that is better
+        if (
+            last is not None and moved_error > enough
+        ):  # further along the way since the last sweep, where that is better
             ahead = [after + jump * (after - before) for before, after in zip(last, moved, strict=True)]
             ahead, ahead_error = solver.settled(ahead)
             jump *= 1.5 if ahead_error < moved_error else 0.5
@@ -129,12 +131,12 @@ class Solver:
         return max(self.metric.energy(missed_TD), 0.0)
 
     def cancelling(self, factors: Sequence[Tensor]) -> bool:
-        """Whether the parts' energies, one part for every choice of bond states, add up to far more than the kernel's."""
+        """Whether the energies of the parts, one per choice of bond states, add up to far more than the kernel has."""
         squares = [factor.square() for factor in factors]
         return float(contract(list(zip(self.equation.factors, squares, strict=True)), "")) > self.most
 
     def copied(self, terms: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-        """The terms with bonds of their own, in capitals: with them a product over the kernel is one of Gram matrices."""
+        """The terms with bonds of their own, in capitals: products over the kernel are then of Gram matrices."""
         kernel = self.equation.kernel
         return [("".join(x if x in kernel else x.upper() for x in letters), factor) for letters, factor in terms]
 

@@ -2,17 +2,19 @@
 
 A kernel `W[t, c, q]` (outputs, channels, taps) is written `A G (B kron I)^T`: a basis `B` of the channels, a core `G`,
 a basis `A` of the outputs. Given `B`, the best `(A, G)` jointly is a reduced-rank regression with a closed form; given
-`(A, G)`, the best `B` is one symmetric linear system, solved by preconditioned conjugate gradients from where it is.
-Every step lowers `||(W - V) Sigma^(1/2)||_F`.
+`(A, G)`, the best `B` is one symmetric linear system, solved by preconditioned conjugate gradients from there. In
+the weight metric the best `(B, G)` for a given `A` has a closed form too, the other half of HOOI. After a sweep `B` jumps
+further along its way, where that lowers the error. Every step lowers `||(W - V) Sigma^(1/2)||_F`.
 
 Special cases: all outputs kept (`R = T`) with the channels read as (channel, row) and the taps as columns is the pair
 k x 1 -> 1 x k; all channels kept is the pair k x k -> 1 x 1.
 
-Letters: T outputs, C channels, Q taps, D = C * Q, R output rank, S channel rank.
+Letters: T outputs, C channels, Q taps, D = C * Q, P = S * Q projected inputs, R output rank, S channel rank.
 
-Source: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, "Distribution-Aware Tensor Decomposition for Compression of
+Sources: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, "Distribution-Aware Tensor Decomposition for Compression of
 Convolutional Neural Networks", 2025, arXiv 2511.04494 (the problem; the joint step, the start and the nested error
-surface are ours).
+surface are ours); De Lathauwer, De Moor, Vandewalle, "On the Best Rank-1 and Rank-(R1, R2, ..., RN) Approximation of
+Higher-Order Tensors", 2000 (HOOI).
 """
 
 from __future__ import annotations
@@ -159,7 +161,7 @@ def fit(
     sweeps = (30 if weight else 4) if sweeps is None else sweeps
     tolerance = (1e-5 if weight else 1e-3) if tolerance is None else tolerance
     L_CC = None if weight else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
-    jump, swept_CS = 1.0, None
+    jump, swept_CS = 2.0, None
     for _ in range(sweeps if error > enough else 0):
         if L_CC is None:
             moved_CS = _leading_channels(W_TCQ, A_TR, channel_rank)
@@ -167,10 +169,12 @@ def fit(
             moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
         last_CS, swept_CS = swept_CS, moved_CS
-        if last_CS is not None and moved[2] > enough:  # further along the way since the last sweep, where that is better
+        if (
+            last_CS is not None and moved[2] > enough
+        ):  # further along the way since the last sweep, where that is better
             ahead_CS = _ahead(last_CS, moved_CS, jump)
             ahead = _outputs_and_core(W_TD, metric, ahead_CS, output_rank, Q, total)
-            jump *= 1.5 if ahead[2] < moved[2] else 0.5
+            jump *= 2.5 if ahead[2] < moved[2] else 0.4
             if ahead[2] < moved[2]:
                 moved_CS, moved = ahead_CS, ahead
         if moved[2] >= error:  # converged up to rounding
@@ -197,8 +201,11 @@ def _outputs_and_core(
         folded = metric.fold(B_CS, Q)
         rest_TD = W_TD - torch.einsum("tsq,cs->tcq", W_TSQ, B_CS).reshape(W_TD.shape)
         cross_TP = metric.spread(B_CS, rest_TD, Q)
-        Z_TP = Z_TP + torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
-        explained_TT = folded.inner(Z_TP)
+        moved_TP = torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
+        Z_TP = Z_TP + moved_TP
+        # Of a damped solution something is left over, which counts twice in the error that is reported.
+        left_TT = (cross_TP - folded.times(moved_TP)) @ Z_TP.mT
+        explained_TT = folded.inner(Z_TP) + left_TT + left_TT.mT
     if output_rank == len(W_TD):  # all outputs are kept: no basis to choose
         identity = torch.eye(output_rank, dtype=Z_TP.dtype, device=Z_TP.device)
         return identity, Z_TP.reshape(output_rank, S, Q), max(total - float(explained_TT.trace()), 0.0)
@@ -216,8 +223,8 @@ def _ahead(last_CS: Tensor, moved_CS: Tensor, jump: float) -> Tensor:
 
 def _leading_channels(W_TCQ: Tensor, A_TR: Tensor, rank: int) -> Tensor:
     """The best `B` and `G` for a given orthonormal `A` in the weight metric, jointly: a step of HOOI."""
-    V_CP = torch.einsum("tcq,tr->crq", W_TCQ, A_TR).flatten(1)
-    return eigh(V_CP @ V_CP.mT)[1][:, :rank]
+    V_CRQ = torch.einsum("tcq,tr->crq", W_TCQ, A_TR)
+    return eigh(V_CRQ.flatten(1) @ V_CRQ.flatten(1).mT)[1][:, :rank]
 
 
 def _update_channels(
