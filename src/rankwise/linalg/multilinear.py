@@ -97,9 +97,7 @@ def fit(
                 moved[k] = solver.block(moved, k)
         moved, moved_error = solver.settled(moved)
         swept, last = moved, swept
-        if (
-            last is not None and moved_error > enough
-        ):  # further along the way since the last sweep, where that is better
+        if last is not None and moved_error > enough:  # further along the way since the last sweep
             ahead = [after + jump * (after - before) for before, after in zip(last, moved, strict=True)]
             ahead, ahead_error = solver.settled(ahead)
             jump *= 1.5 if ahead_error < moved_error else 0.5

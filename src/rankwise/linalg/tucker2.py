@@ -3,8 +3,8 @@
 A kernel `W[t, c, q]` (outputs, channels, taps) is written `A G (B kron I)^T`: a basis `B` of the channels, a core `G`,
 a basis `A` of the outputs. Given `B`, the best `(A, G)` jointly is a reduced-rank regression with a closed form; given
 `(A, G)`, the best `B` is one symmetric linear system, solved by preconditioned conjugate gradients from there. In
-the weight metric the best `(B, G)` for a given `A` has a closed form too, the other half of HOOI. After a sweep `B` jumps
-further along its way, where that lowers the error. Every step lowers `||(W - V) Sigma^(1/2)||_F`.
+the weight metric the best `(B, G)` for a given `A` has a closed form too, the other half of HOOI. After a sweep `B`
+jumps further along its way, where that lowers the error. Every step lowers `||(W - V) Sigma^(1/2)||_F`.
 
 Special cases: all outputs kept (`R = T`) with the channels read as (channel, row) and the taps as columns is the pair
 k x 1 -> 1 x k; all channels kept is the pair k x k -> 1 x 1.
@@ -30,6 +30,8 @@ from .symmetric import cholesky, eigenvalues, eigh, orthonormal
 
 # From this size on, the start and the conjugate gradient steps run in single precision.
 SINGLE_PRECISION = 512
+# Sweeps and the relative decrease of the error at which they end; those in the weight metric cost little.
+EFFORT, WEIGHT_EFFORT = (4, 1e-3), (30, 1e-5)
 
 
 class Tucker2(NamedTuple):
@@ -140,8 +142,8 @@ def fit(
         metric: Sigma on C * Q inputs.
         output_rank: R, at most T.
         channel_rank: S, at most C.
-        sweeps: at most this many updates of `B`; 4, or 30 of the cheaper ones in the weight metric.
-        tolerance: stop when a sweep lowers the squared error by less than this fraction; 1e-3, or 1e-5.
+        sweeps: at most this many updates of `B`; see `EFFORT`.
+        tolerance: stop when a sweep lowers the squared error by less than this fraction; see `EFFORT`.
         steps: conjugate gradient steps per update of `B`.
         enough: stop at this squared error.
 
@@ -157,10 +159,11 @@ def fit(
     A_TR, G_RSQ, error = _outputs_and_core(W_TD, metric, B_CS, output_rank, Q, total)
     if channel_rank == C:
         return Tucker2(A_TR, G_RSQ, B_CS, error)
-    weight = isinstance(metric, Identity)
-    sweeps = (30 if weight else 4) if sweeps is None else sweeps
-    tolerance = (1e-5 if weight else 1e-3) if tolerance is None else tolerance
-    L_CC = None if weight else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
+    closed = isinstance(metric, Identity)
+    usual_sweeps, usual_tolerance = WEIGHT_EFFORT if closed else EFFORT
+    sweeps = usual_sweeps if sweeps is None else sweeps
+    tolerance = usual_tolerance if tolerance is None else tolerance
+    L_CC = None if closed else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
     jump, swept_CS = 2.0, None
     for _ in range(sweeps if error > enough else 0):
         if L_CC is None:
@@ -169,9 +172,7 @@ def fit(
             moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
         last_CS, swept_CS = swept_CS, moved_CS
-        if (
-            last_CS is not None and moved[2] > enough
-        ):  # further along the way since the last sweep, where that is better
+        if last_CS is not None and moved[2] > enough:  # further along the way since the last sweep
             ahead_CS = _ahead(last_CS, moved_CS, jump)
             ahead = _outputs_and_core(W_TD, metric, ahead_CS, output_rank, Q, total)
             jump *= 2.5 if ahead[2] < moved[2] else 0.4
