@@ -109,7 +109,7 @@ def choose(
         if unit != "bytes":
             return getattr(option, unit)
         if option.format != DENSE:
-            return option.params * _width(site)
+            return _chain_bytes(site, option.format, option.ranks, option.params)
         return dense["bytes"] - stored_bytes(model, without=(site.name, *site.aliases))
 
     fixed = dense[unit] - sum(cost(site, dense_option(site)) for site in sites.values())
@@ -152,13 +152,15 @@ def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict
     return {
         "params": sites.total_params + sum(row.params - site.params for row, site in built),
         "macs": sites.total_macs + sum(row.macs - site.macs for row, site in built),
-        "bytes": stored_bytes(model, without=gone) + sum(row.params * _width(site) for row, site in built),
+        "bytes": stored_bytes(model, without=gone)
+        + sum(_chain_bytes(site, row.format, row.ranks, row.params) for row, site in built),
     }
 
 
-def _width(site: Site) -> int:
-    """Bytes of each number of the site's weight, and of whatever takes its place."""
-    return torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+def _chain_bytes(site: Site, format: str, ranks: Sequence[int], params: int) -> int:
+    """Bytes of a chain as stored: numbers of the weight's width, and indices."""
+    width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+    return params * width + 4 * get_format(format).indices(site, tuple(ranks))
 
 
 def _budget(keep: Mapping[str, float]) -> tuple[str, float]:
@@ -197,7 +199,7 @@ def _check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[st
                 right = site.params, site.macs
             else:
                 format = get_format(option.format)
-                right = format.cost(site, format.check(site, option.ranks), site.has_bias or metric == "input")
+                right = format.cost(site, format.check(site, option.ranks), site.chain_bias(metric))
             if (option.params, option.macs) != right:
                 raise ValueError(
                     f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
@@ -211,7 +213,8 @@ def _why(option: Option, options: Sequence[Option], site: Site) -> str:
         if len(options) == 1:
             return "no format costs less than dense"
         return "dense: within the budget no factorisation is worth its error"
-    return f"error {option.error:.2%} at {option.macs / max(site.macs, 1):.0%} of its MACs"
+    share, unit = (option.macs / site.macs, "MACs") if site.macs else (option.params / site.params, "parameters")
+    return f"error {option.error:.2%} at {share:.0%} of its {unit}"
 
 
 def _constrain(
@@ -293,7 +296,7 @@ def _pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pi
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
     ranks = format.check(site, ranks)
     factors = format.fit(site, site_weight(model, site), site_metrics(source, site, metric, model), ranks)
-    cost = format.cost(site, ranks, site.has_bias or metric == "input")
+    cost = format.cost(site, ranks, site.chain_bias(metric))
     return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)
 
 
@@ -340,6 +343,6 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
         format = get_format(row.format)
         if reason := format.refuses(site):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
-        cost = format.cost(site, format.check(site, row.ranks), site.has_bias or plan.metric == "input")
+        cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
     return replace(plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows))

@@ -126,12 +126,13 @@ def profile(
         usable = [format for format in candidates if site.name in wanted and format.refuses(site) is None]
         if usable:
             weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model)
-            bias = site.has_bias or metric == "input"
+            bias = site.chain_bias(metric)
             for format in usable:
                 rivals = partial(_least_error, tuple(options))
                 for ranks, error in format.curve(site, weight, metrics, rank_step(site, round_to), rivals):
                     cost = format.cost(site, ranks, bias)
-                    if cost.macs < site.macs and cost.params < site.params:
+                    # an embedding multiplies nothing, so any factors cost MACs; they save parameters
+                    if cost.params < site.params and (cost.macs < site.macs or site.is_embedding):
                         options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
         curves[site.name] = tuple(options)
     return curves

@@ -77,8 +77,8 @@ class Job:
             calibration = None if data is None else load_data(data, how, model=spec, samples=samples)
             held_out = None if test is None else load_data(test, how, model=spec, default_split="test")
         if calibration is not None:
-            count = "batches" if calibration.samples is None else f"{calibration.samples} samples"
-            out.say(f"calibration: {count} of {calibration.name}, {calibration.prepared}")
+            count = f"up to {samples}" if calibration.samples is None else f"{calibration.samples}"
+            out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
         example = load_example(calibration, input_shape, how, spec)
         with out.step("finding what can be factorised"):
             sites = find(network, example)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .data import Data, count, cut
@@ -41,7 +41,7 @@ def from_batches(made: Any, spec: str, samples: int | None) -> Data:
         raise ValueError(f"{spec} returned no batches")
     return Data(
         name=spec,
-        samples=samples,
+        samples=sum(count(inputs) for inputs, _ in passes()) if isinstance(source, Sequence) else None,
         labelled=first[1] is not None,
         classes=None,
         prepared="batches as the function returns them",

@@ -47,7 +47,7 @@ def factorise_site(
         metrics = identity_metrics(site.groups, site.in_features, weight.device)
         factors = format.fit(site, weight, metrics, row.ranks)
     else:
-        with_bias = bias is not None or corrects
+        with_bias = site.chain_bias("input" if corrects else "weight")
         moments = moments if with_bias else moments.uncentred()
         factors = format.fit(site, weight, moments.metrics(), row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None

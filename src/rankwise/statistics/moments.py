@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..linalg.diagonal import Diagonal
 from ..linalg.metric import Dense, Identity, Metric, Sampled
 from .rows import unfold_order
 
@@ -31,6 +32,7 @@ class Moments:
     """Moments of one site, in the order of `torch.nn.functional.unfold`, float64.
 
     Either `second_GDD` is there, or the rows themselves are (fewer rows than inputs, or more inputs than 8,192).
+    Neither is for the one-hot inputs of an embedding, whose second moment is the diagonal matrix of their mean.
 
     Attributes:
         count: rows that were seen.
@@ -52,8 +54,15 @@ class Moments:
         """Inputs per group."""
         return self.mean_GD.shape[1]
 
+    @property
+    def one_hot(self) -> bool:
+        """Whether these are the moments of indices."""
+        return self.second_GDD is None and self.rows_GND is None
+
     def uncentred(self) -> Moments:
         """The same with all means taken for zero: what a layer without a bias has to be fitted to."""
+        if self.one_hot:  # their metric is not centred
+            return self
         targets = None if self.target_mean_GT is None else torch.zeros_like(self.target_mean_GT)
         return replace(self, mean_GD=torch.zeros_like(self.mean_GD), target_mean_GT=targets)
 
@@ -66,7 +75,10 @@ class Moments:
         """
         result: list[Metric] = []
         for group, mean_D in enumerate(self.mean_GD):
-            if self.second_GDD is not None:
+            if self.one_hot:
+                squares = float(mean_D.square().sum())
+                result.append(Diagonal(mean_D, self._damping(damping, float(mean_D.sum()), squares)))
+            elif self.second_GDD is not None:
                 sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
                 squares = float(sigma_DD.square().sum())
                 result.append(Dense(sigma_DD, self._damping(damping, float(sigma_DD.trace()), squares)))
@@ -293,6 +305,8 @@ def merge(parts: Sequence[Moments]) -> Moments:
             "cross_GTD": mean([part.cross_GTD for part in parts if part.cross_GTD is not None]),
         }
     mean_GD = mean([part.mean_GD for part in parts])
+    if all(part.one_hot for part in parts):
+        return Moments(count=count, mean_GD=mean_GD)
     if all(part.second_GDD is None for part in parts):
         rows_GND = _joined(parts, count)
         if parts[0].dim > LARGEST_DENSE or rows_GND.shape[1] <= parts[0].dim:
