@@ -207,7 +207,9 @@ class Multilinear(Format):
         if outer is None or (isinstance(metric, Identity) and self.fits_at_once(network, *outer)):
             return self._best(network, W_TD, metric, first, enough)
         R, S = outer
-        tucker = tucker2.fit(W_TD.reshape(len(W_TD), network.count(network.channels), -1), metric, R, S)
+        sweeps = 1 if isinstance(metric, Identity) else None  # of which the first brings nearly all
+        W_TCQ = W_TD.reshape(len(W_TD), network.count(network.channels), -1)
+        tucker = tucker2.fit(W_TCQ, metric, R, S, sweeps)
         core_sizes = {**network.sizes, network.outputs: R, network.channels: S}
         core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
         core_network = replace(network, sizes=core_sizes)
