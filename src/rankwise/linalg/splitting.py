@@ -85,7 +85,7 @@ def terms(X: Tensor, rank: int) -> list[Tensor]:
 
 
 def paired(X: Tensor, rank: int) -> list[Tensor]:
-    """Factors (n_k, rank) of a sum of rank-one terms: the r-th leading vectors of the first two modes make the r-th term.
+    """Factors (n_k, rank) of a sum of rank-one terms, the r-th from the r-th leading vectors of the first two modes.
 
     Its other modes are what `X` has between the two, of which the largest rank-one term is kept. Sweeps from here come
     to the same errors as from `terms`, and sooner where there are hundreds of terms.
