@@ -52,7 +52,7 @@ def compress(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    keep: Mapping[str, float],
+    keep: Mapping[str, float] | None = None,
     method: str = "sequential",
     stats: Statistics | None = None,
     positions: int | str = "auto",
@@ -60,18 +60,18 @@ def compress(
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     **constraints: Any,
 ) -> tuple[nn.Module, CompressReport]:
-    """Compress a trained network with unlabelled samples and one budget; no gradient step.
+    """Compress a trained network with unlabelled samples and a budget; no gradient step.
 
     Args:
         model: the dense network; left exactly as it was.
         data: a few hundred samples, as any re-iterable of batches without labels.
-        keep: the budget, for instance {"macs": 0.5}; see `choose`.
+        keep: the budgets, for instance {"macs": 0.5}; see `choose`.
         method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot".
         stats: statistics collected before; collected from `data` by default.
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
         progress: wraps batches and sites, for progress bars.
-        **constraints: formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
+        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
 
     Returns:
         The compressed network, of the same class, and a report.

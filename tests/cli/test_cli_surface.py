@@ -15,7 +15,8 @@ from rankwise.cli import app
 SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
 BUDGET = {
-    "--keep", "--formats", "--metric", "--ignore", "--include", "--pin", "--floor", "--cap", "--round-to", "--stats"
+    "--keep", "--rule", "--formats", "--metric", "--ignore", "--include", "--pin", "--floor", "--cap", "--round-to",
+    "--stats"
 }  # fmt: skip
 TIMING = {"--threads", "--engines", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}

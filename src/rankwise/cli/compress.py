@@ -19,8 +19,9 @@ def compress(
     model: options.Model,
     data: options.Data,
     out_folder: Out,
-    keep: options.Keep,
     weights: options.Weights = None,
+    keep: options.Keep = None,
+    rule: options.Rule = "knapsack",
     test: options.Test = None,
     transform: options.Transform = None,
     size: options.Size = None,
@@ -61,7 +62,7 @@ def compress(
         from .steps import Job, finish
 
         timing = Timing.of(engines, threads, latency_batch)
-        wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        wishes = choose_options(keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )

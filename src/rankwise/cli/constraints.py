@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..ranks import Rule
 
 BUDGETS = ("macs", "params", "bytes")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -11,7 +14,8 @@ METHODS = ("sequential", "one-shot")
 
 
 def choose_options(
-    keep: str,
+    keep: Iterable[str] | None,
+    rule: str,
     formats: str,
     metric: str,
     ignore: Iterable[str] | None,
@@ -27,7 +31,8 @@ def choose_options(
         ValueError: naming the option whose text cannot be read.
     """
     return {
-        "keep": parse_keep(keep),
+        "keep": parse_budgets(keep),
+        "rule": parse_rule(rule),
         "formats": parse_names(formats, "--formats"),
         "metric": metric,
         "ignore": tuple(ignore or ()),
@@ -37,6 +42,31 @@ def choose_options(
         "cap": parse_ranks(cap, "--cap"),
         "round_to": parse_round_to(round_to),
     }
+
+
+def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:
+    """All budgets together, None for none.
+
+    Raises:
+        ValueError: where one cannot be read, or is named twice.
+    """
+    budgets: dict[str, float | int] = {}
+    for text in texts or ():
+        ((name, amount),) = parse_keep(text).items()
+        if name in budgets:
+            raise ValueError(f"--keep {text!r}: there is a {name} budget already; keep one of them")
+        budgets[name] = amount
+    return budgets or None
+
+
+def parse_rule(text: str) -> Rule:
+    """The rule of that name, settings after a colon."""
+    from ..ranks import get_rule
+
+    try:
+        return get_rule(text)
+    except ValueError as error:
+        raise ValueError(f"--rule {text!r}: {error}") from None
 
 
 def parse_keep(text: str) -> dict[str, float | int]:

@@ -112,13 +112,22 @@ Stats = Annotated[
 ]
 
 Keep = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--keep",
         metavar="WHAT=HOW MUCH",
         rich_help_panel=_BUDGET,
         show_default=False,
-        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M.",
+        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M; repeated, all are met.",
+    ),
+]
+Rule = Annotated[
+    str,
+    typer.Option(
+        "--rule",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="How ranks are chosen, with settings after a colon (see docs/rules.md).",
     ),
 ]
 Formats = Annotated[

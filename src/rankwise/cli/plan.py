@@ -15,10 +15,11 @@ PlanOut = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The 
 
 def plan(
     model: options.Model,
-    keep: options.Keep,
     data: options.OptionalData = None,
     plan_file: PlanOut = Path("plan.yaml"),
     weights: options.Weights = None,
+    keep: options.Keep = None,
+    rule: options.Rule = "knapsack",
     input_shape: options.InputShape = None,
     transform: options.Transform = None,
     size: options.Size = None,
@@ -53,7 +54,7 @@ def plan(
         from .steps import Job
         from .tables import plan_table
 
-        wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        wishes = choose_options(keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )

@@ -132,7 +132,7 @@ class Job:
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
-        from ..choose import recount
+        from ..budgets import recount
 
         return recount(self.network, plan, self.sites)
 
