@@ -11,9 +11,10 @@ from .constraints import Constraints, Pin
 from .plan import Plan
 from .planner import Planner, check_request
 from .profile import Curve
-from .ranks import Rule, get_rule
+from .ranks import Rule, get_floor, get_rule
 from .sites import Sites
 from .statistics import Statistics
+from .target import smallest
 
 
 def choose(
@@ -22,7 +23,11 @@ def choose(
     *,
     keep: Mapping[str, float] | None = None,
     rule: str | Rule = "knapsack",
+    floor_rule: str | Rule | None = None,
     evaluate: Callable[[Plan], float] | None = None,
+    target_drop: float | None = None,
+    drop: Callable[[Plan], float] | None = None,
+    minimise: str = "macs",
     formats: str | Sequence[str] | None = None,
     metric: str = "input",
     include: str | Sequence[str] = ("*",),
@@ -44,8 +49,13 @@ def choose(
         keep: "params", "macs", "bytes", one or several, each with a fraction of the dense count (a float up to 1) or a
             number; all are met. Rules that need no budget may do without.
         rule: how ranks are chosen: a name of `RULES`, with settings after a colon ("energy:share=0.99"), or a `Rule`.
+        floor_rule: a rule whose wish is the least that every factorised site gets, for instance "stable_rank".
         evaluate: tries a plan and tells its loss, 0 for the dense network, such as `evaluate.Trials`; for rules that
             have to try something.
+        target_drop: give the smallest network that loses no more than this, in the unit of `drop`.
+        drop: measures what a plan loses, on held-out data, for `target_drop`; such as `evaluate.Trials` of "agreement"
+            (percentage points).
+        minimise: "params", "macs" or "bytes": what is smallest, for `target_drop`; `keep` then holds further budgets.
         formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
             whose curves need no fits.
         metric: "input" or "weight".
@@ -74,8 +84,10 @@ def choose(
         >>> plan.planned["params"] <= 0.5 * plan.dense["params"]
         True
     """
-    rule = get_rule(rule)
-    check_request(rule, keep, evaluate)
+    rule, floor_of_rule = get_rule(rule), get_floor(floor_rule)
+    if (target_drop is None) != (drop is None):
+        raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
+    check_request(rule, {minimise: 1.0, **(keep or {})} if drop else keep, evaluate)
     planner = Planner.of(
         model,
         source,
@@ -87,4 +99,6 @@ def choose(
         curves=curves,
         progress=progress,
     )
-    return planner.plan(rule, keep)
+    if target_drop is None or drop is None:
+        return planner.plan(rule, keep, floor=floor_of_rule)
+    return smallest(planner, rule, drop, target_drop, minimise=minimise, keep=keep, floor=floor_of_rule)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -10,16 +11,16 @@ from typing import Any
 from torch import nn
 
 from .budgets import Prices, check_keep, counts
-from .constraints import Constraints, Pin, parse_pin
-from .formats import get_format
+from .constraints import Constraints
+from .curves import check_curves, check_option, pinned
 from .formats.weights import site_weight
 from .guards import unwrap
 from .plan import DENSE, METRICS, Plan, PlanRow
 from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metrics
-from .ranks import Candidates, Problem, Rule
-from .ranks.several import BudgetError
+from .ranks import Candidates, FreeRule, Problem, Rule
+from .ranks.several import BudgetError, least_loss
 from .ranks.spectra import Spectra, site_spectra
-from .sites import Site, Sites
+from .sites import Sites
 from .statistics import Statistics
 
 
@@ -98,7 +99,7 @@ class Planner:
             name, value = ("formats", formats) if formats is not None else ("round_to", round_to)
             raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
         else:
-            _check_curves(curves, sites, free, metric)
+            check_curves(curves, sites, free, metric)
 
         def spectra(name: str, format: str) -> Spectra:
             site = sites[name]
@@ -108,14 +109,27 @@ class Planner:
             model=model,
             sites=sites,
             metric=metric,
-            options=constraints.options(sites, curves, partial(_pinned, model, source, metric=metric)),
+            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric)),
             prices=Prices(model, sites),
             spectra=cache(spectra),
             evaluate=evaluate,
         )
 
-    def plan(self, rule: Rule, keep: Mapping[str, float] | None = None) -> Plan:
+    def plan(
+        self,
+        rule: Rule,
+        keep: Mapping[str, float] | None = None,
+        *,
+        floor: FreeRule | None = None,
+        within: Plan | None = None,
+    ) -> Plan:
         """The plan of a rule, within budgets where there are some.
+
+        Args:
+            rule: how ranks are chosen.
+            keep: the budgets.
+            floor: a rule whose wish is the least that every site gets, unless it stays dense.
+            within: a larger plan; where it factorises a site, the format stays and no rank grows.
 
         Raises:
             ValueError: for a budget that cannot be met, or a rule that lacks something or does not apply to a format.
@@ -123,7 +137,7 @@ class Planner:
         check_request(rule, keep, self.evaluate)
         amounts = {} if keep is None else check_keep(keep)
         limits = {unit: self.prices.limit(unit, amount) for unit, amount in amounts.items()}
-        problem = self.problem(limits)
+        problem = self.problem(limits, floor, within)
         try:
             picks = rule.choose(problem)
         except BudgetError as error:
@@ -131,29 +145,62 @@ class Planner:
         rows = []
         for site, pick in zip(problem.sites, picks, strict=True):
             option, reason = site.options[pick.option], self.options[site.name][1]
-            _check_option(self.sites[site.name], option, self.metric)
+            check_option(self.sites[site.name], option, self.metric)
             rows.append(PlanRow(site=site.name, **vars(option), why=reason or pick.why))
         plan = self._plan(rows, str(rule), amounts)
         assert all(plan.planned[unit] <= limit for unit, limit in limits.items())
         return plan
 
-    def problem(self, limits: Mapping[str, float]) -> Problem:
-        """What a rule has to decide within limits of the whole network."""
-        sites = [
-            Candidates(
-                name=name,
-                options=options,
-                costs={unit: self.prices.of(self.sites[name], options, unit) for unit in limits},
-                dense=dense_option(self.sites[name]),
-                spectra=partial(self.spectra, name),
-            )
-            for name, (options, _) in self.options.items()
-        ]
+    def problem(
+        self, limits: Mapping[str, float], floor: FreeRule | None = None, within: Plan | None = None
+    ) -> Problem:
+        """What a rule has to decide within limits of the whole network; `floor` and `within` as for `plan`."""
+        sites = []
+        for name, (options, reason) in self.options.items():
+            if within is not None:
+                options = tuple(option for option in options if _nested(option, within[name]))
+            if floor is not None and not reason:
+                enough = floor.enough(self._candidates(name, options, ()))
+                options = tuple(option for option, kept in zip(options, enough, strict=True) if kept)
+            if not options:
+                raise ValueError(
+                    f"site {name!r}: the floor of rule {str(floor)!r}, caps and the larger plan leave no option; lower "
+                    f"the floor or raise the cap"
+                )
+            sites.append(self._candidates(name, options, limits))
         return Problem(
             sites=tuple(sites),
             limits={unit: limit - self.prices.rest(unit) for unit, limit in limits.items()},
             plan=self.trial,
             evaluate=self.evaluate,
+        )
+
+    def least(self, unit: str, keep: Mapping[str, float] | None = None) -> float:
+        """The least share of a unit that any plan within the budgets has.
+
+        Raises:
+            ValueError: if the budgets themselves cannot be met.
+        """
+        limits = {other: self.prices.limit(other, amount) for other, amount in (keep or {}).items() if other != unit}
+        problem = self.problem({unit: math.inf, **limits})
+        others = [[site.costs[other] for other in limits] for site in problem.sites]
+        try:
+            chosen = least_loss(
+                [site.costs[unit] for site in problem.sites], others, [problem.limits[other] for other in limits]
+            )
+        except BudgetError as error:
+            raise self._cannot_be_met(limits, error) from None
+        cost = sum(site.costs[unit][index] for site, index in zip(problem.sites, chosen, strict=True))
+        return (cost + self.prices.rest(unit)) / self.prices.dense[unit]
+
+    def _candidates(self, name: str, options: Curve, units: Iterable[str]) -> Candidates:
+        site = self.sites[name]
+        return Candidates(
+            name=name,
+            options=options,
+            costs={unit: self.prices.of(site, options, unit) for unit in units},
+            dense=dense_option(site),
+            spectra=partial(self.spectra, name),
         )
 
     def trial(self, chosen: Mapping[str, Option]) -> Plan:
@@ -187,44 +234,8 @@ class Planner:
         )
 
 
-def _check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: str) -> None:
-    """The first and the last option of each format tell whether a curve is of another network or metric."""
-    needed = [site for site in sites.values() if site.name in free and not site.dense_because]
-    if missing := [repr(site.name) for site in needed if site.name not in curves]:
-        raise ValueError(
-            f"the curves hold nothing for {'sites' if len(missing) > 1 else 'site'} {', '.join(missing)}; profile this "
-            f"network, or ignore what is missing"
-        )
-    for site in needed:
-        curve = curves[site.name]
-        first = {option.format: option for option in reversed(curve)}
-        last = {option.format: option for option in curve}
-        for option in (*first.values(), *last.values()):
-            _check_option(site, option, metric)
-
-
-def _check_option(site: Site, option: Option, metric: str) -> None:
-    if option.format == DENSE:
-        right = site.params, site.macs
-    else:
-        format = get_format(option.format)
-        right = format.cost(site, format.check(site, option.ranks), site.has_bias or metric == "input")
-    if (option.params, option.macs) != right:
-        raise ValueError(
-            f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
-            f"{option.format} {option.ranks}, which in the {metric!r} metric are {right[0]:,} and "
-            f"{right[1]:,}; profile this network in this metric"
-        )
-
-
-def _pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, *, metric: str) -> Option:
-    name, ranks = parse_pin(wanted)
-    if name == DENSE:
-        return dense_option(site)
-    format = get_format(name)
-    if reason := format.refuses(site):
-        raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
-    ranks = format.check(site, ranks)
-    factors = format.fit(site, site_weight(model, site), site_metrics(source, site, metric, model), ranks)
-    cost = format.cost(site, ranks, site.has_bias or metric == "input")
-    return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)
+def _nested(option: Option, row: PlanRow) -> bool:
+    """Whether an option is no larger than a row of a larger plan."""
+    if row.format == DENSE or option.format == DENSE:
+        return row.format == DENSE
+    return option.format == row.format and all(own <= most for own, most in zip(option.ranks, row.ranks, strict=True))

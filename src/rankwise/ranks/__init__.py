@@ -8,8 +8,19 @@ from typing import Any
 
 from .base import Candidates, Pick, Problem, Rule
 from .budgeted import Knapsack
+from .drank import DRank
+from .energy import Energy
+from .entropy import EffectiveRank, StableRank
+from .free import FreeRule
+from .minimax import Minimax
+from .noise import Evbmf, GavishDonoho
+from .sensitivity import Sensitivity
+from .uniform import Uniform
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Knapsack,)}
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (Knapsack, Sensitivity, Minimax, DRank, Uniform, Energy, EffectiveRank, StableRank, Evbmf, GavishDonoho)
+}
 
 
 def get_rule(rule: str | Rule) -> Rule:
@@ -41,6 +52,21 @@ def get_rule(rule: str | Rule) -> Rule:
     return cls(**settings)
 
 
+def get_floor(rule: str | Rule | None) -> FreeRule | None:
+    """A rule that can be the floor below another one.
+
+    Raises:
+        ValueError: for a rule that wishes nothing for a site by itself.
+    """
+    if rule is None:
+        return None
+    floor = get_rule(rule)
+    if not isinstance(floor, FreeRule) or floor.needs_budget:
+        fit = [name for name, cls in RULES.items() if issubclass(cls, FreeRule) and not cls.needs_budget]
+        raise ValueError(f"rule {floor.name!r} is no floor, for it needs a budget itself; floors are {', '.join(fit)}")
+    return floor
+
+
 def _read(rule: str, key: str, value: str, kind: type) -> Any:
     if kind is bool and value.lower() in ("true", "false"):
         return value.lower() == "true"
@@ -54,4 +80,4 @@ def _read(rule: str, key: str, value: str, kind: type) -> Any:
     )
 
 
-__all__ = ["RULES", "Candidates", "Pick", "Problem", "Rule", "get_rule"]
+__all__ = ["RULES", "Candidates", "FreeRule", "Pick", "Problem", "Rule", "get_floor", "get_rule"]

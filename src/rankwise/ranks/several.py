@@ -23,6 +23,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from .exchanges import exchange_pairs, fill, repaired, total_cost, total_loss
 from .knapsack import knapsack_of
 
 # Up to this many combinations of some sites' options are looked at: 200,000 sums take milliseconds.
@@ -34,7 +35,6 @@ STEPS = 500
 LAST = 2
 # Exchanges of two sites are tried while all pairs of their options are at most this many, some seconds' work.
 PAIRED = 20_000_000
-ROUNDS = 8
 
 
 class BudgetError(ValueError):
@@ -82,18 +82,17 @@ def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits
     start_S = (
         (costs_USO / limits_U.clamp_min(1.0)[:, None, None]).sum(0).where(losses_SO < math.inf, math.inf).argmin(1)
     )
-    if bool((_costs(costs_USO, start_S) > limits_U).any()):
+    if bool((total_cost(costs_USO, start_S) > limits_U).any()):
         start_S = torch.tensor(_cheapest(costs, limits))
     passed, multipliers_U = _by_multipliers(losses_SO, costs_USO, limits_U, start_S)
     candidates = [
-        _fill(losses_SO, costs_USO, limits_U, _repaired(losses_SO, costs_USO, limits_U, chosen_S))
-        for chosen_S in passed
+        fill(losses_SO, costs_USO, limits_U, repaired(losses_SO, costs_USO, limits_U, chosen_S)) for chosen_S in passed
     ]
-    within = [chosen_S for chosen_S in candidates if not bool((_costs(costs_USO, chosen_S) > limits_U).any())]
-    chosen_S = min(within, key=lambda chosen_S: _loss(losses_SO, chosen_S))
+    within = [chosen_S for chosen_S in candidates if not bool((total_cost(costs_USO, chosen_S) > limits_U).any())]
+    chosen_S = min(within, key=lambda chosen_S: total_loss(losses_SO, chosen_S))
     pairs = sum(len(a) * len(b) for a, b in combinations(losses, 2))
     if pairs <= PAIRED:
-        chosen_S = _exchange_pairs(losses_SO, costs_USO, limits_U, chosen_S)
+        chosen_S = exchange_pairs(losses_SO, costs_USO, limits_U, chosen_S)
     return _improved(losses_SO, costs_USO, limits_U, chosen_S, multipliers_U).tolist()
 
 
@@ -126,14 +125,6 @@ def _tables(losses: Sequence[Sequence[float]], costs: Sequence[Costs]) -> tuple[
     ).contiguous()
 
 
-def _costs(costs_USO: Tensor, chosen_S: Tensor) -> Tensor:
-    return costs_USO[:, torch.arange(len(chosen_S)), chosen_S].sum(1)
-
-
-def _loss(losses_SO: Tensor, chosen_S: Tensor) -> float:
-    return float(losses_SO[torch.arange(len(chosen_S)), chosen_S].sum())
-
-
 def _by_multipliers(
     losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor
 ) -> tuple[list[Tensor], Tensor]:
@@ -149,10 +140,10 @@ def _by_multipliers(
     U = len(limits_U)
     scale_U = limits_U.clamp_min(1.0)
     scaled_USO, limits_U = costs_USO / scale_U[:, None, None], limits_U / scale_U
-    best_S, best = start_S, _loss(losses_SO, start_S)
+    best_S, best = start_S, total_loss(losses_SO, start_S)
     last: deque[Tensor] = deque(maxlen=LAST)
     # At the optimum no multiplier takes more than the loss of a plan with slack, divided by that slack.
-    slack_U = (limits_U - _costs(scaled_USO, start_S)).clamp_min(1e-6)
+    slack_U = (limits_U - total_cost(scaled_USO, start_S)).clamp_min(1e-6)
     most_U = (best - float(losses_SO.amin(1).sum())) / slack_U
     centre_U, P_UU = most_U / 2, torch.diag(U * (most_U / 2).square())
     highest, multipliers_U = -math.inf, torch.zeros(U, dtype=torch.float64)
@@ -162,8 +153,8 @@ def _by_multipliers(
             least_S, chosen_S = (losses_SO + torch.einsum("uso,u->so", scaled_USO, centre_U)).min(1)
             if (dual := float(least_S.sum() - centre_U @ limits_U)) > highest:
                 highest, multipliers_U = dual, centre_U
-            over_U = _costs(scaled_USO, chosen_S) - limits_U
-            if float(over_U.max()) <= 0 and (loss := _loss(losses_SO, chosen_S)) < best:
+            over_U = total_cost(scaled_USO, chosen_S) - limits_U
+            if float(over_U.max()) <= 0 and (loss := total_loss(losses_SO, chosen_S)) < best:
                 best_S, best = chosen_S, loss
             if not any(torch.equal(chosen_S, seen_S) for seen_S in last):
                 last.append(chosen_S)
@@ -191,7 +182,7 @@ def _improved(
     reduced_SO = losses_SO + torch.einsum("uso,u->so", costs_USO, multipliers_U)
     dual = float(reduced_SO.amin(1).sum() - multipliers_U @ limits_U)
     reduced_SO = reduced_SO - reduced_SO.amin(1, keepdim=True)
-    gap = (_loss(losses_SO, chosen_S) - dual) * (1 + 1e-9)
+    gap = (total_loss(losses_SO, chosen_S) - dual) * (1 + 1e-9)
     reduced_K, losses_K = torch.zeros(2, 1, dtype=torch.float64)
     costs_UK = torch.zeros(U, 1, dtype=torch.float64)
     rest_US = costs_USO.where(losses_SO < math.inf, math.inf).amin(2)
@@ -214,56 +205,3 @@ def _improved(
     for site, (before, option) in reversed(list(enumerate(steps))):
         best_S[site], place = option[place], int(before[place])
     return best_S
-
-
-def _repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
-    """Exchange single options while a limit is broken: the least loss for each share of the limits that is won back."""
-    rows_S, chosen_S, scale_U = torch.arange(len(chosen_S)), chosen_S.clone(), limits_U.clamp_min(1.0)
-    while True:
-        over_U = _costs(costs_USO, chosen_S) - limits_U
-        if float(over_U.max()) <= 0:
-            return chosen_S
-        won_SO = torch.zeros_like(losses_SO)
-        for costs_SO, over, scale in zip(costs_USO, over_U, scale_U, strict=True):
-            after_SO = costs_SO - costs_SO[rows_S, chosen_S, None] + over
-            won_SO += (over.clamp_min(0) - after_SO.clamp_min(0)) / scale
-        lost_SO = losses_SO - losses_SO[rows_S, chosen_S, None]
-        price_SO = torch.where(won_SO > 0, lost_SO / won_SO, math.inf)
-        site, index = divmod(int(price_SO.argmin()), price_SO.shape[1])
-        if not float(price_SO[site, index]) < math.inf:
-            return chosen_S
-        chosen_S[site] = index
-
-
-def _fill(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
-    """Exchange single options while one lowers the loss within the limits; the largest gain first."""
-    rows_S, chosen_S = torch.arange(len(chosen_S)), chosen_S.clone()
-    while True:
-        slack_U = limits_U - _costs(costs_USO, chosen_S)
-        gains_SO = losses_SO[rows_S, chosen_S, None] - losses_SO
-        for costs_SO, slack in zip(costs_USO, slack_U, strict=True):
-            gains_SO[costs_SO > costs_SO[rows_S, chosen_S, None] + slack] = 0
-        site, index = divmod(int(gains_SO.argmax()), gains_SO.shape[1])
-        if float(gains_SO[site, index]) <= 0:
-            return chosen_S
-        chosen_S[site] = index
-
-
-def _exchange_pairs(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
-    """Choose two sites anew, all others kept, while that lowers the loss: two sites alone are solved exactly."""
-    chosen_S = chosen_S.clone()
-    for _ in range(ROUNDS):
-        improved = False
-        for a, b in combinations(range(len(chosen_S)), 2):
-            now_a, now_b = int(chosen_S[a]), int(chosen_S[b])
-            left_U = limits_U - _costs(costs_USO, chosen_S) + costs_USO[:, a, now_a] + costs_USO[:, b, now_b]
-            joint_OO = losses_SO[a, :, None] + losses_SO[b]
-            for costs_SO, left in zip(costs_USO, left_U, strict=True):
-                joint_OO[costs_SO[a, :, None] + costs_SO[b] > left] = math.inf
-            best = int(joint_OO.argmin())
-            new_a, new_b = divmod(best, joint_OO.shape[1])
-            if float(joint_OO[new_a, new_b]) < float(losses_SO[a, now_a] + losses_SO[b, now_b]) * (1 - 1e-12):
-                chosen_S[a], chosen_S[b], improved = new_a, new_b, True
-        if not improved:
-            break
-    return chosen_S
