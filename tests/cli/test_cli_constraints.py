@@ -58,6 +58,9 @@ def test_everything_becomes_keyword_arguments_of_choose() -> None:
     assert wishes == {
         "keep": {"macs": 0.5},
         "rule": Knapsack(),
+        "floor_rule": None,
+        "target_drop": None,
+        "minimise": "macs",
         "formats": ("svd", "tucker2"),
         "metric": "input",
         "ignore": (),

@@ -15,15 +15,18 @@ from rankwise.cli import app
 SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
 BUDGET = {
-    "--keep", "--rule", "--formats", "--metric", "--ignore", "--include", "--pin", "--floor", "--cap", "--round-to",
-    "--stats"
+    "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
+    "--pin", "--floor", "--cap", "--round-to", "--stats"
 }  # fmt: skip
 TIMING = {"--threads", "--engines", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
     "compress": WORK | BUDGET | TIMING | {"DATA", "--out", "--test", "--method"},
-    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape"},
+    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
+    "pareto": WORK
+    | (BUDGET - {"--keep", "--target-drop", "--minimise"})
+    | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
     "apply": WORK | TIMING | {"PLAN", "DATA", "--out", "--test", "--method", "--stats"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},

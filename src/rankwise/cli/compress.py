@@ -22,6 +22,9 @@ def compress(
     weights: options.Weights = None,
     keep: options.Keep = None,
     rule: options.Rule = "knapsack",
+    floor_rule: options.FloorRule = None,
+    target_drop: options.TargetDrop = None,
+    minimise: options.Minimise = "macs",
     test: options.Test = None,
     transform: options.Transform = None,
     size: options.Size = None,
@@ -56,19 +59,23 @@ def compress(
     [bold]rankwise apply[/bold].
     """
     with Output(json, debug=debug) as out:
-        from .constraints import choose_options
+        from .constraints import check_budget, choose_options
         from .data import DataOptions
         from .figures import Timing
         from .steps import Job, finish
+        from .trying import what_tries
 
         timing = Timing.of(engines, threads, latency_batch)
-        wishes = choose_options(keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to)
+        wishes = choose_options(
+            keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
+        )
+        check_budget(wishes)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
         job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        plan = job.plan(wishes)
+        plan = job.plan({**wishes, **what_tries(job, wishes, method)})
         small = job.factorise(plan, method)
         finish(job, small, plan, out_folder, command="compress", timing=timing)

@@ -194,6 +194,33 @@ RoundTo = Annotated[
         help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones.",
     ),
 ]
+FloorRule = Annotated[
+    str | None,
+    typer.Option(
+        "--floor-rule",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="A rule that says the least that every factorised layer gets: stable_rank, energy:share=0.5.",
+    ),
+]
+TargetDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--target-drop",
+        metavar="POINTS",
+        rich_help_panel=_BUDGET,
+        help="The smallest network that loses no more: points of accuracy where there are labels, else of agreement.",
+    ),
+]
+Minimise = Annotated[
+    str,
+    typer.Option(
+        "--minimise",
+        metavar="WHAT",
+        rich_help_panel=_BUDGET,
+        help="macs, params or bytes: what --target-drop makes small; --keep then adds limits.",
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(

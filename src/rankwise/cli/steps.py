@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..plan import Plan
+    from ..planner import Planner
     from ..sites import Sites
     from ..statistics import Statistics
     from .figures import Timing
@@ -129,6 +130,22 @@ class Job:
 
         source = self.sites if wishes["metric"] == "weight" else self.statistics
         return choose(self.network, source, progress=self.out.track, **wishes)
+
+    def planner(self, wishes: Mapping[str, Any], evaluate: Any) -> Planner:
+        """What makes plans for many budgets; `wishes` are keyword arguments of `choose`."""
+        from ..constraints import Constraints
+        from ..planner import Planner
+
+        return Planner.of(
+            self.network,
+            self.sites if wishes["metric"] == "weight" else self.statistics,
+            metric=wishes["metric"],
+            formats=wishes["formats"],
+            round_to=wishes["round_to"],
+            constraints=Constraints(**{name: wishes[name] for name in ("include", "ignore", "pin", "floor", "cap")}),
+            evaluate=evaluate,
+            progress=self.out.track,
+        )
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""

@@ -19,8 +19,9 @@ from .spectra import Unfolding
 class Energy(SpectralRule):
     """`min r  subject to  sum_{i <= r} sigma_i^p >= share sum_i sigma_i^p`, p = 2 if `squared`, else 1.
 
-    In the input metric with p = 2, `1 - share` is the relative squared error of the layer's output. Groups of a
-    convolution are added up, for they share one rank.
+    With p = 2, `1 - share` is the relative squared error of the layer's output (metric "input") or weight (metric
+    "weight") as `svd`; of `tucker2`, whose two ranks both cut, it is at most twice that in the weight metric. Groups of
+    a convolution are added up, for they share one rank.
 
     Args:
         share: of the energy to keep, above 0 and at most 1.

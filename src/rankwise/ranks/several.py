@@ -150,7 +150,7 @@ def _by_multipliers(
     for _ in range(STEPS):
         inside = float(centre_U.min()) >= 0
         if inside:
-            least_S, chosen_S = (losses_SO + torch.einsum("uso,u->so", scaled_USO, centre_U)).min(1)
+            least_S, chosen_S = (losses_SO + torch.tensordot(centre_U, scaled_USO, 1)).min(1)
             if (dual := float(least_S.sum() - centre_U @ limits_U)) > highest:
                 highest, multipliers_U = dual, centre_U
             over_U = total_cost(scaled_USO, chosen_S) - limits_U
@@ -179,7 +179,7 @@ def _improved(
     least in the site: what is more than the plan at hand is above the dual function need not be looked at.
     """
     U = len(limits_U)
-    reduced_SO = losses_SO + torch.einsum("uso,u->so", costs_USO, multipliers_U)
+    reduced_SO = losses_SO + torch.tensordot(multipliers_U, costs_USO, 1)
     dual = float(reduced_SO.amin(1).sum() - multipliers_U @ limits_U)
     reduced_SO = reduced_SO - reduced_SO.amin(1, keepdim=True)
     gap = (total_loss(losses_SO, chosen_S) - dual) * (1 + 1e-9)
