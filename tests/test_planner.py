@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from rankwise import (
     RULES,
     Plan,
     Planner,
+    Rule,
     Statistics,
     choose,
     collect,
@@ -28,7 +30,7 @@ from rankwise import (
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.evbmf import evbmf
 from rankwise.profile import site_metrics
-from rankwise.ranks import FreeRule
+from rankwise.ranks import FreeRule, Pick, Problem
 from rankwise.ranks.spectra import site_spectra
 
 Net = tuple[nn.Module, Statistics]
@@ -290,3 +292,23 @@ def test_nested_plans_lie_inside_each_other(net: Net, curves: Any) -> None:
     assert alone == [choose(*net, keep=keep, curves=curves) for keep in keeps]
     for own, nested in zip(alone, plans, strict=True):
         assert sum(row.error or 0 for row in own.rows) <= sum(row.error or 0 for row in nested.rows) + 1e-9
+
+
+# ---- a rule of the user's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boldest(Rule):
+    name = "boldest"
+    summary = "the largest error everywhere"
+
+    def choose(self, problem: Problem) -> list[Pick]:
+        worst = [max(range(len(site.options)), key=lambda o: site.options[o].error) for site in problem.sites]
+        return [Pick(option, "the worst there is") for option in worst]
+
+
+def test_a_rule_of_the_users_own(net: Net, curves: Any) -> None:
+    plan = choose(*net, rule=Boldest(), keep={"macs": 0.5}, curves=curves, ignore="head")
+    assert plan.rule == "boldest"
+    assert {row.why for row in plan.rows} == {"the worst there is", "ignored"}
+    assert all(row.error == max(option.error for option in curves[row.site]) for row in plan.factorised)
