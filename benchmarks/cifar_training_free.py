@@ -84,9 +84,7 @@ class Compressor:
         """Sequential factorisation with one format for kernels above 1 x 1 (SVD for the others), or all of them."""
         stats, curves = self.learn(positions)
         if format != "auto":
-            allowed = {
-                name: ("dense", format if site.kernel_size != (1, 1) else "svd") for name, site in stats.sites.items()
-            }
+            allowed = {name: ("dense", format if site.taps > 1 else "svd") for name, site in stats.sites.items()}
             curves = {name: tuple(o for o in curve if o.format in allowed[name]) for name, curve in curves.items()}
         plan = rw.choose(self.model, stats, keep=keep, curves=curves)
         return rw.factorise(self.model, plan, stats, data=self.batches, positions=positions, seed=self.seed)

@@ -66,7 +66,7 @@ def plan_of(sites: Sites, rows: Mapping[str, tuple[str, tuple[int, ...]]], metri
         if format == "dense":
             made.append(PlanRow(site=name, params=site.params, macs=site.macs))
         else:
-            cost = FORMATS[format].cost(site, ranks, site.has_bias or metric == "input")
+            cost = FORMATS[format].cost(site, ranks, site.chain_bias(metric))
             made.append(PlanRow(site=name, format=format, ranks=ranks, params=cost.params, macs=cost.macs))
     assert rows.keys() <= sites.keys()
     return Plan(rows=tuple(made), metric=metric, fingerprint=sites.fingerprint)
@@ -91,7 +91,7 @@ def settled(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 assert module.running_mean is not None
                 assert module.running_var is not None
                 module.running_mean.normal_(0, 0.3, generator=generator)

@@ -31,7 +31,7 @@ def test_options_cost_less_than_dense_and_count_exactly(net: tuple[nn.Module, St
         assert (curve[0].params, curve[0].macs, curve[0].error) == (site.params, site.macs, 0.0)
         for option in curve[1:]:
             format = FORMATS[option.format]
-            assert (option.params, option.macs) == format.cost(site, option.ranks, site.has_bias or metric == "input")
+            assert (option.params, option.macs) == format.cost(site, option.ranks, site.chain_bias(metric))
             assert option.params < site.params
             assert option.macs < site.macs
             assert 0 <= option.error <= 1 + 1e-9

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 from typing import Any
 
 import pytest
@@ -89,6 +90,63 @@ def test_conv_with_same_padding_and_an_unbatched_image() -> None:
     assert site.calls == (Call(rows=49, in_positions=49, in_size=(7, 7), out_size=(7, 7)),)
 
 
+CONVOLUTIONS: dict[str, Any] = {
+    "1-D": (nn.Conv1d(4, 6, 5, 2, 3, dilation=2, groups=2), (2, 4, 21), (10,)),
+    "1-D, same": (nn.Conv1d(4, 6, 4, padding="same"), (2, 4, 9), (9,)),
+    "1-D, one sample": (nn.Conv1d(4, 6, 3), (4, 10), (8,)),
+    "3-D": (nn.Conv3d(2, 3, (1, 2, 3), (1, 2, 1), (0, 1, 2)), (2, 2, 4, 5, 6), (4, 3, 8)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 5), (11, 11)),
+    "transposed, all uneven": (
+        nn.ConvTranspose2d(4, 6, (3, 4), (2, 3), (1, 2), (1, 2), 2, dilation=(2, 1)),
+        (2, 4, 5, 6),
+        (12, 17),
+    ),
+    "transposed, 1-D": (nn.ConvTranspose1d(4, 6, 4, 2, 1, bias=False), (3, 4, 7), (14,)),
+    "transposed, 3-D, one sample": (nn.ConvTranspose3d(2, 3, 2, (1, 2, 2)), (2, 3, 4, 5), (4, 8, 10)),
+    "3-D, one sample": (nn.Conv3d(2, 4, 2, groups=2, bias=False), (2, 4, 4, 4), (3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_other_dimensions_count_as_the_flop_counter_does(name: str) -> None:
+    layer, shape, out_size = CONVOLUTIONS[name]
+    dims = len(layer.kernel_size)
+    site = find(layer, torch.zeros(shape))[""]
+    samples = shape[0] if len(shape) == dims + 2 else 1
+    (call,) = site.calls
+    assert (call.in_size, call.out_size) == (shape[-dims:], out_size)
+    assert call.in_positions == samples * math.prod(shape[-dims:])
+    assert site.out_positions == samples * math.prod(out_size)
+    assert site.kind == ("conv_transpose" if layer.transposed else "conv") + f"{dims}d"
+    assert site.weight_shape == (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
+    assert site.params == sum(p.numel() for p in layer.parameters())
+    assert (site.stride, site.padding, site.dilation) == (layer.stride, layer.padding, layer.dilation)
+    assert site.macs == products(layer, torch.zeros(shape))
+    assert site.positions((0,)) * shape[-dims] == samples * math.prod(shape[-dims:]) * out_size[0]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 8, 3, groups=4), nn.Conv3d(4, 4, 3, groups=4)])
+def test_depthwise_convolutions_of_other_dimensions_stay_dense(layer: Any) -> None:
+    site = find(layer, torch.zeros(1, 4, *[7] * len(layer.kernel_size)))[""]
+    assert str(site.dense_because).startswith("depthwise: each of its 4 groups has one input channel")
+
+
+def test_a_transposed_convolution_that_is_told_its_output_size_stays_dense() -> None:
+    class Sized(nn.Module):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__()
+            self.up, self.args, self.kwargs = nn.ConvTranspose2d(4, 6, 3, stride=2), args, kwargs
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(x, *self.args, **self.kwargs)
+
+    for model in (Sized([12, 12]), Sized(output_size=[12, 12])):
+        site = find(model, torch.zeros(1, 4, 5, 5))["up"]
+        assert site.dense_because == "it is called with an output_size; give it an output_padding instead"
+        assert (site.calls[0].out_size, site.macs) == ((12, 12), 25 * 24 * 9)
+    assert find(Sized(), torch.zeros(1, 4, 5, 5))["up"].dense_because is None
+
+
 @pytest.mark.parametrize("shape, rank", [((512, 512), 255), ((768, 3072), 614), ((4096, 11008), 2985), ((1, 9), 0)])
 def test_break_even_is_the_last_rank_that_saves(shape: tuple[int, int], rank: int) -> None:
     site = Site(name="fc", kind="linear", weight_shape=shape)
@@ -105,9 +163,6 @@ def test_break_even_of_a_grouped_convolution_is_per_group() -> None:
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_other_layers_are_counted_but_are_no_sites() -> None:
     parts = {
-        "conv1d": (nn.Conv1d(4, 6, 3), torch.zeros(2, 4, 10), 2 * 8 * 6 * 12),
-        "conv3d": (nn.Conv3d(2, 3, 2, groups=1), torch.zeros(1, 2, 4, 4, 4), 27 * 3 * 16),
-        "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), torch.zeros(2, 4, 5, 5), 2 * 25 * 4 * 3 * 9),
         "lstm": (
             nn.LSTM(3, 5, 2, bidirectional=True),
             torch.zeros(7, 2, 3),
@@ -279,7 +334,60 @@ def test_a_linear_tied_to_an_embedding_stays_dense() -> None:
     head.weight = embedding.weight
     sites = find(Chain("embedding head", embedding=embedding, head=head), torch.zeros(2, 3, dtype=torch.long))
     assert sites["head"].dense_because == "its weight is tied to Embedding (embedding)"
-    assert (sites["head"].macs, sites.total_params) == (6 * 40, 40)
+    assert sites["embedding"].dense_because == "its weight is tied to Linear (head)"
+    assert (sites["head"].macs, sites.total_macs, sites.total_params) == (6 * 40, 6 * 40, 40)
+
+
+def test_an_embedding_looks_rows_up_and_multiplies_nothing() -> None:
+    sites = find(nn.Sequential(nn.Embedding(50, 8, padding_idx=3)), torch.zeros(2, 7, dtype=torch.long))
+    site = sites["0"]
+    assert (site.kind, site.weight_shape, site.has_bias, site.dense_because) == ("embedding", (8, 50), False, None)
+    assert (site.rows, site.macs, site.params, sites.total_macs) == (14, 0, 400, 0)
+    assert (site.chain_bias("input"), site.chain_bias("weight")) == (False, False)
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"max_norm": 1.0, "padding_idx": 0}, "max_norm"),
+        ({"sparse": True}, "sparse gradients"),
+        ({"scale_grad_by_freq": True}, "scale_grad_by_freq"),
+    ],
+)
+def test_embeddings_with_options_that_are_about_whole_rows_stay_dense(options: dict[str, Any], name: str) -> None:
+    site = find(nn.Sequential(nn.Embedding(50, 8, **options)), torch.zeros(2, 7, dtype=torch.long))["0"]
+    assert f"it is an embedding with {name}" in str(site.dense_because)
+
+
+def test_tied_embeddings_are_one_site_where_they_pad_alike() -> None:
+    def tied(padding: int | None) -> Sites:
+        class Both(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Embedding(9, 4, padding_idx=0), nn.Embedding(9, 4, padding_idx=padding)
+                self.b.weight = self.a.weight
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.a(x) + self.b(x + 1)
+
+        return find(Both(), torch.zeros(2, 3, dtype=torch.long))
+
+    assert (tied(0)["a"].aliases, tied(0)["a"].dense_because, tied(0).total_params) == (("b",), None, 36)
+    assert tied(1)["a"].dense_because == "its weight is tied to Embedding (b), which has another geometry"
+
+
+def test_an_embedding_whose_weight_is_used_directly_stays_dense() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(10, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.embedding(x), self.embedding.weight)
+
+    sites = find(Head(), torch.zeros(2, 3, dtype=torch.long))
+    assert sites["embedding"].dense_because == "its weight is used directly by Head (the model itself)"
+    assert (sites["embedding"].macs, sites.other_macs) == (0, {"embedding": 6 * 40})
 
 
 def test_a_tied_bias_stays_dense() -> None:
@@ -366,7 +474,8 @@ def test_gpt2_from_a_mapping_with_a_tied_head() -> None:
     sites = find(transformers.GPT2LMHeadModel(config), {"input_ids": torch.zeros(2, 7, dtype=torch.long)})
     assert sites["lm_head"].dense_because == "its weight is tied to Embedding (transformer.wte)"
     assert sites.total_macs == 14 * (2 * (16 * 48 + 16 * 16 + 2 * 16 * 64) + 16 * 50)
-    assert sum(site.dense_because is None for site in sites.values()) == 8
+    assert sites["transformer.wte"].dense_because == "its weight is tied to Linear (lm_head)"
+    assert sum(site.dense_because is None for site in sites.values()) == 8 + 1  # the embedding of the positions
 
 
 # ---- select and fingerprint

@@ -14,6 +14,7 @@ from xml.sax.saxutils import escape
 from rankwise.cli.format_facts import (
     CONV,
     LINEAR,
+    MOVES,
     factor_names,
     layer_name,
     layer_site,
@@ -28,6 +29,7 @@ from rankwise.sites import Site
 # Ranks of the convolution, and of the linear layer where there is one.
 EXAMPLES: dict[str, tuple[Ranks, ...]] = {
     "svd": ((32,), (128,)),
+    "pivoted_svd": ((32,), (128,)),
     "spatial_svd": ((48,),),
     "tucker2": ((32, 32),),
     "tucker": ((48, 48, 2, 2),),
@@ -157,8 +159,8 @@ class Panel:
         gaps: list[list[str]] = [[] for _ in range(count + 1)]
         place = 0
         for layer in self.layers:
-            if layer["layer"] == "reorder":
-                gaps[place].append("reorder")
+            if layer["layer"] in MOVES:
+                gaps[place].append(layer["layer"])
                 continue
             self.box(self.xs[place], top, layer)
             place += 1
@@ -169,7 +171,7 @@ class Panel:
             right = self.width - 62 if number == count else self.xs[number] - BOX // 2
             self.parts.append(path(f"M{left} {middle:g}H{right - 9}", INK, width=2, arrow=True))
             if marks:
-                self.parts.append(text((left + right) / 2 - 3, middle - 9, "reorder", size=14, colour=GREY))
+                self.parts.append(text((left + right) / 2 - 3, middle - 9, marks[0], size=14, colour=GREY))
         self.parts.append(text(52, middle + 6, str(ends[0]), colour=COLOURS["channels"], anchor="end", bold=True))
         self.parts.append(
             text(self.width - 54, middle + 6, str(ends[1]), colour=COLOURS["outputs"], anchor="start", bold=True)

@@ -19,6 +19,7 @@ from .profile import profile
 from .ranks import RULES, Rule, get_rule
 from .sites import Site, Sites, find
 from .statistics import Moments, Statistics, collect
+from .transfer import choose_shrinkage
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "Sites",
     "Statistics",
     "choose",
+    "choose_shrinkage",
     "collect",
     "compress",
     "evaluate",

@@ -78,8 +78,8 @@ class Prices:
             return tuple([option.params for option in options])
         if unit == "macs":
             return tuple([option.macs for option in options])
-        width, own = _width(site), self._own_bytes(site)
-        return tuple([own if option.format == DENSE else option.params * width for option in options])
+        own = self._own_bytes(site)
+        return tuple([own if option.format == DENSE else _chain_bytes(site, option) for option in options])
 
     def rest(self, unit: str) -> int:
         """What the network costs beside its sites."""
@@ -103,7 +103,7 @@ def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict
     return {
         "params": sites.total_params + sum(row.params - site.params for row, site in built),
         "macs": sites.total_macs + sum(row.macs - site.macs for row, site in built),
-        "bytes": stored_bytes(model, without=gone) + sum(row.params * _width(site) for row, site in built),
+        "bytes": stored_bytes(model, without=gone) + sum(_chain_bytes(site, row) for row, site in built),
     }
 
 
@@ -122,11 +122,12 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
         format = get_format(row.format)
         if reason := format.refuses(site):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
-        cost = format.cost(site, format.check(site, row.ranks), site.has_bias or plan.metric == "input")
+        cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
     return replace(plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows))
 
 
-def _width(site: Site) -> int:
-    """Bytes of each number of the site's weight, and of whatever takes its place."""
-    return torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+def _chain_bytes(site: Site, built: Option | PlanRow) -> int:
+    """Bytes of a chain as stored: numbers of the weight's width, and indices."""
+    width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+    return built.params * width + 4 * get_format(built.format).indices(site, tuple(built.ranks))

@@ -30,6 +30,7 @@ def choose(
     minimise: str = "macs",
     formats: str | Sequence[str] | None = None,
     metric: str = "input",
+    shrink: float = 0.0,
     include: str | Sequence[str] = ("*",),
     ignore: str | Sequence[str] = (),
     pin: Mapping[str, Pin] | None = None,
@@ -59,6 +60,8 @@ def choose(
         formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
             whose curves need no fits.
         metric: "input" or "weight".
+        shrink: share of the weight metric in the input metric, 0 to 1, for statistics of other data; the plan keeps it
+            for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]" or (format, ranks).
@@ -75,7 +78,7 @@ def choose(
     Raises:
         ValueError: for a budget that cannot be met (with the least that can), an unknown rule or pattern (with near
             names), contradicting constraints, an unknown format or metric, a rule without what it needs or for a format
-            that it does not apply to, curves that do not belong to the network and metric.
+            that it does not apply to, a share outside 0 to 1, curves that do not belong to the network and metric.
 
     Example:
         >>> import torch, rankwise as rw
@@ -94,6 +97,7 @@ def choose(
         evaluate=evaluate,
         formats=formats,
         metric=metric,
+        shrink=shrink,
         constraints=Constraints(include=include, ignore=ignore, pin=pin or {}, floor=floor or {}, cap=cap or {}),
         round_to=round_to,
         curves=curves,

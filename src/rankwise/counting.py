@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
+
+from .kinds import HF_HOME, is_transposed, site_kind, spatial_dims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class Call:
     """One call of a layer in one forward of the example input.
 
     Attributes:
-        rows: products with the weight: samples x output positions (Linear: product of the leading dimensions).
+        rows: products with the weight: samples x output positions, of a transposed convolution x input positions
+            (Linear: product of the leading dimensions).
         in_positions: samples x spatial input positions (Linear: equal to `rows`).
         in_size: spatial input size, `()` for Linear.
         out_size: spatial output size, `()` for Linear.
@@ -39,6 +41,11 @@ class Call:
     in_positions: int
     in_size: tuple[int, ...]
     out_size: tuple[int, ...]
+
+    def positions(self, done: Collection[int]) -> int:
+        """Positions where the spatial dimensions `done` have their output size and the others their input size."""
+        before, after = (prod(size[d] for d in done) for size in (self.in_size, self.out_size))
+        return self.in_positions // before * after if before else 0
 
 
 # Operator -> positions of the two factors among its arguments.
@@ -69,27 +76,12 @@ _LEFT_OUT = {
     "pool|upsample|^(mean|sum|std|var|any|all|a?max|a?min|arg|cum|sort|topk|histc)": "pooling, sorting or a reduction",
 }
 
-_HF_HOME = "transformers.pytorch_utils"
-
-
-def site_kind(module: nn.Module) -> str | None:
-    """ "linear", "conv2d" or "conv1d_hf" for a layer that may be a site, None for every other module."""
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.Conv2d):
-        return "conv2d"
-    # Known by name: transformers need not be installed, and importing it takes seconds.
-    for cls in type(module).__mro__:
-        if (cls.__module__, cls.__name__) == (_HF_HOME, "Conv1D"):
-            return "conv1d_hf"
-    return None
-
 
 def own_forward(module: nn.Module) -> bool:
-    """Whether a Linear, convolution or transformers Conv1D computes something else than its class in the library."""
+    """Whether a layer of one of the kinds computes something else than its class in the library."""
     if "forward" in module.__dict__:  # replaced on the instance
         return True
-    homes = ("torch.nn.modules.", _HF_HOME)
+    homes = ("torch.nn.modules.", HF_HOME)
     original = next(cls for cls in type(module).__mro__ if cls.__module__.startswith(homes))
     return any(
         getattr(type(module), name, None) is not getattr(original, name, None) for name in ("forward", "_conv_forward")
@@ -102,6 +94,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         calls: layer name -> its calls, in order of the first call.
         direct: layer name -> the module that used its weight without calling it, in words.
+        sized: transposed convolutions that were called with an output size.
         other_macs: name -> MACs of everything counted that is no call of a `site_kind` layer.
         not_counted: operator -> why it is not counted.
     """
@@ -110,6 +103,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.calls: dict[str, list[Call]] = {}
         self.direct: dict[str, str] = {}
+        self.sized: set[str] = set()
         self.other_macs: dict[str, int] = defaultdict(int)
         self.not_counted: dict[str, str] = {}
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
@@ -128,7 +122,7 @@ class Recorder(TorchDispatchMode):
         # Site layers first: a product with a weight that is tied to an embedding is the layer's.
         owned = [
             (name, parameter)
-            for name, layer in self._layers.items()
+            for name, layer in sorted(self._layers.items(), key=lambda item: isinstance(item[1], nn.Embedding))
             for part, parameter in layer.named_parameters()
             if part == "weight" or part.startswith("parametrizations.weight.")
         ]
@@ -160,7 +154,7 @@ class Recorder(TorchDispatchMode):
     def _by_hook(self, module: nn.Module) -> bool:
         if site_kind(module):
             return self._names[id(module)] not in self._own
-        return isinstance(module, nn.RNNBase) or (isinstance(module, _ConvNd) and not own_forward(module))
+        return isinstance(module, nn.RNNBase)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._running.append(module)
@@ -171,6 +165,8 @@ class Recorder(TorchDispatchMode):
         if self._by_hook(module):
             if output is not None:  # None: the layer raised
                 self._count(module, args[0] if args else next(iter(kwargs.values())), output)
+                if kwargs.get("output_size") is not None or (is_transposed(site_kind(module)) and len(args) > 1):
+                    self.sized.add(self._names[id(module)])
             self._counted_by_hook -= 1
         elif isinstance(module, ParametrizationList) and isinstance(output, torch.Tensor):
             self._hold(output, self._names[id(module)].rpartition(".parametrizations.")[0])
@@ -182,11 +178,10 @@ class Recorder(TorchDispatchMode):
             steps = prod((given.data if isinstance(given, PackedSequence) else given).shape[:-1])
             weights = (getattr(module, part) for part in module._flat_weights_names if part.startswith("weight"))
             self.other_macs[name] += steps * sum(weight.numel() for weight in weights)
-        elif isinstance(module, nn.Conv2d):
-            self._add(name, _conv_call(given, output))
-        elif isinstance(module, _ConvNd):
-            positions = given if isinstance(module, _ConvTransposeNd) else output
-            self.other_macs[name] += positions.numel() * prod(module.weight.shape[1:])
+        elif dims := spatial_dims(module):
+            self._add(name, _conv_call(given, output, dims, is_transposed(site_kind(module))))
+        elif isinstance(module, nn.Embedding):
+            self._add(name, _linear_call(given.numel()))
         else:
             self._add(name, _linear_call(prod(given.shape[:-1])))
 
@@ -209,7 +204,7 @@ class Recorder(TorchDispatchMode):
             given, weight = args[0], args[1]
             transposed = name != "cudnn_convolution" and args[6]
             macs = (given if transposed else output).numel() * prod(weight.shape[1:])
-            self._product(name, macs, [weight], None if transposed else _conv_call(given, output))
+            self._product(name, macs, [weight], _conv_call(given, output, weight.dim() - 2, transposed))
         elif name in _MATMULS:
             left, right = (args[position] for position in _MATMULS[name])
             macs = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
@@ -234,7 +229,7 @@ class Recorder(TorchDispatchMode):
                 owner, f"{type(running).__name__} ({self._names[id(running)] or 'the model itself'})"
             )
         rows, rest = divmod(macs, prod(self._shapes[owner]))
-        if rest:  # a part of the weight: no whole call of the layer
+        if rest or isinstance(self._layers[owner], nn.Embedding):  # no whole call of the layer
             self.other_macs[owner] += macs
         elif call is not None:
             self._add(owner, call)
@@ -284,10 +279,11 @@ def _linear_call(rows: int) -> Call:
     return Call(rows=rows, in_positions=rows, in_size=(), out_size=())
 
 
-def _conv_call(given: torch.Tensor, output: torch.Tensor) -> Call:
-    samples = given.shape[0] if given.dim() == 4 else 1  # (C, H, W) is one sample
-    in_size, out_size = tuple(given.shape[-2:]), tuple(output.shape[-2:])
-    return Call(rows=samples * prod(out_size), in_positions=samples * prod(in_size), in_size=in_size, out_size=out_size)
+def _conv_call(given: torch.Tensor, output: torch.Tensor, dims: int, transposed: bool) -> Call:
+    samples = given.shape[0] if given.dim() == dims + 2 else 1  # one sample may come without a batch
+    in_size, out_size = tuple(given.shape[-dims:]), tuple(output.shape[-dims:])
+    rows = samples * prod(in_size if transposed else out_size)
+    return Call(rows=rows, in_positions=samples * prod(in_size), in_size=in_size, out_size=out_size)
 
 
 def _why_not_counted(func: Any, name: str) -> str | None:

@@ -40,7 +40,7 @@ def check_option(site: Site, option: Option, metric: str) -> None:
         right = site.params, site.macs
     else:
         format = get_format(option.format)
-        right = format.cost(site, format.check(site, option.ranks), site.has_bias or metric == "input")
+        right = format.cost(site, format.check(site, option.ranks), site.chain_bias(metric))
     if (option.params, option.macs) != right:
         raise ValueError(
             f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
@@ -49,7 +49,9 @@ def check_option(site: Site, option: Option, metric: str) -> None:
         )
 
 
-def pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, *, metric: str) -> Option:
+def pinned(
+    model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, *, metric: str, shrink: float = 0.0
+) -> Option:
     """The option that a pin names, with the error of its fit.
 
     Raises:
@@ -62,6 +64,7 @@ def pinned(model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin
     if reason := format.refuses(site):
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
     ranks = format.check(site, ranks)
-    factors = format.fit(site, site_weight(model, site), site_metrics(source, site, metric, model), ranks)
-    cost = format.cost(site, ranks, site.has_bias or metric == "input")
+    metrics = site_metrics(source, site, metric, model, shrink)
+    factors = format.fit(site, site_weight(model, site), metrics, ranks)
+    cost = format.cost(site, ranks, site.chain_bias(metric))
     return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)

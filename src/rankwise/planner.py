@@ -46,6 +46,7 @@ class Planner:
         model: the dense network.
         sites: of it.
         metric: "input" or "weight".
+        shrink: share of the weight metric in the input metric.
         options: site name to the options that the constraints leave, and the reason where they leave no choice.
         prices: of the options.
         spectra: singular values that the ranks of a format cut at a site.
@@ -55,6 +56,7 @@ class Planner:
     model: nn.Module
     sites: Sites
     metric: str
+    shrink: float
     options: Mapping[str, tuple[Curve, str]]
     prices: Prices
     spectra: Callable[[str, str], Spectra]
@@ -67,6 +69,7 @@ class Planner:
         source: Statistics | Sites,
         *,
         metric: str = "input",
+        shrink: float = 0.0,
         constraints: Constraints | None = None,
         formats: str | Sequence[str] | None = None,
         round_to: int | str | None = None,
@@ -91,6 +94,7 @@ class Planner:
                 source,
                 formats=DEFAULT_FORMATS if formats is None else formats,
                 metric=metric,
+                shrink=shrink,
                 round_to="auto" if round_to is None else round_to,
                 only=free,
                 progress=progress,
@@ -103,13 +107,15 @@ class Planner:
 
         def spectra(name: str, format: str) -> Spectra:
             site = sites[name]
-            return site_spectra(site, site_weight(model, site), site_metrics(source, site, metric, model), format)
+            metrics = site_metrics(source, site, metric, model, shrink)
+            return site_spectra(site, site_weight(model, site), metrics, format)
 
         return cls(
             model=model,
             sites=sites,
             metric=metric,
-            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric)),
+            shrink=shrink,
+            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink)),
             prices=Prices(model, sites),
             spectra=cache(spectra),
             evaluate=evaluate,
@@ -218,6 +224,7 @@ class Planner:
             dense=self.prices.dense,
             planned=counts(self.model, self.sites, rows),
             metric=self.metric,
+            shrink=self.shrink,
             rule=rule,
             fingerprint=self.sites.fingerprint,
         )

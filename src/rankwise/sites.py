@@ -5,19 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from .batches import call, pristine
-from .counting import Call, Recorder, site_kind
+from .counting import Call, Recorder
 from .guards import refuse_unsupported, unwrap
+from .kinds import is_convolution, is_transposed, output_first, site_kind
 from .ties import Ties, fused_layers, geometry
 
 __all__ = ["Call", "Site", "Sites", "find", "fingerprint"]
@@ -30,9 +30,11 @@ class Site:
     Attributes:
         name: first qualified name.
         aliases: further names of the same module, or of modules tied to its weight.
-        kind: "linear", "conv2d", or "conv1d_hf" (transformers' Conv1D, whose weight is stored transposed).
-        weight_shape: (O, I) or (O, I/groups, kh, kw), always output first.
-        stride, padding, dilation, padding_mode, groups: of the convolution; `padding` may be "same" or "valid".
+        kind: one of `kinds.KINDS`: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d" and so on, or
+            "conv1d_hf" (transformers' Conv1D, a linear layer), or "embedding" (a linear layer of one-hot inputs).
+        weight_shape: (O, I) or (O, I/groups, *kernel), always output first, however the layer stores it.
+        stride, padding, dilation, padding_mode, groups, output_padding: of the convolution; `padding` may be "same" or
+            "valid".
         has_bias: whether the layer has a bias.
         dtype: of the weight, such as "float32".
         calls: every call in one forward of the example input.
@@ -44,9 +46,10 @@ class Site:
     kind: str
     weight_shape: tuple[int, ...]
     aliases: tuple[str, ...] = ()
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] | str = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
     padding_mode: str = "zeros"
     groups: int = 1
     has_bias: bool = True
@@ -62,13 +65,33 @@ class Site:
 
     @property
     def in_features(self) -> int:
-        """D: what one output is computed from: I, or I/groups * kh * kw."""
+        """D: what one output is computed from: I, or I/groups * taps."""
         return prod(self.weight_shape[1:])
 
     @property
-    def kernel_size(self) -> tuple[int, int]:
-        """(kh, kw), (1, 1) for a linear layer."""
-        return (self.weight_shape[2], self.weight_shape[3]) if len(self.weight_shape) == 4 else (1, 1)
+    def kernel_size(self) -> tuple[int, ...]:
+        """Of a convolution, () for a linear layer."""
+        return self.weight_shape[2:]
+
+    @property
+    def taps(self) -> int:
+        """Q: positions of the kernel."""
+        return prod(self.kernel_size)
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it has a kernel, of one tap or more."""
+        return is_convolution(self.kind)
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether its inputs are indices of rows."""
+        return self.kind == "embedding"
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose kernel runs over the input positions."""
+        return is_transposed(self.kind)
 
     @property
     def params(self) -> int:
@@ -80,9 +103,23 @@ class Site:
         """Products with the weight, summed over the calls."""
         return sum(call.rows for call in self.calls)
 
+    def positions(self, done: Collection[int]) -> int:
+        """Positions of all calls where the spatial dimensions `done` have their output size, the others their input's.
+
+        A 1 x 1 convolution before the kernel runs at `positions(())`, one after it at `out_positions`.
+        """
+        return sum(call.positions(done) for call in self.calls)
+
+    @property
+    def out_positions(self) -> int:
+        """Output positions of all calls."""
+        return self.positions(range(len(self.kernel_size)))
+
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all calls: rows * O * D."""
+        """Multiply-accumulates of all calls: rows * O * D; an embedding looks its rows up and multiplies nothing."""
+        if self.is_embedding:
+            return 0
         return self.rows * prod(self.weight_shape)
 
     @property
@@ -98,6 +135,13 @@ class Site:
         """
         per_group = self.out_features // self.groups
         return (self.in_features * per_group - 1) // (self.in_features + per_group)
+
+    def chain_bias(self, metric: str) -> bool:
+        """Whether its chain has a bias: its own, or one that corrects the mean of the output on the data.
+
+        An embedding needs none: the second moment of its one-hot inputs is diagonal as it is.
+        """
+        return self.has_bias or (metric == "input" and not self.is_embedding)
 
     def layer(self, model: nn.Module) -> nn.Module:
         """The layer in a model of the same structure."""
@@ -237,7 +281,7 @@ def find(model: nn.Module, example_input: Any) -> Sites:
         never_called=tuple(
             name
             for name, module in model.named_modules()
-            if name not in used and (site_kind(module) or isinstance(module, (_ConvNd, nn.RNNBase)))
+            if name not in used and (site_kind(module) not in (None, "embedding") or isinstance(module, nn.RNNBase))
         ),
         fingerprint=fingerprint(model),
     )
@@ -262,6 +306,9 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
     ties = Ties(model)
     order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
     users = {**fused, **{id(model.get_submodule(name)): owner for name, owner in record.direct.items()}}
+    unfit = {layer: f"its weight is used directly by {owner}" for layer, owner in users.items()}
+    for name in record.sized:
+        unfit[id(model.get_submodule(name))] = "it is called with an output_size; give it an output_padding instead"
     sites = []
     for group in ties.groups:
         names = {ties.names[id(layer)][0]: layer for layer in group}
@@ -274,7 +321,7 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
             name=name,
             aliases=tuple(dict.fromkeys(further)),
             calls=tuple(call for name in names for call in record.calls.get(name, ())),
-            dense_because=ties.why_dense(names[name], group, users),
+            dense_because=ties.why_dense(names[name], group, unfit),
             **_described(names[name]),
         )
         sites.append(site)
@@ -282,13 +329,13 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
 
 
 def _described(layer: Any) -> dict[str, Any]:
-    kind, weight, bias = site_kind(layer), layer.weight, layer.bias
+    kind, weight, bias = site_kind(layer), layer.weight, getattr(layer, "bias", None)
     extra = 0
     if is_parametrized(layer):
         extra = sum(p.numel() for p in layer.parameters()) - sum(t.numel() for t in (weight, bias) if t is not None)
     return {
         "kind": kind,
-        "weight_shape": tuple(weight.shape[::-1] if kind == "conv1d_hf" else weight.shape),
+        "weight_shape": tuple(output_first(kind, weight, getattr(layer, "groups", 1)).shape),
         "has_bias": bias is not None,
         "dtype": str(weight.dtype).removeprefix("torch."),
         "extra_params": extra,

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .counting import own_forward, site_kind
+from .counting import own_forward
+from .kinds import site_kind, spatial_dims
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
-    """Stride, padding, dilation, padding mode and groups of a convolution, nothing for another layer."""
-    if not isinstance(layer, nn.Conv2d):
+    """What a convolution has beside its weight and bias, nothing for another layer."""
+    if not spatial_dims(layer):
         return {}
-    return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "padding_mode", "groups")}
+    keys = ("stride", "padding", "dilation", "padding_mode", "groups", "output_padding")
+    return {key: getattr(layer, key) for key in keys}
 
 
 class Ties:
@@ -24,7 +26,7 @@ class Ties:
 
     Attributes:
         names: id of a module -> its qualified names.
-        groups: the layers of a site's kind, those whose `weight` is the same Parameter together.
+        groups: the layers of a site's kind, those whose `weight` is the same Parameter together, embeddings apart.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,32 +34,36 @@ class Ties:
         for name, module in model.named_modules(remove_duplicate=False):
             self.names[id(module)].append(name)
         self._owners: dict[int, list[nn.Module]] = defaultdict(list)
-        groups: dict[int, list[nn.Module]] = defaultdict(list)
+        groups: dict[tuple[int, bool], list[nn.Module]] = defaultdict(list)
         for module in model.modules():
             for parameter in module._parameters.values():
                 self._owners[id(parameter)].append(module)
             if site_kind(module):
                 # A parametrised weight is computed anew for each layer: such a layer is a group of its own.
-                groups[id(module._parameters.get("weight", module))].append(module)
+                weight = id(module._parameters.get("weight", module))
+                groups[weight, isinstance(module, nn.Embedding)].append(module)
         self.groups = list(groups.values())
 
-    def why_dense(self, layer: nn.Module, group: Sequence[nn.Module], users: Mapping[int, str]) -> str | None:
+    def why_dense(self, layer: nn.Module, group: Sequence[nn.Module], unfit: Mapping[int, str]) -> str | None:
         """Why a layer must stay dense, None where it may be factorised.
 
         Args:
             layer: the layer that stands for the group.
             group: the layers tied to its weight, itself included.
-            users: id of a layer -> in words, the module that uses its weight without calling it.
+            unfit: id of a layer -> why no chain of layers can be called in its place.
         """
         for module in group:
             if own_forward(module):
                 return f"{type(module).__name__} has a forward of its own, which a factorised layer would not run"
-            if id(module) in users:
-                return f"its weight is used directly by {users[id(module)]}"
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.in_channels == layer.groups:
-            return f"depthwise: each of its {layer.groups} groups has one input channel, which leaves nothing to factor"
+            if id(module) in unfit:
+                return unfit[id(module)]
+            if option := _lookup_option(module):
+                return f"it is an embedding with {option}, which is about whole rows; switch that off to factorise it"
+        groups = getattr(layer, "groups", 1)
+        if groups > 1 and getattr(layer, "in_channels", 0) == groups:
+            return f"depthwise: each of its {groups} groups has one input channel, which leaves nothing to factor"
         for other in group:
-            if site_kind(other) != site_kind(layer) or geometry(other) != geometry(layer):
+            if _shape_of(other) != _shape_of(layer):
                 return f"its weight is tied to {self._words(other)}, which has another geometry"
             if other._parameters.get("bias") is not layer._parameters.get("bias"):
                 return f"its weight is tied to {self._words(other)}, which has a different bias"
@@ -70,6 +76,23 @@ class Ties:
 
     def _words(self, module: nn.Module) -> str:
         return f"{type(module).__name__} ({self.names[id(module)][0] or 'the model itself'})"
+
+
+def _shape_of(layer: Any) -> tuple[Any, ...]:
+    """What tied layers must have in common to be one site."""
+    return site_kind(layer), geometry(layer), getattr(layer, "padding_idx", None)
+
+
+def _lookup_option(layer: nn.Module) -> str | None:
+    """An option of an embedding that a chain cannot have, by name."""
+    if not isinstance(layer, nn.Embedding):
+        return None
+    options = {
+        "max_norm": layer.max_norm is not None,
+        "sparse gradients": layer.sparse,
+        "scale_grad_by_freq": layer.scale_grad_by_freq,
+    }
+    return next((name for name, given in options.items() if given), None)
 
 
 def fused_layers(model: nn.Module) -> dict[int, str]:

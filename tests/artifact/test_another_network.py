@@ -29,7 +29,7 @@ def other_net(**changes: nn.Module) -> Net:
         (other_net(norm=nn.BatchNorm2d(16)), r"these differ norm.bias \(\[8\] stored, \[16\] fresh\)"),
         (other_net(conv=nn.Conv2d(3, 8, 5)), r"conv \(conv2d \[8, 3, 3, 3\] stored, conv2d \[8, 3, 5, 5\] fresh\)"),
         (other_net(conv=nn.ReLU()), r"conv \(conv2d \[8, 3, 3, 3\] stored, ReLU fresh\)"),
-        (other_net(conv=nn.ConvTranspose2d(8, 3, 3)), r"stored, ConvTranspose2d fresh\)"),
+        (other_net(conv=nn.ConvTranspose2d(8, 3, 3)), r"stored, conv_transpose2d \[3, 8, 3, 3\] fresh\)"),
         (nn.Linear(2, 2), r"another network than this Linear: the fresh model lacks"),
     ],
 )

@@ -41,7 +41,7 @@ def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda c: c.update(dense_fingerprint="0"), "does not have the dense_fingerprint"),
         (first(format="__import__"), "unknown format '__import__'; the formats are"),
         (first(format=["svd"]), r"structure\[0\] \(site 'conv'\): format must be a string"),
-        (first(kind="lambda"), r"kind must be one of linear, conv2d, conv1d_hf, not 'lambda'"),
+        (first(kind="lambda"), r"kind must be one of linear, .*, conv1d_hf, not 'lambda'"),
         (first(kind=[]), "kind must be one of"),
         (first(dtype="object"), "dtype must be one of float64, float32, float16, bfloat16"),
         (first(dtype="float16"), "'conv.0.weight' is torch.float32, the structure says float16"),

@@ -17,6 +17,7 @@ from torch import nn
 
 from rankwise.artifact import load, read, save
 from rankwise.formats import LowRank
+from rankwise.formats.weights import read as read_weight
 from rankwise.plan import Plan, PlanRow
 
 
@@ -43,6 +44,29 @@ def test_round_trip(chains: dict[str, tuple[str, Ranks]], bias: bool, tmp_path: 
     assert_same(loaded, small, images())
     chain = {name: module for name, module in loaded.named_modules() if isinstance(module, LowRank)}
     assert {name: (each.format, each.ranks) for name, each in chain.items()} == chains
+
+
+OTHERS: dict[str, tuple[Any, Any, str, tuple[int, ...]]] = {
+    "conv1d": (lambda: nn.Conv1d(6, 8, 5, 2, 3, 2, groups=2), lambda: torch.randn(2, 6, 17), "tt", (2, 2)),
+    "conv_transpose2d": (
+        lambda: nn.ConvTranspose2d(6, 8, (4, 3), 2, 1, (0, 1), groups=2),
+        lambda: torch.randn(2, 6, 5, 4),
+        *("tucker2", (3, 2)),
+    ),
+    "embedding": (lambda: nn.Embedding(12, 8, padding_idx=2), lambda: torch.arange(12)[None], "svd", (3,)),
+    "conv3d": (lambda: nn.Conv3d(6, 8, (3, 2, 1), padding="same"), lambda: torch.randn(2, 6, 5, 4, 3), "cp", (4,)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_other_kinds(kind: str, bias: bool, tmp_path: Path) -> None:
+    build, x, format, ranks = OTHERS[kind]
+    small = compressed(nn.Sequential(build()), {"0": (format, ranks)}, bias)
+    save(small, tmp_path / "out")
+    (chain,) = read(tmp_path / "out").structure
+    assert (chain.kind, chain.weight_shape) == (kind, tuple(read_weight(build()).shape))
+    assert_same(load(nn.Sequential(build()), tmp_path / "out"), small, x())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.cli.format_facts import CONV, LINEAR, describe, half, layer_site
+from rankwise.cli.format_facts import CONV, LINEAR, MOVES, describe, half, layer_site
 from rankwise.formats import FORMATS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -64,12 +64,12 @@ def test_formula_and_layers_count_what_the_format_counts(name: str, kind: str) -
     form = describe(format, site)[kind]
     ranks = half(format, site)
     values = {**form["sizes"], **dict(zip(form["rank_letters"], ranks, strict=True))}
-    values |= {"T": site.out_features, "C": site.weight_shape[1]}
+    values |= {"T": site.out_features, "C": site.weight_shape[1], "(T-r)": site.out_features - ranks[0]}
     terms = [
         prod(int(word) if word.isdecimal() else values[word] for word in term.split("·"))
         for term in form["formula"].split(" + ")
     ]
-    layers = [layer for layer in form["layers"] if layer["layer"] != "reorder"]
+    layers = [layer for layer in form["layers"] if layer["layer"] not in MOVES]
     assert terms == [layer["params"] for layer in layers]
     assert sum(terms) == format.cost(site, ranks, bias=False).params == form["params"]
     for whole, split in form["modes"].items():

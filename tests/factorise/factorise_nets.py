@@ -150,6 +150,75 @@ class Grouped(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Signals(nn.Module):
+    """Convolutions along time, with batch norm and an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 12, 7, stride=2, padding=3)
+        self.conv1 = nn.Conv1d(12, 12, 3, padding="same", dilation=2, bias=False)
+        self.norm = nn.BatchNorm1d(12)
+        self.conv2 = nn.Conv1d(12, 16, 4, padding=2, padding_mode="circular")
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.norm(self.conv1(x))
+        return self.head(F.relu(self.conv2(x)).mean(2))
+
+
+class Volumes(nn.Module):
+    """Convolutions over space and time, with batch norm and an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(3, 8, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.conv1 = nn.Conv3d(8, 8, 3, padding="same", bias=False)
+        self.norm = nn.BatchNorm3d(8)
+        self.conv2 = nn.Conv3d(8, 24, (3, 2, 3), padding=(1, 0, 2), groups=2)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.norm(self.conv1(x))
+        return self.head(F.relu(self.conv2(x)).mean((2, 3, 4)))
+
+
+class Decoder(nn.Module):
+    """Transposed convolutions that overlap, with an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+        self.up1 = nn.ConvTranspose2d(12, 12, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.up2 = nn.ConvTranspose2d(12, 10, (4, 3), stride=2, padding=1, output_padding=(0, 1), groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.down(x))
+        x = x + self.norm(self.up1(x))
+        return self.up2(F.relu(x))
+
+
+class Words(nn.Module):
+    """Words and places looked up, the first with padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(60, 16, padding_idx=0), nn.Embedding(12, 16)
+        self.hidden, self.head = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.head(F.gelu(self.hidden(x)))
+
+
+def tokens() -> list[Tensor]:
+    """Some words are frequent, most are rare, the last ten never come."""
+    generator = torch.Generator().manual_seed(0)
+    return [(50 * torch.rand(32, 12, generator=generator) ** 3).long() for _ in range(4)]
+
+
 Case = tuple[Callable[[], nn.Module], Callable[[], list[Any]]]
 
 
@@ -164,6 +233,10 @@ CASES: dict[str, Case] = {
     "concat": (Concat, images),
     "pre-activation": (PreActivation, images),
     "groups": (Grouped, images),
+    "words": (Words, tokens),
+    "decoder": (Decoder, images),
+    "signals": (Signals, lambda: batches_of(8, 3, 40)),
+    "volumes": (Volumes, lambda: batches_of(8, 3, 4, 10, 8)),
     "keywords": (Keywords, lambda: [{"a": a, "b": a[:, :12].cos()} for a in batches_of(64, 16)]),
     "optional left out": (Keywords, lambda: [{"a": a, "scale": 0.5, "flip": True} for a in batches_of(64, 16)]),
     "tuples": (Pair, lambda: [(x, x[..., :8].sin()) for x in batches_of(32, 6, 10)]),

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from factorise_nets import Chain, Grouped
+from factorise_nets import CASES, Chain, Grouped
 from helpers import Residual, batches_of, chains, make, outputs, plan_of, unchanged
 from torch import nn
 
 import rankwise as rw
+from rankwise.formats.weights import site_weight
 
 PLANS: dict[str, Any] = {
     "conv1": ("tucker2", (5, 2)),
@@ -47,6 +48,19 @@ def test_full_ranks_change_nothing(metric: str) -> None:
     plan = plan_of(stats.sites, {name: (PLANS[name][0], ranks) for name, ranks in full.items()}, metric)
     small = rw.factorise(model, plan, stats if metric == "input" else stats.sites)
     assert set(chains(small)) == set(PLANS)
+    torch.testing.assert_close(outputs(small, batches), outputs(model, batches), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["svd", "tucker2"])
+@pytest.mark.parametrize("case", ["signals", "volumes", "decoder"])
+def test_full_ranks_of_other_convolutions_change_nothing(case: str, format: str) -> None:
+    build, data = CASES[case]
+    model, batches = make(build), data()
+    stats = rw.collect(model, batches)
+    rows = {name: (format, rw.FORMATS[format].limits(site)) for name, site in stats.sites.items() if site.taps > 1}
+    small = rw.factorise(model, plan_of(stats.sites, rows), stats)
+    assert set(chains(small)) == rows.keys()
+    assert len(rows) == 3
     torch.testing.assert_close(outputs(small, batches), outputs(model, batches), rtol=1e-4, atol=1e-5)
 
 
@@ -135,3 +149,22 @@ def test_a_network_that_is_one_layer_needs_a_holder() -> None:
     for options in ({}, {"data": batches}, {"data": batches, "engine": "hooks"}):
         with unchanged(layer), pytest.raises(ValueError, match=r"wrap it first: model = nn\.Sequential"):
             rw.factorise(layer, plan, stats, **options)
+
+
+def test_the_predicted_error_of_a_transposed_convolution_is_that_of_its_overlapping_output() -> None:
+    build, data = CASES["decoder"]
+    model, batches = make(build), data()
+    stats = rw.collect(model, batches, positions="all")
+    x = torch.relu(torch.cat([model.down(batch) for batch in batches]))
+    x = torch.relu(x + model.norm(model.up1(x))).detach().double()
+    layer = model.up2.double()
+    weight = site_weight(model, stats.sites["up2"])
+    metrics = stats["up2"].metrics(damping=0.0)
+    factors = rw.FORMATS["svd"].fit(stats.sites["up2"], weight, metrics, (2,))
+    chain = rw.FORMATS["svd"].build(layer, (2,), bias=True)
+    rw.FORMATS["svd"].fill(chain, factors, stats["up2"].bias(weight, factors.dense(), layer.bias))
+    with torch.no_grad():
+        y, got = layer(x), chain(x)
+    torch.testing.assert_close(got.mean((0, 2, 3)), y.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    spread = (y - y.mean((0, 2, 3), keepdim=True)).square().sum()
+    assert float((got - y).square().sum() / spread) == pytest.approx(factors.error, rel=1e-4)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from rankwise import FORMATS, LowRank, Site, find
 from rankwise.formats import get_format
-from rankwise.formats.base import grouped, kind_of, relative, set_bias, steps, ungrouped
+from rankwise.formats.base import grouped, relative, set_bias, steps, ungrouped
 from rankwise.formats.weights import site_bias, site_weight
 
 
@@ -58,12 +58,6 @@ def test_get_format_lists_the_names() -> None:
         assert format.summary
     with pytest.raises(ValueError, match=r"unknown format 'parafac'; the formats are .*spatial_svd.*svd.*tucker2"):
         get_format("parafac")
-
-
-def test_kind_of_a_layer() -> None:
-    assert kind_of(nn.Linear(2, 2)) == "linear"
-    assert kind_of(nn.Conv2d(2, 2, 1)) == "conv2d"
-    assert kind_of(pytest.importorskip("transformers.pytorch_utils").Conv1D(2, 3)) == "conv1d_hf"
 
 
 def test_set_bias_copies_in_place_and_insists_on_both_or_neither() -> None:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rankwise.linalg.diagonal import Diagonal
 from rankwise.linalg.metric import Dense, Identity, Metric, Sampled
 
-KINDS = ("dense", "singular", "sampled", "ridge", "many rows", "identity")
+KINDS = ("diagonal", "dense", "singular", "sampled", "ridge", "many rows", "identity")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -19,6 +20,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def made(kind: str, dim: int, seed: int) -> tuple[Metric, Tensor]:
     """A metric and the matrix it stands for."""
+    if kind == "diagonal":
+        variance_D = normal(dim, seed=seed).square()
+        return Diagonal(variance_D, 0.5), torch.diag(variance_D + 0.5 * variance_D.mean())
     if kind == "identity":
         return Identity(dim), torch.eye(dim, dtype=torch.float64)
     rows = max(1, dim // 2) if kind in ("singular", "sampled", "ridge") else dim + 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rankwise import Site
+from rankwise.formats.convolution import PLAIN, TRANSPOSED
+from rankwise.formats.weights import read
 from rankwise.sites import Call
 from rankwise.statistics.rows import (
     FEWEST_POSITIONS,
@@ -41,35 +44,76 @@ CONVS: dict[str, dict[str, Any]] = {
     "same, even kernel, circular": {"kernel_size": (2, 4), "padding": "same", "padding_mode": "circular"},
     "groups": {"kernel_size": 3, "padding": 1, "groups": 2},
     "groups, uneven": {"kernel_size": (2, 3), "stride": (2, 1), "padding": (0, 1), "groups": 3},
+    "1-D": {"kernel_size": (3,), "padding": 1},
+    "1-D, uneven": {"kernel_size": (5,), "stride": 2, "padding": 3, "dilation": 2, "groups": 2},
+    "1-D, same, even kernel, reflect": {"kernel_size": (4,), "padding": "same", "padding_mode": "reflect"},
+    "1-D, 1 tap": {"kernel_size": (1,), "stride": 3},
+    "3-D": {"kernel_size": (3, 3, 3), "padding": 1},
+    "3-D, uneven": {"kernel_size": (1, 2, 3), "stride": (1, 2, 1), "padding": (0, 1, 4), "dilation": (1, 1, 2)},
+    "transposed": {"kernel_size": 4, "stride": 2, "padding": 1, "transposed": True},
+    "transposed, no overlap": {"kernel_size": 2, "stride": 3, "transposed": True},
+    "transposed, uneven": {
+        **{"kernel_size": (2, 5), "stride": (3, 2), "padding": (0, 3), "dilation": (3, 1), "output_padding": (2, 1)},
+        **{"groups": 2, "transposed": True},
+    },
+    "transposed, 1-D": {"kernel_size": (5,), "stride": 2, "padding": 2, "groups": 2, "transposed": True},
+    "transposed, 3-D": {"kernel_size": (1, 2, 3), "stride": (1, 2, 2), "padding": (0, 0, 1), "transposed": True},
+    "3-D, same, circular": {"kernel_size": (2, 1, 3), "padding": "same", "padding_mode": "circular", "groups": 2},
 }
 each = pytest.mark.parametrize("options", CONVS.values(), ids=CONVS)
 
 
-def conv_of(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> tuple[nn.Conv2d, Tensor]:
+def dims_of(options: dict[str, Any]) -> int:
+    size = options["kernel_size"]
+    return len(size) if isinstance(size, tuple) else 2
+
+
+def conv_of(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> tuple[Any, Tensor]:
+    dims = dims_of(options)
+    options = dict(options)
+    layer = (TRANSPOSED if options.pop("transposed", False) else PLAIN)[dims - 1]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Conv2d(6, 12, **options).to(dtype), torch.randn(3, 6, 9, 8, dtype=torch.float64).to(dtype)
+        x = torch.randn(3, 6, *{1: (23,), 2: (9, 8), 3: (4, 7, 6)}[dims], dtype=torch.float64)
+        return layer(6, 12, **options).to(dtype), x.to(dtype)
 
 
-def unfolded(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """G x N x D by `unfold`, padded the way the layer's own forward pads."""
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-    columns = F.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride)  # B x (groups D) x P
-    columns = columns.transpose(1, 2).reshape(-1, conv.groups, columns.shape[1] // conv.groups)
-    return columns.transpose(0, 1)
+def unfolded(conv: Any, x: Tensor) -> Tensor:
+    """G x N x D, channel-major, by windows over the input padded the way the layer's own forward pads."""
+    dims = len(conv.kernel_size)
+    stride = conv.stride
+    if conv.transposed:  # a convolution with the kernel turned round, over the input with zeros in between
+        spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)))
+        spread[(..., *(slice(None, None, s) for s in stride))] = x
+        spans = [d * (k - 1) - p for d, k, p in zip(conv.dilation, conv.kernel_size, conv.padding, strict=True)]
+        sides = [(span, span + more) for span, more in zip(spans, conv.output_padding, strict=True)]
+        x, stride = F.pad(spread, [side for pair in reversed(sides) for side in pair]), (1,) * dims
+    else:
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    for d, (size, step, dilation) in enumerate(zip(conv.kernel_size, stride, conv.dilation, strict=True)):
+        x = x.unfold(2 + d, dilation * (size - 1) + 1, step)[..., ::dilation]
+        x = x.flip(-1) if conv.transposed else x
+    windows = x.permute(0, *range(2, 2 + dims), 1, *range(2 + dims, 2 + 2 * dims))  # B, positions, channels, taps
+    rows = windows.reshape(-1, conv.groups, conv.in_channels // conv.groups * math.prod(conv.kernel_size))
+    return rows.transpose(0, 1)
 
 
-def in_unfold_order(conv: nn.Conv2d, rows: Tensor) -> Tensor:
-    taps = conv.kernel_size[0] * conv.kernel_size[1]
-    return rows[:, :, unfold_order(taps, rows.shape[2], rows.device)]
+def test_windows_of_an_image_are_those_of_unfold() -> None:
+    conv, x = conv_of(CONVS["uneven"])
+    columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+    torch.testing.assert_close(unfolded(conv, x)[0], columns.transpose(1, 2).flatten(0, 1), atol=0, rtol=0)
+
+
+def in_unfold_order(conv: Any, rows: Tensor) -> Tensor:
+    return rows[:, :, unfold_order(math.prod(conv.kernel_size), rows.shape[2], rows.device)]
 
 
 @each
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_all_rows_are_those_of_unfold(options: dict[str, Any], layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_all_rows_are_those_of_unfold(options: dict[str, Any], channels_last: bool) -> None:
     conv, x = conv_of(options)
-    x = x.to(memory_format=layout)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
     before = x.clone()
     rows = in_unfold_order(conv, input_rows(conv, x, None))
     torch.testing.assert_close(rows, unfolded(conv, x), atol=0, rtol=0)
@@ -80,9 +124,9 @@ def test_all_rows_are_those_of_unfold(options: dict[str, Any], layout: torch.mem
 def test_the_weight_times_the_input_rows_is_the_output_rows(options: dict[str, Any]) -> None:
     conv, x = conv_of(options)
     y = conv(x).detach()
-    total = y.shape[2] * y.shape[3]
+    total = y[0, 0].numel()
     assert conv.bias is not None
-    weight, bias = conv.weight.detach().reshape(conv.groups, -1, conv.weight[0].numel()), conv.bias.detach()
+    weight, bias = read(conv).detach().flatten(1).unflatten(0, (conv.groups, -1)), conv.bias.detach()
     for wanted in (None, 1, 5, total - 1):
         positions = None if wanted is None else sample_positions(len(x), total, wanted, "key", 0)
         rows, outputs = input_rows(conv, x, positions), output_rows(conv, y, positions)
@@ -94,7 +138,10 @@ def test_the_weight_times_the_input_rows_is_the_output_rows(options: dict[str, A
 def test_padding_sides_are_those_of_the_forward() -> None:
     for options in CONVS.values():
         conv, _ = conv_of(options)
-        assert list(padding_sides(conv)) == list(conv._reversed_padding_repeated_twice)
+        if conv.transposed:
+            continue  # its padding crops the output
+        flat = [side for sides in reversed(padding_sides(conv)) for side in sides]
+        assert flat == list(conv._reversed_padding_repeated_twice)
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 7), (3, 5, 7), (2, 3, 4, 7)])

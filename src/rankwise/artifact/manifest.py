@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..kinds import KINDS
 from ..plan import Plan
 
 FORMAT_VERSION = 1
-KINDS = ("linear", "conv2d", "conv1d_hf")
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers compute in
 
 
@@ -21,7 +21,7 @@ class Chain:
 
     Attributes:
         names: all its qualified names.
-        kind: kind of the dense layer it replaced: "linear", "conv2d" or "conv1d_hf".
+        kind: kind of the dense layer it replaced, one of `kinds.KINDS`.
         weight_shape: shape of the dense weight, output first.
         format: name of the format.
         ranks: its ranks.

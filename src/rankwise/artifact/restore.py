@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..counting import site_kind
 from ..formats import get_format
+from ..kinds import is_convolution, site_kind
 from ..sites import Site
 from ..state import DTYPES, NAMES, state_of
 from ..surgery import replace
@@ -104,7 +104,8 @@ def _check_chain(layer: nn.Module, chain: Chain, stored: Mapping[str, Tensor]) -
         raise ValueError(f"site {site.name!r} cannot be in format {chain.format!r}: {reason}")
     format.check(site, chain.ranks)
     for name, tensor in stored.items():
-        if name.startswith(f"{site.name}.") and NAMES[tensor.dtype] != chain.dtype:
+        indices = tensor.dtype == torch.int32
+        if name.startswith(f"{site.name}.") and not indices and NAMES[tensor.dtype] != chain.dtype:
             raise ValueError(
                 f"tensor {name!r} is {tensor.dtype}, the structure says {chain.dtype}; save the artifact again"
             )
@@ -150,9 +151,11 @@ def _described(layer: nn.Module) -> str:
 
 def _site(name: str, kind: str, layer: Any) -> Site:
     """The site of a layer as far as the laws of a format need it; a parametrised weight is not computed for it."""
-    if kind == "conv2d":
+    if is_convolution(kind):
         shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
         return Site(name=name, kind=kind, weight_shape=shape, groups=layer.groups)
+    if kind == "embedding":
+        return Site(name=name, kind=kind, weight_shape=(layer.embedding_dim, layer.num_embeddings), has_bias=False)
     shape = (layer.out_features, layer.in_features) if kind == "linear" else tuple(layer.weight.shape[::-1])
     return Site(name=name, kind=kind, weight_shape=shape)
 

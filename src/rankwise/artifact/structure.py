@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import FORMATS, LowRank
-from ..formats.modules import Arrange, Bias, GroupedLinear
+from ..formats.base import CHANNELS_LAST
+from ..formats.convolution import PLAIN, TRANSPOSED
+from ..formats.modules import Arrange, Bias, GroupedLinear, Pivoted
+from ..kinds import output_first
 from ..state import NAMES
 from .manifest import FLOATS, Chain
 
-PLAIN = (nn.Linear, nn.Conv2d, Arrange, Bias, GroupedLinear)
-_MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+_PLAIN = (nn.Linear, nn.Embedding, *PLAIN, *TRANSPOSED, Arrange, Bias, GroupedLinear)
 
 
 def chains_of(model: nn.Module) -> tuple[Chain, ...]:
@@ -40,11 +42,11 @@ def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
         )
     with torch.no_grad():
         weight = chain.weight
-    transposed = hasattr(chain, "nf")
+    assert chain.kind is not None
     return Chain(
         names=names,
-        kind="conv2d" if weight.dim() == 4 else "conv1d_hf" if transposed else "linear",
-        weight_shape=tuple(weight.mT.shape if transposed else weight.shape),
+        kind=chain.kind,
+        weight_shape=tuple(output_first(chain.kind, weight, getattr(chain, "groups", 1)).shape),
         format=chain.format,
         ranks=chain.ranks,
         bias=chain.bias is not None,
@@ -53,7 +55,10 @@ def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) in PLAIN and layer.state_dict().keys() <= {"weight", "bias"}
+    if type(layer) is Pivoted:
+        own = layer.state_dict().keys() <= {"order", "rest.weight", "rest.bias"}
+        return own and (layer.rest is None or _is_plain(layer.rest))
+    return type(layer) in _PLAIN and layer.state_dict().keys() <= {"weight", "bias"}
 
 
 def channels_last_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -63,13 +68,13 @@ def channels_last_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 def empty(source: Tensor, device: torch.device, channels_last: bool) -> Tensor:
     """A tensor of the shape and dtype of `source`, values not set."""
-    memory_format = _MEMORY_FORMATS[source.dim()] if channels_last else torch.contiguous_format
+    memory_format = CHANNELS_LAST[source.dim()] if channels_last else torch.contiguous_format
     return torch.empty_like(source, device=device, memory_format=memory_format)
 
 
 def can_be_channels_last(tensor: Tensor) -> bool:
     """Whether the tensor has the dimensions of a batch of images or volumes."""
-    return tensor.dim() in _MEMORY_FORMATS
+    return tensor.dim() in CHANNELS_LAST
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 BUDGETS = ("macs", "params", "bytes")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
-METHODS = ("sequential", "one-shot")
+METHODS = ("auto", "sequential", "one-shot")
 
 
 def choose_options(
@@ -182,3 +182,16 @@ def check_method(method: str) -> str:
     if method not in METHODS:
         raise ValueError(f"--method {method!r} is not one of {', '.join(METHODS)}")
     return method
+
+
+def parse_shrink(text: str | None) -> float | str | None:
+    """A share from 0 to 1, `auto`, or None where none is given."""
+    if text is None or text == "auto":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"--shrink {text!r} is neither auto nor a number from 0 (statistics) to 1 (weight metric)")
+    return share

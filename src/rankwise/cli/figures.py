@@ -75,7 +75,7 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timin
         for name, network in networks.items():
             top = _tried(out, "accuracy", partial(accuracy, network, out.track(data.pairs, f"accuracy, {name}")))
             figures[name].update(_telling(top or {}, network, example))
-    if len(networks) == 2:
+    if len(networks) == 2 and data.real:
         (_, dense), (small_name, small) = networks.items()
         same = _tried(out, "agreement", partial(agreement, dense, small, out.track(data.inputs, "agreement")))
         if same is not None:

@@ -21,12 +21,17 @@ LINEAR = (512, 512)
 # Factors (letters as in `formats/network.py`) and letters of the ranks of the formats that are no `Multilinear`.
 CLOSED_FORMS: dict[str, dict[str, tuple[tuple[str, ...], str, str]]] = {
     "svd": {"conv": (("rcq", "tr"), "q", "r"), "linear": (("rc", "tr"), "", "r")},
+    "pivoted_svd": {"conv": (("rcq", "tr"), "q", "r"), "linear": (("rc", "tr"), "", "r")},
     "spatial_svd": {"conv": (("rch", "trw"), "hw", "r")},
     "tucker2": {"conv": (("sc", "rsq", "tr"), "q", "rs")},
 }
+# Outputs that a last factor need not make, because they are among its inputs.
+SPARED = {"pivoted_svd": ("T·r", "(T-r)·r")}
+# What a chain does between its layers, and how that reads.
+MOVES = {"reorder": "reorder channels", "join": "join to its inputs, reorder"}
 # Letters that a docstring may leave out: the one tap of a 1 x 1 convolution, and the bond that closes a ring.
 LOOSE = {"q", "x"}
-NAMES = {"svd": ("V", "U"), "spatial_svd": ("V", "U"), "tucker2": ("B", "G", "A")}
+NAMES = {"svd": ("V", "U"), "pivoted_svd": ("B", "C"), "spatial_svd": ("V", "U"), "tucker2": ("B", "G", "A")}
 
 
 def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
@@ -78,6 +83,7 @@ def half(format: Format, site: Site) -> Ranks:
         candidates = [ranks for ladder in format.ladders(Shape.of_site(site), step) for ranks in ladder]
     else:
         candidates = proportional(format.limits(site), step, count=400)
+    candidates = candidates or [format.limits(site)]
     return min(candidates, key=lambda ranks: abs(2 * format.cost(site, ranks, bias=False).macs - site.macs))
 
 
@@ -170,7 +176,7 @@ def _described(format: Format, site: Site) -> dict[str, Any]:
         "weight_shape": site.weight_shape,
         "equation": equation(format, site),
         "rank_letters": rank_letters(format, site),
-        "formula": cost_formula(network),
+        "formula": cost_formula(network).replace(*SPARED.get(format.name, ("", ""))),
         "modes": split_modes(network),
         "sizes": {letter: network.sizes[letter] for letter in network.outputs + network.channels + network.spatial},
         "largest": format.limits(site),
@@ -187,6 +193,7 @@ def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, An
 
     `slices` counts the parts of the channels that a layer runs over alike, beside the samples.
     """
+    from ..formats.modules import Pivoted
     from ..formats.multilinear import Shape
 
     network = network_of(format, Shape.of_site(site), ranks)
@@ -198,6 +205,12 @@ def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, An
             yield {"layer": "reorder"}
             continue
         name, step = next(factors)
+        ordered = isinstance(module, Pivoted)
+        if ordered:
+            module = module.rest
+        if module is None:  # all outputs were made before
+            yield {"layer": "reorder"}
+            continue
         yield {
             "layer": layer_text(module),
             "factor": f"{name}[{', '.join(step.letters)}]",
@@ -207,6 +220,8 @@ def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, An
             "slices": network.count(step.waiting),
             "params": module.weight.numel(),
         }
+        if ordered:
+            yield {"layer": "join"}
 
 
 def dense_layer(site: Site) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .format_facts import describe, kind_of, layer_name, layer_site
+from .format_facts import MOVES, describe, kind_of, layer_name, layer_site
 from .output import Output
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _unbroken(text: str) -> str:
 
 
 def _chain_text(kind: Mapping[str, Any]) -> str:
-    return ", ".join(part["layer"] for part in kind.get("layers", ()) if part["layer"] != "reorder") or "refused"
+    return ", ".join(part["layer"] for part in kind.get("layers", ()) if part["layer"] not in MOVES) or "refused"
 
 
 def _comparison(described: list[dict[str, Any]], site: Site) -> RenderableType:
@@ -140,7 +140,7 @@ def _comparison(described: list[dict[str, Any]], site: Site) -> RenderableType:
 
 def _channels_text(layers: list[dict[str, Any]]) -> str:
     return ", ".join(
-        f"{part['layer']} {part['inputs']}→{part['outputs']}" for part in layers if part["layer"] != "reorder"
+        f"{part['layer']} {part['inputs']}→{part['outputs']}" for part in layers if part["layer"] not in MOVES
     )
 
 
@@ -191,8 +191,8 @@ def _kind_part(kind: Mapping[str, Any]) -> RenderableType:
     }
     layers = _table("layer", "factor", right=("inputs", "outputs", "groups", "slices", "parameters"))
     for part in kind["layers"]:
-        if part["layer"] == "reorder":
-            layers.add_row("reorder channels", style="dim")
+        if part["layer"] in MOVES:
+            layers.add_row(MOVES[part["layer"]], style="dim")
             continue
         numbers = (f"{part[key]:,}" for key in ("inputs", "outputs", "groups", "slices", "params"))
         layers.add_row(part["layer"], Text(part["factor"]), *numbers)

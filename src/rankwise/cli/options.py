@@ -107,7 +107,18 @@ Stats = Annotated[
         "--stats",
         metavar="FILE",
         rich_help_panel=_DATA,
-        help="Statistics: read where the file exists, else collected from DATA and written there.",
+        help="Statistics: read where the file exists, also from other data (`rankwise collect`), else collected from "
+        "DATA and written there.",
+    ),
+]
+Shrink = Annotated[
+    str | None,
+    typer.Option(
+        "--shrink",
+        metavar="SHARE",
+        rich_help_panel=_BUDGET,
+        help="Share of the weight metric, 0 to 1, for statistics of other data; auto: what DATA as held-out samples "
+        "choose, which is done unasked for one-shot from a file with DATA.",
     ),
 ]
 
@@ -227,7 +238,8 @@ Method = Annotated[
         "--method",
         metavar="NAME",
         rich_help_panel=_BUDGET,
-        help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics.",
+        help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
+        "auto: sequential where there is DATA.",
     ),
 ]
 

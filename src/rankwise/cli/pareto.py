@@ -53,6 +53,7 @@ def pareto(
     floor: options.Floor = None,
     cap: options.Cap = None,
     round_to: options.RoundTo = "auto",
+    shrink: options.Shrink = None,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -67,13 +68,15 @@ def pareto(
     """
     with Output(json, debug=debug) as out:
         from ..pareto import pareto as plans_for
-        from .constraints import choose_options, parse_shares
+        from .constraints import choose_options, parse_shares, parse_shrink
         from .data import DataOptions
         from .steps import Job
         from .tables import pareto_table
         from .trying import trials, what_tries
 
-        keeps = parse_shares(along, at)
+        keeps, share = parse_shares(along, at), parse_shrink(shrink)
+        if share == "auto":
+            raise ValueError("--shrink auto chooses for one plan; give a number from 0 to 1 for a list of budgets")
         wishes = choose_options(
             None, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule
         )
@@ -84,11 +87,13 @@ def pareto(
             out, model, weights, data, how, samples=samples, stats=stats, test=test, input_shape=input_shape
         )
         evaluate = what_tries(job, wishes).get("evaluate")
-        planner = job.planner(wishes, evaluate)
+        planner = job.planner(wishes, float(share or 0), evaluate)
         plans = plans_for(planner, keeps, wishes["rule"], nested=not own, floor=wishes["floor_rule"])
         drops: list[float] = []
         if measure:
-            trial = trials(job, "agreement", "sequential" if job.data else "one-shot")
+            if not job.measured_on.real:
+                raise ValueError("--measure runs the networks on data; name --test or DATA")
+            trial = trials(job, "agreement", "auto")
             drops = [trial(plan) for plan in out.track(plans, "measuring")]
         rows = [_row(plan, along, drops[place] if drops else None) for place, plan in enumerate(plans)]
         _write(out_folder, plans, along, rows)

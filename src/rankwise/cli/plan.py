@@ -40,6 +40,7 @@ def plan(
     floor: options.Floor = None,
     cap: options.Cap = None,
     round_to: options.RoundTo = "auto",
+    shrink: options.Shrink = None,
     test: options.Test = None,
     json: options.Json = None,
     seed: options.Seed = 0,
@@ -56,7 +57,7 @@ def plan(
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import check_budget, choose_options
+        from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .steps import Job
         from .tables import plan_table
@@ -66,13 +67,14 @@ def plan(
             keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
         )
         check_budget(wishes)
+        share = parse_shrink(shrink)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
         job = Job.start(
             out, model, weights, data, how, samples=samples, stats=stats, test=test, input_shape=input_shape
         )
-        chosen = job.plan({**wishes, **what_tries(job, wishes)})
+        chosen = job.plan({**wishes, **what_tries(job, wishes)}, share)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.sites, out.console.width))
         out.say(f"plan: {plan_file} (edit it, then: rankwise apply {model} {plan_file} DATA -o out/)")

@@ -56,7 +56,7 @@ def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
         )
     table.add_section()
     for name in plan.dense:
-        share = plan.planned[name] / plan.dense[name]
+        share = plan.planned[name] / plan.dense[name] if plan.dense[name] else 1.0
         table.add_row(f"all {name}", "", "", "", f"{plan.planned[name]:,}", f"{share:.1%}", "")
     return table
 

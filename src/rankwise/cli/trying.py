@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .constraints import check_method
 from .figures import labels_fit
 from .steps import Job
 
@@ -16,13 +15,13 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 
-def what_tries(job: Job, wishes: Mapping[str, Any], method: str | None = None) -> dict[str, Any]:
+def what_tries(job: Job, wishes: Mapping[str, Any], method: str = "auto") -> dict[str, Any]:
     """The arguments `evaluate` and `drop` of `choose`, where the wishes need them.
 
     Args:
         job: the network and its data.
         wishes: keyword arguments of `choose`.
-        method: how the network will be factorised; by default sequentially where there is data to do it.
+        method: how the network will be factorised.
 
     Raises:
         ValueError: if there is no data to try anything on.
@@ -35,10 +34,12 @@ def what_tries(job: Job, wishes: Mapping[str, Any], method: str | None = None) -
         found["evaluate"] = trials(job, "divergence", "one-shot", held_out=False)
     if wishes["target_drop"] is not None:
         data = job.measured_on
+        if not data.real:
+            raise ValueError("--target-drop measures on data; name --test or DATA")
         measure = "accuracy" if labels_fit(job.out, {"dense": job.network}, data, data.example()) else "agreement"
         where = data.name if job.test else f"{data.name}, the calibration samples themselves (name others with --test)"
         job.out.say(f"target: at most {wishes['target_drop']:g} points of {measure} lost on {where}")
-        found["drop"] = trials(job, measure, method or ("sequential" if job.data else "one-shot"))
+        found["drop"] = trials(job, measure, method)
     return found
 
 
@@ -47,10 +48,8 @@ def trials(job: Job, measure: str, method: str, held_out: bool = True) -> Trials
     from ..evaluate import Trials
     from ..factorise import factorise
 
-    check_method(method)
-
     def build(plan: Plan) -> nn.Module:
-        if method == "sequential" and job.data is not None:
+        if job.way(method) == "sequential" and job.data is not None:
             return factorise(job.network, plan, data=job.data.inputs, seed=job.seed)
         return factorise(job.network, plan, job.sites if plan.metric == "weight" else job.statistics)
 

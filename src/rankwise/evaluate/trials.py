@@ -52,7 +52,7 @@ class Trials:
 
     def __call__(self, plan: Plan) -> float:
         """The loss of a plan's network."""
-        key = (plan.metric, *((row.site, row.format, row.ranks) for row in plan.factorised))
+        key = (plan.metric, plan.shrink, *((row.site, row.format, row.ranks) for row in plan.factorised))
         if key not in self._known:
             self._known[key] = self._loss(self.build(plan)) if plan.factorised else 0.0
         return self._known[key]

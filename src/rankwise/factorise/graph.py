@@ -228,7 +228,9 @@ class _Segment:
         y = self._call(node, self.dense, 0)
         self._set(node, y, SAME)
         x, compressed = self.value(node.all_input_nodes[0])
-        needed = repair(y, *self.value(link.other), link.scale) if link is not None else None
+        needed = None
+        if link is not None:
+            needed = repair(self.dense.get_submodule(str(node.target)), y, *self.value(link.other), link.scale)
         return (x if compressed is SAME else compressed), y, needed
 
     def compress(self, node: fx.Node) -> None:

@@ -39,7 +39,7 @@ def run(
             if dense_link is not None:
                 _, link = _output(compressed, site, order, True, batch, index)
                 if link is not None:
-                    needed = repair(y, dense_link.other, link.other, dense_link.scale)
+                    needed = repair(dense.get_submodule(site), y, dense_link.other, link.other, dense_link.scale)
             visitor.observe(site, index, x, y, needed)
         visitor.finish(site)
 

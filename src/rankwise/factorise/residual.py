@@ -19,7 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ..kinds import spatial_dims
+
 ADD_NAMES = ("add", "add_", "__add__", "__iadd__", "__radd__")
+# By the spatial dimensions of the layer before it.
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _IDENTITIES = ("Identity", "Dropout", "Dropout2d", "StochasticDepth", "DropPath")
 # A channel that its batch norm scales down more than this against the others carries no usable correction.
 _SMALLEST_SCALE = 1e-2
@@ -40,13 +44,14 @@ class Repair(NamedTuple):
     scale: Tensor | None
 
 
-def repair(y: Tensor, dense: Any, compressed: Any, scale: Tensor | None) -> Repair | None:
+def repair(layer: nn.Module, y: Tensor, dense: Any, compressed: Any, scale: Tensor | None) -> Repair | None:
     """What a site's dense output `y` should repair; None where the summands are no tensors that differ.
 
     Nor is there anything where the scale is of another axis: a batch norm scales the second one of a linear layer's 3-d
     output.
     """
-    if not isinstance(dense, Tensor) or not isinstance(compressed, Tensor) or (scale is not None and y.dim() == 3):
+    other_axis = scale is not None and y.dim() != spatial_dims(layer) + 2
+    if not isinstance(dense, Tensor) or not isinstance(compressed, Tensor) or other_axis:
         return None
     return Repair(dense, compressed, scale)
 
@@ -120,7 +125,7 @@ def passes(module: nn.Module, layer: nn.Module) -> bool:
 
 def scale_of(module: nn.Module, layer: nn.Module) -> Tensor | None:
     """What a batch norm in eval mode multiplies each output of a layer with; None if it is no such norm."""
-    norm = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+    norm = _NORMS[spatial_dims(layer)]
     if not isinstance(module, norm) or module.running_var is None:
         return None
     scale = (module.running_var + module.eps).rsqrt()

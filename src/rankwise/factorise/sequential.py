@@ -19,7 +19,7 @@ from ..calling import DataError, first_sample
 from ..formats import get_format
 from ..formats.weights import site_weight
 from ..plan import DENSE, Plan, PlanRow
-from ..sites import Sites
+from ..sites import Site, Sites
 from ..statistics.collect import collect, draw
 from ..statistics.moments import Accumulator, merge
 from ..statistics.rows import input_rows, output_rows, positions_per_sample
@@ -69,12 +69,12 @@ def sequential(
     if engine not in ("auto", "graph", "hooks"):
         raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
-    shared = [name for name in rows if len(sites[name].calls) > 1 or sites[name].aliases]
+    shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
     corrects = plan.metric == "input"  # a layer without a bias gets one, which the plan counts
     visitor = _Visitor(dense, compressed, rows, corrects, sites, batches.samples, positions, seed)
-    if shared:  # fitted on the dense inputs of all its calls, before the first of them
+    if shared:  # before the first of their calls
         stats = collect(dense, batches, only=shared, positions=positions, seed=seed)
         for name in shared:
             step(name)
@@ -101,6 +101,11 @@ def sequential(
     hooks.run(dense, compressed, batches, order, linked, visitor, step)
 
 
+def _fitted_first(site: Site) -> bool:
+    """Whether a site is fitted on its dense inputs: it has several calls, or its inputs are no activations."""
+    return len(site.calls) > 1 or bool(site.aliases) or site.is_embedding
+
+
 class _Visitor:
     """Collects the moments of one site after the other and puts the fitted layers into the compressed network."""
 
@@ -125,7 +130,7 @@ class _Visitor:
         """Turn to another site."""
         self.current = name
         site = self.sites[name] if name else None
-        taps = site.kernel_size[0] * site.kernel_size[1] if site else 1
+        taps = site.taps if site else 1
         self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
 
     def observe(self, site: str, batch: int, x: Tensor, y: Tensor, repair: Repair | None) -> None:

@@ -7,6 +7,7 @@ from .block_term import BlockTerm
 from .cp import CP, CP3
 from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
+from .pivoted_svd import PivotedSVD
 from .spatial_svd import SpatialSVD
 from .svd import SVD
 from .tensor_train import SemiTensorRing, SemiTensorTrain, TensorRing, TensorTrain
@@ -17,6 +18,7 @@ FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
         SVD(),
+        PivotedSVD(),
         SpatialSVD(),
         Tucker2(),
         CP3(),

@@ -13,10 +13,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..kinds import output_first, site_kind
 from ..linalg.metric import Metric
 from ..sites import Site
 
 Ranks = tuple[int, ...]
+
+# Memory format with the channels last, by the dimensions of a tensor that can have it.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Cost(NamedTuple):
@@ -25,6 +29,12 @@ class Cost(NamedTuple):
     params: int
     macs: int
 
+
+# Attributes of a dense layer that a chain offers too.
+READ_BY_HOSTS = (
+    *("in_features", "out_features", "in_channels", "out_channels", "groups", "kernel_size"),
+    *("num_embeddings", "embedding_dim", "padding_idx"),
+)
 
 Rivals = Callable[[Cost], float]
 
@@ -37,7 +47,7 @@ class Factors:
         format: name of the format.
         ranks: per-group ranks.
         tensors: the factors, each with the groups first.
-        weight: the dense weight they stand for, O x I or O x I/G x kh x kw, float64.
+        weight: the dense weight they stand for, O x I/G [x kernel], float64.
         error: relative squared error `||(W - V) Sigma^(1/2)||^2 / ||W Sigma^(1/2)||^2` over all groups.
     """
 
@@ -58,7 +68,9 @@ class LowRank(nn.Sequential):
     Attributes:
         format: name of the format.
         ranks: its ranks.
-        in_features, out_features, in_channels, out_channels, groups, kernel_size: those of the layer it replaced.
+        kind: of the layer it replaced.
+        in_features, out_features, in_channels, out_channels, groups, kernel_size, num_embeddings, embedding_dim,
+            padding_idx: those of the layer it replaced.
     """
 
     in_features: int
@@ -72,11 +84,11 @@ class LowRank(nn.Sequential):
         super().__init__(*layers)
         self.format = format
         self.ranks = tuple(ranks)
-        self._transposed = kind_of(like) == "conv1d_hf"
-        for name in ("in_channels", "out_channels", "groups", "kernel_size", "in_features", "out_features"):
+        self.kind = site_kind(like)
+        for name in READ_BY_HOSTS:
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        if self._transposed:
+        if self.kind == "conv1d_hf":
             weight = like.weight
             assert isinstance(weight, Tensor)
             self.in_features, self.out_features = self.nx, self.nf = weight.shape
@@ -88,9 +100,10 @@ class LowRank(nn.Sequential):
 
     @property
     def bias(self) -> Tensor | None:
-        """Bias of the last layer."""
-        bias: Tensor | None = getattr(self[-1], "bias", None)
-        return bias
+        """The bias that the chain adds; computed anew where no layer holds it."""
+        from . import FORMATS
+
+        return FORMATS[self.format].chain_bias(self)
 
     @property
     def weight(self) -> Tensor:
@@ -98,7 +111,7 @@ class LowRank(nn.Sequential):
         from . import FORMATS
 
         weight = FORMATS[self.format].chain_weight(self)
-        return weight.mT if self._transposed else weight
+        return output_first(self.kind, weight, getattr(self, "groups", 1))
 
     def extra_repr(self) -> str:
         return f"format={self.format!r}, ranks={self.ranks}"
@@ -140,7 +153,7 @@ class Format(ABC):
 
         Args:
             site: the layer.
-            weight: its weight, O x I/G [x kh x kw].
+            weight: its weight, O x I/G [x kernel].
             metrics: of each group.
             step: ranks are multiples of it, as far as that makes sense.
             rivals: the least error of other formats at no greater cost; what is clearly beaten may be left out.
@@ -148,7 +161,7 @@ class Format(ABC):
 
     @abstractmethod
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
-        """Fit the weight (O x I/G [x kh x kw]) in the metric of each group.
+        """Fit the weight (O x I/G [x kernel]) in the metric of each group.
 
         Raises:
             ValueError: if the ranks are not between 1 and `limits(site)`.
@@ -164,7 +177,16 @@ class Format(ABC):
 
     @abstractmethod
     def chain_weight(self, chain: LowRank) -> Tensor:
-        """The dense weight of a chain, O x I/G [x kh x kw], from its layers' parameters (differentiable)."""
+        """The dense weight of a chain, O x I/G [x kernel], from its layers' parameters (differentiable)."""
+
+    def chain_bias(self, chain: LowRank) -> Tensor | None:
+        """The bias of a chain (differentiable): that of its last layer."""
+        bias: Tensor | None = getattr(chain[-1], "bias", None)
+        return bias
+
+    def indices(self, site: Site, ranks: Ranks) -> int:
+        """Whole numbers of 4 bytes that the chain holds beside its parameters."""
+        return 0
 
     def check(self, site: Site, ranks: Ranks) -> Ranks:
         """The ranks as a tuple of integers.
@@ -215,19 +237,13 @@ def same_tensor_options(layer: nn.Module) -> dict[str, Any]:
     return {"dtype": weight.dtype, "device": weight.device}
 
 
-def kind_of(layer: nn.Module) -> str:
-    """ "conv2d", "linear", or "conv1d_hf" for a layer that can be factorised."""
-    if isinstance(layer, nn.Conv2d):
-        return "conv2d"
-    return "linear" if isinstance(layer, nn.Linear) else "conv1d_hf"
-
-
 def match_layout(chain: LowRank, layer: nn.Module) -> LowRank:
     """Give the chain the dense layer's memory format, training flag and `requires_grad`."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
-        chain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = CHANNELS_LAST.get(weight.dim())
+    if layout is not None and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
+        chain.to(memory_format=layout)  # type: ignore[call-overload]
     chain.train(layer.training)
     return chain.requires_grad_(any(parameter.requires_grad for parameter in layer.parameters()))
 

@@ -1,6 +1,6 @@
 """Canonical polyadic forms of a convolution: a sum of rank-one kernels.
 
-Letters: t outputs, c channels, h kernel rows, w kernel columns, q all taps, r terms.
+Letters: t outputs, c channels, h kernel rows, w kernel columns, z kernel planes, q all taps, r terms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CP3(Multilinear):
     use = "small budgets: a narrow layer, a depthwise one, a wide one, and a single rank to choose"
 
     def unfit(self, site: Site) -> str | None:
-        if site.kind != "conv2d" or site.kernel_size == (1, 1):
+        if site.taps == 1:
             return f"{self.name} needs a convolution kernel larger than 1 x 1; use svd"
         return None
 
@@ -57,6 +57,8 @@ class CP3(Multilinear):
 class CP(CP3):
     """`W[t, c, h, w] = sum A[t, r] B[c, r] P[h, r] Q[w, r]`: 1 x 1 -> depthwise k x 1 -> depthwise 1 x k -> 1 x 1.
 
+    A kernel of three directions has three depthwise layers.
+
     Source: Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky, "Speeding-up Convolutional Neural Networks Using Fine-tuned
     CP-Decomposition", 2015, arXiv 1412.6553 (the chain); Kalle et al., 2025, arXiv 2511.04494 (the metric).
     """
@@ -65,10 +67,16 @@ class CP(CP3):
     summary = "sum of rank-one kernels, rows and columns apart: 1 x 1, depthwise k x 1, depthwise 1 x k, 1 x 1"
     use = "small budgets and large kernels: a term costs 2 k numbers for the kernel; hard to fit at high ranks"
 
+    def unfit(self, site: Site) -> str | None:
+        if len(site.kernel_size) == 1 and site.taps > 1:
+            return f"{self.name} needs a kernel of several directions; use cp3, which is the same for one"
+        return super().unfit(site)
+
     def network(self, shape: Shape, ranks: Ranks) -> Network:
-        (rank,), (H, W) = ranks, shape.kernel
-        sizes = {"g": shape.groups, "t": shape.outputs, "c": shape.channels, "h": H, "w": W, "r": rank}
-        return Network(("rc", "rh", "rw", "tr"), "c", "t", "hw", sizes, shape.kernel)
+        sizes = {"g": shape.groups, "t": shape.outputs, "c": shape.channels, "r": ranks[0]}
+        sizes |= dict(zip(shape.directions, shape.kernel, strict=True))
+        kernel = [f"r{direction}" for direction in shape.directions]
+        return Network(("rc", *kernel, "tr"), "c", "t", shape.directions, sizes, shape.kernel)
 
     def modes(self, shape: Shape) -> tuple[int, ...]:
         return (shape.outputs, shape.channels, *shape.kernel)

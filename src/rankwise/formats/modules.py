@@ -82,3 +82,36 @@ class GroupedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1] * self.groups}, {len(self.weight)}, groups={self.groups}"
+
+
+class Pivoted(nn.Module):
+    """Outputs of which the first are the inputs themselves: `y = cat(x, rest(x))[order]`.
+
+    Args:
+        rest: makes the other outputs; None where there are none.
+        order: for every output its place among the inputs and what `rest` makes.
+        spatial: dimensions after the channels, 0 for the features of a linear layer, which come last.
+
+    Example:
+        >>> Pivoted(None, torch.tensor([2, 0, 1]), 0)(torch.tensor([5.0, 6.0, 7.0]))
+        tensor([7., 5., 6.])
+    """
+
+    def __init__(self, rest: nn.Module | None, order: Tensor, spatial: int) -> None:
+        super().__init__()
+        self.rest = rest
+        self.spatial = spatial
+        self.register_buffer("order", order.int())
+        self.order: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = x.dim() - 1 - self.spatial
+        if self.rest is not None:
+            x = torch.cat([x, self.rest(x)], dim)
+        return x.index_select(dim, self.order)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        order = state_dict.get(f"{prefix}order")
+        if order is not None and order.sort().values.tolist() != list(range(len(self.order))):
+            raise ValueError(f"tensor '{prefix}order' is no order of {len(self.order)} outputs; save the network again")
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -10,11 +10,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..kinds import is_convolution, site_kind
 from ..linalg import multilinear, tucker2
 from ..linalg.metric import Metric
 from ..sites import Site
@@ -34,6 +35,7 @@ from .base import (
     ungrouped,
 )
 from .network import Network
+from .weights import read
 
 # A curve is fitted at this many ranks of each family; the others lie between.
 FITTED = 5
@@ -63,23 +65,27 @@ class Shape(NamedTuple):
 
     @classmethod
     def of_site(cls, site: Site) -> Shape:
-        kernel = site.kernel_size if site.kind == "conv2d" else ()
-        return cls(site.groups, site.out_features // site.groups, site.weight_shape[1], kernel)
+        return cls(site.groups, site.out_features // site.groups, site.weight_shape[1], site.kernel_size)
 
     @classmethod
-    def of_layer(cls, layer: nn.Module) -> Shape:
+    def of_layer(cls, layer: Any) -> Shape:
         """Of a dense layer, or of the chain that replaced it."""
-        if isinstance(layer, nn.Conv2d) or (isinstance(layer, LowRank) and hasattr(layer, "kernel_size")):
+        if is_convolution(layer.kind if isinstance(layer, LowRank) else site_kind(layer)):
             groups = layer.groups
             return cls(groups, layer.out_channels // groups, layer.in_channels // groups, tuple(layer.kernel_size))
         if isinstance(layer, (nn.Linear, LowRank)):
             return cls(1, layer.out_features, layer.in_features, ())
-        inputs, outputs = layer.weight.shape  # type: ignore[misc]
-        return cls(1, int(outputs), int(inputs), ())
+        outputs, inputs = read(layer).shape
+        return cls(1, outputs, inputs, ())
 
     @property
     def taps(self) -> int:
         return math.prod(self.kernel)
+
+    @property
+    def directions(self) -> str:
+        """Letters of the kernel's directions: z planes, h rows, w columns, as many of the last as there are."""
+        return "zhw"[3 - len(self.kernel) :]
 
 
 class Multilinear(Format):
@@ -88,6 +94,11 @@ class Multilinear(Format):
     A subclass says which network its ranks make, which ranks are legal, along which ladder of them a curve goes, and
     where the fit starts.
     """
+
+    def refuses(self, site: Site) -> str | None:
+        if site.is_embedding and not site.dense_because:
+            return f"{self.name} has no layer that looks rows up; use svd"
+        return super().refuses(site)
 
     @abstractmethod
     def network(self, shape: Shape, ranks: Ranks) -> Network:
@@ -111,12 +122,9 @@ class Multilinear(Format):
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         network, done, macs = self.network(Shape.of_site(site), ranks), set[int](), 0
         for step in network.steps:
+            before = site.positions(done)
             done.update(network.directions(step))
-            positions = 0
-            for call in site.calls:
-                before = math.prod(call.in_size[d] for d in done if call.in_size)
-                after = math.prod(call.out_size[d] for d in done if call.in_size)
-                positions += call.in_positions // before * after
+            positions = before if site.is_transposed else site.positions(done)
             macs += positions * network.count("g" + step.letters + step.waiting)
         return Cost(network.params() + site.out_features * bias, macs)
 

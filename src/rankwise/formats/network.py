@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg.equation import Equation, compose
+from .convolution import convolution
 from .modules import Arrange, Bias, GroupedLinear
+from .weights import read, write
 
 
 class Step(NamedTuple):
@@ -143,23 +145,7 @@ class Network:
             if groups > 1:
                 return GroupedLinear(inputs, outputs, groups, **options)
             return nn.Linear(inputs, outputs, bias=bias, **options)
-        assert isinstance(layer, nn.Conv2d)
-        held = self.directions(step)
-        named = isinstance(layer.padding, str)
-        return nn.Conv2d(
-            inputs,
-            outputs,
-            [size if d in held else 1 for d, size in enumerate(layer.kernel_size)],  # type: ignore[arg-type]
-            [step if d in held else 1 for d, step in enumerate(layer.stride)],  # type: ignore[arg-type]
-            layer.padding  # type: ignore[arg-type]
-            if named and held
-            else [layer.padding[d] if d in held else 0 for d in range(len(layer.kernel_size))],
-            [step if d in held else 1 for d, step in enumerate(layer.dilation)],  # type: ignore[arg-type]
-            groups,
-            bias=bias,
-            padding_mode=layer.padding_mode if held else "zeros",
-            **options,
-        )
+        return convolution(layer, inputs, outputs, groups, self.directions(step), bias=bias, **options)
 
     def directions(self, step: Step) -> list[int]:
         """The directions of the kernel that a step holds."""
@@ -174,13 +160,12 @@ class Network:
     def write(self, chain: Iterable[nn.Module], factors: Sequence[Tensor]) -> None:
         """Copy factors (each with the groups first) into the layers."""
         for module, step, factor in zip(self.weighted(chain), self.steps, factors, strict=True):
-            weight = torch.einsum(f"g{step.letters}->{step.layout}", factor)
-            module.weight.copy_(weight.reshape(module.weight.shape))
+            write(module, torch.einsum(f"g{step.letters}->{step.layout}", factor))
 
     def read(self, chain: Iterable[nn.Module]) -> list[Tensor]:
         """The factors in the layers, each with the groups first."""
         return [
-            torch.einsum(f"{step.layout}->g{step.letters}", module.weight.reshape(self.shape(step.layout)))
+            torch.einsum(f"{step.layout}->g{step.letters}", read(module).reshape(self.shape(step.layout)))
             for module, step in zip(self.weighted(chain), self.steps, strict=True)
         ]
 

@@ -30,6 +30,8 @@ from .base import (
     steps,
     ungrouped,
 )
+from .convolution import convolution
+from .weights import read, write
 
 
 class SpatialSVD(Format):
@@ -47,8 +49,8 @@ class SpatialSVD(Format):
     use = "k x k convolutions: the kernel is taken apart too, and there are still only two layers to run"
 
     def unfit(self, site: Site) -> str | None:
-        if site.kind != "conv2d" or min(site.kernel_size) == 1:
-            return "spatial_svd needs a convolution kernel larger than 1 in both directions; use svd"
+        if len(site.kernel_size) != 2 or min(site.kernel_size) == 1:
+            return "spatial_svd needs a convolution kernel of two directions, larger than 1 in both; use svd"
         return None
 
     def limits(self, site: Site) -> Ranks:
@@ -59,8 +61,9 @@ class SpatialSVD(Format):
         (rank,) = ranks
         (H, W), G, C = site.kernel_size, site.groups, site.weight_shape[1]
         first, last = rank * G * C * H, rank * W * site.out_features
-        between = sum(call.in_positions // call.in_size[0] * call.out_size[0] for call in site.calls)
-        return Cost(first + last + site.out_features * bias, between * first + site.rows * last)
+        between = site.positions((0,))  # where the first layer has strided, and the last one has not
+        macs = site.rows * first + between * last if site.is_transposed else between * first + site.rows * last
+        return Cost(first + last + site.out_features * bias, macs)
 
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
@@ -88,30 +91,24 @@ class SpatialSVD(Format):
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
-        assert isinstance(layer, nn.Conv2d)
-        (H, W), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-        named = isinstance(layer.padding, str)
-        ph: Any
-        pw: Any
-        ph, pw = (layer.padding, layer.padding) if named else ((layer.padding[0], 0), (0, layer.padding[1]))
-        wide, options = rank * layer.groups, same_tensor_options(layer)
-        shared: dict[str, Any] = {"groups": layer.groups, "padding_mode": layer.padding_mode, **options}
-        first = nn.Conv2d(layer.in_channels, wide, (H, 1), (sh, 1), ph, (dh, 1), bias=False, **shared)
-        last = nn.Conv2d(wide, layer.out_channels, (1, W), (1, sw), pw, (1, dw), bias=bias, **shared)
+        dense: Any = layer
+        wide, groups, options = rank * dense.groups, dense.groups, same_tensor_options(layer)
+        first = convolution(dense, dense.in_channels, wide, groups, held=(0,), bias=False, **options)
+        last = convolution(dense, wide, dense.out_channels, groups, held=(1,), bias=bias, **options)
         return match_layout(LowRank(self.name, ranks, [first, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)
         with torch.no_grad():
-            first.weight.copy_(factors.tensors["V_GMR"].mT.reshape(first.weight.shape))
-            last.weight.copy_(factors.tensors["U_GTRW"].reshape(last.weight.shape))
+            write(first, factors.tensors["V_GMR"].mT)
+            write(last, factors.tensors["U_GTRW"])
             set_bias(last, bias)
 
     def chain_weight(self, chain: LowRank) -> Tensor:
         first, last = _pair(chain)
         groups, (rank,) = first.groups, chain.ranks
-        V_GRCH = first.weight.reshape(groups, rank, -1, first.kernel_size[0])
-        U_GTRW = last.weight.reshape(groups, -1, rank, last.kernel_size[1])
+        V_GRCH = read(first).reshape(groups, rank, -1, first.kernel_size[0])
+        U_GTRW = read(last).reshape(groups, -1, rank, last.kernel_size[1])
         weight = torch.einsum("gtrw,grch->gtchw", U_GTRW, V_GRCH)
         return weight.reshape(chain.out_channels, -1, first.kernel_size[0], last.kernel_size[1])
 

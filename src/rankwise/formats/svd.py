@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kinds import spatial_dims
 from ..linalg.metric import Metric
 from ..linalg.reduced_rank import balance, energies, truncate
 from ..sites import Site
@@ -22,7 +23,6 @@ from .base import (
     Ranks,
     Rivals,
     grouped,
-    kind_of,
     match_layout,
     relative,
     same_tensor_options,
@@ -30,13 +30,16 @@ from .base import (
     steps,
     ungrouped,
 )
+from .convolution import convolution
+from .weights import read, write
 
 
 class SVD(Format):
     """`W = U V` with `U = top eigenvectors of W Sigma W^T`: the exact optimum of `||(W - U V) Sigma^(1/2)||_F`.
 
     A convolution becomes a k x k convolution to R channels, which carries stride, padding and dilation, and a 1 x 1
-    convolution. A grouped convolution has one rank for all groups.
+    convolution. A grouped convolution has one rank for all groups. The first layer of a transposed convolution is one.
+    An embedding becomes one of R numbers per row and a linear layer.
 
     Source: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736; Zhang,
     Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798.
@@ -54,8 +57,9 @@ class SVD(Format):
 
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks
-        pair = rank * (site.groups * site.in_features + site.out_features)
-        return Cost(pair + site.out_features * bias, site.rows * pair)
+        first, last = rank * site.groups * site.in_features, rank * site.out_features
+        macs = (0 if site.is_embedding else site.rows * first) + site.out_positions * last
+        return Cost(first + last + site.out_features * bias, macs)
 
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
@@ -87,51 +91,30 @@ class SVD(Format):
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
         options = same_tensor_options(layer)
-        if isinstance(layer, nn.Conv2d):
-            wide = rank * layer.groups
-            return match_layout(
-                LowRank(
-                    self.name,
-                    ranks,
-                    [
-                        nn.Conv2d(
-                            layer.in_channels,
-                            wide,
-                            layer.kernel_size,  # type: ignore[arg-type]
-                            layer.stride,  # type: ignore[arg-type]
-                            layer.padding,  # type: ignore[arg-type]
-                            layer.dilation,  # type: ignore[arg-type]
-                            layer.groups,
-                            bias=False,
-                            padding_mode=layer.padding_mode,
-                            **options,
-                        ),
-                        nn.Conv2d(wide, layer.out_channels, 1, groups=layer.groups, bias=bias, **options),
-                    ],
-                    layer,
-                ),
-                layer,
-            )
-        transposed = kind_of(layer) == "conv1d_hf"
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        outputs, inputs = weight.shape[::-1] if transposed else weight.shape
-        pair = [nn.Linear(inputs, rank, bias=False, **options), nn.Linear(rank, outputs, bias=bias, **options)]
-        return match_layout(LowRank(self.name, ranks, pair, layer), layer)
+        dense: Any = layer
+        if spatial_dims(layer):
+            wide, groups = rank * dense.groups, dense.groups
+            first = convolution(dense, dense.in_channels, wide, groups, bias=False, **options)
+            last = convolution(dense, wide, dense.out_channels, groups, held=(), bias=bias, **options)
+        elif isinstance(layer, nn.Embedding):
+            first = nn.Embedding(dense.num_embeddings, rank, dense.padding_idx, **options)
+            last = nn.Linear(rank, dense.embedding_dim, bias, **options)
+        else:
+            outputs, inputs = read(layer).shape
+            first, last = nn.Linear(inputs, rank, False, **options), nn.Linear(rank, outputs, bias, **options)
+        return match_layout(LowRank(self.name, ranks, [first, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)
         with torch.no_grad():
-            first.weight.copy_(factors.tensors["V_GRD"].reshape(first.weight.shape))
-            last.weight.copy_(factors.tensors["U_GTR"].reshape(last.weight.shape))
+            write(first, factors.tensors["V_GRD"])
+            write(last, factors.tensors["U_GTR"])
             set_bias(last, bias)
 
     def chain_weight(self, chain: LowRank) -> Tensor:
-        down, up = _pair(chain)
-        first, last = down.weight, up.weight
-        groups = down.groups if isinstance(down, nn.Conv2d) else 1
-        V_GRD = first.reshape(groups, -1, first[0].numel())
-        U_GTR = last.reshape(groups, -1, V_GRD.shape[1])
+        first, last = (read(layer) for layer in _pair(chain))
+        V_GRD = first.reshape(getattr(chain, "groups", 1), -1, first[0].numel())
+        U_GTR = last.reshape(len(V_GRD), -1, V_GRD.shape[1])
         return (U_GTR @ V_GRD).reshape(last.shape[0], *first.shape[1:])
 
 

@@ -5,8 +5,8 @@ inputs are read as several smaller ones, and each factor holds an output and an 
 the two outer factors serve several slices of the channels alike, which makes them smaller.
 
 Letters: t outputs, u slices of them, c channels, s slices of them, h kernel rows, w kernel columns; of a split matrix
-t, u, v output modes and i, j, k input modes; q the one tap of a 1 x 1 convolution; a, b, d bonds, x the one that closes
-a ring.
+t, u, v output modes and i, j, k input modes; z kernel planes; q the one tap of a 1 x 1 convolution; a, b, d, e bonds,
+x the one that closes a ring.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Chain(NamedTuple):
 
     @property
     def bonds(self) -> str:
-        return "abd"[: len(self.groups) - 1]
+        return "abde"[: len(self.groups) - 1]
 
     def terms(self, closed: bool) -> list[str]:
         """Letters of the factors, in the same order."""
@@ -66,7 +66,8 @@ class Chain(NamedTuple):
 class TensorTrain(Multilinear):
     """`W[t, c, h, w] = sum A[t, a] G[a, h, b] F[b, w, d] D[d, c]`: 1 x 1 -> 1 x k -> k x 1 -> 1 x 1.
 
-    A matrix: `W[t u v, i j k] = sum A[t, i, a] G[a, u, j, b] D[b, v, k]`.
+    A kernel has one layer for each of its directions. A matrix:
+    `W[t u v, i j k] = sum A[t, i, a] G[a, u, j, b] D[b, v, k]`.
 
     Source: Oseledets, "Tensor-Train Decomposition", 2011; Novikov, Podoprikhin, Osokin, Vetrov, "Tensorizing Neural
     Networks", 2015, arXiv 1509.06569 (matrices).
@@ -101,10 +102,14 @@ class TensorTrain(Multilinear):
         sizes |= {"t": T // u, "u": u, "c": C // s, "s": s}
         if shape.taps == 1:
             return Chain(("t", "us", "c" + tap), "tu", "cs", tap, sizes)
-        sizes |= dict(zip("hw", shape.kernel, strict=True))
+        directions = shape.directions
+        sizes |= dict(zip(directions, shape.kernel, strict=True))
         if self.slices == 1:
-            return Chain(("t", "h", "w", "c"), "t", "c", "hw", sizes)
-        return Chain(("t", "uh", "ws", "c"), "tu", "cs", "hw", sizes)
+            return Chain(("t", *directions, "c"), "t", "c", directions, sizes)
+        middle = list(directions)  # the first of them holds the slices of the outputs, the last those of the channels
+        middle[0] = "u" + middle[0]
+        middle[-1] += "s"
+        return Chain(("t", *middle, "c"), "tu", "cs", directions, sizes)
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:
         chain = self.chain(shape)
@@ -121,10 +126,10 @@ class TensorTrain(Multilinear):
         limits = self.chain(shape).limits()
         if shape.taps == 1:
             step = 1  # a layer's channels are products of ranks and modes
-        if len(limits) == 3:
-            outer, last = limits[0], limits[-1]
+        if len(limits) > 2:
+            outer, *inner, last = limits
             middles = [max(1, round(share * (outer + last) / 2)) for share in MIDDLE]
-            families: list[Ranks] = [(outer, min(middle, limits[1]), last) for middle in middles]
+            families: list[Ranks] = [(outer, *(min(middle, limit) for limit in inner), last) for middle in middles]
         else:
             families = [limits]
         if not self.closed:

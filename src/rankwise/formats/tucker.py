@@ -34,8 +34,9 @@ class Tucker(Multilinear):
     use = "large kernels with many channels, where rows and columns of the kernel can be narrowed as well"
 
     def unfit(self, site: Site) -> str | None:
-        if site.kind != "conv2d" or min(site.kernel_size) == 1:
-            return f"{self.name} needs a convolution kernel larger than 1 in both directions; use svd"
+        if len(site.kernel_size) != 2 or min(site.kernel_size) == 1:
+            other = "svd" if site.taps == 1 else "tucker2"
+            return f"{self.name} needs a convolution kernel of two directions, larger than 1 in both; use {other}"
         return None
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:

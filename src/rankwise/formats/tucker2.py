@@ -29,6 +29,8 @@ from .base import (
     steps,
     ungrouped,
 )
+from .convolution import convolution
+from .weights import read, write
 
 # A curve asks for at most this many channel ranks; each costs one eigenvalue problem of the size of the outputs.
 CHANNEL_RANKS = 32
@@ -49,7 +51,7 @@ class Tucker2(Format):
     use = "k x k convolutions with many channels on both sides, where inputs and outputs can both be narrowed"
 
     def unfit(self, site: Site) -> str | None:
-        if site.kind != "conv2d" or site.kernel_size == (1, 1):
+        if site.taps == 1:
             return "tucker2 needs a convolution kernel larger than 1 x 1; use svd"
         return None
 
@@ -58,10 +60,10 @@ class Tucker2(Format):
 
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         R, S = ranks
-        G, C, Q = site.groups, site.weight_shape[1], site.kernel_size[0] * site.kernel_size[1]
-        first, core, last = G * C * S, G * S * R * Q, R * site.out_features
-        in_positions = sum(call.in_positions for call in site.calls)
-        return Cost(first + core + last + site.out_features * bias, in_positions * first + site.rows * (core + last))
+        G, C = site.groups, site.weight_shape[1]
+        first, core, last = G * C * S, G * S * R * site.taps, R * site.out_features
+        macs = site.positions(()) * first + site.rows * core + site.out_positions * last
+        return Cost(first + core + last + site.out_features * bias, macs)
 
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
@@ -95,37 +97,26 @@ class Tucker2(Format):
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         R, S = ranks
-        assert isinstance(layer, nn.Conv2d)
-        G, options = layer.groups, same_tensor_options(layer)
-        first = nn.Conv2d(layer.in_channels, G * S, 1, groups=G, bias=False, **options)
-        core = nn.Conv2d(
-            G * S,
-            G * R,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            G,
-            bias=False,
-            padding_mode=layer.padding_mode,
-            **options,
-        )
-        last = nn.Conv2d(G * R, layer.out_channels, 1, groups=G, bias=bias, **options)
+        dense: Any = layer
+        G, options = dense.groups, same_tensor_options(layer)
+        first = convolution(dense, dense.in_channels, G * S, G, held=(), bias=False, **options)
+        core = convolution(dense, G * S, G * R, G, bias=False, **options)
+        last = convolution(dense, G * R, dense.out_channels, G, held=(), bias=bias, **options)
         return match_layout(LowRank(self.name, ranks, [first, core, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, core, last = _three(chain)
         with torch.no_grad():
-            first.weight.copy_(factors.tensors["B_GCS"].mT.reshape(first.weight.shape))
-            core.weight.copy_(factors.tensors["G_GRSQ"].reshape(core.weight.shape))
-            last.weight.copy_(factors.tensors["A_GTR"].reshape(last.weight.shape))
+            write(first, factors.tensors["B_GCS"].mT)
+            write(core, factors.tensors["G_GRSQ"])
+            write(last, factors.tensors["A_GTR"])
             set_bias(last, bias)
 
     def chain_weight(self, chain: LowRank) -> Tensor:
         first, core, last = _three(chain)
         groups, (R, S) = core.groups, chain.ranks
         B_GSC = first.weight.reshape(groups, S, -1)
-        G_GRSQ = core.weight.reshape(groups, R, S, -1)
+        G_GRSQ = read(core).reshape(groups, R, S, -1)
         A_GTR = last.weight.reshape(groups, -1, R)
         weight = torch.einsum("gtr,grsq,gsc->gtcq", A_GTR, G_GRSQ, B_GSC)
         return weight.reshape(chain.out_channels, -1, *core.kernel_size)

@@ -110,4 +110,6 @@ def described(site: Candidates, index: int) -> str:
         if len(site.options) == 1:
             return "no format costs less than dense"
         return "dense: within the budget no factorisation is worth its error"
-    return f"error {option.error:.2%} at {option.macs / max(site.dense.macs, 1):.0%} of its MACs"
+    dense = site.dense
+    share, unit = (option.macs / dense.macs, "MACs") if dense.macs else (option.params / dense.params, "parameters")
+    return f"error {option.error:.2%} at {share:.0%} of its {unit}"

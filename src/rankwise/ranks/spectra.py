@@ -1,9 +1,10 @@
 """The singular values that the ranks of a format cut off: of the weight's unfoldings, whitened by the metric.
 
-A rank of `svd` cuts off singular values of the weight with all inputs in one dimension; the two ranks of `tucker2`
-those of the unfoldings by outputs and by channels; the rank of `spatial_svd` those of the matrix (outputs, columns) x
-(channels, rows). In the input metric the matrix is multiplied by `Sigma^(1/2)`, or, where a rank cuts only some modes
-of the input, by the roots of the nearest product of one moment for these modes and one for the others.
+A rank of `svd` and of `pivoted_svd` cuts off singular values of the weight with all inputs in one dimension; the two
+ranks of `tucker2` those of the unfoldings by outputs and by channels; the rank of `spatial_svd` those of the matrix
+(outputs, columns) x (channels, rows). In the input metric the matrix is multiplied by `Sigma^(1/2)`, or, where a rank
+cuts only some modes of the input, by the roots of the nearest product of one moment for these modes and one for the
+others.
 
 Letters: G groups, T outputs per group, C channels, Q taps, D = C * Q inputs, K singular values.
 """
@@ -48,7 +49,7 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
         site: the layer.
         weight: its weight, O x I/G [x kh x kw].
         metrics: of each group.
-        format: "svd", "spatial_svd" or "tucker2".
+        format: "svd", "pivoted_svd", "spatial_svd" or "tucker2".
 
     Returns:
         For each rank one unfolding for each group.
@@ -58,7 +59,7 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
     """
     W_GTCQ = grouped(site, weight)
     pairs = list(zip(W_GTCQ, metrics, strict=True))
-    if format == "svd":
+    if format in ("svd", "pivoted_svd"):
         return (tuple(_outputs(W_TCQ, metric) for W_TCQ, metric in pairs),)
     if format == "tucker2":
         outputs = tuple(_outputs(W_TCQ, metric) for W_TCQ, metric in pairs)
@@ -67,8 +68,8 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
         columns = site.kernel_size[1]
         return (tuple(_channels(W_TCQ.reshape(len(W_TCQ), -1, columns), metric) for W_TCQ, metric in pairs),)
     raise ValueError(
-        f"site {site.name!r}: the ranks of {format} cut no singular values; choose among svd, spatial_svd and tucker2, "
-        f"or take a rule that sees errors alone, such as knapsack"
+        f"site {site.name!r}: the ranks of {format} cut no singular values; choose among svd, pivoted_svd, spatial_svd "
+        f"and tucker2, or take a rule that sees errors alone, such as knapsack"
     )
 
 

@@ -6,6 +6,7 @@ Letters: see `rows`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from ..batches import Batches, call, first_sample, pristine
 from ..calling import DataError
 from ..guards import unwrap
+from ..kinds import spatial_dims
 from ..sites import Site, find
+from .counts import Lookups
 from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator
 from .rows import input_rows, positions_per_sample, sample_positions
 from .store import Statistics
@@ -110,6 +113,10 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
     """Largest number of bytes that the moments of the sites take, and how many more a fit of one of them may take."""
     held = fitting = 0
     for site in sites:
+        if site.is_embedding:  # counts, and copies of the weight in float64
+            held += 8 * site.in_features
+            fitting = max(fitting, 8 * 4 * math.prod(site.weight_shape))
+            continue
         D, T, rows = site.in_features, site.out_features // site.groups, _rows_expected(site, samples, positions)
         kept = min(rows, SAMPLED_ROWS if D > LARGEST_DENSE else D)
         if D > LARGEST_DENSE:  # rows wait to be thinned out, and the kept ones are copied twice beside them
@@ -129,15 +136,18 @@ def _rows_expected(site: Site, samples: int | None, positions: int | str) -> int
     if samples is None:
         return 10**12
     per_sample = positions_per_sample(site, samples, positions)
-    return samples * sum(call.rows if per_sample is None else min(per_sample, call.rows) for call in site.calls)
+    dims = range(len(site.kernel_size))
+    positions_of = [call.positions(dims) for call in site.calls]
+    return samples * sum(count if per_sample is None else min(per_sample, count) for count in positions_of)
 
 
 class _Collector:
     """Feeds what a site's hook sees to the site's accumulator."""
 
     def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
-        self.accumulators = {
-            site.name: Accumulator(taps=site.kernel_size[0] * site.kernel_size[1], seed=seed) for site in sites
+        self.accumulators: dict[str, Accumulator | Lookups] = {
+            site.name: Lookups(site.in_features) if site.is_embedding else Accumulator(taps=site.taps, seed=seed)
+            for site in sites
         }
         self.wanted = {site.name: positions_per_sample(site, samples, positions) for site in sites}
         self.seed = seed
@@ -147,9 +157,13 @@ class _Collector:
     def observer(self, site: Site) -> Callable[[nn.Module, Tensor, Tensor], None]:
         def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
             number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
+            accumulator = self.accumulators[site.name]
+            if isinstance(accumulator, Lookups):  # counting all of them is cheap
+                accumulator.update(x)
+                return
             drawn = draw(layer, x, y, self.wanted[site.name], f"{site.name}:{self.batch}:{number}", self.seed)
             try:
-                self.accumulators[site.name].update(input_rows(layer, x, drawn))
+                accumulator.update(input_rows(layer, x, drawn))
             except ValueError as error:
                 raise DataError(f"site {site.name!r}, batch {self.batch}: {error}") from error
 
@@ -158,8 +172,8 @@ class _Collector:
 
 def draw(layer: nn.Module, x: Tensor, y: Tensor, wanted: int | None, key: str, seed: int) -> Tensor | None:
     """Output positions to gather for one call, B x n; None for all."""
-    if isinstance(layer, nn.Conv2d):
-        batch, total = (len(y), y.shape[-2] * y.shape[-1]) if y.dim() == 4 else (1, y.shape[-2] * y.shape[-1])
+    if dims := spatial_dims(layer):
+        batch, total = len(y) if y.dim() == dims + 2 else 1, math.prod(y.shape[-dims:])
     else:
         batch, total = (len(x), x[0].numel() // x.shape[-1]) if x.dim() > 1 else (1, 1)
     return sample_positions(batch, total, wanted, key, seed)

@@ -3,6 +3,11 @@
 Rows are gathered tap-major (taps, then channels), because that copies whole channel vectors of a channels-last input;
 `unfold_order` turns moments into the channel-major order of `torch.nn.functional.unfold`.
 
+A transposed convolution is read the same way: at an output position, one of its taps multiplies the input that it
+scattered there, or nothing where the stride puts none. The rows are those of a convolution over the input with zeros
+between its values, so that the error of a weight in their moments is that of the layer's output, where kernels overlap
+and add up.
+
 Letters: B samples, P output positions per sample, N gathered rows, G groups, C channels per group, Q taps, D = C * Q,
 T outputs per group.
 """
@@ -11,10 +16,12 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..kinds import spatial_dims
 from ..sites import Site
 
 # See `positions_per_sample`.
@@ -64,70 +71,82 @@ def sample_positions(batch: int, total: int, wanted: int | None, key: str, seed:
     return (strata * (total / wanted)).long().clamp_max(total - 1)
 
 
-def padding_sides(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom padding of a convolution; "same" puts the odd one right and below, as PyTorch does."""
+def padding_sides(layer: Any) -> list[tuple[int, int]]:
+    """Padding of a convolution before and after, by direction; "same" puts the odd one after, as PyTorch does."""
     if isinstance(layer.padding, str):
-        total = [
-            d * (k - 1) if layer.padding == "same" else 0
-            for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-        ]
-        (top, bottom), (left, right) = ((extra // 2, extra - extra // 2) for extra in total)
-        return left, right, top, bottom
-    (top, left) = layer.padding
-    return left, left, top, top
+        spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [(span // 2, span - span // 2) if layer.padding == "same" else (0, 0) for span in spans]
+    return [(padding, padding) for padding in layer.padding]
 
 
 def input_rows(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
     """Rows that the weight is multiplied with, G x N x D, tap-major.
 
     Args:
-        layer: Linear, transformers' Conv1D or Conv2d.
+        layer: Linear, transformers' Conv1D or a convolution.
         x: the input of the call.
         positions: B x n flat indices of output positions, None for all.
     """
-    if not isinstance(layer, nn.Conv2d):
-        rows = x.reshape(len(x) if positions is not None else 1, -1, x.shape[-1])
-        if positions is not None:
-            rows = rows.flatten(0, 1).index_select(0, _absolute(positions, rows.shape[1]).to(x.device))
-        else:
-            rows = rows.clone()  # the network may overwrite its activations in place before the rows are multiplied
-        return _floating(rows.reshape(1, -1, x.shape[-1]))
-    if x.dim() == 3:
-        x = x[None]
-    B, channels, height, width = x.shape
-    left, right, top, bottom = padding_sides(layer)
-    (kh, kw), (sh, sw), (dh, dw) = layer.kernel_size, layer.stride, layer.dilation
-    Ho = (height + top + bottom - dh * (kh - 1) - 1) // sh + 1
-    Wo = (width + left + right - dw * (kw - 1) - 1) // sw + 1
+    if dims := spatial_dims(layer):
+        return _unfolded(layer, x if x.dim() == dims + 2 else x[None], positions)
+    rows = x.reshape(len(x) if positions is not None else 1, -1, x.shape[-1])
+    if positions is not None:
+        rows = rows.flatten(0, 1).index_select(0, _absolute(positions, rows.shape[1]).to(x.device))
+    else:
+        rows = rows.clone()  # the network may overwrite its activations in place before the rows are multiplied
+    return _floating(rows.reshape(1, -1, x.shape[-1]))
+
+
+def _unfolded(layer: Any, x: Tensor, positions: Tensor | None) -> Tensor:
+    """Rows of a convolution's input, B x all channels x spatial."""
+    B, channels, *sizes = x.shape
+    sides = padding_sides(layer)
+    counts = [_outputs(layer, d, size, sides[d]) for d, size in enumerate(sizes)]
     if positions is None:
-        positions = torch.arange(Ho * Wo).expand(B, -1)
-    row = (positions // Wo * sh - top)[:, :, None] + torch.arange(kh) * dh  # B x n x kh
-    column = (positions % Wo * sw - left)[:, :, None] + torch.arange(kw) * dw  # B x n x kw
-    index = (_inside(row, height, layer.padding_mode) * width)[..., None] + _inside(column, width, layer.padding_mode)[
-        :, :, None
-    ]
+        positions = torch.arange(math.prod(counts)).expand(B, -1)
+    index = torch.zeros(*positions.shape, 1, dtype=torch.long)  # B x n x taps of the directions done
+    seen = torch.ones_like(index, dtype=torch.bool)
+    for d, position in enumerate(torch.unravel_index(positions, counts)):
+        at, inside = _read_at(layer, d, position, sides[d][0], sizes[d])
+        index = (index[..., None] * sizes[d] + at[:, :, None]).flatten(2)
+        seen = (seen[..., None] & inside[:, :, None]).flatten(2)
     pixels = _pixels(x, index.flatten(1))  # (B n Q) x all channels
-    if layer.padding_mode == "zeros" and any((left, right, top, bottom)):
-        seen = ((row >= 0) & (row < height))[..., None] & ((column >= 0) & (column < width))[:, :, None]
+    if not seen.all():
         pixels.index_fill_(0, (~seen).flatten().nonzero().flatten().to(x.device), 0)
-    rows = pixels.view(-1, kh * kw, layer.groups, channels // layer.groups).permute(2, 0, 1, 3)
+    rows = pixels.view(-1, index.shape[2], layer.groups, channels // layer.groups).permute(2, 0, 1, 3)
     return _floating(rows.reshape(layer.groups, len(rows[0]), -1))
 
 
-def _inside(at: Tensor, size: int, mode: str) -> Tensor:
-    """Where a padded coordinate takes its value from; anywhere inside where padding is zeros."""
-    if mode == "circular":
-        return at % size
-    if mode == "reflect":
-        return size - 1 - (size - 1 - at.abs()).abs()
-    return at.clamp(0, size - 1)
+def _outputs(layer: Any, d: int, size: int, sides: tuple[int, int]) -> int:
+    """Output positions along one direction."""
+    span = layer.dilation[d] * (layer.kernel_size[d] - 1) + 1
+    if layer.transposed:
+        return (size - 1) * layer.stride[d] - sum(sides) + span + layer.output_padding[d]
+    return (size + sum(sides) - span) // layer.stride[d] + 1
 
 
-def output_rows(layer: nn.Module, y: Tensor, positions: Tensor | None) -> Tensor:
+def _read_at(layer: Any, d: int, position: Tensor, before: int, size: int) -> tuple[Tensor, Tensor]:
+    """Where the taps of one direction read for an output position (B x n x taps), and whether the input has a value."""
+    taps = torch.arange(layer.kernel_size[d]) * layer.dilation[d]
+    if layer.transposed:  # an input at i adds to i * stride - before + tap
+        scattered = position[..., None] + before - taps
+        at = scattered.div(layer.stride[d], rounding_mode="floor")
+        return at.clamp(0, size - 1), (scattered % layer.stride[d] == 0) & (at >= 0) & (at < size)
+    at = position[..., None] * layer.stride[d] - before + taps
+    if layer.padding_mode == "zeros":
+        return at.clamp(0, size - 1), (at >= 0) & (at < size)
+    if layer.padding_mode == "circular":
+        at = at % size
+    elif layer.padding_mode == "reflect":
+        at = size - 1 - (size - 1 - at.abs()).abs()
+    return at.clamp(0, size - 1), torch.ones_like(at, dtype=torch.bool)
+
+
+def output_rows(layer: Any, y: Tensor, positions: Tensor | None) -> Tensor:
     """Rows of the layer's output at the same positions, G x N x T."""
-    if isinstance(layer, nn.Conv2d):
-        y = y[None] if y.dim() == 3 else y
-        rows = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1]) if positions is None else _pixels(y, positions)
+    if dims := spatial_dims(layer):
+        y = y if y.dim() == dims + 2 else y[None]
+        rows = y.movedim(1, -1).reshape(-1, y.shape[1]) if positions is None else _pixels(y, positions)
         return _floating(rows.view(len(rows), layer.groups, -1).transpose(0, 1))
     if positions is None:
         rows = y.reshape(-1, y.shape[-1])
@@ -143,14 +162,14 @@ def unfold_order(taps: int, dim: int, device: torch.device) -> Tensor:
 
 
 def _pixels(x: Tensor, index: Tensor) -> Tensor:
-    """Channel vectors of a B x C x H x W map at B x n flat pixels: (B n) x C."""
-    _, channels, height, width = x.shape
+    """Channel vectors of a B x C x spatial map at B x n flat positions: (B n) x C."""
+    channels, total = x.shape[1], math.prod(x.shape[2:])
     index = index.to(x.device)
-    if index.shape[1] < height * width and not x.is_contiguous(memory_format=torch.channels_last):
+    vectors = x.movedim(1, -1)
+    if index.shape[1] < total and not vectors.is_contiguous():
         picked = x.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))  # few: read only those
         return picked.transpose(1, 2).reshape(-1, channels)
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    return pixels.index_select(0, _absolute(index, height * width))
+    return vectors.reshape(-1, channels).index_select(0, _absolute(index, total))
 
 
 def _absolute(index: Tensor, per_sample: int) -> Tensor:

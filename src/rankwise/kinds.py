@@ -1,0 +1,76 @@
+"""The kinds of layers that can be factorised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+_CLASSES: dict[str, type[nn.Module]] = {
+    "linear": nn.Linear,
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+    "conv_transpose1d": nn.ConvTranspose1d,
+    "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+    "embedding": nn.Embedding,
+}
+KINDS = (*_CLASSES, "conv1d_hf")
+HF_HOME = "transformers.pytorch_utils"
+
+
+def site_kind(module: nn.Module) -> str | None:
+    """The kind of a layer that may be a site, None for every other module.
+
+    "conv1d_hf" is transformers' Conv1D, a linear layer whose weight is stored transposed.
+
+    Example:
+        >>> site_kind(nn.Conv3d(4, 8, 3)), site_kind(nn.ReLU())
+        ('conv3d', None)
+    """
+    for kind, cls in _CLASSES.items():
+        if isinstance(module, cls):
+            return kind
+    # Known by name: transformers need not be installed, and importing it takes seconds.
+    for cls in type(module).__mro__:
+        if (cls.__module__, cls.__name__) == (HF_HOME, "Conv1D"):
+            return "conv1d_hf"
+    return None
+
+
+def is_convolution(kind: str | None) -> bool:
+    """Whether layers of that kind have a kernel."""
+    return kind is not None and kind.startswith("conv") and kind != "conv1d_hf"
+
+
+def is_transposed(kind: str | None) -> bool:
+    """Whether layers of that kind are transposed convolutions."""
+    return kind is not None and kind.startswith("conv_transpose")
+
+
+def spatial_dims(layer: Any) -> int:
+    """Spatial dimensions of a convolution, 0 for every other layer."""
+    return len(layer.kernel_size) if is_convolution(site_kind(layer)) else 0
+
+
+def output_first(kind: str | None, weight: Tensor, groups: int = 1) -> Tensor:
+    """A stored weight as O x I/groups [x kernel], or such a weight as it is stored: the swap undoes itself.
+
+    Args:
+        kind: of the layer; None for one that stores its weight like a linear layer.
+        weight: in one of the two layouts.
+        groups: of the layer.
+
+    Returns:
+        The same numbers in the other layout.
+
+    Example:
+        >>> output_first("conv1d_hf", nn.Linear(3, 5).weight).shape
+        torch.Size([3, 5])
+    """
+    if kind in ("conv1d_hf", "embedding"):
+        return weight.mT
+    if is_transposed(kind):  # I x O/groups x kernel
+        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight

@@ -1,0 +1,67 @@
+"""The metric of one-hot inputs: Sigma is diagonal, so inputs as many as a vocabulary has words are no matter.
+
+Letters: D input dimension = C * Q, T output rows of a weight, R rank.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .metric import Dense, Metric
+
+
+class Diagonal(Metric):
+    """`Sigma = diag(variance) + damping * mean(variance) I`.
+
+    Args:
+        variance_D: the diagonal, none below zero.
+        damping: relative to the mean; how much of the weight metric is mixed in.
+
+    Example:
+        >>> Diagonal(torch.tensor([1.0, 3.0]), damping=0.5).dense().diagonal().tolist()
+        [2.0, 4.0]
+    """
+
+    def __init__(self, variance_D: Tensor, damping: float = 0.0) -> None:
+        variance_D = variance_D.double()
+        self.variance_D = variance_D + damping * variance_D.mean()
+        self.dim = len(variance_D)
+        self.device = variance_D.device
+
+    def times(self, M_TD: Tensor) -> Tensor:
+        return M_TD * self.variance_D
+
+    def dense(self) -> Tensor:
+        return torch.diag(self.variance_D)
+
+    def inner(self, M_TD: Tensor) -> Tensor:
+        return self.times(M_TD) @ M_TD.mT
+
+    def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
+        others = [mode for mode in range(len(sizes)) if mode not in held]
+        modes = self.variance_D.reshape(*sizes).permute(*held, *others)
+        return torch.diag(modes.reshape(math.prod(sizes[mode] for mode in held), -1).mean(1))
+
+    def fold(self, B_CR: Tensor, taps: int) -> Metric:
+        blocks = torch.einsum("cr,cq,cs->rqs", B_CR, self.variance_D.reshape(-1, taps), B_CR)
+        R = B_CR.shape[1]
+        folded = B_CR.new_zeros(R, taps, R, taps)
+        folded.diagonal(dim1=1, dim2=3).copy_(blocks.permute(0, 2, 1))
+        return Dense(folded.reshape(R * taps, R * taps))
+
+    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
+        M_TCQ = self.times(M_TD).reshape(len(M_TD), -1, taps)
+        return torch.einsum("tcq,cr->trq", M_TCQ, B_CR).reshape(len(M_TD), -1)
+
+    def nested_projection(self, target_TD: Tensor) -> Tensor:
+        return self.variance_D.sqrt()[:, None] * target_TD.mT
+
+    def to(self, dtype: torch.dtype) -> Diagonal:
+        result = copy.copy(self)
+        result.variance_D = self.variance_D.to(dtype)
+        return result
