@@ -54,7 +54,7 @@ def compress(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    keep: Mapping[str, float],
+    keep: Mapping[str, float] | None = None,
     method: str = "sequential",
     stats: Statistics | None = None,
     shrink: float | None = None,
@@ -63,12 +63,12 @@ def compress(
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     **constraints: Any,
 ) -> tuple[nn.Module, CompressReport]:
-    """Compress a trained network with unlabelled samples and one budget; no gradient step.
+    """Compress a trained network with unlabelled samples and a budget; no gradient step.
 
     Args:
         model: the dense network; left exactly as it was.
         data: a few hundred samples, as any re-iterable of batches without labels.
-        keep: the budget, for instance {"macs": 0.5}; see `choose`.
+        keep: the budgets, for instance {"macs": 0.5}; see `choose`.
         method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot".
         stats: statistics collected before, of these or other data; collected from `data` by default.
         shrink: share of the weight metric in that of the statistics, 0 to 1. By default 0; one-shot with `stats` what
@@ -76,7 +76,7 @@ def compress(
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
         progress: wraps batches and sites, for progress bars.
-        **constraints: formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
+        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
 
     Returns:
         The compressed network, of the same class, and a report.

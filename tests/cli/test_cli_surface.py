@@ -15,8 +15,8 @@ from rankwise.cli import app
 SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
 BUDGET = {
-    "--keep", "--formats", "--metric", "--ignore", "--include", "--pin", "--floor", "--cap", "--round-to", "--stats",
-    "--shrink",
+    "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
+    "--pin", "--floor", "--cap", "--round-to", "--stats", "--shrink",
 }  # fmt: skip
 TIMING = {"--threads", "--engines", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
@@ -24,7 +24,10 @@ OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows"},
     "compress": WORK | BUDGET | TIMING | {"[DATA]", "--out", "--test", "--method", "--input-shape"},
-    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape"},
+    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
+    "pareto": WORK
+    | (BUDGET - {"--keep", "--target-drop", "--minimise"})
+    | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
     "apply": WORK | TIMING | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},

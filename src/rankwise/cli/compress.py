@@ -18,9 +18,13 @@ Out = Annotated[
 def compress(
     model: options.Model,
     out_folder: Out,
-    keep: options.Keep,
     data: options.OptionalData = None,
     weights: options.Weights = None,
+    keep: options.Keep = None,
+    rule: options.Rule = "knapsack",
+    floor_rule: options.FloorRule = None,
+    target_drop: options.TargetDrop = None,
+    minimise: options.Minimise = "macs",
     test: options.Test = None,
     input_shape: options.InputShape = None,
     transform: options.Transform = None,
@@ -58,13 +62,17 @@ def compress(
     is enough, also of other data.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import choose_options, parse_shrink
+        from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .steps import Job, finish
+        from .trying import what_tries
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
-        wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        wishes = choose_options(
+            keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
+        )
+        check_budget(wishes)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
@@ -82,6 +90,6 @@ def compress(
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        plan = job.plan(wishes, share, method)
+        plan = job.plan({**wishes, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method)
         finish(job, small, plan, out_folder, command="compress", timing=timing)

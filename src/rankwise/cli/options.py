@@ -123,13 +123,22 @@ Shrink = Annotated[
 ]
 
 Keep = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--keep",
         metavar="WHAT=HOW MUCH",
         rich_help_panel=_BUDGET,
         show_default=False,
-        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M.",
+        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M; repeated, all are met.",
+    ),
+]
+Rule = Annotated[
+    str,
+    typer.Option(
+        "--rule",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="How ranks are chosen, with settings after a colon (see docs/rules.md).",
     ),
 ]
 Formats = Annotated[
@@ -194,6 +203,33 @@ RoundTo = Annotated[
         metavar="N",
         rich_help_panel=_BUDGET,
         help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones.",
+    ),
+]
+FloorRule = Annotated[
+    str | None,
+    typer.Option(
+        "--floor-rule",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="A rule that says the least that every factorised layer gets: stable_rank, energy:share=0.5.",
+    ),
+]
+TargetDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--target-drop",
+        metavar="POINTS",
+        rich_help_panel=_BUDGET,
+        help="The smallest network that loses no more: points of accuracy where there are labels, else of agreement.",
+    ),
+]
+Minimise = Annotated[
+    str,
+    typer.Option(
+        "--minimise",
+        metavar="WHAT",
+        rich_help_panel=_BUDGET,
+        help="macs, params or bytes: what --target-drop makes small; --keep then adds limits.",
     ),
 ]
 Method = Annotated[

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..plan import Plan
+    from ..planner import Planner
     from ..sites import Sites
     from ..statistics import Statistics
     from .figures import Timing
@@ -170,9 +171,26 @@ class Job:
         self.out.say(f"shrinkage towards the weight metric: {share:g}, chosen on {self.data.name}")
         return replace(plan, shrink=share)
 
+    def planner(self, wishes: Mapping[str, Any], shrink: float, evaluate: Any) -> Planner:
+        """What makes plans for many budgets; `wishes` are keyword arguments of `choose`."""
+        from ..constraints import Constraints
+        from ..planner import Planner
+
+        return Planner.of(
+            self.network,
+            self.sites if wishes["metric"] == "weight" else self.statistics,
+            metric=wishes["metric"],
+            shrink=shrink,
+            formats=wishes["formats"],
+            round_to=wishes["round_to"],
+            constraints=Constraints(**{name: wishes[name] for name in ("include", "ignore", "pin", "floor", "cap")}),
+            evaluate=evaluate,
+            progress=self.out.track,
+        )
+
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
-        from ..choose import recount
+        from ..budgets import recount
 
         return recount(self.network, plan, self.sites)
 
