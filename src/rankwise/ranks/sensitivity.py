@@ -86,8 +86,9 @@ def interpolated(tried: Sequence[tuple[float, float]], error: float) -> float:
         error: relative squared error of an option.
 
     Example:
-        >>> round(interpolated([(0.01, 1.0), (0.1, 100.0)], 0.1**1.5), 6), interpolated([(0.01, 1.0)], 0.02)
-        (10.0, 2.0)
+        >>> tried = [(0.01, 1.0), (0.1, 100.0)]
+        >>> [round(interpolated(tried, error), 6) for error in (0.005, 0.1**1.5, 0.2)]
+        [0.5, 10.0, 200.0]
     """
     errors = [math.log(max(point, TINY)) for point, _ in tried]
     losses: list[float] = []
