@@ -164,6 +164,7 @@ def fit(
     sweeps = usual_sweeps if sweeps is None else sweeps
     tolerance = usual_tolerance if tolerance is None else tolerance
     L_CC = None if closed else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
+    jumps = closed or sweeps > EFFORT[0]  # each costs half a sweep, which few sweeps do not earn back
     jump, swept_CS = 2.0, None
     for _ in range(sweeps if error > enough else 0):
         if L_CC is None:
@@ -172,7 +173,7 @@ def fit(
             moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
         last_CS, swept_CS = swept_CS, moved_CS
-        if last_CS is not None and moved[2] > enough:  # further along the way since the last sweep
+        if jumps and last_CS is not None and moved[2] > enough:  # further along the way since the last sweep
             ahead_CS = _ahead(last_CS, moved_CS, jump)
             ahead = _outputs_and_core(W_TD, metric, ahead_CS, output_rank, Q, total)
             jump *= 2.5 if ahead[2] < moved[2] else 0.4
