@@ -36,6 +36,7 @@ def choose(
     pin: Mapping[str, Pin] | None = None,
     floor: Mapping[str, float] | None = None,
     cap: Mapping[str, float] | None = None,
+    tie: str | Sequence[str] = (),
     round_to: int | str | None = None,
     curves: Mapping[str, Curve] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
@@ -67,6 +68,7 @@ def choose(
         pin: pattern to "dense", "format:rank[,rank]" or (format, ranks).
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise; a capped site cannot stay dense, unless it is ignored.
+        tie: patterns; all sites that one of them matches get the same format and ranks. They must have one shape.
         round_to: ranks are multiples of this; "auto", the default, is 8 where the smaller side is at least 128, else 1.
         curves: result of `profile`, to try several budgets without computing it again; `formats` and `round_to` are
             those that it was made with, and cannot be given once more.
@@ -98,7 +100,9 @@ def choose(
         formats=formats,
         metric=metric,
         shrink=shrink,
-        constraints=Constraints(include=include, ignore=ignore, pin=pin or {}, floor=floor or {}, cap=cap or {}),
+        constraints=Constraints(
+            include=include, ignore=ignore, pin=pin or {}, floor=floor or {}, cap=cap or {}, tie=tie
+        ),
         round_to=round_to,
         curves=curves,
         progress=progress,

@@ -76,7 +76,8 @@ def compress(
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
         progress: wraps batches and sites, for progress bars.
-        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
+        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of
+            `choose`.
 
     Returns:
         The compressed network, of the same class, and a report.

@@ -25,6 +25,7 @@ class Constraints:
         pin: pattern to "dense", "format:rank[,rank]" or (format, ranks).
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise.
+        tie: patterns; all sites of one get the same format and ranks.
     """
 
     include: str | Sequence[str] = ("*",)
@@ -32,6 +33,7 @@ class Constraints:
     pin: Mapping[str, Pin] = field(default_factory=dict)
     floor: Mapping[str, float] = field(default_factory=dict)
     cap: Mapping[str, float] = field(default_factory=dict)
+    tie: str | Sequence[str] = ()
 
     def free(self, sites: Sites) -> set[str]:
         """Names of the sites that are included and not ignored.

@@ -19,7 +19,8 @@ from .plan import DENSE, METRICS, Plan, PlanRow
 from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metrics
 from .ranks import Candidates, FreeRule, Problem, Rule
 from .ranks.several import BudgetError, least_loss
-from .ranks.spectra import Spectra, site_spectra
+from .ranks.spectra import Spectra, joined, site_spectra
+from .site_groups import SiteGroup, group_sites, summed
 from .sites import Sites
 from .statistics import Statistics
 
@@ -47,7 +48,7 @@ class Planner:
         sites: of it.
         metric: "input" or "weight".
         shrink: share of the weight metric in the input metric.
-        options: site name to the options that the constraints leave, and the reason where they leave no choice.
+        groups: the options that the constraints leave, of each site or of sites that are tied.
         prices: of the options.
         spectra: singular values that the ranks of a format cut at a site.
         evaluate: tries a plan; None where nothing can be tried.
@@ -57,7 +58,7 @@ class Planner:
     sites: Sites
     metric: str
     shrink: float
-    options: Mapping[str, tuple[Curve, str]]
+    groups: tuple[SiteGroup, ...]
     prices: Prices
     spectra: Callable[[str, str], Spectra]
     evaluate: Callable[[Plan], float] | None = None
@@ -110,12 +111,13 @@ class Planner:
             metrics = site_metrics(source, site, metric, model, shrink)
             return site_spectra(site, site_weight(model, site), metrics, format)
 
+        options = constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink))
         return cls(
             model=model,
             sites=sites,
             metric=metric,
             shrink=shrink,
-            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink)),
+            groups=group_sites(sites, options, constraints.tie),
             prices=Prices(model, sites),
             spectra=cache(spectra),
             evaluate=evaluate,
@@ -148,12 +150,12 @@ class Planner:
             picks = rule.choose(problem)
         except BudgetError as error:
             raise self._cannot_be_met(limits, error) from None
-        rows = []
-        for site, pick in zip(problem.sites, picks, strict=True):
-            option, reason = site.options[pick.option], self.options[site.name][1]
-            check_option(self.sites[site.name], option, self.metric)
-            rows.append(PlanRow(site=site.name, **vars(option), why=reason or pick.why))
-        plan = self._plan(rows, str(rule), amounts)
+        rows = {}
+        for group, site, pick in zip(self.groups, problem.sites, picks, strict=True):
+            for name, option in group.own(site.options[pick.option]).items():
+                check_option(self.sites[name], option, self.metric)
+                rows[name] = PlanRow(site=name, **vars(option), why=group.reasons[name] or group.told(pick.why))
+        plan = self._plan([rows[name] for name in self.sites], str(rule), amounts)
         assert all(plan.planned[unit] <= limit for unit, limit in limits.items())
         return plan
 
@@ -162,18 +164,19 @@ class Planner:
     ) -> Problem:
         """What a rule has to decide within limits of the whole network; `floor` and `within` as for `plan`."""
         sites = []
-        for name, (options, reason) in self.options.items():
+        for group in self.groups:
+            options = group.options
             if within is not None:
-                options = tuple(option for option in options if _nested(option, within[name]))
-            if floor is not None and not reason:
-                enough = floor.enough(self._candidates(name, options, ()))
+                options = tuple(o for o in options if all(_nested(o, within[name]) for name in group.curves))
+            if floor is not None and not group.reasons[group.name]:
+                enough = floor.enough(self._candidates(group, options, ()))
                 options = tuple(option for option, kept in zip(options, enough, strict=True) if kept)
             if not options:
                 raise ValueError(
-                    f"site {name!r}: the floor of rule {str(floor)!r}, caps and the larger plan leave no option; lower "
-                    f"the floor or raise the cap"
+                    f"site {group.name!r}: the floor of rule {str(floor)!r}, caps and the larger plan leave no option; "
+                    f"lower the floor or raise the cap"
                 )
-            sites.append(self._candidates(name, options, limits))
+            sites.append(self._candidates(group, options, limits))
         return Problem(
             sites=tuple(sites),
             limits={unit: limit - self.prices.rest(unit) for unit, limit in limits.items()},
@@ -199,20 +202,27 @@ class Planner:
         cost = sum(site.costs[unit][index] for site, index in zip(problem.sites, chosen, strict=True))
         return (cost + self.prices.rest(unit)) / self.prices.dense[unit]
 
-    def _candidates(self, name: str, options: Curve, units: Iterable[str]) -> Candidates:
-        site = self.sites[name]
+    def _candidates(self, group: SiteGroup, options: Curve, units: Iterable[str]) -> Candidates:
+        own = [group.own(option) for option in options]
+        members = [(self.sites[name], [each[name] for each in own]) for name in group.curves]
         return Candidates(
-            name=name,
+            name=group.name,
             options=options,
-            costs={unit: self.prices.of(site, options, unit) for unit in units},
-            dense=dense_option(site),
-            spectra=partial(self.spectra, name),
+            costs={
+                unit: [sum(each) for each in zip(*(self.prices.of(*member, unit) for member in members), strict=True)]
+                for unit in units
+            },
+            dense=summed([dense_option(site) for site, _ in members]),
+            spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
+            members=len(members),
         )
 
     def trial(self, chosen: Mapping[str, Option]) -> Plan:
-        """A plan of the given sites' options, all other sites dense."""
+        """A plan of the given options, each of a site or of those tied to it, all other sites dense."""
+        groups = {group.name: group for group in self.groups}
+        built = {name: own for first, option in chosen.items() for name, own in groups[first].own(option).items()}
         rows = [
-            PlanRow(site=name, **vars(chosen[name] if name in chosen else dense_option(site)))
+            PlanRow(site=name, **vars(built[name] if name in built else dense_option(site)))
             for name, site in self.sites.items()
         ]
         return self._plan(rows, "trial", {})

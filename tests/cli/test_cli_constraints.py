@@ -68,6 +68,7 @@ def test_everything_becomes_keyword_arguments_of_choose() -> None:
         "pin": {"fc": "svd:64"},
         "floor": {},
         "cap": {"c*": 8},
+        "tie": (),
         "round_to": "auto",
     }
     with pytest.raises(ValueError, match="--formats names nothing"):

@@ -16,7 +16,7 @@ SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
-    "--pin", "--floor", "--cap", "--round-to", "--stats", "--shrink",
+    "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
 }  # fmt: skip
 TIMING = {"--threads", "--engines", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}

@@ -42,6 +42,7 @@ def compress(
     pin: options.Pin = None,
     floor: options.Floor = None,
     cap: options.Cap = None,
+    tie: options.Tie = None,
     round_to: options.RoundTo = "auto",
     method: options.Method = "auto",
     shrink: options.Shrink = None,
@@ -70,7 +71,20 @@ def compress(
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         wishes = choose_options(
-            keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
+            keep,
+            rule,
+            formats,
+            metric,
+            ignore,
+            include,
+            pin,
+            floor,
+            cap,
+            round_to,
+            floor_rule,
+            target_drop,
+            minimise,
+            tie,
         )
         check_budget(wishes)
         how = DataOptions(

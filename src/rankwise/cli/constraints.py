@@ -27,6 +27,7 @@ def choose_options(
     floor_rule: str | None = None,
     target_drop: float | None = None,
     minimise: str = "macs",
+    tie: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """The keyword arguments of `rankwise.choose` for the options of the command line.
 
@@ -46,6 +47,7 @@ def choose_options(
         "pin": dict(_assignment(text, "--pin", "fc=svd:64, conv1=tucker2:16,16 or conv1=dense") for text in pin or ()),
         "floor": parse_ranks(floor, "--floor"),
         "cap": parse_ranks(cap, "--cap"),
+        "tie": tuple(tie or ()),
         "round_to": parse_round_to(round_to),
     }
 

@@ -196,6 +196,15 @@ Cap = Annotated[
         help="Highest rank, or fraction of full rank: layer1.*=16.",
     ),
 ]
+Tie = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tie",
+        metavar="PATTERN",
+        rich_help_panel=_BUDGET,
+        help="Same format and ranks for all layers that it matches: layer1.*.conv1; repeated, each is a group.",
+    ),
+]
 RoundTo = Annotated[
     str,
     typer.Option(

@@ -52,6 +52,7 @@ def pareto(
     pin: options.Pin = None,
     floor: options.Floor = None,
     cap: options.Cap = None,
+    tie: options.Tie = None,
     round_to: options.RoundTo = "auto",
     shrink: options.Shrink = None,
     json: options.Json = None,
@@ -78,7 +79,7 @@ def pareto(
         if share == "auto":
             raise ValueError("--shrink auto chooses for one plan; give a number from 0 to 1 for a list of budgets")
         wishes = choose_options(
-            None, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule
+            None, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule, tie=tie
         )
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed

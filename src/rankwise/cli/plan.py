@@ -39,6 +39,7 @@ def plan(
     pin: options.Pin = None,
     floor: options.Floor = None,
     cap: options.Cap = None,
+    tie: options.Tie = None,
     round_to: options.RoundTo = "auto",
     shrink: options.Shrink = None,
     test: options.Test = None,
@@ -64,7 +65,20 @@ def plan(
         from .trying import what_tries
 
         wishes = choose_options(
-            keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
+            keep,
+            rule,
+            formats,
+            metric,
+            ignore,
+            include,
+            pin,
+            floor,
+            cap,
+            round_to,
+            floor_rule,
+            target_drop,
+            minimise,
+            tie,
         )
         check_budget(wishes)
         share = parse_shrink(shrink)

@@ -183,7 +183,9 @@ class Job:
             shrink=shrink,
             formats=wishes["formats"],
             round_to=wishes["round_to"],
-            constraints=Constraints(**{name: wishes[name] for name in ("include", "ignore", "pin", "floor", "cap")}),
+            constraints=Constraints(
+                **{name: wishes[name] for name in ("include", "ignore", "pin", "floor", "cap", "tie")}
+            ),
             evaluate=evaluate,
             progress=self.out.track,
         )

@@ -32,6 +32,7 @@ class Candidates:
         dense: the site as it is, also where a cap forbids that.
         spectra: singular values that each rank of a format cuts off, by the format's name; computed when first asked
             for, and a ValueError where a format has none.
+        members: how many tied sites it stands for; counts and errors are sums over them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Candidates:
     costs: Mapping[str, Sequence[float]]
     dense: Option
     spectra: Callable[[str], Spectra]
+    members: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

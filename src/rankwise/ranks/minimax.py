@@ -16,7 +16,7 @@ class Minimax(FreeRule):
     """`min max_i error_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u`: bisection on the common threshold.
 
     The published rule compares `sigma_{r+1} / sigma_1`; here it is the relative squared error of each site's output in
-    the metric, which every format has.
+    the metric, which every format has; of tied sites their mean.
 
     Source: Liebenwein, Maalouf, Gal, Feldman, Rus, "Compressing Neural Networks: Towards Determining the Optimal
     Layer-wise Decomposition", 2021, arXiv 2107.11442 (ALDS).
@@ -27,7 +27,7 @@ class Minimax(FreeRule):
     needs_budget: ClassVar[bool] = True
 
     def scales(self, site: Candidates, prices: Sequence[float]) -> list[float]:
-        return [1 / option.error if option.error > 0 else math.inf for option in site.options]
+        return [site.members / option.error if option.error > 0 else math.inf for option in site.options]
 
     def wish(self, site: Candidates, index: int) -> str:
         return "no layer may be worse than the worst"

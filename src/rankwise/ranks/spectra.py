@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -71,6 +72,11 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
         f"site {site.name!r}: the ranks of {format} cut no singular values; choose among svd, pivoted_svd, spatial_svd "
         f"and tucker2, or take a rule that sees errors alone, such as knapsack"
     )
+
+
+def joined(spectra: Sequence[Spectra]) -> Spectra:
+    """Of sites that share their ranks: for each rank the unfoldings of all of them, as if they were groups of one."""
+    return tuple(tuple(chain.from_iterable(unfoldings)) for unfoldings in zip(*spectra, strict=True))
 
 
 def _outputs(W_TCQ: Tensor, metric: Metric) -> Unfolding:
