@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Residual, batches_of, make
+from rank_problems import brief
 from torch import nn
 
 from rankwise import (
@@ -70,7 +71,7 @@ def test_every_rule_meets_a_budget_and_can_be_built(net: Net, curves: Any, trial
     if name == "drank":  # formats with one rank
         curves = profile(*net, formats=["svd", "spatial_svd"])
     plan = choose(
-        *net, rule=name, keep={"macs": 0.5}, curves=curves, evaluate=trials, ignore="head", pin={"stem": "svd:5"}
+        *net, rule=brief(name), keep={"macs": 0.5}, curves=curves, evaluate=trials, ignore="head", pin={"stem": "svd:5"}
     )
     assert 0.3 < plan.planned["macs"] / plan.dense["macs"] <= 0.5
     assert (plan["head"].why, plan["stem"].why) == ("ignored", "pinned by 'stem'")

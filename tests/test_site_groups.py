@@ -10,9 +10,10 @@ import torch
 from helpers import Residual, batches_of, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rank_problems import brief
 from torch import nn
 
-from rankwise import RULES, Planner, Rule, Statistics, choose, collect, evaluate, factorise, find, get_rule, pareto
+from rankwise import RULES, Planner, Statistics, choose, collect, evaluate, factorise, find, get_rule, pareto
 from rankwise.constraints import Constraints
 from rankwise.profile import profile
 
@@ -39,18 +40,13 @@ def form(plan: Any, name: str) -> tuple[str, tuple[int, ...]]:
     return plan[name].format, plan[name].ranks
 
 
-def small(rule: str) -> Rule:
-    """The rule, with settings that keep a test short."""
-    return get_rule({"bayesian": "bayesian:trials=3", "continuous": "continuous:steps=40"}.get(rule, rule))
-
-
 @pytest.mark.parametrize("name", RULES)
 def test_tied_sites_are_alike_under_every_rule(net: Net, curves: Any, name: str) -> None:
     model, stats = net
     if name == "drank":
         curves = profile(*net, formats=["svd", "spatial_svd"])
     trials = evaluate.Trials(model, lambda plan: factorise(model, plan, stats), batches_of(8, 3, 16, 16, seed=7)[:2])
-    plan = choose(*net, rule=small(name), keep={"macs": 0.5}, curves=curves, evaluate=trials, tie=TIE)
+    plan = choose(*net, rule=brief(name), keep={"macs": 0.5}, curves=curves, evaluate=trials, tie=TIE)
     assert len({form(plan, name) for name in PAIR}) == len({form(plan, name) for name in TRIPLE}) == 1
     assert any(plan[names[0]].ranks for names in (PAIR, TRIPLE))
     assert list(plan) == list(stats.sites)

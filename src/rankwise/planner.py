@@ -214,6 +214,7 @@ class Planner:
             },
             dense=summed([dense_option(site) for site, _ in members]),
             spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
+            kind=self.sites[group.name].kind,
             members=len(members),
         )
 

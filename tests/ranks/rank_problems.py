@@ -8,8 +8,13 @@ import torch
 
 from rankwise import Plan
 from rankwise.profile import Option
-from rankwise.ranks import Candidates, Problem
+from rankwise.ranks import Candidates, Problem, Rule, get_rule
 from rankwise.ranks.spectra import Spectra, Unfolding
+
+
+def brief(name: str) -> Rule:
+    """A rule by its name, with fewer trials and steps than by default where it takes many."""
+    return get_rule({"bayesian": "bayesian:trials=3"}.get(name, name))
 
 
 def site(name: str, values: list[float], cost: int = 2, dense: int | None = None) -> Candidates:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from rank_problems import problem, site
+from rank_problems import brief, problem, site
 
 from rankwise import Plan
 from rankwise.ranks import RULES, FreeRule, Problem, Rule, get_floor, get_rule
@@ -53,7 +53,7 @@ def cost(asked: Problem, rule: Rule, unit: str) -> float:
 @pytest.mark.parametrize("limits", [{"params": 70}, {"params": 100, "macs": 600}, {"macs": 1400}])
 def test_budgets_are_met_and_every_site_gets_a_reason(name: str, limits: dict[str, float]) -> None:
     asked = problem(*SITES, evaluate=losses_of, **limits)
-    rule = get_rule(name)
+    rule = brief(name)
     picks = rule.choose(asked)
     assert len(picks) == len(SITES)
     for unit, limit in limits.items():
@@ -64,9 +64,7 @@ def test_budgets_are_met_and_every_site_gets_a_reason(name: str, limits: dict[st
 
 @pytest.mark.parametrize("name", RULES)
 def test_costs_grow_with_the_budget(name: str) -> None:
-    used = [
-        cost(problem(*SITES, evaluate=losses_of, params=limit), get_rule(name), "params") for limit in (30, 60, 100)
-    ]
+    used = [cost(problem(*SITES, evaluate=losses_of, params=limit), brief(name), "params") for limit in (30, 60, 100)]
     assert used == sorted(used)
     assert used[0] < used[-1]
 

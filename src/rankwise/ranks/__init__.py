@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from .base import Candidates, Pick, Problem, Rule
+from .bayesian import Bayesian
 from .budgeted import Knapsack
 from .drank import DRank
 from .energy import Energy
@@ -19,7 +20,19 @@ from .uniform import Uniform
 
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
-    for rule in (Knapsack, Sensitivity, Minimax, DRank, Uniform, Energy, EffectiveRank, StableRank, Evbmf, GavishDonoho)
+    for rule in (
+        Knapsack,
+        Sensitivity,
+        Bayesian,
+        Minimax,
+        DRank,
+        Uniform,
+        Energy,
+        EffectiveRank,
+        StableRank,
+        Evbmf,
+        GavishDonoho,
+    )
 }
 
 

@@ -32,6 +32,7 @@ class Candidates:
         dense: the site as it is, also where a cap forbids that.
         spectra: singular values that each rank of a format cuts off, by the format's name; computed when first asked
             for, and a ValueError where a format has none.
+        kind: of the layer, such as "conv2d"; "" where it is not known.
         members: how many tied sites it stands for; counts and errors are sums over them.
     """
 
@@ -40,6 +41,7 @@ class Candidates:
     costs: Mapping[str, Sequence[float]]
     dense: Option
     spectra: Callable[[str], Spectra]
+    kind: str = ""
     members: int = 1
 
 

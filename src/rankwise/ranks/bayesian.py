@@ -1,0 +1,132 @@
+"""How much the errors of each kind of layer matter, found by trying plans: Bayesian optimisation over a knapsack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from ..plan import DENSE
+from .base import Candidates, Pick, Problem, Rule
+from .budgeted import least
+from .studies import minimise, open_study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bayesian(Rule):
+    """`min loss(plan(m))`, `plan(m) = argmin sum_i m_g(i) error_i(o_i)` within all budgets: a search for multipliers m.
+
+    Layers of one type (kind, and last part of the name, such as `q_proj` or `conv1`) at a similar depth are a group,
+    whose errors count `m_g` times in the knapsack. A Gaussian process with expected improvement proposes the next
+    multipliers, on a logarithmic scale. The first trial is the knapsack itself, and the best plan that was tried is
+    returned, so the loss is never worse than its.
+
+    The published search varies the share that each group keeps, and refuses what misses the budget; here the
+    knapsack meets all budgets exactly whatever the multipliers are, so that no trial is lost, and ranks still differ
+    within a group.
+
+    Args:
+        trials: plans to try, at least 1; the loss is what `evaluate` tells.
+        depths: groups of depth, at least 1.
+        most: multipliers lie between 1 / most and most; above 1.
+        startup: trials at random before the process proposes, that of the knapsack among them; at least 1.
+        seed: of the proposals.
+        study: a file that keeps the trials; where it exists the search goes on, and `trials` counts those in it. Only
+            one search at a time may use it.
+
+    Raises:
+        ValueError: for a setting outside its range, or a study of another network, budget or other candidates.
+        ImportError: without the packages of the extra `search`.
+
+    Source: Ji, Xiang, Li, Chen, Liu, Zhang, "Adaptive Feature-based Low-Rank Compression of Large Language Models via
+    Bayesian Optimization", 2024, arXiv 2405.10616 (Bolaco).
+    """
+
+    name: ClassVar[str] = "bayesian"
+    summary: ClassVar[str] = "knapsack with a multiplier for each kind of layer, by Bayesian optimisation; tries plans"
+    needs_evaluate: ClassVar[bool] = True
+
+    trials: int = 30
+    depths: int = 4
+    most: float = 2.0
+    startup: int = 6
+    seed: int = 0
+    study: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "depths", "startup"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rule 'bayesian': {name} is {getattr(self, name)}; at least 1 is needed")
+        if not 1 < self.most < math.inf:
+            raise ValueError(f"rule 'bayesian': most is {self.most}; it must be above 1 and finite")
+        for package in ("optuna", "scipy"):
+            if find_spec(package) is None:
+                raise ImportError(f"rule 'bayesian' needs {package}: pip install 'rankwise[search]'")
+
+    def choose(self, problem: Problem) -> list[Pick]:
+        groups = self.groups(problem.sites)
+        plain = dict.fromkeys(sorted({name for name in groups if name}), 1.0)
+
+        def picks(multipliers: Mapping[str, float]) -> list[Pick]:
+            """The knapsack for some multipliers."""
+            factors = [multipliers[name] if name else 1.0 for name in groups]
+            pairs = zip(problem.sites, factors, strict=True)
+            return least(problem, [[factor * option.error for option in site.options] for site, factor in pairs])
+
+        def loss(multipliers: Mapping[str, float]) -> float:
+            assert problem.evaluate is not None
+            pairs = zip(problem.sites, picks(multipliers), strict=True)
+            return problem.evaluate(problem.plan({site.name: site.options[pick.option] for site, pick in pairs}))
+
+        picked = picks(plain)  # a budget that cannot be met is told before a study is made
+        if len(plain) < 2:  # one multiplier for everything changes nothing
+            return picked
+        with open_study(self.study, self._identity(problem)) as study:
+            best = minimise(
+                study, loss, plain, most=self.most, trials=self.trials, startup=self.startup, seed=self.seed
+            )
+        return [
+            pick if not name or site.options[pick.option].format == DENSE else Pick(pick.option, _why(pick, name, best))
+            for site, pick, name in zip(problem.sites, picks(best), groups, strict=True)
+        ]
+
+    def groups(self, sites: Sequence[Candidates]) -> list[str]:
+        """For every site the name of its group, such as "conv2d conv1 at depth 2 of 4"; "" where it has no choice."""
+        free = [site.name for site in sites if len(site.options) > 1]
+        depths = {name: self.depths * place // len(free) + 1 for place, name in enumerate(free)}
+        return [
+            f"{' '.join(filter(None, (site.kind, place(site.name))))} at depth {depths[site.name]} of {self.depths}"
+            if site.name in depths
+            else ""
+            for site in sites
+        ]
+
+    def _identity(self, problem: Problem) -> dict[str, Any]:
+        """What a study has to agree on to be gone on with."""
+        forms = [[(o.format, o.ranks, o.params, o.macs) for o in site.options] for site in problem.sites]
+        return {
+            "network": problem.plan({}).fingerprint,
+            "budget": dict(problem.limits),
+            "sites": [site.name for site in problem.sites],
+            "candidates": hashlib.sha256(json.dumps(forms).encode()).hexdigest(),
+            "errors": [sum(option.error for option in site.options) for site in problem.sites],
+            "settings": {name: getattr(self, name) for name in ("depths", "most", "startup", "seed")},
+        }
+
+
+def place(name: str) -> str:
+    """What a layer is within its block: the last part of its name that is no number.
+
+    Example:
+        >>> [place(name) for name in ("encoder.3.q_proj", "layer2.0.downsample.0", "4")]
+        ['q_proj', 'downsample', '']
+    """
+    return next((part for part in reversed(name.split(".")) if not part.isdigit()), "")
+
+
+def _why(pick: Pick, group: str, multipliers: Mapping[str, float]) -> str:
+    return f"bayesian: errors of {group} count {multipliers[group]:.2g} times, {pick.why}"
