@@ -38,9 +38,9 @@ def bound(losses: list[list[float]], costs: list[list[list[float]]], limits: lis
     """The largest value of the dual function that the search for multipliers finds."""
     import torch
 
-    from rankwise.ranks.several import _by_multipliers, _tables
+    from rankwise.ranks.several import _by_multipliers, tables
 
-    losses_SO, costs_USO = _tables(losses, costs)
+    losses_SO, costs_USO = tables(losses, costs)
     limits_U = torch.tensor(limits, dtype=torch.float64)
     start_S = (costs_USO / limits_U[:, None, None]).sum(0).argmin(1)
     multipliers_U = _by_multipliers(losses_SO, costs_USO, limits_U, start_S)[1]

@@ -9,6 +9,7 @@ from typing import Any
 from .base import Candidates, Pick, Problem, Rule
 from .bayesian import Bayesian
 from .budgeted import Knapsack
+from .continuous import Continuous
 from .drank import DRank
 from .energy import Energy
 from .entropy import EffectiveRank, StableRank
@@ -24,6 +25,7 @@ RULES: dict[str, type[Rule]] = {
         Knapsack,
         Sensitivity,
         Bayesian,
+        Continuous,
         Minimax,
         DRank,
         Uniform,

@@ -77,7 +77,7 @@ def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits
     if len(limits) == 1:
         return _single(losses, [units[0] for units in costs], limits[0])
     limits_U = torch.tensor(limits, dtype=torch.float64)
-    losses_SO, costs_USO = _tables(losses, costs)
+    losses_SO, costs_USO = tables(losses, costs)
     # The least sum of shares leaves slack everywhere, if it fits; else the proof that something does is the start.
     start_S = (
         (costs_USO / limits_U.clamp_min(1.0)[:, None, None]).sum(0).where(losses_SO < math.inf, math.inf).argmin(1)
@@ -116,7 +116,8 @@ def _cheapest(costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
     return chosen
 
 
-def _tables(losses: Sequence[Sequence[float]], costs: Sequence[Costs]) -> tuple[Tensor, Tensor]:
+def tables(losses: Sequence[Sequence[float]], costs: Sequence[Costs]) -> tuple[Tensor, Tensor]:
+    """Losses S x O, infinite where a site has no such option, and costs U x S x O."""
     longest = max(map(len, losses))
     padded = [[*site, *[math.inf] * (longest - len(site))] for site in losses]
     priced = [[[*unit, *[0.0] * (longest - len(unit))] for unit in units] for units in costs]
