@@ -5,7 +5,7 @@ small, report = rankwise.compress(model, batches, keep={"macs": 0.5})
 
 from __future__ import annotations
 
-from . import evaluate, export
+from . import evaluate, export, training
 from .artifact import load, save
 from .batches import Batches, inputs_only
 from .choose import choose
@@ -52,4 +52,5 @@ __all__ = [
     "pareto",
     "profile",
     "save",
+    "training",
 ]

@@ -14,7 +14,7 @@ from rankwise.ranks.spectra import Spectra, Unfolding
 
 def brief(name: str) -> Rule:
     """A rule by its name, with fewer trials and steps than by default where it takes many."""
-    return get_rule({"bayesian": "bayesian:trials=3"}.get(name, name))
+    return get_rule({"bayesian": "bayesian:trials=3", "continuous": "continuous:steps=60"}.get(name, name))
 
 
 def site(name: str, values: list[float], cost: int = 2, dense: int | None = None) -> Candidates:

@@ -77,7 +77,7 @@ class Continuous(Rule):
         least_loss([[0.0] * len(site.options) for site in problem.sites], costs, limits)  # tells what cannot be met
         losses_SO, costs_USO = tables([[option.error for option in site.options] for site in problem.sites], costs)
         limits_U = torch.tensor(limits, dtype=torch.float64)
-        largest_S = self._searched(problem, losses_SO, costs_USO, limits_U)
+        largest_S = self.largest(problem, losses_SO, costs_USO, limits_U)
         chosen_S = repaired(losses_SO, costs_USO, limits_U, largest_S)
         if bool((total_cost(costs_USO, chosen_S) > limits_U).any()):
             raise ValueError("rule 'continuous' finds no plan within all budgets together; take rule 'knapsack'")
@@ -87,7 +87,7 @@ class Continuous(Rule):
             for site, index, largest in zip(problem.sites, chosen_S.tolist(), largest_S.tolist(), strict=True)
         ]
 
-    def _searched(self, problem: Problem, losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tensor:
+    def largest(self, problem: Problem, losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tensor:
         """The option with the largest weight of each site, after all rounds."""
         paths = [_path(problem, site) for site in problem.sites]
         spans = [(0.0, len(path) - 1.0) for path in paths]  # places on the paths that are still in question

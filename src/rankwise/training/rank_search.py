@@ -1,0 +1,214 @@
+"""Ranks and weights in turn: the weights move towards a mixture of their own factorisations, the mixture towards data.
+
+Letters: K candidates of a site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..constraints import Constraints
+from ..formats import get_format
+from ..formats.weights import read, site_weight
+from ..guards import unwrap
+from ..kinds import output_first
+from ..plan import DENSE, Plan
+from ..planner import Planner
+from ..profile import Curve, Option, dense_option, profile
+from ..ranks import Pick, Problem, Rule
+from ..ranks.base import described
+from ..ranks.budgeted import least
+from ..ranks.knapsack import Choice, pareto
+from ..sites import Site, Sites
+from ..statistics.moments import identity_metrics
+
+# What weights say of a candidate that is not there at all, as a logarithm.
+ABSENT = -1e4
+
+
+class RankSearch:
+    """`p_i = softmax(alpha_i)` over candidates of each site, `W^_i = sum_r p_i^(r) W_i^(r)` the mixture of their fits.
+
+    Two losses take turns, with two optimisers: that of the weights on `penalty()`, which needs no data,
+
+        sum_i ||W_i - W^_i||_F^2 * L_r,    L_r = mean_i (sum_r p_i^(r) cost_i^(r) / dense cost_i)^beta = share(),
+
+    and that of `parameters()`, the alphas, on a loss of the network with the mixtures as weights, times `share()`. As a
+    layer is linear in its weight, such a network costs what the dense one does. `refit()` makes the fits anew.
+
+    Args:
+        model: the network; its weights are the W.
+        sites: of it.
+        candidates: options of each site, spread evenly over those that no other beats, dense among them; at least 2.
+        formats: formats to choose from.
+        constraints: which sites take part.
+        unit: "macs" or "params": the cost.
+        beta: exponent of the cost.
+
+    Raises:
+        ValueError: for less than two candidates, an unknown unit, or if no site can be factorised.
+
+    Example:
+        >>> import torch, rankwise as rw
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        >>> search = RankSearch(model, rw.find(model, torch.randn(1, 64)), formats=["svd"])
+        >>> weights, alphas = torch.optim.SGD(model.parameters(), 0.1), torch.optim.Adam(search.parameters(), 0.1)
+        >>> search.penalty().backward(); weights.step(); search.refit()
+        >>> outputs = torch.func.functional_call(model, search.mixed(), (torch.randn(8, 64),))
+        >>> (outputs.square().mean() * search.share()).backward(); alphas.step()
+        >>> search.plan({"params": 0.5}).rule
+        'rank_search'
+
+    Source: Aghababaei-Harandi and Amini, "Unified Framework for Neural Network Compression via Decomposition and
+    Optimal Rank Selection", 2024, arXiv 2409.03555 (RENE).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sites,
+        *,
+        candidates: int = 6,
+        formats: str | Sequence[str] = ("svd", "spatial_svd"),
+        constraints: Constraints | None = None,
+        unit: str = "macs",
+        beta: float = 1.0,
+    ) -> None:
+        if candidates < 2:
+            raise ValueError(f"candidates is {candidates}; at least 2 are needed, dense among them")
+        if unit not in ("macs", "params"):
+            raise ValueError(f"unit {unit!r} is not one of macs, params")
+        self.model, self.sites, self.unit, self.beta = unwrap(model), sites, unit, beta
+        constraints = constraints or Constraints()
+        curves = profile(self.model, sites, formats=formats, metric="weight", only=constraints.free(sites))
+        held = dict(self.model.named_parameters(remove_duplicate=False))
+        self.options: dict[str, Curve] = {}
+        for name, curve in curves.items():
+            options = _spread(curve, candidates, unit)
+            if len(options) > 1 and options[-1].format == DENSE and f"{name}.weight" in held:
+                self.options[name] = options
+        if not self.options:
+            raise ValueError("no site can be factorised with these formats and constraints; allow more of them")
+        like = {name: held[f"{name}.weight"] for name in self.options}
+        self.alphas = {
+            name: torch.zeros(len(options), device=like[name].device, requires_grad=True)
+            for name, options in self.options.items()
+        }
+        self.fits: dict[str, Tensor] = {}
+        self.refit()
+
+    def parameters(self) -> list[Tensor]:
+        """The alphas, one tensor for each site that takes part."""
+        return list(self.alphas.values())
+
+    def weights(self, name: str) -> Tensor:
+        """p of a site's candidates, K."""
+        return self.alphas[name].softmax(0)
+
+    def mixture(self, name: str) -> Tensor:
+        """`W^ = sum_r p^(r) W^(r)` of a site, O x I/groups [x kernel]; differentiable in the alphas."""
+        fits = self.fits[name]
+        return torch.tensordot(self.weights(name).to(fits.dtype), fits, 1)
+
+    def mixed(self) -> dict[str, Tensor]:
+        """The mixtures by the names of the parameters that they replace, for `torch.func.functional_call`."""
+        return {
+            f"{name}.weight": output_first(site.kind, self.mixture(name), site.groups)
+            for name, site in self.sites.items()
+            if name in self.options
+        }
+
+    def share(self) -> Tensor:
+        """L_r: the expected share of the dense cost, to the power of beta, mean over the sites; above 0, at most 1."""
+        shares = []
+        for name, options in self.options.items():
+            costs_K = self.alphas[name].new_tensor([_cost(option, self.unit) for option in options])
+            shares.append(self.weights(name) @ (costs_K / _cost(dense_option(self.sites[name]), self.unit)))
+        return torch.stack(shares).pow(self.beta).mean()
+
+    def distance(self) -> Tensor:
+        """`sum_i ||W_i - W^_i||_F^2`, differentiable in the weights alone."""
+        return torch.stack(
+            [
+                (read(self.model.get_submodule(name)) - self.mixture(name).detach()).square().sum()
+                for name in self.options
+            ]
+        ).sum()
+
+    def penalty(self) -> Tensor:
+        """`distance() * share()`, the loss of the weights."""
+        return self.distance() * self.share().detach()
+
+    def refit(self) -> None:
+        """Fit all candidates to the weights as they are now, and bring their predicted errors up to date."""
+        for name, options in self.options.items():
+            site, weight = self.sites[name], site_weight(self.model, self.sites[name])
+            dtype = read(self.model.get_submodule(name)).dtype
+            fitted = [self._fitted(site, weight, option) for option in options]
+            self.fits[name] = torch.stack([fit for fit, _ in fitted]).to(dtype)
+            self.options[name] = tuple(
+                replace(option, error=error) for option, (_, error) in zip(options, fitted, strict=True)
+            )
+
+    def plan(self, keep: Mapping[str, float] | None = None) -> Plan:
+        """The candidates of the largest weights; within budgets those of the largest product of weights.
+
+        `max sum_i log p_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u`
+
+        Raises:
+            ValueError: for budgets that the candidates cannot meet.
+        """
+        curves = {name: self.options.get(name, (dense_option(site),)) for name, site in self.sites.items()}
+        planner = Planner.of(self.model, self.sites, metric="weight", curves=curves)
+        logs = {name: self.weights(name).log().clamp_min(ABSENT).tolist() for name in self.options}
+        return planner.plan(_Likeliest(logs=logs), keep)
+
+    def _fitted(self, site: Site, weight: Tensor, option: Option) -> tuple[Tensor, float]:
+        if option.format == DENSE:
+            return weight, 0.0
+        metrics = identity_metrics(site.groups, site.in_features, weight.device)
+        factors = get_format(option.format).fit(site, weight, metrics, option.ranks)
+        return factors.dense(), factors.error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Likeliest(Rule):
+    """The options with the largest product of weights, for `RankSearch.plan`."""
+
+    name: ClassVar[str] = "rank_search"
+    summary: ClassVar[str] = "the largest product of the weights that a search has found"
+    needs_budget: ClassVar[bool] = False
+
+    logs: Mapping[str, Sequence[float]]
+
+    def choose(self, problem: Problem) -> list[Pick]:
+        logs = [self.logs.get(site.name, (0.0,)) for site in problem.sites]
+        picks = least(problem, [[-log for log in own] for own in logs])
+        return [
+            Pick(pick.option, f"rank_search: weight {_weight(own[pick.option])}, {described(site, pick.option)}")
+            for site, pick, own in zip(problem.sites, picks, logs, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _spread(curve: Curve, count: int, unit: str) -> Curve:
+    """So many of the options that no other beats in cost and error, evenly spread, the cheapest and dense included."""
+    path = pareto([Choice(_cost(option, unit), option.error) for option in curve])
+    places = sorted({round((len(path) - 1) * k / (count - 1)) for k in range(count)})
+    return tuple(curve[path[place]] for place in places)
+
+
+def _cost(option: Option, unit: str) -> float:
+    return float(option.macs if unit == "macs" else option.params)
+
+
+def _weight(log: float) -> str:
+    return f"{math.exp(log):.2g}"
