@@ -104,15 +104,6 @@ def candidates(format: Format, layer: Layer, keep: float, metric: str) -> list[R
     return sorted(found, key=macs, reverse=True)
 
 
-def states(format: Format, layer: Layer, ranks: Ranks) -> int:
-    """The most bond states that one factor has: what the memory of a fit grows with, squared."""
-    if not isinstance(format, Multilinear):
-        return 1
-    network = format.network(Shape.of_site(layer.site), ranks)
-    modes = set(network.outputs + network.channels + network.spatial)
-    return max(network.count("".join(x for x in letters if x not in modes)) for letters in network.factors)
-
-
 def measure_formats(
     layer: Layer, names: Sequence[str], quick: bool, most_states: int
 ) -> tuple[list[Row], dict[tuple[str, str], Factors]]:
@@ -129,7 +120,7 @@ def measure_formats(
             if quick or layer.weight.numel() > ALL_LADDERS:
                 possible = possible[:1]
             for ranks in possible:
-                if states(format, layer, ranks) > most_states:
+                if isinstance(format, Multilinear) and format.states(layer.site, ranks) > most_states:
                     print(f"not measured: {layer.network} {layer.name} {name} {ranks}, more states than --states")
                     continue
                 begin = clock()

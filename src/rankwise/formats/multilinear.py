@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ from .weights import read
 FITTED = 5
 # A family whose error is this much above that of other formats at no greater cost, in its middle, is dropped.
 BEATEN = 1.25
-
+# A fit holds matrices of as many rows as the bonds of a factor have states together: 2 GB, and what a curve looks at.
+MOST_STATES, CURVE_STATES = 16384, 2048
 # In the weight metric a core is fitted first if it has at most this share of the weights.
 CORE = 0.5
 
@@ -98,6 +99,8 @@ class Multilinear(Format):
     where the fit starts.
     """
 
+    estimates: ClassVar[bool] = True
+
     def refuses(self, site: Site) -> str | None:
         if site.is_embedding and not site.dense_because:
             return f"{self.name} has no layer that looks rows up; use svd"
@@ -146,7 +149,7 @@ class Multilinear(Format):
         found: dict[Ranks, float] = {}
         looked_at: list[list[Ranks]] = []
         for ladder in self.ladders(Shape.of_site(site), step):
-            useful = [ranks for ranks in ladder if self.saves(site, ranks)]
+            useful = [ranks for ranks in ladder if self.saves(site, ranks) and self.states(site, ranks) <= CURVE_STATES]
             if not useful:
                 continue
             middle = len(useful) // 2
@@ -170,6 +173,22 @@ class Multilinear(Format):
         """Whether these ranks cost less than the dense layer."""
         cost = self.cost(site, ranks, site.has_bias)
         return cost.macs < site.macs and cost.params < site.params
+
+    def states(self, site: Site, ranks: Ranks) -> int:
+        """The most states that the bonds of one factor have together."""
+        network = self.network(Shape.of_site(site), ranks)
+        modes = set(network.outputs + network.channels + network.spatial)
+        return max(network.count("".join(x for x in letters if x not in modes)) for letters in network.factors)
+
+    def check(self, site: Site, ranks: Ranks) -> Ranks:
+        """See `Format.check`; also refuses what would not fit into memory."""
+        ranks = super().check(site, ranks)
+        if (states := self.states(site, ranks)) > MOST_STATES:
+            raise ValueError(
+                f"site {site.name!r}: {self.name} of ranks {ranks} has {states:,} bond states in a factor; a fit needs "
+                f"the square of that, so {MOST_STATES:,} is the most; choose smaller ranks"
+            )
+        return ranks
 
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
         """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
