@@ -33,7 +33,8 @@ from benchmarks.formats_versus import (
     show,
 )
 from rankwise.formats import FORMATS, Factors, Format, Ranks
-from rankwise.formats.multilinear import Multilinear, Shape
+from rankwise.formats.multilinear import Multilinear
+from rankwise.formats.shape import Shape
 
 KEEP = 0.5
 # Ranks tried between two rungs of a ladder, to come nearer to the budget.

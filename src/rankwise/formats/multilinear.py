@@ -10,12 +10,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..kinds import is_convolution, site_kind
 from ..linalg import multilinear, tucker2
 from ..linalg.metric import Identity, Metric
 from ..sites import Site
@@ -31,11 +30,10 @@ from .base import (
     relative,
     same_tensor_options,
     set_bias,
-    steps,
     ungrouped,
 )
 from .network import Network
-from .weights import read
+from .shape import Shape
 
 # A curve is fitted at this many ranks of each family; the others lie between.
 FITTED = 5
@@ -57,39 +55,6 @@ class Effort(NamedTuple):
 # Of the core, or of everything from the start; and of the whole kernel after its core was fitted.
 THOROUGH = Effort(60, 1e-4), Effort(8, 1e-4)
 QUICK = Effort(8, 1e-2), Effort(1, 1e-2)
-
-
-class Shape(NamedTuple):
-    """Of a weight: groups, outputs and channels per group, and the kernel, () for a linear layer."""
-
-    groups: int
-    outputs: int
-    channels: int
-    kernel: tuple[int, ...]
-
-    @classmethod
-    def of_site(cls, site: Site) -> Shape:
-        return cls(site.groups, site.out_features // site.groups, site.weight_shape[1], site.kernel_size)
-
-    @classmethod
-    def of_layer(cls, layer: Any) -> Shape:
-        """Of a dense layer, or of the chain that replaced it."""
-        if is_convolution(layer.kind if isinstance(layer, LowRank) else site_kind(layer)):
-            groups = layer.groups
-            return cls(groups, layer.out_channels // groups, layer.in_channels // groups, tuple(layer.kernel_size))
-        if isinstance(layer, (nn.Linear, LowRank)):
-            return cls(1, layer.out_features, layer.in_features, ())
-        outputs, inputs = read(layer).shape
-        return cls(1, outputs, inputs, ())
-
-    @property
-    def taps(self) -> int:
-        return math.prod(self.kernel)
-
-    @property
-    def directions(self) -> str:
-        """Letters of the kernel's directions: z planes, h rows, w columns, as many of the last as there are."""
-        return "zhw"[3 - len(self.kernel) :]
 
 
 class Multilinear(Format):
@@ -291,35 +256,3 @@ def _between(places: Sequence[int], values: Sequence[float], count: int) -> list
         low, high = math.log(max(values[after - 1], floor)), math.log(max(values[after], floor))
         result.append(math.exp(low + share * (high - low)))
     return result
-
-
-def single(limit: int, step: int) -> list[Ranks]:
-    """Of a form with one rank: at most 32 of its values."""
-    return [(rank,) for rank in steps(limit, step, 32)]
-
-
-def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
-    """Ranks that grow together up to their limits, multiples of `step` except where a limit is none."""
-    found: dict[Ranks, None] = {}
-    for share in torch.logspace(-2, 0, count, dtype=torch.float64).tolist():
-        rounded = [max(1, round(share * limit / step)) * step for limit in limits]
-        found[tuple(min(rank, limit) for rank, limit in zip(rounded, limits, strict=True))] = None
-    return list(found)
-
-
-def divisors(number: int) -> list[int]:
-    """All of them, ascending."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def split_number(number: int, parts: int) -> tuple[int, ...]:
-    """Factors as equal as they can be, the largest first; ones where there are not enough.
-
-    Example:
-        >>> split_number(96, 3), split_number(7, 2)
-        ((6, 4, 4), (7, 1))
-    """
-    if parts == 1:
-        return (number,)
-    smallest = max(d for d in divisors(number) if d**parts <= number)
-    return (*split_number(number // smallest, parts - 1), smallest)
