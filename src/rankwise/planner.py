@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -48,20 +48,24 @@ class Planner:
         sites: of it.
         metric: "input" or "weight".
         shrink: share of the weight metric in the input metric.
-        groups: the options that the constraints leave, of each site or of sites that are tied.
+        options: site name to the options that the constraints leave, and the reason where they leave no choice.
         prices: of the options.
         spectra: singular values that the ranks of a format cut at a site.
+        fitted: the error of an option of a site, from a thorough fit.
         evaluate: tries a plan; None where nothing can be tried.
+        tie: patterns; all sites of one get the same format and ranks.
     """
 
     model: nn.Module
     sites: Sites
     metric: str
     shrink: float
-    groups: tuple[SiteGroup, ...]
+    options: Mapping[str, tuple[Curve, str]]
     prices: Prices
     spectra: Callable[[str, str], Spectra]
+    fitted: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
+    tie: str | Sequence[str] = ()
 
     @classmethod
     def of(
@@ -111,17 +115,28 @@ class Planner:
             metrics = site_metrics(source, site, metric, model, shrink)
             return site_spectra(site, site_weight(model, site), metrics, format)
 
-        options = constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink))
+        fit = partial(pinned, model, source, metric=metric, shrink=shrink)
+
+        def fitted(name: str, option: Option) -> float:
+            return fit(sites[name], (option.format, option.ranks)).error
+
         return cls(
             model=model,
             sites=sites,
             metric=metric,
             shrink=shrink,
-            groups=group_sites(sites, options, constraints.tie),
+            options=constraints.options(sites, curves, fit),
             prices=Prices(model, sites),
             spectra=cache(spectra),
+            fitted=fitted,
             evaluate=evaluate,
+            tie=constraints.tie,
         )
+
+    @cached_property
+    def groups(self) -> tuple[SiteGroup, ...]:
+        """The sites as rules see them, those that are tied as one; ValueError for ties that cannot be."""
+        return group_sites(self.sites, self.options, self.tie)
 
     def plan(
         self,
