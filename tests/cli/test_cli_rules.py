@@ -42,6 +42,24 @@ def test_a_rule_that_tries_plans_and_a_floor(project: Path, cli: Callable[..., A
     assert any("loss" in row["why"] for row in plan["rows"])
 
 
+def test_a_search_that_is_kept_in_a_file(project: Path, cli: Callable[..., Any]) -> None:
+    pytest.importorskip("optuna", reason="the extra search is not installed")
+    words = (*PLAN, "--rule", "bayesian:trials=3,study=search.db", "--keep", "macs=0.7")
+    first, again = cli(*words), cli(*words)
+    assert first.exit_code == again.exit_code == 0, first.output
+    assert Path("search.db").exists()
+    assert json.loads(first.stdout)["plan"] == json.loads(again.stdout)["plan"]
+    other = cli(*words[:-1], "macs=0.6")
+    assert other.exit_code == 2
+    assert "is of other budget than asked for" in " ".join(other.stderr.split())
+
+
+def test_ties(project: Path, cli: Callable[..., Any]) -> None:
+    result = cli(*PLAN, "--keep", "macs=0.7", "--tie", "[03]")
+    assert result.exit_code == 2
+    assert "sites '0' and '3' cannot be tied by '[03]'" in " ".join(result.stderr.split())
+
+
 def test_the_smallest_network_within_a_loss(project: Path, cli: Callable[..., Any]) -> None:
     result = cli(*PLAN, "--target-drop", "20", "--minimise", "params", "--test", "pictures", "--size", "8")
     assert result.exit_code == 0, result.output

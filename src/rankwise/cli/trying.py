@@ -30,7 +30,7 @@ def what_tries(job: Job, wishes: Mapping[str, Any], method: str = "auto") -> dic
     if wishes["rule"].needs_evaluate:
         if job.data is None:
             raise ValueError(f"--rule {wishes['rule'].name} tries plans on data; name DATA")
-        # One layer at a time has no errors before it to repair: one-shot fits tell the same, sooner.
+        # Many plans are tried: one-shot fits take a second where sequential ones run both networks over the data.
         found["evaluate"] = trials(job, "divergence", "one-shot", held_out=False)
     if wishes["target_drop"] is not None:
         data = job.measured_on
