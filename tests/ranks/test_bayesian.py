@@ -149,7 +149,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"study {path!r} is of other {what} than asked for; name another file"):
             other.choose(given)
 
-    refused("budget", asked(params=140))
+    refused("budget", asked(params=149))
     refused("settings", asked(), replace(rule, depths=2))
     refused("network", replace(asked(), plan=lambda chosen: replace(asked().plan(chosen), fingerprint="another")))
     refused("sites and candidates and errors", problem(*SITES[:-1], evaluate=weighted, params=150))

@@ -110,11 +110,11 @@ class Bayesian(Rule):
         forms = [[(o.format, o.ranks, o.params, o.macs) for o in site.options] for site in problem.sites]
         return {
             "network": problem.plan({}).fingerprint,
-            "budget": dict(problem.limits),
+            "budget": {unit: f"{limit:.0f}" for unit, limit in problem.limits.items()},
             "sites": [site.name for site in problem.sites],
             "candidates": hashlib.sha256(json.dumps(forms).encode()).hexdigest(),
             "errors": [sum(option.error for option in site.options) for site in problem.sites],
-            "settings": {name: getattr(self, name) for name in ("depths", "most", "startup", "seed")},
+            "settings": {name: str(getattr(self, name)) for name in ("depths", "most", "startup", "seed")},
         }
 
 
