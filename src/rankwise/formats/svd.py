@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..kinds import spatial_dims
 from ..linalg.metric import Metric
 from ..linalg.reduced_rank import balance, energies, truncate
-from ..linalg.two_sided import TwoSided
+from ..linalg.two_uses import TwoUses
 from ..sites import Site
 from .base import (
     Cost,
@@ -42,7 +42,7 @@ class SVD(Format):
     A convolution becomes a k x k convolution to R channels, which carries stride, padding and dilation, and a 1 x 1
     convolution. A grouped convolution has one rank for all groups. The first layer of a transposed convolution is one.
     An embedding becomes one of R numbers per row and a linear layer. Where a linear head shares the weight of an
-    embedding, both share the factors, which are fitted to both uses (`linalg/two_sided.py`).
+    embedding, both share the factors, which are fitted to both uses (`linalg/two_uses.py`).
 
     Source: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736; Zhang,
     Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798.
@@ -69,7 +69,7 @@ class SVD(Format):
     ) -> list[tuple[Ranks, float]]:
         ranks = steps(self.limits(site)[0], step)
         if site.is_tied:
-            problem = TwoSided(weight, *metrics)
+            problem = TwoUses(weight, *metrics)
             errors = problem.start_errors()
             return [((rank,), relative(float(errors[rank - 1]), problem.total)) for rank in ranks]
         W_GTD = grouped(site, weight).flatten(2)
@@ -86,7 +86,7 @@ class SVD(Format):
         W_GTCQ = grouped(site, weight)
         U, V, error, total = [], [], 0.0, 0.0
         if site.is_tied:
-            problem = TwoSided(weight, *metrics)
+            problem = TwoUses(weight, *metrics)
             U_TR, V_RD, error = problem.fit(rank)
             U, V, total = [U_TR], [V_RD], problem.total
         else:

@@ -21,7 +21,7 @@ from ..formats.base import grouped
 from ..linalg.metric import Identity, Metric
 from ..linalg.reduced_rank import energies
 from ..linalg.symmetric import cholesky, eigenvalues
-from ..linalg.two_sided import TwoSided
+from ..linalg.two_uses import TwoUses
 from ..sites import Site
 
 
@@ -59,7 +59,7 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
         ValueError: for a format whose ranks do not cut singular values of an unfolding.
     """
     if site.is_tied:
-        whitened_TD = TwoSided(weight, *metrics).whitened_TD
+        whitened_TD = TwoUses(weight, *metrics).whitened_TD
         return ((_unfolding(energies(whitened_TD, Identity(site.in_features, weight.device)), whitened_TD),),)
     W_GTCQ = grouped(site, weight)
     pairs = list(zip(W_GTCQ, metrics, strict=True))

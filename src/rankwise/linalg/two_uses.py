@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 ROUNDING = 1e-14
 
 
-class TwoSided:
+class TwoUses:
     """The problem for one matrix.
 
     Args:
@@ -44,7 +44,7 @@ class TwoSided:
 
     Example:
         >>> W_TD = torch.outer(torch.arange(1.0, 4.0), torch.ones(5))
-        >>> A_TR, B_RD, error = TwoSided(W_TD, Identity(5), Identity(3)).fit(rank=1)
+        >>> A_TR, B_RD, error = TwoUses(W_TD, Identity(5), Identity(3)).fit(rank=1)
         >>> torch.allclose(A_TR @ B_RD, W_TD.double()), error < 1e-12
         (True, True)
     """
