@@ -50,6 +50,7 @@ class Planner:
         options: site name to the options that the constraints leave, and the reason where they leave no choice.
         prices: of the options.
         spectra: singular values that the ranks of a format cut at a site.
+        fitted: the error of an option of a site, from a thorough fit.
         evaluate: tries a plan; None where nothing can be tried.
     """
 
@@ -60,6 +61,7 @@ class Planner:
     options: Mapping[str, tuple[Curve, str]]
     prices: Prices
     spectra: Callable[[str, str], Spectra]
+    fitted: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
 
     @classmethod
@@ -110,14 +112,20 @@ class Planner:
             metrics = site_metrics(source, site, metric, model, shrink)
             return site_spectra(site, site_weight(model, site), metrics, format)
 
+        fit = partial(pinned, model, source, metric=metric, shrink=shrink)
+
+        def fitted(name: str, option: Option) -> float:
+            return fit(sites[name], (option.format, option.ranks)).error
+
         return cls(
             model=model,
             sites=sites,
             metric=metric,
             shrink=shrink,
-            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink)),
+            options=constraints.options(sites, curves, fit),
             prices=Prices(model, sites),
             spectra=cache(spectra),
+            fitted=fitted,
             evaluate=evaluate,
         )
 

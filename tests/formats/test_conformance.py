@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankwise import FORMATS, LowRank, Site, export, find
 from rankwise.formats import Factors, Format, Ranks
 from rankwise.formats.base import CHANNELS_LAST
-from rankwise.formats.multilinear import Multilinear, Shape
+from rankwise.formats.multilinear import Multilinear
+from rankwise.formats.shape import Shape
 from rankwise.formats.weights import site_bias, site_weight, write
 from rankwise.kinds import output_first
 from rankwise.linalg import multilinear
