@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,16 @@ def test_held_out_samples_choose_the_share_of_the_weight_metric(model: nn.Module
     assert rw.choose_shrinkage(model, plan, few, tokens()) > 0
 
 
-def test_artifact_export_and_training(model: Any, stats: Statistics, tmp_path: Path) -> None:
+def test_export(tmp_path: Path) -> None:
+    model = make(Language)
+    sites = rw.find(model, tokens()[0])
+    small = rw.factorise(model, plan_of(sites, {"words": ("svd", (4,))}, "weight"), sites)
+    exported = torch.export.export(small, (tokens()[0],)).module()
+    torch.testing.assert_close(exported(tokens()[0]), small(tokens()[0]))
+    assert rw.export.onnx(small, tokens()[0][:2], tmp_path / "words.onnx").stat().st_size > 0
+
+
+def test_artifact_and_training(model: Any, stats: Statistics, tmp_path: Path) -> None:
     def fresh() -> nn.Module:
         return Language(model.head.bias is not None).eval()
 
@@ -165,15 +175,18 @@ def test_artifact_export_and_training(model: Any, stats: Statistics, tmp_path: P
     again.load_state_dict(small.state_dict())
     assert_tied(again)
     assert torch.equal(outputs(again, tokens()), outputs(small, tokens()))
-    exported = torch.export.export(small, (tokens()[0],)).module()
-    torch.testing.assert_close(exported(tokens()[0]), small(tokens()[0]))
-    assert rw.export.onnx(small, tokens()[0][:2], tmp_path / "words.onnx").stat().st_size > 0
     loaded.train()(tokens()[0]).square().mean().backward()
     assert float(loaded.words[0].weight.grad.abs().sum()) > 0
-    untied = copy.deepcopy(fresh())
+    untied: Any = fresh()
     untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
     with pytest.raises(ValueError, match="shares the factors of 'words' and 'head', the fresh model has a weight for"):
         rw.load(untied, tmp_path / "out")
+    path = tmp_path / "out" / "rankwise.json"
+    manifest = json.loads(path.read_text())
+    manifest["structure"][1]["ranks"] = [3]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="share factors of different formats or ranks"):
+        rw.load(fresh(), tmp_path / "out")
 
 
 def test_an_artifact_of_separate_factors_does_not_become_one_of_shared_ones(tmp_path: Path) -> None:
