@@ -263,7 +263,7 @@ def text(count: int, seed: int) -> Tensor:
 
 
 def test_fitted_to_both_uses_a_trained_network_loses_less() -> None:
-    """Than with the factors of the weight alone, which are no worse for words that never come."""
+    """Less than with the factors of the weight alone."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Language().train()

@@ -84,20 +84,19 @@ class SVD(Format):
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
         (rank,) = ranks = self.check(site, ranks)
         W_GTCQ = grouped(site, weight)
-        U, V, error, total = [], [], 0.0, 0.0
+        pairs: list[tuple[Tensor, Tensor]] = []
+        error = total = 0.0
         if site.is_tied:
             problem = TwoUses(weight, *metrics)
             U_TR, V_RD, error = problem.fit(rank)
-            U, V, total = [U_TR], [V_RD], problem.total
+            pairs, total = [balance(U_TR, V_RD)], problem.total
         else:
             for W_TD, metric in zip(W_GTCQ.flatten(2), metrics, strict=True):
                 U_TR, V_RD, missed = truncate(W_TD, metric, rank)
-                U.append(U_TR)
-                V.append(V_RD)
+                pairs.append(balance(U_TR, V_RD))
                 error += missed
                 total += metric.energy(W_TD)
-        balanced = [balance(U_TR, V_RD) for U_TR, V_RD in zip(U, V, strict=True)]
-        U, V = [U_TR for U_TR, _ in balanced], [V_RD for _, V_RD in balanced]
+        U, V = zip(*pairs, strict=True)
         tensors = {"U_GTR": torch.stack(U), "V_GRD": torch.stack(V)}
         dense = ungrouped(site, tensors["U_GTR"] @ tensors["V_GRD"])
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))

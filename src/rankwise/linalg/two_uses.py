@@ -23,7 +23,7 @@ from .metric import Identity, Metric
 from .reduced_rank import spectrum
 from .symmetric import eigh, orthonormal
 
-# The start is some five per cent above the least error; the first two or three sweeps take most of that away.
+# Most of what can be gained over the start comes with the first two or three sweeps.
 SWEEPS = 20
 TOLERANCE = 1e-3
 # Weights below this part of the largest are rounding errors of none at all.
