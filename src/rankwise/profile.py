@@ -13,13 +13,12 @@ from typing import Any
 from torch import nn
 
 from .formats import FORMATS, Cost, Ranks, get_format
-from .formats.weights import site_weight
+from .formats.weights import site_weight, weight_metrics
 from .guards import unwrap
 from .linalg.metric import Metric
 from .plan import DENSE, METRICS
 from .sites import Site, Sites
 from .statistics import Statistics
-from .statistics.moments import identity_metrics
 
 # Their curves are exact, or nearly, from one decomposition; those of all others ("auto") are fitted.
 DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
@@ -62,13 +61,13 @@ def rank_step(site: Site, round_to: int | str) -> int:
 def site_metrics(
     source: Statistics | Sites, site: Site, metric: str, model: nn.Module, shrink: float = 0.0
 ) -> list[Metric]:
-    """The metric of each group of a site, the input metric shrunk towards the weight metric.
+    """The metrics of a site as a fit takes them, the input metric shrunk towards the weight metric.
 
     Raises:
         ValueError: if the metric is unknown, or needs statistics that are not there.
     """
     if metric == "weight":
-        return identity_metrics(site.groups, site.in_features, next(model.parameters()).device)
+        return weight_metrics(site, next(model.parameters()).device)
     if metric != "input":
         raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
     if not isinstance(source, Statistics):
@@ -77,7 +76,8 @@ def site_metrics(
         raise ValueError(
             f"the statistics hold nothing for site {site.name!r}; collect them again for this network, or ignore it"
         )
-    return source[site.name].metrics(shrink)
+    moments = source[site.name]
+    return (moments if site.chain_bias(metric) else moments.uncentred()).metrics(shrink)
 
 
 def profile(

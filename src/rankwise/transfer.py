@@ -85,12 +85,14 @@ def choose_shrinkage(
     held = collect(model, held_out, only=[row.site for row in plan.factorised], positions=positions, seed=seed)
     rows: Iterable[PlanRow] = plan.factorised
     for row in rows if progress is None else progress(rows, "shrinkage"):
-        site, fitted, format = stats.sites[row.site], stats[row.site], get_format(row.format)
+        site, format = stats.sites[row.site], get_format(row.format)
+        pair = [moments[row.site] for moments in (stats, held)]
+        fitted, seen = pair if site.chain_bias("input") else [moments.uncentred() for moments in pair]
         weight = site_weight(model, site)
         for share in errors:
             factors = format.fit(site, weight, fitted.metrics(share), row.ranks)
             change = (weight - factors.dense()).reshape(site.groups, -1, site.in_features)
-            errors[share] += output_error(change, weight.reshape(change.shape), fitted, held[row.site])
+            errors[share] += output_error(change, weight.reshape(change.shape), fitted, seen)
     best = min(errors, key=errors.__getitem__)
     told = ", ".join(f"{share:g}: {error / len(plan.factorised):.4f}" for share, error in errors.items())
     logger.info("error of the sites' outputs on held-out samples by share of the weight metric: %s", told)
@@ -106,12 +108,15 @@ def output_error(change_GTD: Tensor, weight_GTD: Tensor, fitted: Moments, held: 
         fitted, held: moments of the site's input in the statistics, and in the held-out samples.
 
     Returns:
-        The relative squared error; 0 where the site's output does not vary.
+        The relative squared error; 0 where the site's output does not vary; of a tied embedding the mean of both uses.
     """
     missed = total = 0.0
     metrics = held.metrics(damping=0)
-    for group, metric in enumerate(metrics):
+    for group, metric in enumerate(metrics[: len(held.mean_GD)]):
         shift_T = change_GTD[group] @ (held.mean_GD[group] - fitted.mean_GD[group])
         missed += metric.energy(change_GTD[group]) + float(shift_T.square().sum())
         total += metric.energy(weight_GTD[group])
-    return missed / total if total > 0 else 0.0
+    error = missed / total if total > 0 else 0.0
+    if held.lookups_V is None:
+        return error
+    return (error + metrics[-1].energy(change_GTD[0].mT) / metrics[-1].energy(weight_GTD[0].mT)) / 2

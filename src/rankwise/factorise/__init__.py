@@ -17,6 +17,8 @@ from ..plan import DENSE, Plan, site_of
 from ..sites import Sites, find
 from ..statistics import Statistics
 from ..statistics.moments import check_shrink
+from ..surgery import put
+from ..ties import Ties
 from .one_shot import one_shot
 from .sequential import sequential
 from .spill import DEFAULT_CAP
@@ -112,20 +114,18 @@ def factorise(
                 step=step,
             )
     for row in plan.factorised:  # the copy was in eval mode when the chains were built
-        compressed.get_submodule(row.site).train(model.get_submodule(row.site).training)
+        for name in (row.site, *sites[row.site].aliases):
+            compressed.get_submodule(name).train(model.get_submodule(name).training)
     return compressed
 
 
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:
     """`factorise` in place: the model's sites are replaced once all of them are fitted."""
-    from ..surgery import replace
-
     compressed = factorise(model, plan, stats, **options)
     model = unwrap(model)
+    ties = Ties(model)
     for row in plan.factorised:
-        chain = compressed.get_submodule(row.site)
-        names = [name for name, module in compressed.named_modules(remove_duplicate=False) if module is chain]
-        replace(model, names, chain)
+        put(model, {name: compressed.get_submodule(name) for name in ties.together(row.site)})
     return model
 
 

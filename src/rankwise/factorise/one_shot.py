@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from ..formats import get_format
-from ..formats.weights import site_bias, site_weight
+from ..formats.weights import site_bias, site_weight, weight_metrics
 from ..plan import DENSE, Plan, PlanRow
 from ..sites import Site, Sites
 from ..statistics import Statistics
-from ..statistics.moments import Moments, identity_metrics
-from ..surgery import replace
+from ..statistics.moments import Moments
+from ..surgery import rebuild
 
 
 def one_shot(
@@ -52,15 +52,12 @@ def factorise_site(
     Unless it `corrects`, a layer without a bias gets none.
     """
     format, weight, bias = get_format(row.format), site_weight(dense, site), site_bias(dense, site)
-    layer = compressed.get_submodule(site.name)
     if moments is None:
-        metrics = identity_metrics(site.groups, site.in_features, weight.device)
-        factors = format.fit(site, weight, metrics, row.ranks)
+        factors = format.fit(site, weight, weight_metrics(site, weight.device), row.ranks)
     else:
         with_bias = site.chain_bias("input" if corrects else "weight")
         moments = moments if with_bias else moments.uncentred()
         factors = format.fit(site, weight, moments.metrics(shrink), row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
-    chain = format.build(layer, row.ranks, bias=bias is not None)
+    chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias=bias is not None)
     format.fill(chain, factors, bias)
-    replace(compressed, [site.name, *site.aliases], chain)

@@ -48,7 +48,8 @@ class Factors:
         ranks: per-group ranks.
         tensors: the factors, each with the groups first.
         weight: the dense weight they stand for, O x I/G [x kernel], float64.
-        error: relative squared error `||(W - V) Sigma^(1/2)||^2 / ||W Sigma^(1/2)||^2` over all groups.
+        error: relative squared error `||(W - V) Sigma^(1/2)||^2 / ||W Sigma^(1/2)||^2` over all groups; of a tied
+            embedding the mean of those of its two uses.
     """
 
     format: str
@@ -156,7 +157,7 @@ class Format(ABC):
         Args:
             site: the layer.
             weight: its weight, O x I/G [x kernel].
-            metrics: of each group.
+            metrics: of each group; of a tied embedding that of its head's inputs and that of its rows.
             step: ranks are multiples of it, as far as that makes sense.
             rivals: the least error of other formats at no greater cost; what is clearly beaten may be left out.
         """

@@ -67,7 +67,7 @@ class Multilinear(Format):
     estimates: ClassVar[bool] = True
 
     def refuses(self, site: Site) -> str | None:
-        if site.is_embedding and not site.dense_because:
+        if site.is_looked_up and not site.dense_because:
             return f"{self.name} has no layer that looks rows up; use svd"
         return super().refuses(site)
 

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..guards import unwrap
 from ..kinds import spatial_dims
 from ..sites import Site, find
 from .counts import Lookups
-from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator
+from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator, Moments
 from .rows import input_rows, positions_per_sample, sample_positions
 from .store import Statistics
 
@@ -102,10 +103,10 @@ def collect(
             for index, batch in enumerate(batches if progress is None else progress(batches, "statistics")):
                 collector.batch = index
                 call(model, batch, index=index)
-        missing = [site.name for site in chosen if not collector.accumulators[site.name].count]
+        missing = [site.name for site in chosen if not collector.reached(site.name)]
         if missing:
             raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
-        moments = {name: accumulator.moments() for name, accumulator in collector.accumulators.items()}
+        moments = {site.name: collector.moments(site.name) for site in chosen}
     return Statistics(moments, sites=sites, samples=samples or 0, seed=seed)
 
 
@@ -117,6 +118,8 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
             held += 8 * site.in_features
             fitting = max(fitting, 8 * 4 * math.prod(site.weight_shape))
             continue
+        if site.is_tied:  # the rest is that of its head
+            held += 8 * site.out_features
         D, T, rows = site.in_features, site.out_features // site.groups, _rows_expected(site, samples, positions)
         kept = min(rows, SAMPLED_ROWS if D > LARGEST_DENSE else D)
         if D > LARGEST_DENSE:  # rows wait to be thinned out, and the kept ones are copied twice beside them
@@ -126,9 +129,11 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
         else:
             # the float64 sum and a product to add, and the rows that wait for it, once more when they are joined
             held += site.groups * D * (16 * D + 8 * max(D, BLOCK_ROWS))
-        # in float64: the metric and what it is made from, the weight, its projection and both outer products
+        # in float64: the metric and what it is made from, the weight, its projection and both outer products; of a
+        # tied embedding, whose rows are many, matrices of the weight's size alone
         metric = kept * D if D > LARGEST_DENSE or rows <= D else D * D
-        fitting = max(fitting, 8 * (2 * site.groups * metric + 4 * site.groups * T * D + 4 * T * T))
+        work = 8 * T * D if site.is_tied else 4 * site.groups * T * D + 4 * T * T
+        fitting = max(fitting, 8 * (2 * site.groups * metric + work))
     return held, fitting
 
 
@@ -145,9 +150,13 @@ class _Collector:
     """Feeds what a site's hook sees to the site's accumulator."""
 
     def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
-        self.accumulators: dict[str, Accumulator | Lookups] = {
-            site.name: Lookups(site.in_features) if site.is_embedding else Accumulator(taps=site.taps, seed=seed)
+        self.accumulators = {
+            site.name: Accumulator(taps=site.taps, seed=seed) for site in sites if not site.is_embedding
+        }
+        self.lookups = {
+            site.name: Lookups(site.in_features if site.is_embedding else site.out_features)
             for site in sites
+            if site.is_looked_up
         }
         self.wanted = {site.name: positions_per_sample(site, samples, positions) for site in sites}
         self.seed = seed
@@ -156,18 +165,33 @@ class _Collector:
 
     def observer(self, site: Site) -> Callable[[nn.Module, Tensor, Tensor], None]:
         def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
-            number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
-            accumulator = self.accumulators[site.name]
-            if isinstance(accumulator, Lookups):  # counting all of them is cheap
-                accumulator.update(x)
+            if isinstance(layer, nn.Embedding):  # counting all of them is cheap
+                self.lookups[site.name].update(x)
                 return
+            number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
             drawn = draw(layer, x, y, self.wanted[site.name], f"{site.name}:{self.batch}:{number}", self.seed)
             try:
-                accumulator.update(input_rows(layer, x, drawn))
+                self.accumulators[site.name].update(input_rows(layer, x, drawn))
             except ValueError as error:
                 raise DataError(f"site {site.name!r}, batch {self.batch}: {error}") from error
 
         return observe
+
+    def reached(self, name: str) -> bool:
+        """Whether every use of a site was seen."""
+        uses = [kind[name] for kind in (self.accumulators, self.lookups) if name in kind]
+        return all(use.count for use in uses)
+
+    def moments(self, name: str) -> Moments:
+        """The moments of a site."""
+        if name not in self.accumulators:
+            return self.lookups[name].moments()
+        moments = self.accumulators[name].moments()
+        if name not in self.lookups:
+            return moments
+        seen_V = self.lookups[name].seen_V
+        assert seen_V is not None
+        return replace(moments, lookups_V=seen_V.double())
 
 
 def draw(layer: nn.Module, x: Tensor, y: Tensor, wanted: int | None, key: str, seed: int) -> Tensor | None:

@@ -40,6 +40,7 @@ class Moments:
         second_GDD: `E[x x^T]`, uncentred.
         rows_GND: all rows, or a seeded sample of them.
         target_mean_GT, cross_GTD: mean and `E[y x^T]` of targets, where there were any.
+        lookups_V: of a tied embedding how often each of its rows was looked up; all else is of its head.
     """
 
     count: int
@@ -48,6 +49,7 @@ class Moments:
     rows_GND: Tensor | None = None
     target_mean_GT: Tensor | None = None
     cross_GTD: Tensor | None = None
+    lookups_V: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -73,6 +75,8 @@ class Moments:
     def metrics(self, shrink: float = 0.0, *, damping: float | None = None) -> list[Metric]:
         """The metric of each group: the covariance of the input, shrunk; the bias takes care of the mean.
 
+        Of a tied embedding that of its rows comes last, their frequencies.
+
         `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
         itself shrunk by what their number asks for; `s` is for what no number of rows tells: that the network will see
         other data. The mean is not shrunk. The only value known without data is 0, and inputs after a ReLU are far
@@ -87,7 +91,8 @@ class Moments:
             ValueError: if `shrink` is not between 0 and 1.
         """
         if check_shrink(shrink) == 1:
-            return identity_metrics(len(self.mean_GD), self.dim, self.mean_GD.device)
+            identities = identity_metrics(len(self.mean_GD), self.dim, self.mean_GD.device)
+            return identities + self._lookup_metrics(shrink, damping)
         result: list[Metric] = []
         for group, mean_D in enumerate(self.mean_GD):
             if self.one_hot:
@@ -104,7 +109,13 @@ class Moments:
                 trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
                 added = self._damping(damping, trace, squares)
                 result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * trace / self.dim))
-        return result
+        return result + self._lookup_metrics(shrink, damping)
+
+    def _lookup_metrics(self, shrink: float, damping: float | None) -> list[Metric]:
+        if self.lookups_V is None:
+            return []
+        count = self.lookups_V.sum()
+        return Moments(count=int(count), mean_GD=self.lookups_V[None] / count).metrics(shrink, damping=damping)
 
     def _damping(self, wanted: float | None, trace: float, squares: float) -> float:
         if wanted is not None:
@@ -326,20 +337,23 @@ def merge(parts: Sequence[Moments]) -> Moments:
             result.add_(value, alpha=part.count / count)
         return result
 
-    targets = {}
+    further = {}
     if all(part.cross_GTD is not None for part in parts):
-        targets = {
+        further = {
             "target_mean_GT": mean([part.target_mean_GT for part in parts if part.target_mean_GT is not None]),
             "cross_GTD": mean([part.cross_GTD for part in parts if part.cross_GTD is not None]),
         }
+    looked_up = [part.lookups_V for part in parts if part.lookups_V is not None]
+    if looked_up:
+        further["lookups_V"] = torch.stack(looked_up).sum(0)
     mean_GD = mean([part.mean_GD for part in parts])
     if all(part.one_hot for part in parts):
         return Moments(count=count, mean_GD=mean_GD)
     if all(part.second_GDD is None for part in parts):
         rows_GND = _joined(parts, count)
         if parts[0].dim > LARGEST_DENSE or rows_GND.shape[1] <= parts[0].dim:
-            return Moments(count=count, mean_GD=mean_GD, rows_GND=rows_GND, **targets)
-    return Moments(count=count, mean_GD=mean_GD, second_GDD=mean([_second(part) for part in parts]), **targets)
+            return Moments(count=count, mean_GD=mean_GD, rows_GND=rows_GND, **further)
+    return Moments(count=count, mean_GD=mean_GD, second_GDD=mean([_second(part) for part in parts]), **further)
 
 
 def _joined(parts: Sequence[Moments], count: int) -> Tensor:
