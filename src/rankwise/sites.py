@@ -141,7 +141,7 @@ class Site:
 
         An embedding needs none: the second moment of its one-hot inputs is diagonal as it is.
         """
-        return self.has_bias or (metric == "input" and not self.is_embedding)
+        return self.has_bias or (metric != "weight" and not self.is_embedding)
 
     def layer(self, model: nn.Module) -> nn.Module:
         """The layer in a model of the same structure."""

@@ -88,6 +88,9 @@ class SVD(Format):
         dense = ungrouped(site, tensors["U_GTR"] @ tensors["V_GRD"])
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
+    def output_factor(self, site: Site) -> tuple[str, int]:
+        return "U_GTR", 1
+
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
         options = same_tensor_options(layer)
