@@ -2,8 +2,8 @@
 
     python -m benchmarks.metrics [--network NAME] [--keeps 0.5 0.3] [--formats NAME ...] [--quick] [--json FILE]
 
-`weight` sees no data, `diagonal` the variance of each input, `input` their covariance, `fisher` also the gradients of
-the loss at the outputs, with labels that the network drew itself. The rules are the sum of errors (`knapsack`) and
+`weight` sees no data, `diagonal` the variance of each input, `input` their covariance, `fisher` also the gradients at
+the outputs, of the Fisher information of the network's own answers. The rules are the sum of errors (`knapsack`) and
 the loss that second derivatives predict (`fisher`). Beside accuracy on the test pictures and agreement with the dense
 network on further ones stands the Kullback-Leibler divergence between both networks on the calibration pictures, as the
 plan predicted it (`predicted`, metric and rule `fisher` alone) and as it came out (`divergence`, one-shot).

@@ -21,7 +21,7 @@ from ..guards import unwrap
 from ..kinds import spatial_dims
 from ..sites import Site, find
 from .counts import Lookups
-from .gradients import GradientCollector, Loss, OwnAnswers
+from .gradients import FisherProbe, GradientCollector, Loss
 from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator
 from .rows import input_rows, positions_per_sample, sample_positions
 from .store import Statistics
@@ -59,12 +59,12 @@ def collect(
         example_input: what MACs are counted for; by default the first sample of the first batch.
         only: names of the sites to collect; all by default.
         gradients: whether gradients are collected too. Sites with more than 8,192 outputs have none, which is logged.
-        loss: of what the model returns, summed over the samples of a batch; asks for gradients. By default the cross
-            entropy with labels drawn from the network's own answers, which needs no labels: `G` is then a factor of the
-            Fisher information.
+        loss: of what the model returns, summed over the samples of a batch; asks for gradients. By default a function
+            of the scores whose gradients have the Fisher information of the network's own answers as second moment,
+            which needs no labels (`FisherProbe`).
         positions: output positions of each sample to use: "auto" (40 rows per input dimension over all samples, at
             most four times the layer's own multiplications, at least 16 per sample), "all", or a number.
-        seed: of the positions and of the drawn labels.
+        seed: of the positions and of the default loss.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.
 
     Returns:
@@ -105,7 +105,7 @@ def collect(
         fitting / 1e9,
     )
     collector = _Collector(chosen, samples, positions, seed)
-    backward = GradientCollector(loss or OwnAnswers(seed))
+    backward = GradientCollector(loss or FisherProbe(seed))
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
             layers = {

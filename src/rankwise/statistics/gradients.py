@@ -2,15 +2,16 @@
 
 An error `e = (W - V) x` at every output position changes the loss of a sample by about `sum over positions of g^T e`,
 with `g` the gradient there. If gradients and inputs are independent, and those of different positions too, its mean
-square is `trace(G (W - V) Sigma (W - V)^T)`, `G = E sum over positions of g g^T`. With labels drawn from the network's
-own answers that is twice the Kullback-Leibler divergence between its answers and those of the factorised network, to
-second order.
+square is `trace(G (W - V) Sigma (W - V)^T)`, `G = E sum over positions of g g^T`. Where `E g g^T` is the Fisher
+information of the network's own answers, that is twice the Kullback-Leibler divergence between its answers and those of
+the factorised network, to second order.
 
-Letters: G groups, N rows, T outputs and D inputs per group.
+Letters: G groups, N rows, T outputs and D inputs per group, K classes.
 
 Sources: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015, arXiv
 1503.05671; Grosse, Martens, "A Kronecker-factored Approximate Fisher Matrix for Convolution Layers", 2016, arXiv
-1602.01407 (convolutions).
+1602.01407 (convolutions); Martens, Sutskever, Swersky, "Estimating the Hessian by Back-propagating Curvature", 2012,
+arXiv 1206.6464 (random signs).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..calling import DataError, scores_in
@@ -84,11 +84,23 @@ def fisher_energy(weight: Tensor, moments: Moments) -> float:
     return 0.5 * sum(float((G_TT * metric.inner(W_TD)).sum()) for G_TT, W_TD, metric in parts)
 
 
-class OwnAnswers:
-    """Cross entropy, summed over a batch, with labels drawn from the network's own probabilities.
+class FisherProbe:
+    """A function of the scores z whose gradients have the Fisher information of the answers as second moment.
+
+    `sum_k u_k sqrt(p_k) (z_k - p^T z)` over the samples of a batch, with random signs `u` and the probabilities `p`
+    held fixed: its gradient is `(I - p 1^T) diag(sqrt p) u`, whose second moment is `diag(p) - p p^T`. The gradient of
+    the cross entropy with labels drawn from `p` has the same one, but where a network is sure of its answers, few of
+    the drawn labels differ from the sure one, and those few make all of the estimate.
 
     Args:
-        seed: of the labels.
+        seed: of the signs.
+
+    Example:
+        >>> z = torch.zeros(1, 2, requires_grad=True)
+        >>> FisherProbe(seed=0)(z).backward()
+        >>> torch.outer(z.grad[0], z.grad[0])
+        tensor([[ 0.5000, -0.5000],
+                [-0.5000,  0.5000]])
     """
 
     def __init__(self, seed: int) -> None:
@@ -101,10 +113,10 @@ class OwnAnswers:
                 "gradients need scores of shape [samples, ..., classes], or an output with logits; give the loss of "
                 "other outputs with loss="
             )
-        scores = scores.flatten(0, -2).float()
-        with torch.no_grad():
-            labels = torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator).flatten()
-        return F.cross_entropy(scores, labels.to(scores.device), reduction="sum")
+        scores_NK = scores.flatten(0, -2).float()
+        p_NK = scores_NK.detach().softmax(-1)
+        signs_NK = torch.randint(2, p_NK.shape, generator=self.generator).to(p_NK) * 2 - 1
+        return (signs_NK * p_NK.sqrt() * (scores_NK - (p_NK * scores_NK).sum(-1, keepdim=True))).sum()
 
 
 class GradientCollector:
