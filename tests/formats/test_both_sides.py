@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYERS = {
     "linear": (nn.Linear(12, 8), torch.zeros(1, 12)),
-    "groups": (nn.Conv2d(8, 12, 3, padding=1, groups=2), torch.zeros(1, 8, 5, 5)),
+    "groups": (nn.Conv2d(4, 8, 3, padding=1, groups=2), torch.zeros(1, 4, 5, 5)),
 }
 SPLIT = {"linear": {"tt", "tr", "stt", "str", "ht", "kronecker"}, "groups": {"stt", "str", "kronecker"}}
 CELLS = [
