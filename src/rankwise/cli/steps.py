@@ -126,7 +126,7 @@ class Job:
             return stats
         if self.data is None:
             raise ValueError(
-                "all metrics but weight need data: name DATA or an existing --stats FILE, or choose --metric weight"
+                "every metric but weight needs data: name DATA or an existing --stats FILE, or choose --metric weight"
             )
         stats = collect(
             self.network, self.data.inputs, gradients=self.gradients, seed=self.seed, progress=self.out.track
