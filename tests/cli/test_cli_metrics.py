@@ -16,8 +16,7 @@ SHAPE = ("--input-shape", "3,8,8")
 COMPRESS = ("--keep", "macs=0.6", "-o", "out", "--engines", "none")
 
 
-@pytest.mark.parametrize("method", ["sequential", "one-shot"])
-@pytest.mark.parametrize("metric", ["diagonal", "fisher"])
+@pytest.mark.parametrize("metric, method", [("diagonal", "one-shot"), ("fisher", "sequential")])
 def test_compress_and_apply_again(project: Path, cli: Callable[..., Any], metric: str, method: str) -> None:
     data = ("compress", MODEL[0], "data.npz", *MODEL[1:], *COMPRESS, "--metric", metric, "--method", method)
     result = cli(*data, "--json", "-")
@@ -36,23 +35,21 @@ def test_a_file_with_gradients_is_enough(project: Path, cli: Callable[..., Any])
     assert json.loads(collected.stdout)["gradients"]
     assert all(moments.gradients is not None for moments in Statistics.load("s").values())
     for metric, rule in (("fisher", "fisher"), ("weight", "fisher"), ("fisher", "knapsack")):
-        options = ("--stats", "s", *SHAPE, "--metric", metric, "--rule", rule)
-        result = cli("compress", *MODEL, *COMPRESS, *options)
+        options = ("--stats", "s", *SHAPE, "--metric", metric, "--rule", rule, "--keep", "macs=0.6", "--formats", "svd")
+        result = cli("plan", *MODEL, *options)
         assert result.exit_code == 0, result.output
-        plan = Plan.load("out/plan.yaml")
+        plan = Plan.load("plan.yaml")
         assert (plan.metric, plan.rule) == (metric, rule)
         assert ("predicted loss" in plan.factorised[0].why) == (rule == "fisher")
-    assert cli("pareto", *MODEL, "--stats", "s", *SHAPE, "--at", "0.7", "--metric", "fisher", "--measure", "--test",
-               "data.npz").exit_code == 0  # fmt: skip
+    again = ("apply", MODEL[0], "plan.yaml", *MODEL[1:], "--stats", "s", *SHAPE, "-o", "out", "--engines", "none")
+    assert cli(*again).exit_code == 0
 
 
 def test_a_rule_that_needs_gradients_collects_them(project: Path, cli: Callable[..., Any]) -> None:
-    result = cli("plan", MODEL[0], "data.npz", *MODEL[1:], "--rule", "fisher", "--keep", "macs=0.6", "--stats", "s")
+    rule = ("--rule", "fisher", "--keep", "macs=0.6", "--formats", "svd")
+    result = cli("plan", MODEL[0], "data.npz", *MODEL[1:], "--stats", "s", *rule)
     assert result.exit_code == 0, result.output
     assert all(moments.gradients is not None for moments in Statistics.load("s").values())
-    drop = ("--target-drop", "30", "--metric", "fisher", "-o", "drop.yaml")
-    result = cli("plan", MODEL[0], "data.npz", *MODEL[1:], *drop)
-    assert result.exit_code == 0, result.output
 
 
 def test_what_is_missing_is_named(project: Path, cli: Callable[..., Any]) -> None:

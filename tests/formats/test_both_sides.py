@@ -21,8 +21,10 @@ LAYERS = {
     "groups": (nn.Conv2d(4, 8, 3, padding=1, groups=2), torch.zeros(1, 4, 5, 5)),
 }
 SPLIT = {"linear": {"tt", "tr", "stt", "str", "ht", "kronecker"}, "groups": {"stt", "str", "kronecker"}}
+# All on the linear layer, on the convolution those that have a closed form, one that has none, and one that is refused.
+CONVOLUTION = ("svd", "pivoted_svd", "spatial_svd", "tucker2", "cp3", "kronecker")
 CELLS = [
-    (format, name) for name in LAYERS for format in FORMATS.values() if not (format.name == "cp" and name == "linear")
+    (format, name) for name in LAYERS for format in FORMATS.values() if name == "linear" or format.name in CONVOLUTION
 ]
 
 
@@ -66,6 +68,8 @@ def test_with_an_identity_at_the_outputs_it_is_the_input_metric(format: Format, 
     wanted, found = fit(format, site, W, one, ranks), fit(format, site, W, two, ranks)
     torch.testing.assert_close(found.dense(), wanted.dense(), rtol=1e-6, atol=1e-7)
     assert found.error == pytest.approx(wanted.error, rel=1e-6)
+    if format.name not in ("svd", "pivoted_svd", "spatial_svd", "tucker2", "btd"):  # these take time, alike
+        return
     ours, theirs = curve(format, site, W, two, 4), curve(format, site, W, one, 4)
     assert [ranks for ranks, _ in ours] == [ranks for ranks, _ in theirs]
     assert [error for _, error in ours] == pytest.approx([error for _, error in theirs], rel=1e-5, abs=1e-9)

@@ -286,7 +286,7 @@ def is_quick_side(format: Format, name: str, metric: str) -> bool:
     """Closed forms on hard layers of each kind, the others on a linear layer and some on a convolution."""
     if format.name in CLOSED:
         return name in {"linear", "transformers' Conv1D", "groups 4, all uneven", "transposed, groups 2, all uneven"}
-    return name == "linear" or (name == "3 x 3" and metric == "fisher" and format.name in {"cp3", "tt", "btd", "str"})
+    return name == "linear" or (name == "1 x 3" and metric == "fisher" and format.name in {"cp3", "tt", "btd", "str"})
 
 
 each_side = pytest.mark.parametrize(
