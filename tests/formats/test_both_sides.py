@@ -21,7 +21,7 @@ LAYERS = {
     "groups": (nn.Conv2d(4, 8, 3, padding=1, groups=2), torch.zeros(1, 4, 5, 5)),
 }
 SPLIT = {"linear": {"tt", "tr", "stt", "str", "ht", "kronecker"}, "groups": {"stt", "str", "kronecker"}}
-# All on the linear layer, on the convolution those that have a closed form, one that has none, and one that is refused.
+# All on the linear layer; on the convolution closed forms, one that has none, and one that is refused.
 CONVOLUTION = ("svd", "pivoted_svd", "spatial_svd", "tucker2", "cp3", "kronecker")
 CELLS = [
     (format, name) for name in LAYERS for format in FORMATS.values() if name == "linear" or format.name in CONVOLUTION
