@@ -23,7 +23,7 @@ from rankwise.cli.format_facts import (
     rank_letters,
 )
 from rankwise.formats import FORMATS, Format, Ranks
-from rankwise.formats.multilinear import Shape
+from rankwise.formats.shape import Shape
 from rankwise.sites import Site
 
 # Ranks of the convolution, and of the linear layer where there is one.

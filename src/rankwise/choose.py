@@ -12,6 +12,7 @@ from .plan import Plan
 from .planner import Planner, check_request
 from .profile import Curve
 from .ranks import Rule, get_floor, get_rule
+from .refine import refined
 from .sites import Sites
 from .statistics import Statistics
 from .target import smallest
@@ -43,6 +44,7 @@ def choose(
     cap: Mapping[str, float] | None = None,
     round_to: int | str | None = None,
     curves: Mapping[str, Curve] | None = None,
+    refine: bool = True,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Plan:
     """Choose format and ranks of every site by a rule; by default with the least total error within the budgets.
@@ -76,6 +78,8 @@ def choose(
         round_to: ranks are multiples of this; "auto", the default, is 8 where the smaller side is at least 128, else 1.
         curves: result of `profile`, to try several budgets without computing it again; `formats` and `round_to` are
             those that it was made with, and cannot be given once more.
+        refine: fit formats whose curves are estimates thoroughly near the ranks that the budget asks for, and decide
+            with those errors; formats with a closed form need none of it.
         progress: wraps the sites, for a progress bar.
 
     Returns:
@@ -110,5 +114,10 @@ def choose(
         progress=progress,
     )
     if target_drop is None or drop is None:
+        if keep and refine:
+            planner = refined(planner, rule, [keep], floor=floor_of_rule, progress=progress)
         return planner.plan(rule, keep, floor=floor_of_rule)
+    if refine:
+        middle = (1 + planner.least(minimise, keep)) / 2
+        planner = refined(planner, rule, [{**(keep or {}), minimise: middle}], floor=floor_of_rule, progress=progress)
     return smallest(planner, rule, drop, target_drop, minimise=minimise, keep=keep, floor=floor_of_rule)

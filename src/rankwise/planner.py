@@ -57,6 +57,7 @@ class Planner:
         prices: of the options.
         spectra: singular values that the ranks of a format cut at a site.
         importance: Fisher energy of a site.
+        fitted: the error of an option of a site, from a thorough fit.
         evaluate: tries a plan; None where nothing can be tried.
     """
 
@@ -68,6 +69,7 @@ class Planner:
     prices: Prices
     spectra: Callable[[str, str], Spectra]
     importance: Callable[[str], float]
+    fitted: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
 
     @classmethod
@@ -121,21 +123,26 @@ class Planner:
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
-            # where means are not corrected, they are errors too
             moments = source.of(name, gradients=True)
-            return fisher_energy(
-                site_weight(model, sites[name]), moments if metric != "weight" else moments.uncentred()
-            )
+            if metric == "weight":  # whose fits correct no means, so that those are errors too
+                moments = moments.uncentred()
+            return fisher_energy(site_weight(model, sites[name]), moments)
+
+        fit = partial(pinned, model, source, metric=metric, shrink=shrink)
+
+        def fitted(name: str, option: Option) -> float:
+            return fit(sites[name], (option.format, option.ranks)).error
 
         return cls(
             model=model,
             sites=sites,
             metric=metric,
             shrink=shrink,
-            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink)),
+            options=constraints.options(sites, curves, fit),
             prices=Prices(model, sites),
             spectra=cache(spectra),
             importance=cache(importance),
+            fitted=fitted,
             evaluate=evaluate,
         )
 

@@ -22,7 +22,8 @@ from rankwise.formats.base import CHANNELS_LAST
 from rankwise.formats.both_sides import curve as two_sided_curve
 from rankwise.formats.both_sides import fit as two_sided_fit
 from rankwise.formats.both_sides import refuses
-from rankwise.formats.multilinear import Multilinear, Shape
+from rankwise.formats.multilinear import Multilinear
+from rankwise.formats.shape import Shape
 from rankwise.formats.weights import site_bias, site_weight, write
 from rankwise.kinds import output_first
 from rankwise.linalg import multilinear

@@ -128,6 +128,8 @@ class Format(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     use: ClassVar[str]
+    # Whether a curve comes from quick fits at some ranks, so that a fit is better than it says.
+    estimates: ClassVar[bool] = False
 
     def refuses(self, site: Site) -> str | None:
         """Why this format makes no sense for the site; None where it does."""
