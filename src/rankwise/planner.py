@@ -123,7 +123,7 @@ class Planner:
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
-            moments = source.of(name, gradients=True)
+            moments = source.require(name, gradients=True)
             if metric == "weight":  # whose fits correct no means, so that those are errors too
                 moments = moments.uncentred()
             return fisher_energy(site_weight(model, sites[name]), moments)

@@ -81,7 +81,7 @@ def choose_shrinkage(
     stats.sites.check_structure(model)
     check_plan(plan, stats.sites)
     for row in plan.factorised:
-        stats.of(row.site, gradients=plan.metric == "fisher")
+        stats.require(row.site, gradients=plan.metric == "fisher")
     errors = {check_shrink(share): 0.0 for share in shares}
     held = collect(model, held_out, only=[row.site for row in plan.factorised], positions=positions, seed=seed)
     rows: Iterable[PlanRow] = plan.factorised

@@ -101,7 +101,7 @@ def factorise(
     check_plan(plan, sites)
     if plan.metric == "fisher" and isinstance(stats, Statistics):
         for row in plan.factorised:
-            stats.of(row.site, gradients=True)
+            stats.require(row.site, gradients=True)
     with torch.inference_mode(False):  # a copy made in inference mode could not be trained
         compressed = copy.deepcopy(model)
     with pristine(model), pristine(compressed):

@@ -33,7 +33,7 @@ def one_shot(
     for row in plan.rows:
         if row.format == DENSE:
             continue
-        moments = None if stats is None else stats.of(row.site, gradients=plan.metric == "fisher")
+        moments = None if stats is None else stats.require(row.site, gradients=plan.metric == "fisher")
         factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink)
 
 

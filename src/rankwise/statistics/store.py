@@ -78,9 +78,9 @@ class Statistics(Mapping[str, Moments]):
         Raises:
             ValueError: naming the site, if the statistics hold nothing for it, or no gradients for "fisher".
         """
-        return self.of(site, gradients=metric == "fisher").two_sided(metric, shrink)
+        return self.require(site, gradients=metric == "fisher").two_sided(metric, shrink)
 
-    def of(self, site: str, gradients: bool = False) -> Moments:
+    def require(self, site: str, gradients: bool = False) -> Moments:
         """The moments of a site, with gradients where they are asked for.
 
         Raises:
