@@ -71,7 +71,7 @@ class Case:
         if quick:
             task = replace(task, calibration=task.calibration[:QUICK])
         begin = time.perf_counter()
-        stats = rw.collect(task.model, task.batches())
+        stats = rw.collect(task.model, task.batches(), gradients=True)
         curves = rw.profile(task.model, stats, formats=(*ONE_RANK, "tucker2"))
         further = task.further[:500] if quick else task.further
         return cls(name, task, further, stats, curves, time.perf_counter() - begin)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def net() -> Net:
     model = make(Residual)
-    return model, collect(model, batches_of(8, 3, 16, 16))
+    return model, collect(model, batches_of(8, 3, 16, 16), gradients=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,11 @@ from .statistics import Statistics
 from .target import smallest
 
 
+def needs_gradients(metric: str, rule: str | Rule) -> bool:
+    """Whether a plan in that metric by that rule needs statistics with gradients."""
+    return metric == "fisher" or get_rule(rule).needs_gradients
+
+
 def choose(
     model: nn.Module,
     source: Statistics | Sites,
@@ -62,8 +67,9 @@ def choose(
         minimise: "params", "macs" or "bytes": what is smallest, for `target_drop`; `keep` then holds further budgets.
         formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
             whose curves need no fits.
-        metric: "input" or "weight".
-        shrink: share of the weight metric in the input metric, 0 to 1, for statistics of other data; the plan keeps it
+        metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
+            (the same, outputs weighed by the gradients of the loss; needs statistics with gradients) or "weight".
+        shrink: share of the weight metric in the metric, 0 to 1, for statistics of other data; the plan keeps it
             for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
         ignore: patterns of sites that stay dense.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from statistics import mean
 from typing import Any
 
 from torch import nn
@@ -16,13 +17,19 @@ from .curves import check_curves, check_option, pinned
 from .formats.weights import site_weight
 from .guards import unwrap
 from .plan import DENSE, METRICS, Plan, PlanRow
-from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metrics
+from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metric
 from .ranks import Candidates, FreeRule, Problem, Rule
 from .ranks.several import BudgetError, least_loss
 from .ranks.spectra import Spectra, joined, site_spectra
 from .site_groups import SiteGroup, group_sites, summed
 from .sites import Sites
 from .statistics import Statistics
+from .statistics.gradients import fisher_energy
+
+NEEDS_STATISTICS = (
+    "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
+    "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
+)
 
 
 def check_request(rule: Rule, keep: Mapping[str, float] | None, evaluate: Callable[[Plan], float] | None) -> None:
@@ -46,11 +53,12 @@ class Planner:
     Attributes:
         model: the dense network.
         sites: of it.
-        metric: "input" or "weight".
-        shrink: share of the weight metric in the input metric.
+        metric: "input", "diagonal", "fisher" or "weight".
+        shrink: share of the weight metric in it.
         options: site name to the options that the constraints leave, and the reason where they leave no choice.
         prices: of the options.
         spectra: singular values that the ranks of a format cut at a site.
+        importance: Fisher energy of a site.
         fitted: the error of an option of a site, from a thorough fit.
         evaluate: tries a plan; None where nothing can be tried.
         tie: patterns; all sites of one get the same format and ranks.
@@ -63,6 +71,7 @@ class Planner:
     options: Mapping[str, tuple[Curve, str]]
     prices: Prices
     spectra: Callable[[str, str], Spectra]
+    importance: Callable[[str], float]
     fitted: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
     tie: str | Sequence[str] = ()
@@ -112,8 +121,16 @@ class Planner:
 
         def spectra(name: str, format: str) -> Spectra:
             site = sites[name]
-            metrics = site_metrics(source, site, metric, model, shrink)
-            return site_spectra(site, site_weight(model, site), metrics, format)
+            two_sided = site_metric(source, site, metric, model, shrink)
+            return site_spectra(site, two_sided.forth(site_weight(model, site)), two_sided.inputs, format)
+
+        def importance(name: str) -> float:
+            if not isinstance(source, Statistics):
+                raise ValueError(NEEDS_STATISTICS)
+            moments = source.require(name, gradients=True)
+            if metric == "weight":  # whose fits correct no means, so that those are errors too
+                moments = moments.uncentred()
+            return fisher_energy(site_weight(model, sites[name]), moments)
 
         fit = partial(pinned, model, source, metric=metric, shrink=shrink)
 
@@ -128,6 +145,7 @@ class Planner:
             options=constraints.options(sites, curves, fit),
             prices=Prices(model, sites),
             spectra=cache(spectra),
+            importance=cache(importance),
             fitted=fitted,
             evaluate=evaluate,
             tie=constraints.tie,
@@ -229,6 +247,7 @@ class Planner:
             },
             dense=summed([dense_option(site) for site, _ in members]),
             spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
+            importance=lambda: mean(self.importance(name) for name in group.curves),
             kind=self.sites[group.name].kind,
             members=len(members),
         )

@@ -155,7 +155,7 @@ class Site:
         An embedding needs none: the second moment of its one-hot inputs is diagonal as it is. Nor gets a head that is
         tied to one: a number for each row of the table is as much as a rank, and the mean is fitted like the rest.
         """
-        return self.has_bias or (metric == "input" and not self.is_looked_up)
+        return self.has_bias or (metric != "weight" and not self.is_looked_up)
 
     def layer(self, model: nn.Module) -> nn.Module:
         """The layer in a model of the same structure."""

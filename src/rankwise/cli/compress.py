@@ -66,7 +66,7 @@ def compress(
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
-        from .steps import Job, finish
+        from .steps import Job, finish, wishes_gradients
         from .trying import what_tries
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
@@ -101,6 +101,7 @@ def compress(
             test=test,
             input_shape=input_shape,
             folder=out_folder,
+            gradients=wishes_gradients(wishes),
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..batches import Batches, first_sample, pristine
 from ..formats import get_format
+from ..formats.both_sides import refuses
 from ..guards import unwrap
 from ..plan import DENSE, Plan, site_of
 from ..sites import Sites, find
@@ -48,7 +49,8 @@ def factorise(
     Args:
         model: the dense network.
         plan: from `choose`, or edited by hand.
-        stats: statistics for one-shot, or the sites for a plan in the weight metric.
+        stats: statistics for one-shot, or the sites for a plan in the weight metric; of a plan in the metric "fisher"
+            statistics with gradients, also with `data`.
         data: calibration batches for the sequential way.
         shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
         positions: output positions of each sample to use, as for `collect`.
@@ -73,10 +75,15 @@ def factorise(
         'svd'
     """
     model = unwrap(model)
-    if data is None and plan.metric == "input" and not isinstance(stats, Statistics):
+    if data is None and plan.metric != "weight" and not isinstance(stats, Statistics):
         raise ValueError(
-            "a plan in the input metric needs data= (sequential) or statistics (one-shot); pass one of them, or choose "
-            'with metric="weight"'
+            f"a plan in the {plan.metric} metric needs data= (sequential) or statistics (one-shot); pass one of them, "
+            'or choose with metric="weight"'
+        )
+    if plan.metric == "fisher" and not isinstance(stats, Statistics):
+        raise ValueError(
+            "a plan in the fisher metric needs statistics also with data=, for the gradients at the outputs: pass "
+            "rankwise.collect(model, data, gradients=True)"
         )
     if data is not None and shrink:
         raise ValueError(
@@ -94,11 +101,14 @@ def factorise(
         raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
     sites.check_structure(model)
     check_plan(plan, sites)
+    if plan.metric == "fisher" and isinstance(stats, Statistics):
+        for row in plan.factorised:
+            stats.require(row.site, gradients=True)
     with torch.inference_mode(False):  # a copy made in inference mode could not be trained
         compressed = copy.deepcopy(model)
     with pristine(model), pristine(compressed):
         if batches is None:
-            used = stats if plan.metric == "input" and isinstance(stats, Statistics) else None
+            used = stats if plan.metric != "weight" and isinstance(stats, Statistics) else None
             one_shot(model, compressed, plan, sites, used, shrink)
         else:
             sequential(
@@ -107,6 +117,7 @@ def factorise(
                 plan,
                 sites,
                 batches,
+                gradients=stats if plan.metric == "fisher" and isinstance(stats, Statistics) else None,
                 positions=positions,
                 seed=seed,
                 engine=engine,
@@ -140,7 +151,7 @@ def check_plan(plan: Plan, sites: Sites) -> None:
         if row.format == DENSE:
             continue
         format = get_format(row.format)
-        if reason := format.refuses(site):
+        if reason := refuses(format, site, plan.metric):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         format.check(site, row.ranks)
     if plan.fingerprint and plan.fingerprint != sites.fingerprint:

@@ -182,6 +182,13 @@ class Format(ABC):
     def chain_weight(self, chain: LowRank) -> Tensor:
         """The dense weight of a chain, O x I/G [x kernel], from its layers' parameters (differentiable)."""
 
+    def output_factor(self, site: Site) -> tuple[str, int] | None:
+        """Name and dimension of the one factor that holds all outputs of a group; None where there is no such factor.
+
+        A weight of the form stays one of the form if its outputs are mixed there.
+        """
+        return None
+
     def chain_bias(self, chain: LowRank) -> Tensor | None:
         """The bias of a chain (differentiable): that of its last layer."""
         bias: Tensor | None = getattr(chain[-1], "bias", None)

@@ -177,9 +177,8 @@ class Multilinear(Format):
             error += fit.error
             total += energy
         factors = [torch.stack(parts) for parts in zip(*per_group, strict=True)]
-        names = [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
         dense = ungrouped(site, network.kernel(factors))
-        tensors = dict(zip(names, factors, strict=True))
+        tensors = dict(zip(_names(network), factors, strict=True))
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
     def _fit_group(
@@ -216,6 +215,15 @@ class Multilinear(Format):
         ]
         return min(fits, key=lambda fit: fit.error)
 
+    def output_factor(self, site: Site) -> tuple[str, int] | None:
+        shape = Shape.of_site(site)
+        network = self.network(shape, self.largest(shape))
+        if len(network.outputs) > 1:
+            return None
+        named = zip(_names(network), network.factors, strict=True)
+        ((name, letters),) = ((name, letters) for name, letters in named if network.outputs in letters)
+        return name, 1 + letters.index(network.outputs)
+
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         network = self.network(Shape.of_layer(layer), ranks)
         layers = network.layers(layer, bias, same_tensor_options(layer))
@@ -231,6 +239,11 @@ class Multilinear(Format):
         network = self.network(shape, chain.ranks)
         weight = network.kernel(network.read(chain))
         return weight.reshape(-1, shape.channels, *shape.kernel)
+
+
+def _names(network: Network) -> list[str]:
+    """Of the factors with the groups first."""
+    return [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
 
 
 def _outer(network: Network) -> tuple[int, int] | None:

@@ -101,6 +101,9 @@ class SVD(Format):
         dense = ungrouped(site, tensors["U_GTR"] @ tensors["V_GRD"])
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
+    def output_factor(self, site: Site) -> tuple[str, int] | None:
+        return None if site.is_tied else ("U_GTR", 1)  # the rows of a tied embedding are looked up, too
+
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
         options = same_tensor_options(layer)

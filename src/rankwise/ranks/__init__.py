@@ -13,6 +13,7 @@ from .continuous import Continuous
 from .drank import DRank
 from .energy import Energy
 from .entropy import EffectiveRank, StableRank
+from .fisher import Fisher
 from .free import FreeRule
 from .minimax import Minimax
 from .noise import Evbmf, GavishDonoho
@@ -22,18 +23,8 @@ from .uniform import Uniform
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
-        Knapsack,
-        Sensitivity,
-        Bayesian,
-        Continuous,
-        Minimax,
-        DRank,
-        Uniform,
-        Energy,
-        EffectiveRank,
-        StableRank,
-        Evbmf,
-        GavishDonoho,
+        *(Knapsack, Fisher, Sensitivity, Bayesian, Continuous, Minimax, DRank, Uniform),
+        *(Energy, EffectiveRank, StableRank, Evbmf, GavishDonoho),
     )
 }
 
