@@ -15,7 +15,8 @@ from rankwise.factorise.fitting import (
     regression_target,
 )
 from rankwise.sites import Call, Site
-from rankwise.statistics.moments import Accumulator, Moments
+from rankwise.statistics.accumulator import Accumulator
+from rankwise.statistics.moments import Moments
 
 D, T = 12, 7
 

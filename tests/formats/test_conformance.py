@@ -29,8 +29,9 @@ from rankwise.kinds import output_first
 from rankwise.linalg import multilinear
 from rankwise.linalg.metric import Metric
 from rankwise.linalg.two_sided import TwoSided
+from rankwise.statistics.accumulator import Accumulator
 from rankwise.statistics.gradients import Gradients
-from rankwise.statistics.moments import Accumulator, Moments, identity_metrics
+from rankwise.statistics.moments import Moments, identity_metrics
 from rankwise.statistics.rows import input_rows
 
 Made = tuple[Any, Site, Tensor]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from rankwise.linalg.metric import Dense, Identity, Sampled
 from rankwise.linalg.reduced_rank import truncate
 from rankwise.statistics import Moments, moments
-from rankwise.statistics.moments import LARGEST_SHARE, Accumulator, add_gram, identity_metrics, merge, mirror, shrinkage
+from rankwise.statistics.accumulator import Accumulator, add_gram, mirror
+from rankwise.statistics.moments import LARGEST_SHARE, identity_metrics, merge, shrinkage
 from rankwise.statistics.rows import input_rows, unfold_order
 
 

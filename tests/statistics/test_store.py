@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rankwise import Moments, Statistics, choose, collect, factorise, find
-from rankwise.statistics.moments import Accumulator
+from rankwise.statistics.accumulator import Accumulator
 
 
 @pytest.fixture(scope="module")

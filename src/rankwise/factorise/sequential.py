@@ -22,8 +22,9 @@ from ..formats.weights import site_weight
 from ..plan import DENSE, Plan, PlanRow
 from ..sites import Site, Sites
 from ..statistics import Moments, Statistics
+from ..statistics.accumulator import Accumulator
 from ..statistics.collect import collect, draw
-from ..statistics.moments import Accumulator, merge
+from ..statistics.moments import merge
 from ..statistics.rows import input_rows, output_rows, positions_per_sample
 from ..surgery import replace
 from . import graph, hooks

@@ -20,9 +20,10 @@ from ..calling import DataError, samples_in
 from ..guards import unwrap
 from ..kinds import spatial_dims
 from ..sites import Site, find
+from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss
-from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator, Moments
+from .moments import LARGEST_DENSE, SAMPLED_ROWS, Moments
 from .rows import input_rows, positions_per_sample, sample_positions
 from .store import Statistics
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ..calling import DataError, scores_in
 from ..linalg.metric import Metric
 from ..linalg.two_sided import TwoSided
-from .moments import DAMPING, add_gram, mirror, shrinkage
+from .accumulator import add_gram, mirror
+from .moments import DAMPING, shrinkage
 from .rows import output_rows
 
 if TYPE_CHECKING:

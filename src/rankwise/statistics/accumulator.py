@@ -1,0 +1,171 @@
+"""Moments of rows that come batch by batch.
+
+Letters: G groups, N rows, D inputs per group, T targets per group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .moments import LARGEST_DENSE, SAMPLED_ROWS, Moments
+from .rows import unfold_order
+
+# Rows wait until there are this many, so that the products run on large blocks.
+BLOCK_ROWS = 4096
+# Products are split in two above twice this many columns, to leave out the half that is known by symmetry.
+SMALLEST_BLOCK = 128
+
+
+class Accumulator:
+    """Adds up rows batch by batch: float32 products of rows less the first batch's mean, float64 sums.
+
+    Without that shift the covariance of an input that hardly varies around its mean would be rounding error.
+
+    Rows are kept as they are until there are more of them than inputs; that is exact, smaller, and lets the products
+    run on large blocks.
+
+    Args:
+        taps: kernel positions Q of the tap-major rows.
+        seed: of the sample that is kept above 8,192 inputs.
+    """
+
+    def __init__(self, taps: int = 1, seed: int = 0) -> None:
+        self.taps = taps
+        self.count = 0
+        self.pending: list[Tensor] = []
+        self.pending_targets: list[Tensor] = []
+        self.pending_rows = 0
+        self.keys: list[Tensor] = []
+        self.shift_G1D: Tensor | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def update(self, x_GND: Tensor, y_GNT: Tensor | None = None) -> None:
+        """Add rows, and the targets that belong to them.
+
+        Raises:
+            ValueError: if a row is not finite.
+        """
+        if self.shift_G1D is None:
+            self.shift_G1D = x_GND.mean(1, keepdim=True)
+        self._add("mean", x_GND.sum(1).double())
+        if not torch.isfinite(self.sums["mean"]).all():
+            raise ValueError("the input holds NaN or infinity; remove the sample")
+        if y_GNT is not None:
+            self._add("target_mean", y_GNT.sum(1).double())
+            if not torch.isfinite(self.sums["target_mean"]).all():
+                raise ValueError(
+                    "the dense network's output holds NaN or infinity; run it in float32, or check its weights"
+                )
+            self.pending_targets.append(y_GNT)
+        self.count += x_GND.shape[1]
+        self.pending.append(x_GND)
+        self.pending_rows += x_GND.shape[1]
+        if x_GND.shape[2] > LARGEST_DENSE:
+            self.keys.append(torch.rand(x_GND.shape[1], generator=self.generator, dtype=torch.float64))
+            if self.pending_rows > 2 * SAMPLED_ROWS:
+                self._thin()
+        elif self.pending_rows > max(x_GND.shape[2], BLOCK_ROWS):
+            self._flush()
+
+    def moments(self) -> Moments:
+        """The moments so far.
+
+        Raises:
+            ValueError: if no row was added.
+        """
+        if not self.count:
+            raise ValueError("no row was seen")
+        dim = self.sums["mean"].shape[1]
+        if self.pending and ("second" in self.sums or (dim <= LARGEST_DENSE and self.pending_rows > dim)):
+            self._flush()
+        dense = "second" in self.sums
+        if not dense and self.keys and self.pending_rows > SAMPLED_ROWS:
+            self._thin()
+        assert self.shift_G1D is not None
+        shift_G1D = self.shift_G1D.double()
+        mean_G1D = self.sums["mean"][:, None] / self.count
+        moved_G1D = mean_G1D - shift_G1D
+        order = unfold_order(self.taps, mean_G1D.shape[2], mean_G1D.device)
+        second_GDD = rows_GND = target_mean_GT = cross_GTD = None
+        if dense:  # E[x x^T] of the unshifted rows
+            second_GDD = self.sums["second"] / self.count
+            mirror(second_GDD)
+            second_GDD.baddbmm_(mean_G1D.mT, mean_G1D).baddbmm_(moved_G1D.mT, moved_G1D, alpha=-1)
+            blocks = second_GDD.view(len(second_GDD), self.taps, -1, self.taps, len(order) // self.taps)
+            second_GDD = blocks.permute(0, 2, 1, 4, 3).reshape(second_GDD.shape)
+        else:
+            rows_GND = torch.cat(self.pending, dim=1) if len(self.pending) > 1 else self.pending[0]
+        if "target_mean" in self.sums:
+            target_mean_GT = self.sums["target_mean"] / self.count
+            if rows_GND is not None:
+                targets_GNT = torch.cat(self.pending_targets, dim=1).double()
+                cross_GTD = targets_GNT.mT @ rows_GND.double() / rows_GND.shape[1]
+            else:
+                cross_GTD = self.sums["cross"] / self.count + target_mean_GT[:, :, None] @ shift_G1D
+            cross_GTD = cross_GTD[:, :, order]
+        return Moments(
+            count=self.count,
+            mean_GD=mean_G1D[:, 0, order],
+            second_GDD=second_GDD,
+            rows_GND=rows_GND if rows_GND is None or self.taps == 1 else rows_GND[:, :, order],
+            target_mean_GT=target_mean_GT,
+            cross_GTD=cross_GTD,
+        )
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _flush(self) -> None:
+        assert self.shift_G1D is not None
+        x_GND = torch.cat(self.pending, dim=1).sub_(self.shift_G1D)
+        if "second" not in self.sums:
+            groups, _, dim = x_GND.shape
+            self.sums["second"] = torch.zeros(groups, dim, dim, dtype=torch.float64, device=x_GND.device)
+        add_gram(self.sums["second"], x_GND)
+        if self.pending_targets:
+            self._add("cross", (torch.cat(self.pending_targets, dim=1).mT @ x_GND).double())
+        self.pending, self.pending_targets, self.pending_rows = [], [], 0
+
+    def _thin(self) -> None:
+        """Keep the rows with the smallest random keys: a uniform sample of all rows seen, whatever their order."""
+        keys = torch.cat(self.keys)
+        kept = keys.argsort()[:SAMPLED_ROWS].sort().values
+        self.keys = [keys[kept]]
+        self.pending, self.pending_targets = [_picked(parts, kept) for parts in (self.pending, self.pending_targets)]
+        self.pending_rows = len(kept)
+
+
+def _picked(parts: list[Tensor], rows: Tensor) -> list[Tensor]:
+    """Some rows of parts that belong together; only what is kept is copied."""
+    if not parts:
+        return []
+    result = parts[0].new_empty(len(parts[0]), len(rows), parts[0].shape[2])
+    seen = done = 0
+    for part_GND in parts:
+        inside = rows[(rows >= seen) & (rows < seen + part_GND.shape[1])] - seen
+        result[:, done : done + len(inside)] = part_GND[:, inside.to(part_GND.device)]
+        seen, done = seen + part_GND.shape[1], done + len(inside)
+    return [result]
+
+
+def add_gram(sum_GDD: Tensor, x_GND: Tensor) -> None:
+    """Add `X^T X`; of two blocks beside the diagonal only the upper one, see `mirror`."""
+    half = x_GND.shape[2] // 2
+    if half < SMALLEST_BLOCK:
+        sum_GDD += x_GND.mT @ x_GND
+        return
+    left, right = x_GND[..., :half], x_GND[..., half:]
+    add_gram(sum_GDD[:, :half, :half], left)
+    add_gram(sum_GDD[:, half:, half:], right)
+    sum_GDD[:, :half, half:] += left.mT @ right
+
+
+def mirror(sum_GDD: Tensor) -> None:
+    """Copy the blocks that `add_gram` filled to those that it left out."""
+    half = sum_GDD.shape[2] // 2
+    if half >= SMALLEST_BLOCK:
+        mirror(sum_GDD[:, :half, :half])
+        mirror(sum_GDD[:, half:, half:])
+        sum_GDD[:, half:, :half] = sum_GDD[:, :half, half:].mT
