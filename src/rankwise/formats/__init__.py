@@ -8,6 +8,7 @@ from .cp import CP, CP3
 from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
 from .pivoted_svd import PivotedSVD
+from .slr import SparseLowRank, Staircase
 from .spatial_svd import SpatialSVD
 from .svd import SVD
 from .tensor_train import SemiTensorRing, SemiTensorTrain, TensorRing, TensorTrain
@@ -19,6 +20,8 @@ FORMATS: dict[str, Format] = {
     for format in (
         SVD(),
         PivotedSVD(),
+        SparseLowRank(),
+        Staircase(),
         SpatialSVD(),
         Tucker2(),
         CP3(),
