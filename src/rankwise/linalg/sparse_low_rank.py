@@ -26,6 +26,9 @@ from .symmetric import cholesky, eigh, orthonormal
 FIRST_SWEEPS, MOST_SWEEPS = 3, 40
 # Relative decrease of the error per sweep at which they end.
 TOLERANCE = 1e-3
+# Levels may cancel each other while they grow, and a best fit need not exist: together they hold at most this many times
+# the energy of the matrix, and sweeps end there. No random matrix tried lost by that.
+BOUND = 3.0
 # A step is shortened by this much of the mean curvature, which keeps it defined and never lets the error grow.
 DAMPING = 1e-10
 
@@ -43,6 +46,10 @@ class Nested(NamedTuple):
 
     U: list[Tensor]
     V: list[Tensor]
+
+    def energy(self) -> float:
+        """Energies of the levels, added up: more than that of their sum where they cancel."""
+        return sum(float(((U.mT @ U) * (V @ V.mT)).sum()) for U, V in zip(self.U, self.V, strict=True))
 
     def dense(self, like_TD: Tensor) -> Tensor:
         """The sum, in the shape of a matrix."""
@@ -142,7 +149,10 @@ def fit(Z_TD: Tensor, levels: Sequence[Level]) -> tuple[Nested, float]:
     used = [level for level in levels if level.rank]
     best: tuple[Nested, float] | None = None
     for start in (masked, deflated, peeled):
-        nested, error = improve(Z_TD, start(Z_TD, used), FIRST_SWEEPS)
+        nested = start(Z_TD, used)
+        if nested.energy() > BOUND * float(Z_TD.square().sum()):
+            continue
+        nested, error = improve(Z_TD, nested, FIRST_SWEEPS)
         if best is None or error < best[1]:
             best = nested, error
         if error <= 1e-24 * float(Z_TD.square().sum()):
@@ -163,28 +173,33 @@ def improve(Z_TD: Tensor, nested: Nested, sweeps: int) -> tuple[Nested, float]:
     Returns:
         The factors, and the squared error, which is no larger than that of the factors given.
     """
-    U, V = [part.clone() for part in nested.U], [part.clone() for part in nested.V]
+    total = float(Z_TD.square().sum())
     rest_TD = Z_TD - nested.dense(Z_TD)
-    error, floor = float(rest_TD.square().sum()), 1e-26 * float(Z_TD.square().sum())
+    error = float(rest_TD.square().sum())
     for _ in range(sweeps):
-        if error <= floor:
+        if error <= 1e-26 * total:
             break
+        U, V = list(nested.U), list(nested.V)
         _solve(rest_TD, U, V)
         turned = [part.mT for part in V], [part.mT for part in U]
         _solve(rest_TD.mT, *turned)
-        U, V = [part.mT for part in turned[1]], [part.mT for part in turned[0]]
-        rest_TD = Z_TD - Nested(U, V).dense(Z_TD)
-        before, error = error, float(rest_TD.square().sum())
-        if before - error <= TOLERANCE * before:
+        other = Nested([part.mT for part in turned[1]], [part.mT for part in turned[0]])
+        rest_TD = Z_TD - other.dense(Z_TD)
+        after = float(rest_TD.square().sum())
+        if after > error or other.energy() > BOUND * total:
             break
-    return Nested(U, V), error
+        slow = error - after <= TOLERANCE * error
+        nested, error = other, after
+        if slow:
+            break
+    return nested, error
 
 
 def _solve(rest_TD: Tensor, U: list[Tensor], V: list[Tensor]) -> None:
     """One step of all factors at the rows to their optimum, in place; `rest_TD` follows."""
     for level, V_Rd in enumerate(V):  # orthonormal rows, so that the equations are as well conditioned as they can be
         Q_dR = orthonormal(V_Rd.mT)
-        U[level] = U[level] @ (V_Rd @ Q_dR)
+        U[level] = U[level] @ (V_Rd @ Q_dR)  # a new tensor: those given stay as they are
         V[level] = Q_dR.mT
     for first, last, count in _bands([len(part) for part in U]):
         V_ND = torch.cat([_widened(part, rest_TD.shape[1]) for part in V[:count]])
