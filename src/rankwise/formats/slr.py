@@ -51,19 +51,15 @@ class Importance(NamedTuple):
 
 
 class SparseLowRank(Format):
-    """`W = U V + P Q`, where `P` and `Q` are zero but for the important outputs and inputs.
+    """`W[important] = A [V; Q]`, `W[others] = B V`: a rank for all neurons, further ranks between the important ones.
 
-    Every neuron has the first rank, the important ones have the second one too: with the important outputs first, W is
-    `[P1 U1; 0 U2] [Q1 0; V1 V2]`, and the zeros are neither stored nor computed. Inputs are gathered once, outputs put
-    in order once. Ranks are (rank of all, further rank, important inputs, important outputs); either rank may be 0, and
-    with a first rank of 0 the other neurons are cut off.
+    `Q` is zero but for the important inputs. With the important outputs first, `A = [U P]` and `B = U'`, so this is one
+    pair for all neurons, and a second one, `P Q`, between the important outputs and inputs. Zeros are neither stored
+    nor computed: inputs are gathered once, outputs are put in order once. Ranks are (rank of all, further rank,
+    important inputs, important outputs). Either rank may be 0; with a first rank of 0 the other neurons are cut off.
 
     Neurons are selected by what they contribute to what the first pair leaves, unless their importance is given, and
     the two pairs are fitted together.
-
-    Args:
-        importance: of the neurons, by the name of the site; the selection is then theirs alone.
-        refit: fit the factors to the form; else they are those of the truncated SVD with zeros put in, as published.
 
     Source: Swaminathan, Garg, Kannan, Andres, "Sparse low rank factorization for deep neural network compression",
     2020, Neurocomputing 398.
@@ -75,6 +71,13 @@ class SparseLowRank(Format):
     levels: ClassVar[int] = 2
 
     def __init__(self, importance: Mapping[str, Importance] | None = None, refit: bool = True) -> None:
+        """Choose how neurons are selected and factors fitted.
+
+        Args:
+            importance: of the neurons, by the name of the site; the selection is then theirs alone.
+            refit: fit the factors to the form; else they are those of the truncated SVD with zeros put in, as
+                published.
+        """
         self.importance = importance or {}
         self.refit = refit
 
@@ -218,10 +221,10 @@ class SparseLowRank(Format):
 
 
 class Staircase(SparseLowRank):
-    """`W = U V + P Q + A B`, where `P` and `Q` hold the important neurons, `A` and `B` the most important of those.
+    """`W[most important] = A [V; Q; P]`, `W[important] = B [V; Q]`, `W[others] = D V`: one step more than `slr`.
 
-    A step more than `slr`: three levels of neurons, each with further ranks. Ranks are (rank of all, further rank,
-    important inputs, important outputs, further rank, most important inputs, most important outputs).
+    `Q` is zero but for the important inputs, `P` but for the most important of those. Ranks are (rank of all, further
+    rank, important inputs, important outputs, further rank, most important inputs, most important outputs).
 
     Source: our extension of Swaminathan, Garg, Kannan, Andres, "Sparse low rank factorization for deep neural network
     compression", 2020, Neurocomputing 398.

@@ -26,8 +26,8 @@ from .symmetric import cholesky, eigh, orthonormal
 FIRST_SWEEPS, MOST_SWEEPS = 3, 40
 # Relative decrease of the error per sweep at which they end.
 TOLERANCE = 1e-3
-# Levels may cancel each other while they grow, and a best fit need not exist: together they hold at most this many times
-# the energy of the matrix, and sweeps end there. No random matrix tried lost by that.
+# Levels may cancel each other while they grow, and a best fit need not exist: together they hold at most this many
+# times the energy of the matrix, and sweeps end there. No random matrix tried lost by that.
 BOUND = 3.0
 # A step is shortened by this much of the mean curvature, which keeps it defined and never lets the error grow.
 DAMPING = 1e-10
