@@ -38,6 +38,28 @@ from .slr_curve import curve
 from .weights import read, write
 
 
+def paper_ranks(k: int, sr: float, rr: float, inputs: int, outputs: int) -> Ranks:
+    """Ranks of `slr` for the published parameters: `r = int(k rr)`, and `floor(sr n)` of the neurons unimportant.
+
+    Args:
+        k: rank of the truncated SVD.
+        sr: share of the neurons of each side that are unimportant, 0 to 1.
+        rr: share of the rank that they keep, 0 to 1.
+        inputs, outputs: of the layer, or of each of its groups.
+
+    Raises:
+        ValueError: for shares outside of 0 to 1, or a share of unimportant neurons that leaves none.
+
+    Example:
+        >>> paper_ranks(6, 0.5, 0.5, 400, 120)
+        (3, 3, 200, 60)
+    """
+    if not 0 <= sr < 1 or not 0 <= rr <= 1:
+        raise ValueError(f"sr must be from 0 to below 1 and rr from 0 to 1, not sr={sr} and rr={rr}")
+    rank = int(k * rr)
+    return rank, k - rank, inputs - int(inputs * sr), outputs - int(outputs * sr)
+
+
 class Importance(NamedTuple):
     """How much every neuron of a layer matters, in any unit: larger is more important.
 
