@@ -128,7 +128,10 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "included pattern": ({"include": ["layer*"]}, r"pattern 'layer\*' matches no site"),
     "expression": ({"ignore": ["re:["]}, "no regular expression"),
     "budget": ({"keep": {"watts": 0.5}}, "unknown budget 'watts'; the budgets are params, macs, bytes"),
-    "two budgets": ({"keep": {"macs": 0.5, "params": 0.5}}, "exactly one budget"),
+    "two budgets": (
+        {"keep": {"params": 0.7, "macs": 0.001}},
+        r"macs \(0\.001 of dense\) cannot be met together with at most [\d,]+ params",
+    ),
     "no budget": ({"keep": {"macs": 0.0}}, "fraction up to 1 or a number above 0"),
     "half a unit": ({"keep": {"macs": 1.5}}, "neither a fraction up to 1.0 nor a whole number"),
     "too small": ({"keep": {"params": 0.01}}, r"cannot be met: .*keeps at least [\d,]+ \(0\.\d+\); raise the budget"),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from rankwise import FORMATS, Plan, PlanRow, Statistics, choose, collect, factorise, find, profile
-from rankwise.choose import counts, parse_pin, recount
+from rankwise.budgets import counts, recount
+from rankwise.constraints import parse_pin
 from rankwise.evaluate import size
 
 Net = tuple[nn.Module, Statistics]
@@ -65,6 +66,35 @@ def test_absolute_budgets(net: Net, curves: Any, unit: str) -> None:
     assert replace(same, keep={}) == replace(
         choose(model, stats, keep={unit: dense // 2}, curves=curves["input"]), keep={}
     )
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [{"params": 0.4, "macs": 0.5}, {"macs": 0.3, "params": 0.6}, {"params": 0.5, "macs": 0.5, "bytes": 0.45}],
+)
+def test_several_budgets_are_all_met_and_one_is_filled(net: Net, curves: Any, keep: dict[str, float]) -> None:
+    plan = choose(*net, keep=keep, curves=curves["input"])
+    shares = {unit: plan.planned[unit] / plan.dense[unit] for unit in keep}
+    assert all(shares[unit] <= keep[unit] for unit in keep)
+    assert max(shares[unit] / keep[unit] for unit in keep) > 0.98
+    assert plan.keep == keep
+    for unit in keep:
+        alone = choose(*net, keep={unit: keep[unit]}, curves=curves["input"])
+        assert sum(row.error or 0 for row in alone.rows) <= sum(row.error or 0 for row in plan.rows) * 1.001
+
+
+def test_budgets_that_cannot_be_met_together_say_which() -> None:
+    """tucker2 has the fewest parameters, but its first layer runs at the resolution of the input."""
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, stride=4, padding=1, bias=False))
+    sites = find(model, torch.zeros(1, 16, 32, 32))
+    fewest = FORMATS["tucker2"].cost(sites["0"], (1, 1), False)
+    assert fewest.macs > FORMATS["svd"].cost(sites["0"], (1,), False).macs
+    assert choose(model, sites, keep={"params": fewest.params}, metric="weight").planned["macs"] == fewest.macs
+    with pytest.raises(ValueError) as caught:
+        choose(model, sites, keep={"params": fewest.params, "macs": fewest.macs - 1}, metric="weight")
+    assert f"a budget of {fewest.macs - 1:,} macs" in str(caught.value)
+    assert f"cannot be met together with at most {fewest.params:,} params" in str(caught.value)
+    assert f"keeps at least {fewest.macs:,} " in str(caught.value)
 
 
 @pytest.mark.parametrize("metric", ["input", "weight"])
@@ -286,9 +316,12 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"keep": {}}, "keep needs exactly one budget"),
-        ({"keep": {"macs": 0.5, "params": 0.5}}, "keep needs exactly one budget"),
-        ({"keep": 0.5}, "keep needs exactly one budget"),
+        ({"keep": None}, "rule 'knapsack' needs a budget, for instance"),
+        ({"keep": {}}, "keep needs a budget"),
+        ({"keep": 0.5}, "keep needs a budget"),
+        ({"rule": "knapsak"}, "unknown rule 'knapsak'; did you mean knapsack.* The rules are"),
+        ({"rule": "knapsack:share=1"}, "there is no setting 'share'; it has no settings"),
+        ({"rule": 3}, "unknown rule '3'"),
         ({"keep": {"latency": 0.5}}, "unknown budget 'latency'; the budgets are params, macs, bytes"),
         ({"keep": {"macs": 0}}, "above 0, not 0"),
         ({"keep": {"macs": -0.5}}, "above 0, not -0.5"),

@@ -12,25 +12,33 @@ from .choose import choose
 from .compress import CompressReport, compress
 from .factorise import factorise, factorise_
 from .formats import FORMATS, LowRank
+from .pareto import pareto
 from .plan import Plan, PlanRow
+from .planner import Planner
 from .profile import profile
+from .ranks import RULES, Rule, get_rule
 from .sites import Site, Sites, find
 from .statistics import Moments, Statistics, collect
+from .transfer import choose_shrinkage
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FORMATS",
+    "RULES",
     "Batches",
     "CompressReport",
     "LowRank",
     "Moments",
     "Plan",
     "PlanRow",
+    "Planner",
+    "Rule",
     "Site",
     "Sites",
     "Statistics",
     "choose",
+    "choose_shrinkage",
     "collect",
     "compress",
     "evaluate",
@@ -38,8 +46,10 @@ __all__ = [
     "factorise",
     "factorise_",
     "find",
+    "get_rule",
     "inputs_only",
     "load",
+    "pareto",
     "profile",
     "save",
 ]

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from .plan import Plan
 from .sites import Sites
 from .statistics import Statistics
 from .statistics.collect import collect
+from .transfer import choose_shrinkage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,26 +54,29 @@ def compress(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    keep: Mapping[str, float],
+    keep: Mapping[str, float] | None = None,
     method: str = "sequential",
     stats: Statistics | None = None,
+    shrink: float | None = None,
     positions: int | str = "auto",
     seed: int = 0,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     **constraints: Any,
 ) -> tuple[nn.Module, CompressReport]:
-    """Compress a trained network with unlabelled samples and one budget; no gradient step.
+    """Compress a trained network with unlabelled samples and a budget; no gradient step.
 
     Args:
         model: the dense network; left exactly as it was.
         data: a few hundred samples, as any re-iterable of batches without labels.
-        keep: the budget, for instance {"macs": 0.5}; see `choose`.
+        keep: the budgets, for instance {"macs": 0.5}; see `choose`.
         method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot".
-        stats: statistics collected before; collected from `data` by default.
+        stats: statistics collected before, of these or other data; collected from `data` by default.
+        shrink: share of the weight metric in that of the statistics, 0 to 1. By default 0; one-shot with `stats` what
+            `choose_shrinkage` finds on `data`.
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
         progress: wraps batches and sites, for progress bars.
-        **constraints: formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
+        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, round_to of `choose`.
 
     Returns:
         The compressed network, of the same class, and a report.
@@ -95,12 +100,21 @@ def compress(
     def timed(name: str, run: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         result = run()
-        seconds[name] = time.perf_counter() - start
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
         return result
 
+    held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
     if stats is None:
         stats = timed("collect", lambda: collect(model, batches, positions=positions, seed=seed, progress=progress))
-    plan = timed("choose", lambda: choose(model, stats, keep=keep, progress=progress, **constraints))
+
+    def chosen(share: float) -> Plan:
+        return choose(model, stats, keep=keep, shrink=share, progress=progress, **constraints)
+
+    plan = timed("choose", lambda: chosen(shrink or 0.0))
+    if held_out is not None and plan.metric == "input" and plan.factorised:
+        find_share = partial(choose_shrinkage, positions=positions, seed=seed, progress=progress)
+        share = timed("shrinkage", lambda: find_share(model, plan, stats, held_out))
+        plan = timed("choose", lambda: chosen(share)) if share else plan
     if method == "sequential":
         visits = iter([] if progress is None else progress(plan.factorised, "factorise"))
 

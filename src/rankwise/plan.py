@@ -52,11 +52,12 @@ class Plan(Mapping[str, PlanRow]):
         dense: counts of the dense network, for instance {"params": ..., "macs": ...}.
         planned: the same counts of the compressed network.
         metric: "input" or "weight".
+        shrink: share of the weight metric in the input metric, from 0 to 1; one-shot fits use it.
         rule: the rule that chose the ranks.
         fingerprint: structure of the network that the plan was made for.
 
     Raises:
-        ValueError: for an unknown metric, or a site with more than one row.
+        ValueError: for an unknown metric, a share outside 0 to 1, or a site with more than one row.
     """
 
     rows: tuple[PlanRow, ...]
@@ -64,12 +65,15 @@ class Plan(Mapping[str, PlanRow]):
     dense: dict[str, int] = field(default_factory=dict)
     planned: dict[str, int] = field(default_factory=dict)
     metric: str = "input"
+    shrink: float = 0.0
     rule: str = "knapsack"
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"plan: unknown metric {self.metric!r}; the metrics are {', '.join(METRICS)}")
+        if not _number(self.shrink) or not 0 <= self.shrink <= 1:
+            raise ValueError(f"plan: shrink must be a number from 0 to 1, not {self.shrink!r}")
         if twice := [name for name, count in Counter(row.site for row in self.rows).items() if count > 1]:
             raise ValueError(f"plan: site {twice[0]!r} has more than one row; keep one")
 

@@ -59,8 +59,10 @@ def rank_step(site: Site, round_to: int | str) -> int:
     raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
 
 
-def site_metrics(source: Statistics | Sites, site: Site, metric: str, model: nn.Module) -> list[Metric]:
-    """The metric of each group of a site.
+def site_metrics(
+    source: Statistics | Sites, site: Site, metric: str, model: nn.Module, shrink: float = 0.0
+) -> list[Metric]:
+    """The metric of each group of a site, the input metric shrunk towards the weight metric.
 
     Raises:
         ValueError: if the metric is unknown, or needs statistics that are not there.
@@ -75,7 +77,7 @@ def site_metrics(source: Statistics | Sites, site: Site, metric: str, model: nn.
         raise ValueError(
             f"the statistics hold nothing for site {site.name!r}; collect them again for this network, or ignore it"
         )
-    return source[site.name].metrics()
+    return source[site.name].metrics(shrink)
 
 
 def profile(
@@ -84,6 +86,7 @@ def profile(
     *,
     formats: str | Sequence[str] = DEFAULT_FORMATS,
     metric: str = "input",
+    shrink: float = 0.0,
     round_to: int | str = "auto",
     only: str | Collection[str] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
@@ -98,6 +101,7 @@ def profile(
         formats: names of the formats to consider, or "auto" for all there are. Of those whose curves are
             fitted, one that the others clearly beat on a site is dropped there after one fit.
         metric: "input" (the covariance of each site's input) or "weight" (Frobenius).
+        shrink: share of the weight metric in the input metric, 0 to 1; see `choose_shrinkage`.
         round_to: ranks are multiples of this.
         only: names of the sites to consider; the others get no curve but their dense option.
         progress: wraps the sites, for a progress bar.
@@ -106,7 +110,8 @@ def profile(
         Curve by site name; a site that has to stay dense has one option.
 
     Raises:
-        ValueError: for an unknown format, metric or site (with near names), or missing statistics.
+        ValueError: for an unknown format, metric or site (with near names), a share outside 0 to 1, or missing
+            statistics.
     """
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
@@ -125,7 +130,7 @@ def profile(
         options = [dense_option(site)]
         usable = [format for format in candidates if site.name in wanted and format.refuses(site) is None]
         if usable:
-            weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model)
+            weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model, shrink)
             bias = site.chain_bias(metric)
             for format in usable:
                 rivals = partial(_least_error, tuple(options))

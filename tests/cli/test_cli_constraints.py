@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.cli.constraints import choose_options, parse_keep, parse_ranks, parse_round_to
+from rankwise.cli.constraints import choose_options, parse_budgets, parse_keep, parse_ranks, parse_round_to, parse_rule
+from rankwise.ranks.budgeted import Knapsack
 
 
 @pytest.mark.parametrize(
@@ -51,9 +52,15 @@ def test_round_to() -> None:
 
 
 def test_everything_becomes_keyword_arguments_of_choose() -> None:
-    wishes = choose_options("macs=0.5", "svd, tucker2", "input", None, None, ["fc=svd:64"], None, ["c*=8"], "auto")
+    wishes = choose_options(
+        ["macs=0.5"], "knapsack", "svd, tucker2", "input", None, None, ["fc=svd:64"], None, ["c*=8"], "auto"
+    )
     assert wishes == {
         "keep": {"macs": 0.5},
+        "rule": Knapsack(),
+        "floor_rule": None,
+        "target_drop": None,
+        "minimise": "macs",
         "formats": ("svd", "tucker2"),
         "metric": "input",
         "ignore": (),
@@ -64,4 +71,17 @@ def test_everything_becomes_keyword_arguments_of_choose() -> None:
         "round_to": "auto",
     }
     with pytest.raises(ValueError, match="--formats names nothing"):
-        choose_options("macs=0.5", ",", "input", None, None, None, None, None, "auto")
+        choose_options(["macs=0.5"], "knapsack", ",", "input", None, None, None, None, None, "auto")
+
+
+def test_several_budgets_are_one_request() -> None:
+    assert parse_budgets(None) is None
+    assert parse_budgets(["macs=0.5", "params=1M"]) == {"macs": 0.5, "params": 1_000_000}
+    with pytest.raises(ValueError, match=r"--keep 'macs=0\.3': there is a macs budget already"):
+        parse_budgets(["macs=0.5", "macs=0.3"])
+
+
+def test_an_unknown_rule_gives_near_names() -> None:
+    assert parse_rule("knapsack") == Knapsack()
+    with pytest.raises(ValueError, match="--rule 'knapsak': unknown rule 'knapsak'; did you mean knapsack"):
+        parse_rule("knapsak")

@@ -15,15 +15,20 @@ from rankwise.cli import app
 SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
 BUDGET = {
-    "--keep", "--formats", "--metric", "--ignore", "--include", "--pin", "--floor", "--cap", "--round-to", "--stats"
+    "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
+    "--pin", "--floor", "--cap", "--round-to", "--stats", "--shrink",
 }  # fmt: skip
 TIMING = {"--threads", "--engines", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
-    "compress": WORK | BUDGET | TIMING | {"DATA", "--out", "--test", "--method"},
-    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape"},
-    "apply": WORK | TIMING | {"PLAN", "DATA", "--out", "--test", "--method", "--stats"},
+    "collect": WORK | {"DATA", "--out", "--ignore", "--rows"},
+    "compress": WORK | BUDGET | TIMING | {"[DATA]", "--out", "--test", "--method", "--input-shape"},
+    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
+    "pareto": WORK
+    | (BUDGET - {"--keep", "--target-drop", "--minimise"})
+    | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
+    "apply": WORK | TIMING | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwise.linalg.splitting import ring, split, terms, train
+from rankwise.linalg.splitting import paired, ring, split, terms, train
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -56,3 +56,16 @@ def test_terms() -> None:
     errors = [float((X - torch.einsum("ir,jr,kr,lr->ijkl", *terms(X, rank))).square().sum()) for rank in range(1, 25)]
     assert errors == sorted(errors, reverse=True)  # the terms are orthogonal
     assert errors[0] < float(X.square().sum())
+
+
+@pytest.mark.parametrize("taps", [(4,), (3, 2), (2, 3, 2)])
+def test_paired_terms_are_found_where_outputs_and_channels_are_orthogonal(taps: tuple[int, ...]) -> None:
+    bases = [torch.linalg.qr(normal(size, 3, seed=size)).Q for size in (6, 5)]
+    others = [normal(size, 3, seed=seed) for seed, size in enumerate(taps)]
+    weights = torch.tensor([9.0, 3.0, 1.0], dtype=torch.float64) / torch.stack([x.norm(dim=0) for x in others]).prod(0)
+    equation = ",".join(f"{letter}r" for letter in "tcabd"[: 2 + len(taps)]) + f",r->{'tcabd'[: 2 + len(taps)]}"
+    X = torch.einsum(equation, *bases, *others, weights)
+    ones = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(torch.einsum(equation, *paired(X, 3), ones), X)
+    largest = torch.einsum(equation, *(factor[:, :1] for factor in (*bases, *others)), weights[:1])
+    torch.testing.assert_close(torch.einsum(equation, *paired(X, 1), ones[:1]), largest)

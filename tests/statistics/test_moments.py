@@ -238,6 +238,48 @@ def test_metrics_are_centred_and_damped(N: int) -> None:
         torch.testing.assert_close(damped, covariance + 0.1 * covariance.trace() / 7 * eye)
 
 
+@pytest.mark.parametrize("N", [400, 5])
+def test_metrics_are_shrunk_towards_the_weight_metric(N: int) -> None:
+    """`(1 - s) Sigma + s trace(Sigma) / D I` up to scale, whatever form the metric has; what few rows ask for first."""
+    found, eye = streamed([skewed(N, 7)]), torch.eye(7, dtype=torch.float64)
+    for damping in (0.0, None):
+        (plain,) = found.metrics(damping=damping)
+        sigma = plain.dense()
+        for share in (0.01, 0.5, 0.999):
+            shrunk = found.metrics(share, damping=damping)[0].dense() * (1 - share)
+            torch.testing.assert_close(shrunk, (1 - share) * sigma + share * eye * sigma.trace() / 7)
+    torch.testing.assert_close(found.metrics(1)[0].dense(), eye)
+
+
+def test_shrinkage_of_few_rows_and_the_share_add_up_to_one_share() -> None:
+    found = streamed([spiked(20, 30, 0)])
+    S = found.metrics(damping=0)[0].dense()
+    mean = S.trace() / 30
+    rows_ask = shrinkage(float(S.trace()), float(S.square().sum()), 20, 30)
+    assert rows_ask > 0.05
+    share = 1 - (1 - rows_ask) * (1 - 0.2)
+    wanted = (1 - share) * S + share * mean * torch.eye(30, dtype=torch.float64)
+    found_DD = found.metrics(0.2)[0].dense()
+    torch.testing.assert_close(found_DD / found_DD.trace(), wanted / wanted.trace())
+
+
+@pytest.mark.parametrize("wrong", [-0.01, 1.5, float("nan"), "0.1", True, None])
+def test_a_share_of_the_weight_metric_lies_between_0_and_1(wrong: object) -> None:
+    with pytest.raises(ValueError, match="shrink must be a number from 0"):
+        streamed([skewed(20, 4)]).metrics(wrong)
+
+
+def test_moments_without_rows_make_the_same_metric() -> None:
+    found = streamed([torch.cat([skewed(5, 9), skewed(5, 9, seed=3)])])
+    without = found.without_rows()
+    assert found.rows_GND is not None
+    assert without.rows_GND is None
+    for ours, theirs in zip(without.metrics(), found.metrics(), strict=True):
+        torch.testing.assert_close(ours.dense(), theirs.dense())
+    full = streamed([skewed(50, 9)])
+    assert full.without_rows() is full
+
+
 def spiked(N: int, D: int, seed: int) -> Tensor:
     """Rows of unit variance but for a few strong directions."""
     return normal(1, N, D, seed=seed) * torch.logspace(1, -1, D, dtype=torch.float64)

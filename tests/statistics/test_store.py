@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Residual, batches_of, make
+from helpers import Residual, batches_of, chains, make
 from safetensors.torch import save_file
 from torch import nn
 
-from rankwise import Moments, Statistics, collect, find
+from rankwise import Moments, Statistics, choose, collect, factorise, find
 from rankwise.statistics.moments import Accumulator
 
 
@@ -39,6 +39,47 @@ def test_load_returns_what_save_wrote_to_the_bit(stats: Statistics, tmp_path: Pa
             assert torch.equal(value, after[kind]), (name, kind)
     forms = {found.second_GDD is None for found in loaded.values()}
     assert forms == {True, False}, "both forms of moments went through the file"
+
+
+def test_rows_in_the_file_are_announced(stats: Statistics, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert stats.with_rows
+    stats.save(tmp_path / "s")
+    assert f"for {len(stats.with_rows)} of {len(stats)} sites ({stats.with_rows[0]}, ...)" in caplog.text
+    caplog.clear()
+    bare = stats.without_rows()
+    assert caplog.text.count("still tells them up to a rotation") == len(stats.with_rows)
+    caplog.clear()
+    bare.save(tmp_path / "s")
+    assert not caplog.text
+
+
+def test_a_file_without_rows_holds_no_sample_and_fits_alike(stats: Statistics, tmp_path: Path) -> None:
+    """No tensor of the file has a dimension of samples."""
+    from safetensors import safe_open
+
+    path = stats.without_rows().save(tmp_path / "s")
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            kind, _, name = key.partition(":")
+            site = stats.sites[name]
+            G, D = site.groups, site.in_features
+            assert tuple(file.get_tensor(key).shape) == {"mean_GD": (G, D), "second_GDD": (G, D, D)}[kind]
+    loaded, model = Statistics.load(path), make(Residual)
+    assert (loaded.with_rows, loaded.samples, loaded.seed) == ((), stats.samples, stats.seed)
+    plan = choose(model, stats, keep={"macs": 0.6})
+    assert [(row.format, row.ranks) for row in choose(model, loaded, keep={"macs": 0.6}).rows] == [
+        (row.format, row.ranks) for row in plan.rows
+    ]
+    ours, theirs = (chains(factorise(model, plan, source)) for source in (loaded, stats))
+    for name, chain in ours.items():
+        torch.testing.assert_close(chain.weight, theirs[name].weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(chain.bias, theirs[name].bias, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_too_many_inputs_cannot_be_left_out() -> None:
+    wide = collect(nn.Sequential(nn.Linear(8200, 4)), [torch.randn(6, 8200)])
+    with pytest.raises(ValueError, match=r"site '0' has 8,200 inputs, too many for a moment \(at most 8,192\)"):
+        wide.without_rows()
 
 
 def test_targets_survive_the_file(stats: Statistics, tmp_path: Path) -> None:

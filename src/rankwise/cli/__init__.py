@@ -1,4 +1,6 @@
-"""The command line: `rankwise inspect | compress | plan | apply | evaluate | export | formats | demo`.
+"""The command line.
+
+`rankwise inspect | collect | compress | plan | pareto | apply | evaluate | export | formats | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
@@ -10,12 +12,14 @@ from typing import Annotated
 import typer
 
 from .apply import apply
+from .collect import collect
 from .compress import compress
 from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .formats import formats
 from .inspect import inspect
+from .pareto import pareto
 from .plan import plan
 from .version import version
 
@@ -58,7 +62,7 @@ def _paragraphs(docstring: str | None) -> str:
     return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
 
 
-for command in (inspect, compress, plan, apply, evaluate, export, formats, demo):
+for command in (inspect, collect, compress, plan, pareto, apply, evaluate, export, formats, demo):
     app.command(help=_paragraphs(command.__doc__))(command)
 
 

@@ -17,10 +17,11 @@ PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", show_default=False, he
 def apply(
     model: options.Model,
     plan: PlanFile,
-    data: options.Data,
     out_folder: Out,
+    data: options.OptionalData = None,
     weights: options.Weights = None,
     test: options.Test = None,
+    input_shape: options.InputShape = None,
     transform: options.Transform = None,
     size: options.Size = None,
     normalise: options.Normalise = "auto",
@@ -29,7 +30,8 @@ def apply(
     root: options.Root = Path("data"),
     split: options.Split = None,
     stats: options.Stats = None,
-    method: options.Method = "sequential",
+    method: options.Method = "auto",
+    shrink: options.Shrink = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -42,21 +44,33 @@ def apply(
     Example: [bold]rankwise apply nets.py:build plan.yaml pictures/ --weights net.pth --size 32 -o out/[/bold]
 
     Change [bold]format[/bold] and [bold]ranks[/bold] of a row, or set [bold]format: dense[/bold] and
-    [bold]ranks: \\[][/bold]; parameters and MACs are counted anew.
+    [bold]ranks: \\[][/bold]; parameters and MACs are counted anew. Without DATA, [bold]--stats FILE[/bold] is enough.
     """
     with Output(json, debug=debug) as out:
         from ..plan import Plan
+        from .constraints import parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .steps import Job, finish
 
-        timing = Timing.of(engines, threads, latency_batch)
+        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         wanted = Plan.load(plan)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
-        job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
-        wanted = job.edited(wanted)
+        job = Job.start(
+            out,
+            model,
+            weights,
+            data,
+            how,
+            samples=samples,
+            stats=stats,
+            test=test,
+            input_shape=input_shape,
+            folder=out_folder,
+        )
+        wanted = job.shrunk(job.edited(wanted), share, method)
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
         small = job.factorise(wanted, method)

@@ -17,11 +17,16 @@ Out = Annotated[
 
 def compress(
     model: options.Model,
-    data: options.Data,
     out_folder: Out,
-    keep: options.Keep,
+    data: options.OptionalData = None,
     weights: options.Weights = None,
+    keep: options.Keep = None,
+    rule: options.Rule = "knapsack",
+    floor_rule: options.FloorRule = None,
+    target_drop: options.TargetDrop = None,
+    minimise: options.Minimise = "macs",
     test: options.Test = None,
+    input_shape: options.InputShape = None,
     transform: options.Transform = None,
     size: options.Size = None,
     normalise: options.Normalise = "auto",
@@ -38,7 +43,8 @@ def compress(
     floor: options.Floor = None,
     cap: options.Cap = None,
     round_to: options.RoundTo = "auto",
-    method: options.Method = "sequential",
+    method: options.Method = "auto",
+    shrink: options.Shrink = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -52,22 +58,38 @@ def compress(
 
     DATA needs no labels: a few hundred inputs such as the network will see. The folder of [bold]-o[/bold] receives the
     artifact (rankwise.json, model.safetensors) and plan.yaml, which you may edit and give to
-    [bold]rankwise apply[/bold].
+    [bold]rankwise apply[/bold]. Without DATA, [bold]--stats FILE[/bold] of [bold]rankwise collect[/bold]
+    is enough, also of other data.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import choose_options
+        from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .steps import Job, finish
+        from .trying import what_tries
 
-        timing = Timing.of(engines, threads, latency_batch)
-        wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
+        wishes = choose_options(
+            keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
+        )
+        check_budget(wishes)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
-        job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, test=test, folder=out_folder)
+        job = Job.start(
+            out,
+            model,
+            weights,
+            data,
+            how,
+            samples=samples,
+            stats=stats,
+            test=test,
+            input_shape=input_shape,
+            folder=out_folder,
+        )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        plan = job.plan(wishes)
+        plan = job.plan({**wishes, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method)
         finish(job, small, plan, out_folder, command="compress", timing=timing)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..ranks import Rule
 
 BUDGETS = ("macs", "params", "bytes")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
-METHODS = ("sequential", "one-shot")
+METHODS = ("auto", "sequential", "one-shot")
 
 
 def choose_options(
-    keep: str,
+    keep: Iterable[str] | None,
+    rule: str,
     formats: str,
     metric: str,
     ignore: Iterable[str] | None,
@@ -20,6 +24,9 @@ def choose_options(
     floor: Iterable[str] | None,
     cap: Iterable[str] | None,
     round_to: str,
+    floor_rule: str | None = None,
+    target_drop: float | None = None,
+    minimise: str = "macs",
 ) -> dict[str, Any]:
     """The keyword arguments of `rankwise.choose` for the options of the command line.
 
@@ -27,7 +34,11 @@ def choose_options(
         ValueError: naming the option whose text cannot be read.
     """
     return {
-        "keep": parse_keep(keep),
+        "keep": parse_budgets(keep),
+        "rule": parse_rule(rule),
+        "floor_rule": parse_floor(floor_rule),
+        "target_drop": target_drop,
+        "minimise": minimise,
         "formats": parse_names(formats, "--formats"),
         "metric": metric,
         "ignore": tuple(ignore or ()),
@@ -37,6 +48,62 @@ def choose_options(
         "cap": parse_ranks(cap, "--cap"),
         "round_to": parse_round_to(round_to),
     }
+
+
+def check_budget(wishes: Mapping[str, Any]) -> None:
+    """Refuse a rule without the budget that it needs, before any long work begins."""
+    if wishes["keep"] is None and wishes["target_drop"] is None and wishes["rule"].needs_budget:
+        raise ValueError(
+            f"--rule {wishes['rule'].name} needs a budget: --keep macs=0.5, or --target-drop 1.0 for the smallest "
+            f"network that loses no more"
+        )
+
+
+def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:
+    """All budgets together, None for none.
+
+    Raises:
+        ValueError: where one cannot be read, or is named twice.
+    """
+    budgets: dict[str, float | int] = {}
+    for text in texts or ():
+        ((name, amount),) = parse_keep(text).items()
+        if name in budgets:
+            raise ValueError(f"--keep {text!r}: there is a {name} budget already; keep one of them")
+        budgets[name] = amount
+    return budgets or None
+
+
+def parse_shares(along: str, at: str) -> list[dict[str, float | int]]:
+    """`macs` and `0.5,0.7` as budgets, the largest first.
+
+    Raises:
+        ValueError: for an unknown budget, or what is no share.
+    """
+    budgets = [parse_keep(f"{along}={share}") for share in parse_names(at, "--at")]
+    if not all(isinstance(budget[along], float) for budget in budgets):
+        raise ValueError(f"--at {at!r}: shares lie above 0 and at most at 1.0")
+    return sorted(budgets, key=lambda budget: -budget[along])
+
+
+def parse_rule(text: str) -> Rule:
+    """The rule of that name, settings after a colon."""
+    from ..ranks import get_rule
+
+    try:
+        return get_rule(text)
+    except ValueError as error:
+        raise ValueError(f"--rule {text!r}: {error}") from None
+
+
+def parse_floor(text: str | None) -> Rule | None:
+    """The rule of that name, where it can be a floor."""
+    from ..ranks import get_floor
+
+    try:
+        return get_floor(text)
+    except ValueError as error:
+        raise ValueError(f"--floor-rule {text!r}: {error}") from None
 
 
 def parse_keep(text: str) -> dict[str, float | int]:
@@ -115,3 +182,16 @@ def check_method(method: str) -> str:
     if method not in METHODS:
         raise ValueError(f"--method {method!r} is not one of {', '.join(METHODS)}")
     return method
+
+
+def parse_shrink(text: str | None) -> float | str | None:
+    """A share from 0 to 1, `auto`, or None where none is given."""
+    if text is None or text == "auto":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"--shrink {text!r} is neither auto nor a number from 0 (statistics) to 1 (weight metric)")
+    return share

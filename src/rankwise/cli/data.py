@@ -34,6 +34,7 @@ class Data:
         labelled: whether `pairs` has labels.
         classes: number of class folders, None where labels were stored as numbers.
         prepared: how inputs were made, for people.
+        real: whether answers to it say anything; random inputs only have a shape.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Data:
     classes: int | None
     prepared: str
     _passes: Callable[[], Iterator[tuple[Any, Any]]] = field(repr=False)
+    real: bool = True
 
     @property
     def pairs(self) -> Iterable[tuple[Any, Any]]:
@@ -115,3 +117,23 @@ def example_input(shape: str, seed: int = 0) -> Tensor:
     if not sides or min(sides) < 1:
         raise ValueError(f"--input-shape {shape!r} is not a shape such as 3,224,224 (without the batch)")
     return torch.randn(1, *sides, generator=torch.Generator().manual_seed(seed))
+
+
+def random_data(example: Tensor, batch: int) -> Data:
+    """One batch of a random input again and again, for counts and latency where there are no samples.
+
+    Args:
+        example: 1 x ..., as `example_input` makes it.
+        batch: samples in the batch.
+    """
+    inputs = example.expand(batch, *example.shape[1:])
+    shape = "x".join(map(str, example.shape[1:]))
+    return Data(
+        name=f"random inputs of {shape}",
+        samples=batch,
+        labelled=False,
+        classes=None,
+        prepared="no samples",
+        _passes=lambda: iter([(inputs, None)]),
+        real=False,
+    )

@@ -54,6 +54,7 @@ def demo(
             data=_in_memory(f"{digits_demo.CALIBRATION} training digits", images[chosen], None),
             test=_in_memory(f"{len(test_images)} digits that training never saw", test_images, test_labels),
             stats=None,
+            example=images[:1],
             seed=seed,
         )
         out.say(f"compressing to a third of its MACs with {digits_demo.CALIBRATION} unlabelled digits")

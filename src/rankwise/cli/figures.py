@@ -71,11 +71,11 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timin
             counted = size(network, example)
         figures[name] = {"params": counted.params, "macs": counted.macs, "bytes": counted.bytes}
     _latencies(out, networks, data, figures, timing)
-    if _labels_fit(out, networks, data, example):
+    if labels_fit(out, networks, data, example):
         for name, network in networks.items():
             top = _tried(out, "accuracy", partial(accuracy, network, out.track(data.pairs, f"accuracy, {name}")))
             figures[name].update(_telling(top or {}, network, example))
-    if len(networks) == 2:
+    if len(networks) == 2 and data.real:
         (_, dense), (small_name, small) = networks.items()
         same = _tried(out, "agreement", partial(agreement, dense, small, out.track(data.inputs, "agreement")))
         if same is not None:
@@ -114,7 +114,8 @@ def _outputs(network: nn.Module, example: Any) -> int | None:
     return int(shape[-1]) if len(shape) > 1 else None
 
 
-def _labels_fit(out: Output, networks: Mapping[str, nn.Module], data: Data, example: Any) -> bool:
+def labels_fit(out: Output, networks: Mapping[str, nn.Module], data: Data, example: Any) -> bool:
+    """Whether the labels of the data are the networks' classes; a note says why where they look like it and are not."""
     if not data.labelled:
         return False
     outputs = _outputs(next(iter(networks.values())), example)

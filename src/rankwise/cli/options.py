@@ -107,18 +107,38 @@ Stats = Annotated[
         "--stats",
         metavar="FILE",
         rich_help_panel=_DATA,
-        help="Statistics: read where the file exists, else collected from DATA and written there.",
+        help="Statistics: read where the file exists, also from other data (`rankwise collect`), else collected from "
+        "DATA and written there.",
+    ),
+]
+Shrink = Annotated[
+    str | None,
+    typer.Option(
+        "--shrink",
+        metavar="SHARE",
+        rich_help_panel=_BUDGET,
+        help="Share of the weight metric, 0 to 1, for statistics of other data; auto: what DATA as held-out samples "
+        "choose, which is done unasked for one-shot from a file with DATA.",
     ),
 ]
 
 Keep = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--keep",
         metavar="WHAT=HOW MUCH",
         rich_help_panel=_BUDGET,
         show_default=False,
-        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M.",
+        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M; repeated, all are met.",
+    ),
+]
+Rule = Annotated[
+    str,
+    typer.Option(
+        "--rule",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="How ranks are chosen, with settings after a colon (see docs/rules.md).",
     ),
 ]
 Formats = Annotated[
@@ -185,13 +205,41 @@ RoundTo = Annotated[
         help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones.",
     ),
 ]
+FloorRule = Annotated[
+    str | None,
+    typer.Option(
+        "--floor-rule",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="A rule that says the least that every factorised layer gets: stable_rank, energy:share=0.5.",
+    ),
+]
+TargetDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--target-drop",
+        metavar="POINTS",
+        rich_help_panel=_BUDGET,
+        help="The smallest network that loses no more: points of accuracy where there are labels, else of agreement.",
+    ),
+]
+Minimise = Annotated[
+    str,
+    typer.Option(
+        "--minimise",
+        metavar="WHAT",
+        rich_help_panel=_BUDGET,
+        help="macs, params or bytes: what --target-drop makes small; --keep then adds limits.",
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(
         "--method",
         metavar="NAME",
         rich_help_panel=_BUDGET,
-        help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics.",
+        help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
+        "auto: sequential where there is DATA.",
     ),
 ]
 

@@ -15,10 +15,14 @@ PlanOut = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The 
 
 def plan(
     model: options.Model,
-    keep: options.Keep,
     data: options.OptionalData = None,
     plan_file: PlanOut = Path("plan.yaml"),
     weights: options.Weights = None,
+    keep: options.Keep = None,
+    rule: options.Rule = "knapsack",
+    floor_rule: options.FloorRule = None,
+    target_drop: options.TargetDrop = None,
+    minimise: options.Minimise = "macs",
     input_shape: options.InputShape = None,
     transform: options.Transform = None,
     size: options.Size = None,
@@ -36,6 +40,8 @@ def plan(
     floor: options.Floor = None,
     cap: options.Cap = None,
     round_to: options.RoundTo = "auto",
+    shrink: options.Shrink = None,
+    test: options.Test = None,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -44,21 +50,31 @@ def plan(
 
     Example: [bold]rankwise plan nets.py:build pictures/ --weights net.pth --size 32 --keep macs=0.5 -o plan.yaml[/bold]
 
+    [bold]--rule[/bold] says how ranks are chosen, [bold]--target-drop 1.0[/bold] finds the smallest network that loses
+    no more than a point on [bold]--test[/bold].
+
     With [bold]--stats FILE[/bold] the data is run over once, and every further plan takes seconds. With
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import choose_options
+        from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .steps import Job
         from .tables import plan_table
+        from .trying import what_tries
 
-        wishes = choose_options(keep, formats, metric, ignore, include, pin, floor, cap, round_to)
+        wishes = choose_options(
+            keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
+        )
+        check_budget(wishes)
+        share = parse_shrink(shrink)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
-        job = Job.start(out, model, weights, data, how, samples=samples, stats=stats, input_shape=input_shape)
-        chosen = job.plan(wishes)
+        job = Job.start(
+            out, model, weights, data, how, samples=samples, stats=stats, test=test, input_shape=input_shape
+        )
+        chosen = job.plan({**wishes, **what_tries(job, wishes)}, share)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.sites, out.console.width))
         out.say(f"plan: {plan_file} (edit it, then: rankwise apply {model} {plan_file} DATA -o out/)")

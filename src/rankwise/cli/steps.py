@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .constraints import check_method
-from .data import Data, DataOptions
+from .data import Data, DataOptions, random_data
 from .loading import load_data, load_example
 from .models import is_torchvision, load_model
 from .output import Output
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..plan import Plan
+    from ..planner import Planner
     from ..sites import Sites
     from ..statistics import Statistics
     from .figures import Timing
@@ -35,7 +36,10 @@ class Job:
         data: calibration data, None where a plan needs none.
         test: held-out data, None where the user has none.
         stats: the statistics file, None for none.
+        example: one input.
         seed: of everything random.
+        stored: whether the statistics file was there already, so that it may be of other data.
+        batch: samples in a batch.
     """
 
     out: Output
@@ -45,7 +49,10 @@ class Job:
     data: Data | None
     test: Data | None
     stats: Path | None
+    example: Any
     seed: int
+    stored: bool = False
+    batch: int = 64
 
     @classmethod
     def start(
@@ -79,7 +86,7 @@ class Job:
         if calibration is not None:
             count = f"up to {samples}" if calibration.samples is None else f"{calibration.samples}"
             out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
-        example = load_example(calibration, input_shape, how, spec)
+        example = load_example(calibration or held_out, input_shape, how, spec)
         with out.step("finding what can be factorised"):
             sites = find(network, example)
         return cls(
@@ -90,16 +97,16 @@ class Job:
             data=calibration,
             test=held_out,
             stats=stats,
+            stored=stats is not None and stats.exists(),
+            example=example,
+            batch=how.batch,
             seed=how.seed,
         )
 
     @property
     def measured_on(self) -> Data:
-        """The data that figures come from: held-out data where there is some, else the calibration samples."""
-        data = self.test or self.data
-        if data is None:
-            raise ValueError("measuring needs data; name DATA")
-        return data
+        """The data that figures come from: held-out data, the calibration samples, or where there are none a shape."""
+        return self.test or self.data or random_data(self.example, self.batch)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -107,7 +114,7 @@ class Job:
         from ..statistics import Statistics
         from ..statistics.collect import collect
 
-        if self.stats is not None and self.stats.exists():
+        if self.stats is not None and self.stored:
             self.out.say(f"statistics: read from {self.stats}")
             stats = Statistics.load(self.stats)
             if stats.sites.fingerprint != self.sites.fingerprint:
@@ -123,24 +130,82 @@ class Job:
             self.out.say(f"statistics: written to {self.stats}")
         return stats
 
-    def plan(self, wishes: Mapping[str, Any]) -> Plan:
-        """Choose formats and ranks; `wishes` are the keyword arguments of `choose`."""
+    def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None, method: str = "sequential") -> Plan:
+        """Choose formats and ranks; `wishes` are the keyword arguments of `choose`, `shrink` is as for `shrunk`."""
         from ..choose import choose
 
-        source = self.sites if wishes["metric"] == "weight" else self.statistics
-        return choose(self.network, source, progress=self.out.track, **wishes)
+        def chosen(share: float) -> Plan:
+            source = self.sites if wishes["metric"] == "weight" else self.statistics
+            return choose(self.network, source, progress=self.out.track, shrink=share, **wishes)
+
+        plan = chosen(shrink if isinstance(shrink, float) else 0.0)
+        share = self.shrunk(plan, shrink, method).shrink
+        return plan if share == plan.shrink else chosen(share)
+
+    def shrunk(self, plan: Plan, shrink: float | str | None, method: str) -> Plan:
+        """The plan with the share of the weight metric that its fits are to have.
+
+        Args:
+            plan: formats and ranks, and the share that it was made with.
+            shrink: a share; "auto" to choose it on DATA; None for the plan's own, or where one-shot fits follow a
+                stored file without one and there is DATA, as "auto".
+            method: how it will be factorised.
+        """
+        from ..transfer import choose_shrinkage
+
+        if isinstance(shrink, float):
+            return replace(plan, shrink=shrink)
+        transfers = self.stored and self.data is not None and plan.metric == "input"
+        if shrink == "auto" and not transfers:
+            raise ValueError(
+                "--shrink auto chooses on DATA how far to trust statistics of other data: name DATA and an existing "
+                "--stats FILE, or give a number from 0 to 1"
+            )
+        if shrink is None and (plan.shrink or self.way(method) != "one-shot" or not transfers):
+            return plan
+        if self.data is None or not plan.factorised:
+            return plan
+        share = choose_shrinkage(
+            self.network, plan, self.statistics, self.data.inputs, seed=self.seed, progress=self.out.track
+        )
+        self.out.say(f"shrinkage towards the weight metric: {share:g}, chosen on {self.data.name}")
+        return replace(plan, shrink=share)
+
+    def planner(self, wishes: Mapping[str, Any], shrink: float, evaluate: Any) -> Planner:
+        """What makes plans for many budgets; `wishes` are keyword arguments of `choose`."""
+        from ..constraints import Constraints
+        from ..planner import Planner
+
+        return Planner.of(
+            self.network,
+            self.sites if wishes["metric"] == "weight" else self.statistics,
+            metric=wishes["metric"],
+            shrink=shrink,
+            formats=wishes["formats"],
+            round_to=wishes["round_to"],
+            constraints=Constraints(**{name: wishes[name] for name in ("include", "ignore", "pin", "floor", "cap")}),
+            evaluate=evaluate,
+            progress=self.out.track,
+        )
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
-        from ..choose import recount
+        from ..budgets import recount
 
         return recount(self.network, plan, self.sites)
+
+    def way(self, method: str) -> str:
+        """The method that `--method` stands for: without DATA there is only one."""
+        if check_method(method) == "auto":
+            return "one-shot" if self.data is None else "sequential"
+        return method
 
     def factorise(self, plan: Plan, method: str) -> nn.Module:
         """A factorised copy of the network."""
         from ..factorise import factorise
 
-        if check_method(method) == "sequential" and self.data is None:
+        method = self.way(method)
+        if method == "sequential" and self.data is None:
             raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
         data = self.data.inputs if method == "sequential" and self.data else None
         stats: Statistics | Sites | None = None
@@ -167,6 +232,8 @@ def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str
     job.out.say("")
     job.out.show(figures_table(figures, timing.batch))
     where = "held-out samples" if job.test else "the calibration samples themselves (name others with --test)"
+    if not data.real:
+        where = "no samples, so that accuracy and agreement are not known (name some with --test)"
     job.out.say(f"\nmeasured on {where}: {data.name}")
     job.out.say(f"artifact: {folder}  (rankwise.json, model.safetensors, plan.yaml)")
     job.out.result(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -58,6 +58,17 @@ def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
     for name in plan.dense:
         share = plan.planned[name] / plan.dense[name] if plan.dense[name] else 1.0
         table.add_row(f"all {name}", "", "", "", f"{plan.planned[name]:,}", f"{share:.1%}", "")
+    return table
+
+
+def pareto_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each budget; rows as `rankwise pareto --json` writes them."""
+    measured = ("agreement",) if "agreement" in rows[0] else ()
+    table = _table(right=("keep", "params", "MACs", "bytes", "layers factorised", "sum of errors", *measured))
+    for row in rows:
+        ratios = (f"{row[f'{unit}_ratio']:.1%}" for unit in ("params", "macs", "bytes"))
+        agreement = [f"{row['agreement']:.2f} %"] if measured else []
+        table.add_row(f"{row['keep']:g}", *ratios, f"{row['factorised']}", f"{row['error']:.3f}", *agreement)
     return table
 
 

@@ -5,5 +5,6 @@ from __future__ import annotations
 from .accuracy import accuracy, agreement
 from .latency import Latency, latency
 from .size import Size, size
+from .trials import Trials, divergence
 
-__all__ = ["Latency", "Size", "accuracy", "agreement", "latency", "size"]
+__all__ = ["Latency", "Size", "Trials", "accuracy", "agreement", "divergence", "latency", "size"]

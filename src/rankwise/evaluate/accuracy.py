@@ -42,7 +42,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any], k: Sequence[int] = (1, 5)
                     f"batch {index} is no pair (inputs, labels); accuracy needs labels, agreement does not"
                 )
             inputs, labels = batch
-            scores = _scores(model, inputs, index)
+            scores = scores_of(model, inputs, index)
             labels = labels.to(scores.device)
             _check_labels(labels, scores, index)
             best = scores.topk(min(max(k), scores.shape[-1]), dim=-1).indices == labels[..., None]
@@ -76,7 +76,7 @@ def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> float:
     same, total = 0, 0
     with pristine(a), pristine(b):
         for index, batch in enumerate(batches):
-            ours, theirs = _scores(a, batch, index), _scores(b, batch, index)
+            ours, theirs = scores_of(a, batch, index), scores_of(b, batch, index)
             if ours.shape != theirs.shape:
                 raise ValueError(
                     f"batch {index}: one model gives scores of shape {list(ours.shape)}, the other "
@@ -87,7 +87,8 @@ def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> float:
     return _percentage(same, total)
 
 
-def _scores(model: nn.Module, inputs: Any, index: int) -> Tensor:
+def scores_of(model: nn.Module, inputs: Any, index: int) -> Tensor:
+    """A classifier's scores for one batch, classes last; ValueError naming the batch where it gives none."""
     output = call(model, inputs, index=index)
     if isinstance(output, Mapping):  # the outputs of transformers are mappings
         output = output.get("logits", output)

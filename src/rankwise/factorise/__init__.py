@@ -16,6 +16,7 @@ from ..guards import unwrap
 from ..plan import DENSE, Plan, site_of
 from ..sites import Sites, find
 from ..statistics import Statistics
+from ..statistics.moments import check_shrink
 from .one_shot import one_shot
 from .sequential import sequential
 from .spill import DEFAULT_CAP
@@ -29,6 +30,7 @@ def factorise(
     stats: Statistics | Sites | None = None,
     *,
     data: Iterable[Any] | None = None,
+    shrink: float | None = None,
     positions: int | str = "auto",
     seed: int = 0,
     engine: str = "auto",
@@ -46,6 +48,7 @@ def factorise(
         plan: from `choose`, or edited by hand.
         stats: statistics for one-shot, or the sites for a plan in the weight metric.
         data: calibration batches for the sequential way.
+        shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
         engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
@@ -56,7 +59,8 @@ def factorise(
         A model of the same class, each planned site replaced by a chain of plain layers.
 
     Raises:
-        ValueError: if the plan belongs to another network, or what it needs is missing; nothing is changed then.
+        ValueError: if the plan belongs to another network, what it needs is missing, or `shrink` is given with data,
+            which the sequential way fits to as it is; nothing is changed then.
 
     Example:
         >>> import torch, rankwise as rw
@@ -72,6 +76,11 @@ def factorise(
             "a plan in the input metric needs data= (sequential) or statistics (one-shot); pass one of them, or choose "
             'with metric="weight"'
         )
+    if data is not None and shrink:
+        raise ValueError(
+            f"shrink={shrink} has no effect with data=, whose own statistics are used; leave out one of them"
+        )
+    shrink = check_shrink(plan.shrink if shrink is None else shrink)
     batches = None if data is None else Batches.of(data)
     if isinstance(stats, Statistics):
         sites = stats.sites
@@ -87,7 +96,8 @@ def factorise(
         compressed = copy.deepcopy(model)
     with pristine(model), pristine(compressed):
         if batches is None:
-            one_shot(model, compressed, plan, sites, stats if plan.metric == "input" else None)  # type: ignore[arg-type]
+            used = stats if plan.metric == "input" and isinstance(stats, Statistics) else None
+            one_shot(model, compressed, plan, sites, used, shrink)
         else:
             sequential(
                 model,

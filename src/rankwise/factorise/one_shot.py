@@ -13,7 +13,9 @@ from ..statistics.moments import Moments, identity_metrics
 from ..surgery import replace
 
 
-def one_shot(dense: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, stats: Statistics | None) -> None:
+def one_shot(
+    dense: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, stats: Statistics | None, shrink: float = 0.0
+) -> None:
     """Factorise `compressed`, a copy of `dense`, in place.
 
     Args:
@@ -22,6 +24,7 @@ def one_shot(dense: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, 
         plan: what to build.
         sites: of the dense network.
         stats: statistics; None fits in the weight metric, without a bias correction.
+        shrink: share of the weight metric in that of the statistics.
 
     Raises:
         ValueError: if the statistics miss a site.
@@ -31,11 +34,18 @@ def one_shot(dense: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, 
             continue
         if stats is not None and row.site not in stats:
             raise ValueError(f"the statistics hold nothing for site {row.site!r}; collect them again for this network")
-        factorise_site(dense, compressed, sites[row.site], row, None if stats is None else stats[row.site])
+        moments = None if stats is None else stats[row.site]
+        factorise_site(dense, compressed, sites[row.site], row, moments, shrink=shrink)
 
 
 def factorise_site(
-    dense: nn.Module, compressed: nn.Module, site: Site, row: PlanRow, moments: Moments | None, corrects: bool = True
+    dense: nn.Module,
+    compressed: nn.Module,
+    site: Site,
+    row: PlanRow,
+    moments: Moments | None,
+    corrects: bool = True,
+    shrink: float = 0.0,
 ) -> None:
     """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
 
@@ -49,7 +59,7 @@ def factorise_site(
     else:
         with_bias = site.chain_bias("input" if corrects else "weight")
         moments = moments if with_bias else moments.uncentred()
-        factors = format.fit(site, weight, moments.metrics(), row.ranks)
+        factors = format.fit(site, weight, moments.metrics(shrink), row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
     chain = format.build(layer, row.ranks, bias=bias is not None)
     format.fill(chain, factors, bias)

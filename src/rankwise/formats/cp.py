@@ -50,7 +50,8 @@ class CP3(Multilinear):
         return [single(self.largest(shape)[0], step)]
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
-        A, *others = splitting.terms(X, network.sizes["r"])
+        rank = network.sizes["r"]
+        A, *others = splitting.paired(X, rank) if rank <= min(X.shape[:2]) else splitting.terms(X, rank)
         yield [*(other.mT for other in others), A]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..kinds import is_convolution, site_kind
 from ..linalg import multilinear, tucker2
-from ..linalg.metric import Metric
+from ..linalg.metric import Identity, Metric
 from ..sites import Site
 from .base import (
     Cost,
@@ -41,6 +41,9 @@ from .weights import read
 FITTED = 5
 # A family whose error is this much above that of other formats at no greater cost, in its middle, is dropped.
 BEATEN = 1.25
+
+# In the weight metric a core is fitted first if it has at most this share of the weights.
+CORE = 0.5
 
 
 class Effort(NamedTuple):
@@ -116,6 +119,11 @@ class Multilinear(Format):
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         """Factors of one group, for a kernel with one dimension per mode, to start from; the best fit is taken."""
 
+    def fits_at_once(self, network: Network, R: int, S: int) -> bool:
+        """Whether the way over a core of R x S channels does not pay in the weight metric, where starts are good."""
+        share = R * S / (network.count(network.outputs) * network.count(network.channels))
+        return share > CORE
+
     def limits(self, site: Site) -> Ranks:
         return self.largest(Shape.of_site(site))
 
@@ -163,19 +171,27 @@ class Multilinear(Format):
         cost = self.cost(site, ranks, site.has_bias)
         return cost.macs < site.macs and cost.params < site.params
 
-    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
-        return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH)
+    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
+        """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
+        return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH, enough)
 
     def _fit(
-        self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, effort: tuple[Effort, Effort]
+        self,
+        site: Site,
+        weight: Tensor,
+        metrics: Sequence[Metric],
+        ranks: Ranks,
+        effort: tuple[Effort, Effort],
+        enough: float = 0.0,
     ) -> Factors:
         network = self.network(Shape.of_site(site), ranks)
         per_group, error, total = [], 0.0, 0.0
         for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
-            fit = self._fit_group(network, W_TCQ.flatten(1), metric, effort)
+            energy = metric.energy(W_TCQ.flatten(1))
+            fit = self._fit_group(network, W_TCQ.flatten(1), metric, effort, enough * energy)
             per_group.append(fit.factors)
             error += fit.error
-            total += metric.energy(W_TCQ.flatten(1))
+            total += energy
         factors = [torch.stack(parts) for parts in zip(*per_group, strict=True)]
         names = [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
         dense = ungrouped(site, network.kernel(factors))
@@ -183,29 +199,35 @@ class Multilinear(Format):
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
     def _fit_group(
-        self, network: Network, W_TD: Tensor, metric: Metric, effort: tuple[Effort, Effort]
+        self, network: Network, W_TD: Tensor, metric: Metric, effort: tuple[Effort, Effort], enough: float
     ) -> multilinear.Fitted:
         """The best fit of one group from all starts, of the network's core first where that is smaller."""
         first, polish = effort
         outer = _outer(network)
-        if outer is None:
-            return self._best(network, W_TD, metric, first)
+        if outer is None or (isinstance(metric, Identity) and self.fits_at_once(network, *outer)):
+            return self._best(network, W_TD, metric, first, enough)
         R, S = outer
-        tucker = tucker2.fit(W_TD.reshape(len(W_TD), network.count(network.channels), -1), metric, R, S)
+        sweeps = 1 if isinstance(metric, Identity) else None  # of which the first brings nearly all
+        W_TCQ = W_TD.reshape(len(W_TD), network.count(network.channels), -1)
+        tucker = tucker2.fit(W_TCQ, metric, R, S, sweeps)
         core_sizes = {**network.sizes, network.outputs: R, network.channels: S}
         core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
-        core = self._best(replace(network, sizes=core_sizes), tucker.G_RSQ.flatten(1), core_metric, first)
+        core_network = replace(network, sizes=core_sizes)
+        # Errors of the core add to those of its bases, which are the best for each other.
+        core = self._best(core_network, tucker.G_RSQ.flatten(1), core_metric, first, max(enough - tucker.error, 0.0))
         factors = list(core.factors)
         for place, letter, basis in ((0, network.channels, tucker.B_CS), (-1, network.outputs, tucker.A_TR)):
             letters = network.factors[place]
             expanded = letters.replace(letter, "Z")
             factors[place] = torch.einsum(f"{expanded},{letter}Z->{letters}", factors[place], basis)
-        return multilinear.fit(W_TD, metric, network.equation, factors, polish.sweeps, polish.tolerance)
+        return multilinear.fit(W_TD, metric, network.equation, factors, *polish, enough=enough)
 
-    def _best(self, network: Network, W_TD: Tensor, metric: Metric, effort: Effort) -> multilinear.Fitted:
+    def _best(
+        self, network: Network, W_TD: Tensor, metric: Metric, effort: Effort, enough: float
+    ) -> multilinear.Fitted:
         X = W_TD.reshape(network.shape(network.equation.kernel))
         fits = [
-            multilinear.fit(W_TD, metric, network.equation, start, effort.sweeps, effort.tolerance)
+            multilinear.fit(W_TD, metric, network.equation, start, *effort, enough=enough)
             for start in self.starts(network, X)
         ]
         return min(fits, key=lambda fit: fit.error)

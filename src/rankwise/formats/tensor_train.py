@@ -138,6 +138,10 @@ class TensorTrain(Multilinear):
         opened = [(max(1, first // x), *middle, max(1, last // x)) for first, *middle, last in families]
         return [[(x, *ranks) for ranks in proportional(family, step)] for family in opened]
 
+    def fits_at_once(self, network: Network, R: int, S: int) -> bool:
+        plain = self.slices == 1 and not self.closed  # whose start nearly is the optimum
+        return plain or super().fits_at_once(network, R, S)
+
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         shape = Shape(1, network.count(network.outputs), network.count(network.channels), network.kernel_size)
         chain, sizes = self.chain(shape), network.sizes

@@ -80,12 +80,14 @@ class Tucker2(Format):
             for R in steps(most_R, step)
         ]
 
-    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
+    def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
+        """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
         R, S = ranks = self.check(site, ranks)
         fits, total = [], 0.0
         for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
-            fits.append(tucker2.fit(W_TCQ, metric, output_rank=R, channel_rank=S))
-            total += metric.energy(W_TCQ.flatten(1))
+            energy = metric.energy(W_TCQ.flatten(1))
+            fits.append(tucker2.fit(W_TCQ, metric, output_rank=R, channel_rank=S, enough=enough * energy))
+            total += energy
         tensors = {
             "A_GTR": torch.stack([fit.A_TR for fit in fits]),
             "G_GRSQ": torch.stack([fit.G_RSQ for fit in fits]),

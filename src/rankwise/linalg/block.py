@@ -6,20 +6,21 @@ The preconditioner is that of `tucker2` for any equation: as if the inputs that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .conjugate import conjugate_gradients
-from .equation import Equation, contract
+from .equation import Equation, arranged, contract
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
 # A matrix of at most this many rows is decomposed where one system serves many inputs, and for a preconditioner.
-IDENTITY_ROWS = 1024
+IDENTITY_ROWS = 2048
+
+Operation = Callable[[Tensor], Tensor]
 
 
 class Problem(Protocol):
@@ -69,9 +70,8 @@ class Block:
         marginal = self.metric.marginal(self.modes, [self.equation.inputs.index(letter) for letter in self.held])
         self.marginal = marginal
         means = [float(gram.diagonal().mean()) for _, gram in self.grams]
+        self.proximal = problem.proximal
         self.p = problem.proximal * math.prod(means) * float(marginal.diagonal().mean())
-        # In the weight metric one system of the bonds solves for all inputs.
-        self.exact = len(self.grams) == 1 and len(self.grams[0][1]) <= IDENTITY_ROWS
 
     def count(self, letters: str) -> int:
         return math.prod(self.sizes[letter] for letter in letters)
@@ -109,42 +109,39 @@ class Block:
         return grams
 
     def solved(self) -> Tensor:
-        """The exact solution, from the whole matrix."""
+        """The exact solution, but for the proximal term."""
+        if isinstance(self.metric, Identity):  # no input knows of another: a Kronecker product of the bonds' matrices
+            missed = self.right - self._along(self.f, [gram.matmul for _, gram in self.grams])
+            return self.f + self._along(missed, [_inverse(gram, self.proximal) for _, gram in self.grams])
         coupled = self.held + self.bonds
-        if isinstance(self.metric, Identity):  # no input knows of another: one system for all of them
-            coupled = "".join(bonds for bonds, _ in self.grams)
-            H = reduce(torch.kron, [gram for _, gram in self.grams])
-            order = self.outs + self.held + coupled
-        else:
-            pair = self.equation.inputs + self.equation.inputs.upper()
-            sigma = pair, self.metric.dense().reshape(*self.modes, *self.modes)
-            H = contract([sigma, *self._twice("")], coupled + coupled.upper()).reshape(self.rows, self.rows)
-            order = self.outs + coupled
+        pair = self.equation.inputs + self.equation.inputs.upper()
+        sigma = pair, self.metric.dense().reshape(*self.modes, *self.modes)
+        H = contract([sigma, *self._twice("")], coupled + coupled.upper()).reshape(self.rows, self.rows)
         H = H + self.p * torch.eye(len(H), dtype=H.dtype, device=H.device)
-        right, before = (torch.einsum(f"{self.letters}->{order}", x).reshape(-1, len(H)) for x in (self.right, self.f))
-        return self._back(torch.cholesky_solve((right + self.p * before).mT, cholesky(H)).mT, order)
+        order = self.outs + coupled
+        right, before = (arranged(x, self.letters, order).reshape(-1, len(H)) for x in (self.right, self.f))
+        solved = torch.cholesky_solve((right + self.p * before).mT, cholesky(H)).mT
+        return arranged(solved.reshape([self.sizes[letter] for letter in order]), order, self.letters)
 
     def descended(self, steps: int) -> Tensor:
         """Some steps of conjugate gradients from where the factor is; the proximal term has no gradient there."""
-        order = self.outs + self.held + "".join(bonds for bonds, _ in self.grams)
-        # Of a matrix that is too large its diagonal has to do.
-        parts = [self.marginal, *(gram for _, gram in self.grams)]
-        roots = [cholesky(part, 1e-6) if len(part) <= IDENTITY_ROWS else part.diagonal() for part in parts]
+        inverses = [_inverse(part, 1e-6) for part in (self.marginal, *(gram for _, gram in self.grams))]
 
         def precondition(x: Tensor) -> Tensor:
-            solved = torch.einsum(f"{self.letters}->{order}", x).reshape(-1, *(len(root) for root in roots))
-            for axis, root in enumerate(roots, start=1):
-                moved = solved.movedim(axis, 0).flatten(1)
-                if root.dim() == 2:
-                    moved = torch.cholesky_solve(moved, root)
-                else:
-                    least = max(1e-6 * float(root.mean()), torch.finfo(root.dtype).tiny)
-                    moved = moved / root.clamp_min(least)[:, None]
-                shape = [solved.shape[axis], *(size for d, size in enumerate(solved.shape) if d != axis)]
-                solved = moved.reshape(shape).movedim(0, axis)
-            return self._back(solved, order)
+            return self._along(x, inverses)
 
         return conjugate_gradients(self._apply, precondition, self.f, self.right - self._normal(self.f), steps)
+
+    def _along(self, x: Tensor, operations: Sequence[Operation]) -> Tensor:
+        """A Kronecker product of operations, on the groups of bonds and, where there is one more, the held inputs."""
+        order = self.outs + self.held + "".join(bonds for bonds, _ in self.grams)
+        groups = [self.held, *(bonds for bonds, _ in self.grams)][-len(operations) :]
+        x = arranged(x, self.letters, order)
+        moved = x.reshape(-1, *(self.count(group) for group in groups))
+        for axis, operation in enumerate(operations, start=1):
+            first = moved.movedim(axis, 0)
+            moved = operation(first.flatten(1)).reshape(first.shape).movedim(0, axis)
+        return arranged(moved.reshape(x.shape), order, self.letters)
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._normal(x) + self.p * x
@@ -158,5 +155,12 @@ class Block:
             VS = self.A_gram.reshape(len(VS), -1) @ VS
         return contract([(kernel, VS.reshape(V.shape)), *self.others], self.letters)
 
-    def _back(self, x: Tensor, order: str) -> Tensor:
-        return torch.einsum(f"{order}->{self.letters}", x.reshape([self.sizes[letter] for letter in order]))
+
+def _inverse(S_NN: Tensor, damping: float) -> Operation:
+    """Of a damped matrix; of one that is too large its diagonal has to do."""
+    if len(S_NN) <= IDENTITY_ROWS:
+        root = cholesky(S_NN, max(damping, 1e-12))
+        return lambda x: torch.cholesky_solve(x, root)
+    diagonal = S_NN.diagonal()
+    least = max(damping * float(diagonal.mean()), torch.finfo(S_NN.dtype).tiny)
+    return lambda x: x / diagonal.clamp_min(least)[:, None]

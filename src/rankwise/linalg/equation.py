@@ -8,9 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
+
+# Letters of a tensor and their sizes.
+Sized = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,11 @@ class Equation:
         factors, result = text.split("->")
         return cls(tuple(factors.split(",")), result[:outputs], result[outputs:])
 
-    @property
+    @cached_property
     def kernel(self) -> str:
         return self.outputs + self.inputs
 
-    @property
+    @cached_property
     def output_factor(self) -> int | None:
         """The factor that holds all output modes and no input mode."""
         for number, letters in enumerate(self.factors):
@@ -51,28 +55,54 @@ class Equation:
 def contract(terms: Sequence[tuple[str, Tensor]], result: str) -> Tensor:
     """Sum of products over all letters that are not in the result, pair by pair, the smallest products first."""
     left = list(terms)
+    for i, j, a, b, kept in _order(tuple((letters, tensor.shape) for letters, tensor in terms), result):
+        product = torch.einsum(f"{a},{b}->{kept}", left[i][1], left[j][1])
+        left = [term for number, term in enumerate(left) if number not in (i, j)] + [(kept, product)]
+    ((letters, tensor),) = left
+    return (
+        arranged(tensor, letters, result)
+        if len(letters) == len(result)
+        else torch.einsum(f"{letters}->{result}", tensor)
+    )
+
+
+@lru_cache(maxsize=4096)  # a fit asks for the same products in every sweep
+def _order(terms: tuple[Sized, ...], result: str) -> tuple[tuple[int, int, str, str, str], ...]:
+    """Which two terms to multiply, one pair after the other: their places, their letters, and those of the product."""
+    left, order = list(terms), []
     while len(left) > 1:
         i, j = min(
             ((i, j) for i in range(len(left)) for j in range(i + 1, len(left))),
             key=lambda pair: _pair_size(left, pair[0], pair[1], result),
         )
-        (a, A), (b, B) = left[i], left[j]
+        (a, _), (b, _), sizes = left[i], left[j], _sizes(left[i], left[j])
         kept = _kept(left, i, j, result)
-        product = torch.einsum(f"{a},{b}->{kept}", A, B)
-        left = [term for number, term in enumerate(left) if number not in (i, j)] + [(kept, product)]
-    ((letters, tensor),) = left
-    return torch.einsum(f"{letters}->{result}", tensor)
+        if len(left) == 2 and set(kept) == set(result):
+            kept = result
+        order.append((i, j, a, b, kept))
+        product = kept, tuple(sizes[letter] for letter in kept)
+        left = [term for number, term in enumerate(left) if number not in (i, j)] + [product]
+    return tuple(order)
 
 
-def _kept(terms: Sequence[tuple[str, Tensor]], i: int, j: int, result: str) -> str:
+def _kept(terms: Sequence[Sized], i: int, j: int, result: str) -> str:
     needed = set(result).union(*(letters for number, (letters, _) in enumerate(terms) if number not in (i, j)))
     return "".join(sorted(set(terms[i][0] + terms[j][0]) & needed))
 
 
-def _pair_size(terms: Sequence[tuple[str, Tensor]], i: int, j: int, result: str) -> int:
-    sizes = dict(zip(terms[i][0] + terms[j][0], (*terms[i][1].shape, *terms[j][1].shape), strict=True))
+def _sizes(*terms: Sized) -> dict[str, int]:
+    return {letter: size for letters, shape in terms for letter, size in zip(letters, shape, strict=True)}
+
+
+def _pair_size(terms: Sequence[Sized], i: int, j: int, result: str) -> int:
+    sizes = _sizes(terms[i], terms[j])
     product = math.prod(sizes[letter] for letter in _kept(terms, i, j, result))
-    return product - terms[i][1].numel() - terms[j][1].numel()
+    return product - math.prod(terms[i][1]) - math.prod(terms[j][1])
+
+
+def arranged(tensor: Tensor, letters: str, order: str) -> Tensor:
+    """The same tensor with its letters in another order."""
+    return tensor if letters == order else tensor.permute([letters.index(letter) for letter in order])
 
 
 def compose(equation: Equation, factors: Sequence[Tensor]) -> Tensor:

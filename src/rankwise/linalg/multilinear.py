@@ -12,12 +12,13 @@ degenerate, and vanishes at the solution.
 
 Letters: T outputs, D inputs, M bond states of the output factor.
 
-A sweep is followed by a jump further along its way, which is kept where it lowers the error: alternating steps are slow
-where factors resemble each other.
+A sweep is followed by a jump further along the way from the sweep before, which is kept where it lowers the error:
+alternating steps are slow where factors resemble each other.
 
 Sources: Kroonenberg, de Leeuw, 1980, and Carroll, Chang, 1970 (alternating least squares); Navasca, De Lathauwer,
-Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Kalle, Rudkiewicz, Ouerfelli,
-Tamaazousti, 2025, arXiv 2511.04494 (the metric).
+Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Mitchell, Ye, De Sterck,
+"Nesterov Acceleration of Alternating Least Squares for Canonical Tensor Decomposition", 2018 (the jumps); Kalle,
+Rudkiewicz, Ouerfelli, Tamaazousti, 2025, arXiv 2511.04494 (the metric).
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .block import Block
-from .equation import Equation, compose, contract, equalised
+from .block import IDENTITY_ROWS, Block
+from .equation import Equation, arranged, compose, contract, equalised
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
@@ -38,9 +39,11 @@ DIRECT_ROWS = 512
 DIRECT_INPUTS = 2304
 # Relative to the mean diagonal of a block's normal matrix.
 PROXIMAL = 1e-7
-# Sweeps end before the parts of a kernel are this much larger than it: they would cancel each other, and in half
-# precision what is left of them would be rounding errors.
-CANCELLING = 30.0
+# Sweeps end before the norm of all parts of a kernel is this much larger than its own: they would cancel each other,
+# and in half precision what is left of them would be rounding errors. Parts that are orthogonal have its norm.
+CANCELLING = 10.0
+# Errors below this fraction of the kernel's energy are not taken from a difference of energies: that would be rounding.
+DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def fit(
     tolerance: float = 1e-4,
     proximal: float = PROXIMAL,
     steps: int = 8,
+    enough: float = 0.0,
 ) -> Fitted:
     """Alternating least squares from given factors.
 
@@ -73,6 +77,7 @@ def fit(
         tolerance: stop when a sweep lowers the squared error by less than this fraction.
         proximal: see the module; relative to the mean diagonal of each normal matrix.
         steps: conjugate gradient steps per large block.
+        enough: stop at this squared error.
 
     Returns:
         Factors, each bond's parts of equal norm; the error never rises from sweep to sweep.
@@ -82,32 +87,27 @@ def fit(
     if solver.total <= 0:  # nothing to fit: a kernel of zeros, or no input was ever seen
         factors[0] = factors[0] * 0 if solver.error(factors) > 0 else factors[0]
         return Fitted(factors, 0.0, [0.0])
-    last = equation.output_factor
-    order = [k for k in range(len(factors)) if k != last] + ([] if last is None else [last])
-    if last is not None:
-        factors[last] = solver.outputs(factors, last)
-    error = solver.error(factors)
-    history, jump = [error], 1.0
-    for _ in range(sweeps):
+    enough = max(enough, 1e-14 * solver.total)
+    factors, error = solver.settled(factors)
+    history, jump, swept = [error], 1.0, None
+    for _ in range(sweeps if error > enough else 0):
         moved = list(factors)
-        for k in order:
-            moved[k] = solver.outputs(moved, k) if k == last else solver.block(moved, k)
-        moved = equalised(equation, moved)
-        moved_error = solver.error(moved)
-        if len(history) > 1:  # further along the way of the last sweep, kept where that is better
-            further = [after + jump * (after - before) for before, after in zip(factors, moved, strict=True)]
-            if last is not None:
-                further[last] = solver.outputs(further, last)
-            further = equalised(equation, further)
-            further_error = solver.error(further)
-            jump *= 1.5 if further_error < moved_error else 0.5
-            if further_error < moved_error:
-                moved, moved_error = further, further_error
+        for k in range(len(factors)):
+            if k != equation.output_factor:
+                moved[k] = solver.block(moved, k)
+        moved, moved_error = solver.settled(moved)
+        swept, last = moved, swept
+        if last is not None and moved_error > enough:  # further along the way since the last sweep
+            ahead = [after + jump * (after - before) for before, after in zip(last, moved, strict=True)]
+            ahead, ahead_error = solver.settled(ahead)
+            jump *= 1.5 if ahead_error < moved_error else 0.5
+            if ahead_error < moved_error:
+                moved, moved_error = ahead, ahead_error
         if not moved_error < error or solver.cancelling(moved):  # converged up to rounding, or degenerate
             break
-        before, factors, error = error, moved, moved_error
+        before, factors, error = error, equalised(equation, moved), moved_error
         history.append(error)
-        if before - error <= tolerance * before or error <= 1e-14 * solver.total:
+        if before - error <= tolerance * before or error <= enough:
             break
     return Fitted(factors, error, history)
 
@@ -120,6 +120,7 @@ class Solver:
         self.proximal, self.steps = proximal, steps
         self.WS_TD = metric.times(W_TD)
         self.total = float((self.WS_TD * W_TD).sum())
+        self.most = CANCELLING**2 * float(W_TD.square().sum())
         self._projected: tuple[Tensor, Tensor] | None = None
 
     def error(self, factors: Sequence[Tensor]) -> float:
@@ -128,30 +129,46 @@ class Solver:
         return max(self.metric.energy(missed_TD), 0.0)
 
     def cancelling(self, factors: Sequence[Tensor]) -> bool:
-        """Whether the parts' absolute values add up to far more than the kernel."""
-        sizes = compose(self.equation, [factor.abs() for factor in factors])
-        return bool(sizes.norm() > CANCELLING * self.W_TD.norm())
+        """Whether the energies of the parts, one per choice of bond states, add up to far more than the kernel has."""
+        squares = [factor.square() for factor in factors]
+        return float(contract(list(zip(self.equation.factors, squares, strict=True)), "")) > self.most
 
-    def outputs(self, factors: Sequence[Tensor], k: int) -> Tensor:
-        """The factor that holds all outputs: `A (M Sigma M^T) = W Sigma M^T`, one system for all rows."""
-        letters = self.equation.factors[k]
-        bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
+    def copied(self, terms: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+        """The terms with bonds of their own, in capitals: products over the kernel are then of Gram matrices."""
+        kernel = self.equation.kernel
+        return [("".join(x if x in kernel else x.upper() for x in letters), factor) for letters, factor in terms]
+
+    def settled(self, factors: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+        """With the factor that holds all outputs at its best, where there is one; and the squared error.
+
+        `A (M Sigma M^T) = W Sigma M^T` is one system for all rows of `A`, and the error needs nothing else.
+        """
+        factors, k = list(factors), self.equation.output_factor
+        if k is None:
+            return factors, self.error(factors)
+        letters, outputs = self.equation.factors[k], self.equation.outputs
+        bonds = "".join(letter for letter in letters if letter not in outputs)
         others = [term for n, term in enumerate(zip(self.equation.factors, factors, strict=True)) if n != k]
         M_MD = contract(others, bonds + self.equation.inputs).reshape(-1, self.metric.dim)
-        H_MM = self.metric.inner(M_MD)
-        arranged = torch.einsum(f"{letters}->{self.equation.outputs}{bonds}", factors[k])
-        A_TM = arranged.reshape(len(self.W_TD), -1)
-        p = self.proximal * float(H_MM.diagonal().mean())
-        H_MM = H_MM + p * torch.eye(len(H_MM), dtype=H_MM.dtype, device=H_MM.device)
-        right_TM = self.WS_TD @ M_MD.mT + p * A_TM
-        solved = torch.cholesky_solve(right_TM.mT, cholesky(H_MM)).mT.reshape(arranged.shape)
-        return torch.einsum(f"{self.equation.outputs}{bonds}->{letters}", solved)
+        if isinstance(self.metric, Identity):
+            H_MM = contract([*others, *self.copied(others)], bonds + bonds.upper()).reshape(len(M_MD), -1)
+        else:
+            H_MM = self.metric.inner(M_MD)
+        A = arranged(factors[k], letters, outputs + bonds)
+        A_TM = A.reshape(len(self.W_TD), -1)
+        # From where it is: the proximal term has no gradient there.
+        right_TM = self.WS_TD @ M_MD.mT
+        A_TM = A_TM + torch.cholesky_solve((right_TM - A_TM @ H_MM).mT, cholesky(H_MM, max(self.proximal, 1e-12))).mT
+        factors[k] = arranged(A_TM.reshape(A.shape), outputs + bonds, letters)
+        error = self.total - float(((2 * right_TM - A_TM @ H_MM) * A_TM).sum())
+        return factors, error if error > DIFFERENCE * self.total else self.error(factors)
 
     def block(self, factors: Sequence[Tensor], k: int) -> Tensor:
         """Any other factor."""
         block = Block(self, factors, k)
-        direct = block.exact
-        if not isinstance(self.metric, Identity):
+        if isinstance(self.metric, Identity):
+            direct = all(len(gram) <= IDENTITY_ROWS for _, gram in block.grams)
+        else:
             direct = block.rows <= DIRECT_ROWS and self.metric.dim <= DIRECT_INPUTS
         return block.solved() if direct else block.descended(self.steps)
 
@@ -159,7 +176,7 @@ class Solver:
         """`W Sigma` with the outputs summed over the output factor: bonds x inputs; one for all blocks of a sweep."""
         if self._projected is None or self._projected[0] is not A:
             bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
-            A_TM = torch.einsum(f"{letters}->{self.equation.outputs}{bonds}", A).reshape(len(self.WS_TD), -1)
+            A_TM = arranged(A, letters, self.equation.outputs + bonds).reshape(len(self.WS_TD), -1)
             sizes = [A.shape[letters.index(letter)] for letter in bonds]
             self._projected = A, (A_TM.mT @ self.WS_TD).reshape(*sizes, self.metric.dim)
         return self._projected[1]

@@ -84,6 +84,26 @@ def terms(X: Tensor, rank: int) -> list[Tensor]:
     return [factors[order.index(mode)] for mode in range(X.dim())]
 
 
+def paired(X: Tensor, rank: int) -> list[Tensor]:
+    """Factors (n_k, rank) of a sum of rank-one terms, the r-th from the r-th leading vectors of the first two modes.
+
+    Its other modes are what `X` has between the two, of which the largest rank-one term is kept. Sweeps from here come
+    to the same errors as from `terms`, and sooner where there are hundreds of terms.
+
+    Args:
+        X: at least 3 modes, the first two of at least `rank`.
+        rank: number of terms.
+    """
+    bases = [split(X.movedim(mode, 0).flatten(1), rank)[0] for mode in (0, 1)]
+    rest = torch.einsum("tc...,tr,cr->r...", X, *bases)
+    factors = []
+    while rest.dim() > 2:
+        U, S, Vh = torch.linalg.svd(rest.flatten(2), full_matrices=False)
+        factors.append(U[:, :, 0].mT)
+        rest = (S[:, :1] * Vh[:, 0]).reshape(rank, *rest.shape[2:])
+    return [*bases, *factors, rest.mT]
+
+
 def _nested(X: Tensor, rank: int) -> tuple[Tensor, list[Tensor]]:
     """Weights of unit terms, and their factors."""
     U, V = split(X.flatten(1), min(rank, X.shape[0], math.prod(X.shape[1:])))

@@ -5,6 +5,8 @@ Letters: N order of the matrix, R rank.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -59,14 +61,14 @@ def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
     Raises:
         ValueError: if no damping up to the mean of the diagonal helps: the matrix is not positive semidefinite.
     """
-    S_NN = (S_NN + S_NN.mT) / 2
-    mean = S_NN.diagonal().mean().abs().clamp_min(torch.finfo(torch.float64).tiny)
+    damped_NN, added = (S_NN + S_NN.mT) / 2, 0.0
+    mean = max(abs(float(damped_NN.diagonal().mean())), torch.finfo(torch.float64).tiny)
     while damping <= 1:
-        damped = S_NN.clone()
-        damped.diagonal().add_(damping * mean)
-        L_NN, failed = torch.linalg.cholesky_ex(damped)
-        if not failed and torch.isfinite(L_NN).all():
+        damped_NN.diagonal().add_(damping * mean - added)
+        L_NN, failed = torch.linalg.cholesky_ex(damped_NN)
+        if not failed and math.isfinite(float(L_NN.diagonal().sum())):
             return L_NN
+        added = damping * mean
         damping *= 100
     raise ValueError("a moment matrix is not positive semidefinite; the statistics are damaged, collect them again")
 

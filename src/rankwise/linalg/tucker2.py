@@ -2,17 +2,19 @@
 
 A kernel `W[t, c, q]` (outputs, channels, taps) is written `A G (B kron I)^T`: a basis `B` of the channels, a core `G`,
 a basis `A` of the outputs. Given `B`, the best `(A, G)` jointly is a reduced-rank regression with a closed form; given
-`(A, G)`, the best `B` is one symmetric linear system, solved by preconditioned conjugate gradients from where it is.
-Every step lowers `||(W - V) Sigma^(1/2)||_F`.
+`(A, G)`, the best `B` is one symmetric linear system, solved by preconditioned conjugate gradients from there. In
+the weight metric the best `(B, G)` for a given `A` has a closed form too, the other half of HOOI. After a sweep `B`
+jumps further along its way, where that lowers the error. Every step lowers `||(W - V) Sigma^(1/2)||_F`.
 
 Special cases: all outputs kept (`R = T`) with the channels read as (channel, row) and the taps as columns is the pair
 k x 1 -> 1 x k; all channels kept is the pair k x k -> 1 x 1.
 
-Letters: T outputs, C channels, Q taps, D = C * Q, R output rank, S channel rank.
+Letters: T outputs, C channels, Q taps, D = C * Q, P = S * Q projected inputs, R output rank, S channel rank.
 
-Source: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, "Distribution-Aware Tensor Decomposition for Compression of
+Sources: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, "Distribution-Aware Tensor Decomposition for Compression of
 Convolutional Neural Networks", 2025, arXiv 2511.04494 (the problem; the joint step, the start and the nested error
-surface are ours).
+surface are ours); De Lathauwer, De Moor, Vandewalle, "On the Best Rank-1 and Rank-(R1, R2, ..., RN) Approximation of
+Higher-Order Tensors", 2000 (HOOI).
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ import torch
 from torch import Tensor
 
 from .conjugate import conjugate_gradients
-from .metric import Metric
+from .metric import Identity, Metric
 from .symmetric import cholesky, eigenvalues, eigh, orthonormal
 
 # From this size on, the start and the conjugate gradient steps run in single precision.
 SINGLE_PRECISION = 512
+# Sweeps and the relative decrease of the error at which they end; those in the weight metric cost little.
+EFFORT, WEIGHT_EFFORT = (4, 1e-3), (30, 1e-5)
 
 
 class Tucker2(NamedTuple):
@@ -126,9 +130,10 @@ def fit(
     metric: Metric,
     output_rank: int,
     channel_rank: int,
-    sweeps: int = 4,
-    tolerance: float = 1e-3,
+    sweeps: int | None = None,
+    tolerance: float | None = None,
     steps: int = 6,
+    enough: float = 0.0,
 ) -> Tucker2:
     """Fit `A G (B kron I)^T` to `W` in the metric by two-block alternating least squares.
 
@@ -137,9 +142,10 @@ def fit(
         metric: Sigma on C * Q inputs.
         output_rank: R, at most T.
         channel_rank: S, at most C.
-        sweeps: at most this many updates of `B`.
-        tolerance: stop when a sweep lowers the squared error by less than this fraction.
+        sweeps: at most this many updates of `B`; see `EFFORT`.
+        tolerance: stop when a sweep lowers the squared error by less than this fraction; see `EFFORT`.
         steps: conjugate gradient steps per update of `B`.
+        enough: stop at this squared error.
 
     Returns:
         Factors with orthonormal `A` and `B`, and the squared error.
@@ -148,18 +154,35 @@ def fit(
     T, C, Q = W_TCQ.shape
     W_TD = W_TCQ.reshape(T, -1)
     total = metric.energy(W_TD)
+    enough = max(enough, 1e-14 * total)
     B_CS = channel_basis(W_TCQ, metric)[:, :channel_rank]
     A_TR, G_RSQ, error = _outputs_and_core(W_TD, metric, B_CS, output_rank, Q, total)
     if channel_rank == C:
         return Tucker2(A_TR, G_RSQ, B_CS, error)
-    L_CC = cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
-    for _ in range(sweeps):
-        moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
+    closed = isinstance(metric, Identity)
+    usual_sweeps, usual_tolerance = WEIGHT_EFFORT if closed else EFFORT
+    sweeps = usual_sweeps if sweeps is None else sweeps
+    tolerance = usual_tolerance if tolerance is None else tolerance
+    L_CC = None if closed else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
+    jumps = closed or sweeps > EFFORT[0]  # each costs half a sweep, which few sweeps do not earn back
+    jump, swept_CS = 2.0, None
+    for _ in range(sweeps if error > enough else 0):
+        if L_CC is None:
+            moved_CS = _leading_channels(W_TCQ, A_TR, channel_rank)
+        else:
+            moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
+        last_CS, swept_CS = swept_CS, moved_CS
+        if jumps and last_CS is not None and moved[2] > enough:  # further along the way since the last sweep
+            ahead_CS = _ahead(last_CS, moved_CS, jump)
+            ahead = _outputs_and_core(W_TD, metric, ahead_CS, output_rank, Q, total)
+            jump *= 2.5 if ahead[2] < moved[2] else 0.4
+            if ahead[2] < moved[2]:
+                moved_CS, moved = ahead_CS, ahead
         if moved[2] >= error:  # converged up to rounding
             break
         before, B_CS, (A_TR, G_RSQ, error) = error, moved_CS, moved
-        if before - error <= tolerance * before or error <= 1e-14 * total:
+        if before - error <= tolerance * before or error <= enough:
             break
     return Tucker2(A_TR, G_RSQ, B_CS, error)
 
@@ -172,12 +195,19 @@ def _outputs_and_core(
     The regression corrects the projection `W B B^T`: where no input was ever seen the weight stays as it is.
     """
     S = B_CS.shape[1]
-    folded = metric.fold(B_CS, Q)
     W_TSQ = torch.einsum("tcq,cs->tsq", W_TD.reshape(len(W_TD), -1, Q), B_CS)
-    rest_TD = W_TD - torch.einsum("tsq,cs->tcq", W_TSQ, B_CS).reshape(W_TD.shape)
-    cross_TP = metric.spread(B_CS, rest_TD, Q)
-    Z_TP = W_TSQ.flatten(1) + torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
-    explained_TT = folded.inner(Z_TP)
+    Z_TP = W_TSQ.flatten(1)
+    if isinstance(metric, Identity):  # `B` is orthonormal: the projection is the regression
+        explained_TT = Z_TP @ Z_TP.mT
+    else:
+        folded = metric.fold(B_CS, Q)
+        rest_TD = W_TD - torch.einsum("tsq,cs->tcq", W_TSQ, B_CS).reshape(W_TD.shape)
+        cross_TP = metric.spread(B_CS, rest_TD, Q)
+        moved_TP = torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
+        Z_TP = Z_TP + moved_TP
+        # Of a damped solution something is left over, which counts twice in the error that is reported.
+        left_TT = (cross_TP - folded.times(moved_TP)) @ Z_TP.mT
+        explained_TT = folded.inner(Z_TP) + left_TT + left_TT.mT
     if output_rank == len(W_TD):  # all outputs are kept: no basis to choose
         identity = torch.eye(output_rank, dtype=Z_TP.dtype, device=Z_TP.device)
         return identity, Z_TP.reshape(output_rank, S, Q), max(total - float(explained_TT.trace()), 0.0)
@@ -185,6 +215,18 @@ def _outputs_and_core(
     A_TR = vectors[:, :output_rank]
     G_RSQ = (A_TR.mT @ Z_TP).reshape(output_rank, S, Q)
     return A_TR, G_RSQ, max(total - float(values[:output_rank].sum()), 0.0)
+
+
+def _ahead(last_CS: Tensor, moved_CS: Tensor, jump: float) -> Tensor:
+    """Basis of the span that is further along the way of two; the first is turned to the second before."""
+    U_SS, _, Vh_SS = torch.linalg.svd(last_CS.mT @ moved_CS)
+    return orthonormal(moved_CS + jump * (moved_CS - last_CS @ (U_SS @ Vh_SS)))
+
+
+def _leading_channels(W_TCQ: Tensor, A_TR: Tensor, rank: int) -> Tensor:
+    """The best `B` and `G` for a given orthonormal `A` in the weight metric, jointly: a step of HOOI."""
+    V_CRQ = torch.einsum("tcq,tr->crq", W_TCQ, A_TR)
+    return eigh(V_CRQ.flatten(1) @ V_CRQ.flatten(1).mT)[1][:, :rank]
 
 
 def _update_channels(

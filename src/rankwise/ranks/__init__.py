@@ -1,1 +1,83 @@
-"""Rules that choose ranks; they see curves, budgets and constraints, never data or models."""
+"""Rules that choose ranks, by name in `RULES`; they see curves, budgets and constraints, never data or models."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from .base import Candidates, Pick, Problem, Rule
+from .budgeted import Knapsack
+from .drank import DRank
+from .energy import Energy
+from .entropy import EffectiveRank, StableRank
+from .free import FreeRule
+from .minimax import Minimax
+from .noise import Evbmf, GavishDonoho
+from .sensitivity import Sensitivity
+from .uniform import Uniform
+
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule
+    for rule in (Knapsack, Sensitivity, Minimax, DRank, Uniform, Energy, EffectiveRank, StableRank, Evbmf, GavishDonoho)
+}
+
+
+def get_rule(rule: str | Rule) -> Rule:
+    """A rule by its name, with settings after a colon: "knapsack", "energy:share=0.99".
+
+    Raises:
+        ValueError: for an unknown rule (with near names) or setting, or a value that it cannot have.
+
+    Example:
+        >>> get_rule("knapsack").name
+        'knapsack'
+    """
+    if isinstance(rule, Rule):
+        return rule
+    name, _, text = rule.partition(":") if isinstance(rule, str) else (repr(rule), "", "")
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown rule {name!r}{hint} The rules are {', '.join(sorted(RULES))}")
+    cls = RULES[name]
+    types: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.strip().partition("=")
+        if key not in types:
+            offered = f"its settings are {', '.join(types)}" if types else "it has no settings"
+            raise ValueError(f"rule {rule!r}: there is no setting {key!r}; {offered}")
+        settings[key] = _read(rule, key, value, types[key])
+    return cls(**settings)
+
+
+def get_floor(rule: str | Rule | None) -> FreeRule | None:
+    """A rule that can be the floor below another one.
+
+    Raises:
+        ValueError: for a rule that wishes nothing for a site by itself.
+    """
+    if rule is None:
+        return None
+    floor = get_rule(rule)
+    if not isinstance(floor, FreeRule) or floor.needs_budget:
+        fit = [name for name, cls in RULES.items() if issubclass(cls, FreeRule) and not cls.needs_budget]
+        raise ValueError(f"rule {floor.name!r} is no floor, for it needs a budget itself; floors are {', '.join(fit)}")
+    return floor
+
+
+def _read(rule: str, key: str, value: str, kind: type) -> Any:
+    if kind is bool and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        if kind is not bool:
+            return kind(value)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"rule {rule!r}: {key} is {value!r}, which is no {'truth value' if kind is bool else kind.__name__}"
+    )
+
+
+__all__ = ["RULES", "Candidates", "FreeRule", "Pick", "Problem", "Rule", "get_floor", "get_rule"]

@@ -8,6 +8,8 @@ walk leaves is filled by the single exchange that helps most per step, among all
 and with few sites, where one of them can leave much slack, by exchanges of two sites at once.
 Few combinations are simply enumerated.
 
+Letters: S sites, O options (the longest list; shorter ones padded with infinite costs and errors).
+
 Source: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988 (the multiplier).
 """
 
@@ -23,8 +25,6 @@ import torch
 # With more sites than this the slack that one of them leaves is too small a part for exchanges of two to matter.
 SITES_IN_PAIRS = 64
 ROUNDS = 8
-
-
 # Up to this many combinations are enumerated.
 ENUMERABLE = 20_000
 
@@ -38,23 +38,13 @@ class Choice(NamedTuple):
 
 def pareto(options: Sequence[Choice]) -> list[int]:
     """Indices of the options that no other beats in cost and error, by ascending cost."""
-    kept: list[int] = []
-    for index in sorted(range(len(options)), key=lambda i: (options[i].cost, options[i].error)):
-        if not kept or options[index].error < options[kept[-1]].error:
-            kept.append(index)
-    return kept
+    return _pareto(*_columns(options))
 
 
 def hull(options: Sequence[Choice]) -> list[int]:
     """Indices of the lower convex hull, by ascending cost and descending error."""
-    kept: list[int] = []
-    for index in pareto(options):
-        while len(kept) >= 2 and _slope(options[kept[-2]], options[kept[-1]]) <= _slope(
-            options[kept[-2]], options[index]
-        ):
-            kept.pop()
-        kept.append(index)
-    return kept
+    costs, errors = _columns(options)
+    return _hull(costs, errors, _pareto(costs, errors))
 
 
 def knapsack(sites: Sequence[Sequence[Choice]], budget: float) -> list[int]:
@@ -74,99 +64,141 @@ def knapsack(sites: Sequence[Sequence[Choice]], budget: float) -> list[int]:
         >>> knapsack([[Choice(1, 5), Choice(3, 1)], [Choice(1, 2), Choice(3, 1)]], budget=4)
         [1, 0]
     """
-    hulls = [hull(options) for options in sites]
+    columns = [_columns(options) for options in sites]
+    return knapsack_of([costs for costs, _ in columns], [errors for _, errors in columns], budget)
+
+
+def knapsack_of(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], budget: float) -> list[int]:
+    """`knapsack` for the costs and the errors of every site's options apart."""
+    paths = [_pareto(*columns) for columns in zip(costs, errors, strict=True)]
+    # Only what nothing beats takes part: of each site the kept options by ascending cost.
+    kept = [
+        ([site_costs[index] for index in path], [site_errors[index] for index in path])
+        for site_costs, site_errors, path in zip(costs, errors, paths, strict=True)
+    ]
+    hulls = [_hull(*columns, range(len(columns[0]))) for columns in kept]
     chosen = [path[0] for path in hulls]
-    cost = sum(options[index].cost for options, index in zip(sites, chosen, strict=True))
+    cost = sum(site_costs[index] for (site_costs, _), index in zip(kept, chosen, strict=True))
     if cost > budget:
         raise ValueError(f"the budget of {budget:,.0f} cannot be met: the cheapest plan costs {cost:,.0f}")
+    if math.prod(map(len, paths)) <= ENUMERABLE:
+        chosen = _exact(kept, budget)
+    else:
+        chosen = _fill(kept, _walk(kept, hulls, chosen, cost, budget), budget)
+        if 1 < len(kept) <= SITES_IN_PAIRS:
+            chosen = _exchange_pairs(kept, chosen, budget)
+    return [path[index] for path, index in zip(paths, chosen, strict=True)]
+
+
+# Of every site: the costs, ascending, and the errors, descending, of its options.
+Columns = tuple[list[float], list[float]]
+
+
+def _columns(options: Sequence[Choice]) -> Columns:
+    return [choice.cost for choice in options], [choice.error for choice in options]
+
+
+def _pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
+    kept: list[int] = []
+    pairs = list(zip(costs, errors, strict=True))
+    for index in sorted(range(len(pairs)), key=pairs.__getitem__):
+        if not kept or errors[index] < errors[kept[-1]]:
+            kept.append(index)
+    return kept
+
+
+def _hull(costs: Sequence[float], errors: Sequence[float], path: Sequence[int]) -> list[int]:
+    kept: list[int] = []
+    slopes: list[float] = []  # errors removed per cost on the edge that ends at each kept option but the first
+    for index in path:
+        cost, error = costs[index], errors[index]
+        while slopes and slopes[-1] <= (errors[kept[-2]] - error) / (cost - costs[kept[-2]]):
+            kept.pop()
+            slopes.pop()
+        if kept:
+            slopes.append((errors[kept[-1]] - error) / (cost - costs[kept[-1]]))
+        kept.append(index)
+    return kept
+
+
+def _walk(
+    sites: Sequence[Columns], hulls: Sequence[list[int]], chosen: list[int], cost: float, budget: float
+) -> list[int]:
+    """Go along the edges of all hulls in the order of their slopes, as far as the budget allows."""
     edges = sorted(
         (
-            (_slope(options[a], options[b]), site, b)
-            for site, (options, path) in enumerate(zip(sites, hulls, strict=True))
+            ((errors[a] - errors[b]) / (costs[b] - costs[a]), site, b)
+            for site, ((costs, errors), path) in enumerate(zip(sites, hulls, strict=True))
             for a, b in pairwise(path)
         ),
         reverse=True,
     )
     blocked: set[int] = set()
     for _, site, index in edges:  # per site the slopes fall, so edges of one site come in order
-        extra = sites[site][index].cost - sites[site][chosen[site]].cost
+        costs = sites[site][0]
+        extra = costs[index] - costs[chosen[site]]
         if site in blocked or cost + extra > budget:
             blocked.add(site)  # a later edge of this site would start from an option it has not reached
             continue
         chosen[site] = index
         cost += extra
-    if math.prod(len(pareto(options)) for options in sites) <= ENUMERABLE:
-        return _exact(sites, budget)
-    chosen = _fill(sites, chosen, budget)
-    return _exchange_pairs(sites, chosen, budget) if 1 < len(sites) <= SITES_IN_PAIRS else chosen
+    return chosen
 
 
-def _exact(sites: Sequence[Sequence[Choice]], budget: float) -> list[int]:
+def _exact(sites: Sequence[Columns], budget: float) -> list[int]:
     """The best of all combinations, site by site; a combination that another beats in cost and error is dropped."""
     costs = errors = torch.zeros(1, dtype=torch.float64)
-    steps: list[tuple[list[int], list[int]]] = []  # per site: the combination before, and the option added to it
-    for options in sites:
-        path = pareto(options)
-        more = torch.tensor([options[index] for index in path], dtype=torch.float64)
-        costs = (costs[:, None] + more[:, 0]).flatten()
-        errors = (errors[:, None] + more[:, 1]).flatten()
-        kept = pareto([Choice(*pair) for pair in zip(costs.tolist(), errors.tolist(), strict=True)])
-        steps.append(([index // len(path) for index in kept], [path[index % len(path)] for index in kept]))
+    steps: list[tuple[list[int], int]] = []  # per site: the combinations that are kept, and how many options it has
+    for site_costs, site_errors in sites:
+        costs = (costs[:, None] + torch.tensor(site_costs, dtype=torch.float64)).flatten()
+        errors = (errors[:, None] + torch.tensor(site_errors, dtype=torch.float64)).flatten()
+        kept = _pareto(costs.tolist(), errors.tolist())
+        steps.append((kept, len(site_costs)))
         costs, errors = costs[kept], errors[kept]
     place = int((costs <= budget).sum()) - 1  # the dearest that fits has the least error
     chosen = []
-    for before, option in reversed(steps):
-        chosen.append(option[place])
-        place = before[place]
+    for kept, count in reversed(steps):
+        place, index = divmod(kept[place], count)
+        chosen.append(index)
     return chosen[::-1]
 
 
-def _exchange_pairs(sites: Sequence[Sequence[Choice]], chosen: list[int], budget: float) -> list[int]:
+def _exchange_pairs(sites: Sequence[Columns], chosen: list[int], budget: float) -> list[int]:
     """Choose two sites anew, all others kept, while that lowers the error: two sites alone are solved exactly."""
-    paths = [pareto(options) for options in sites]
-    costs = [torch.tensor([sites[i][j].cost for j in path], dtype=torch.float64) for i, path in enumerate(paths)]
-    errors = [torch.tensor([sites[i][j].error for j in path], dtype=torch.float64) for i, path in enumerate(paths)]
+    costs = [torch.tensor(site_costs, dtype=torch.float64) for site_costs, _ in sites]
+    errors = [torch.tensor(site_errors, dtype=torch.float64) for _, site_errors in sites]
     chosen = list(chosen)
     for _ in range(ROUNDS):
         improved = False
         for a, b in combinations(range(len(sites)), 2):
-            others = sum(sites[i][chosen[i]].cost for i in range(len(sites)) if i not in (a, b))
+            others = sum(sites[i][0][chosen[i]] for i in range(len(sites)) if i not in (a, b))
             partner = torch.searchsorted(costs[b], budget - others - costs[a], right=True) - 1
             joint = torch.where(partner < 0, torch.inf, errors[a] + errors[b][partner.clamp_min(0)])
             best = int(joint.argmin())
-            now = sites[a][chosen[a]].error + sites[b][chosen[b]].error
+            now = sites[a][1][chosen[a]] + sites[b][1][chosen[b]]
             if float(joint[best]) < now * (1 - 1e-12):
-                chosen[a], chosen[b], improved = paths[a][best], paths[b][int(partner[best])], True
+                chosen[a], chosen[b], improved = best, int(partner[best]), True
         if not improved:
             break
     return chosen
 
 
-def _fill(sites: Sequence[Sequence[Choice]], chosen: list[int], budget: float) -> list[int]:
+def _fill(sites: Sequence[Columns], chosen: list[int], budget: float) -> list[int]:
     """Exchange single options while one lowers the error within the budget; the largest gain first."""
-    tables = [
-        (
-            torch.tensor([option.cost for option in options], dtype=torch.float64),
-            torch.tensor([option.error for option in options], dtype=torch.float64),
-        )
-        for options in sites
-    ]
-    cost = sum(options[index].cost for options, index in zip(sites, chosen, strict=True))
+    chosen, longest = list(chosen), max(len(costs) for costs, _ in sites)
+    padding = [[math.inf] * (longest - len(costs)) for costs, _ in sites]
+    costs_SO = torch.tensor([costs + pad for (costs, _), pad in zip(sites, padding, strict=True)], dtype=torch.float64)
+    errors_SO = torch.tensor(
+        [errors + pad for (_, errors), pad in zip(sites, padding, strict=True)], dtype=torch.float64
+    )
+    rows_S, chosen_S = torch.arange(len(sites)), torch.tensor(chosen)
+    cost = sum(costs[index] for (costs, _), index in zip(sites, chosen, strict=True))
     while True:
-        best = (0.0, -1, -1)
-        for site, (costs, errors) in enumerate(tables):
-            gains = errors[chosen[site]] - errors
-            gains[costs - costs[chosen[site]] > budget - cost] = 0
-            top = int(gains.argmax())
-            if float(gains[top]) > best[0]:
-                best = (float(gains[top]), site, top)
-        if best[1] < 0:
+        gains_SO = errors_SO[rows_S, chosen_S, None] - errors_SO
+        gains_SO[costs_SO - costs_SO[rows_S, chosen_S, None] > budget - cost] = 0
+        site, index = divmod(int(gains_SO.argmax()), longest)
+        if float(gains_SO[site, index]) <= 0:
             return chosen
-        _, site, index = best
-        cost += sites[site][index].cost - sites[site][chosen[site]].cost
+        cost += sites[site][0][index] - sites[site][0][chosen[site]]
         chosen[site] = index
-
-
-def _slope(a: Choice, b: Choice) -> float:
-    """Error removed per cost from option a to the dearer option b."""
-    return (a.error - b.error) / (b.cost - a.cost)
+        chosen_S[site] = index

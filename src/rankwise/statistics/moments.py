@@ -66,27 +66,44 @@ class Moments:
         targets = None if self.target_mean_GT is None else torch.zeros_like(self.target_mean_GT)
         return replace(self, mean_GD=torch.zeros_like(self.mean_GD), target_mean_GT=targets)
 
-    def metrics(self, damping: float | None = None) -> list[Metric]:
-        """The metric of each group: the covariance of the input; the bias takes care of the mean.
+    def without_rows(self) -> Moments:
+        """The same as a second moment, which is no sample any more."""
+        return self if self.rows_GND is None else replace(self, second_GDD=_second(self), rows_GND=None)
+
+    def metrics(self, shrink: float = 0.0, *, damping: float | None = None) -> list[Metric]:
+        """The metric of each group: the covariance of the input, shrunk; the bias takes care of the mean.
+
+        `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
+        itself shrunk by what their number asks for; `s` is for what no number of rows tells: that the network will see
+        other data. The mean is not shrunk. The only value known without data is 0, and inputs after a ReLU are far
+        from it: the mean of related data is the better guess.
 
         Args:
-            damping: how much of the weight metric is added, relative to the mean variance of an input; by default what
-                the number of rows asks for (`shrinkage`).
+            shrink: `s`, from 0 (the statistics) to 1 (the weight metric).
+            damping: instead of what the number of rows asks for (`shrinkage`), relative to the mean variance of an
+                input; 0 for the rows as they are.
+
+        Raises:
+            ValueError: if `shrink` is not between 0 and 1.
         """
+        if check_shrink(shrink) == 1:
+            return identity_metrics(len(self.mean_GD), self.dim, self.mean_GD.device)
         result: list[Metric] = []
         for group, mean_D in enumerate(self.mean_GD):
             if self.one_hot:
-                squares = float(mean_D.square().sum())
-                result.append(Diagonal(mean_D, self._damping(damping, float(mean_D.sum()), squares)))
+                added = self._damping(damping, float(mean_D.sum()), float(mean_D.square().sum()))
+                result.append(Diagonal(mean_D, (added + shrink) / (1 - shrink)))
             elif self.second_GDD is not None:
                 sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
                 squares = float(sigma_DD.square().sum())
-                result.append(Dense(sigma_DD, self._damping(damping, float(sigma_DD.trace()), squares)))
+                added = self._damping(damping, float(sigma_DD.trace()), squares)
+                result.append(Dense(sigma_DD, (added + shrink) / (1 - shrink)))
             else:
                 assert self.rows_GND is not None
                 rows_ND = (self.rows_GND[group].double() - mean_D) / self.rows_GND.shape[1] ** 0.5
                 trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
-                result.append(Sampled(rows_ND, self._damping(damping, trace, squares) * trace / self.dim))
+                added = self._damping(damping, trace, squares)
+                result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * trace / self.dim))
         return result
 
     def _damping(self, wanted: float | None, trace: float, squares: float) -> float:
@@ -101,6 +118,17 @@ class Moments:
         change_GTD = (weight.double() - replacement.double()).reshape(len(self.mean_GD), -1, self.dim)
         correction = torch.einsum("gtd,gd->gt", change_GTD, self.mean_GD).reshape(-1)
         return correction if bias is None else bias.double() + correction
+
+
+def check_shrink(shrink: float) -> float:
+    """The share of the weight metric, where it is one.
+
+    Raises:
+        ValueError: if it is not a number from 0 to 1.
+    """
+    if isinstance(shrink, bool) or not isinstance(shrink, (int, float)) or not 0 <= shrink <= 1:
+        raise ValueError(f"shrink must be a number from 0 (the statistics) to 1 (the weight metric), not {shrink!r}")
+    return shrink
 
 
 def shrinkage(trace: float, squares: float, rows: int, dim: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from ..files import replacing
 from ..sites import Sites
-from .moments import Moments, merge
+from .moments import LARGEST_DENSE, Moments, merge
+
+logger = logging.getLogger("rankwise")
 
 _KIND = "rankwise statistics"
 _VERSION = 1
@@ -61,13 +64,57 @@ class Statistics(Mapping[str, Moments]):
         moments = {name: merge([self[name], other[name]]) for name in self}
         return Statistics(moments, sites=self.sites, samples=self.samples + other.samples, seed=self.seed)
 
+    @property
+    def with_rows(self) -> tuple[str, ...]:
+        """Names of the sites whose input rows are kept as they are: activations of single samples."""
+        return tuple(name for name, moments in self.items() if moments.rows_GND is not None)
+
+    def without_rows(self) -> Statistics:
+        """The same statistics without rows, to be given to people who may not see the data: moments alone.
+
+        Fits are the same. A moment of fewer rows than inputs is announced: it tells those rows up to a rotation, so
+        that only more samples make it a summary.
+
+        Raises:
+            ValueError: if a site has too many inputs for a moment (above 8,192).
+        """
+        moments = {}
+        for name, found in self.items():
+            if found.rows_GND is not None and found.dim > LARGEST_DENSE:
+                raise ValueError(
+                    f"site {name!r} has {found.dim:,} inputs, too many for a moment (at most {LARGEST_DENSE:,}): its "
+                    "statistics are rows of activations; leave it out (collect's `only`), or keep the rows"
+                )
+            if found.count <= found.dim:
+                logger.warning(
+                    "site %r: %d rows were seen for %d inputs, so that the moment still tells them up to a rotation; "
+                    "collect from more samples before it is given away",
+                    name,
+                    found.count,
+                    found.dim,
+                )
+            moments[name] = found.without_rows()
+        return Statistics(moments, sites=self.sites, samples=self.samples, seed=self.seed)
+
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file; an older file stays whole until the new one is.
+
+        Of sites with fewer rows than inputs, or above 8,192 inputs, it holds rows of activations, and says so;
+        `without_rows().save(path)` holds moments alone.
 
         Raises:
             OSError: if the disk refuses; nothing is left half written.
         """
         path = Path(path)
+        if rows := self.with_rows:
+            logger.warning(
+                "%s holds rows of activations of single samples for %d of %d sites (%s, ...): private data make it "
+                "private; without_rows() leaves moments alone",
+                path.name,
+                len(rows),
+                len(self),
+                rows[0],
+            )
         tensors, counts = {}, {}
         for name, moments in self.items():
             counts[name] = moments.count

@@ -1,0 +1,133 @@
+"""Budgets: what they may be, what every option costs in their units, and what a whole network counts to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from .formats import get_format
+from .guards import unwrap
+from .plan import DENSE, Plan, PlanRow, site_of
+from .profile import Option, dense_option
+from .sites import Site, Sites
+from .state import stored_bytes
+
+BUDGETS = ("params", "macs", "bytes")
+
+
+def check_keep(keep: Mapping[str, float]) -> dict[str, int | float]:
+    """Budgets as plain numbers: a fraction of the dense count as a float up to 1, else a whole number.
+
+    Raises:
+        ValueError: if there is none, one is unknown, or its amount is neither a fraction nor a whole number above 0.
+
+    Example:
+        >>> check_keep({"macs": 0.5, "params": 120_000})
+        {'macs': 0.5, 'params': 120000}
+    """
+    if not isinstance(keep, Mapping) or not keep:
+        raise ValueError(f"keep needs a budget, for instance {{'macs': 0.5}}, not {keep!r}")
+    amounts = {}
+    for unit, amount in keep.items():
+        if unit not in BUDGETS:
+            raise ValueError(f"unknown budget {unit!r}; the budgets are {', '.join(BUDGETS)}")
+        if not is_number(amount) or not 0 < amount < math.inf:
+            raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}")
+        amounts[unit] = number = plain(amount)
+        if number > 1 and number != int(number):
+            raise ValueError(f"the {unit} budget {amount!r} is neither a fraction up to 1.0 nor a whole number")
+    return amounts
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number of any library; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> int | float:
+    """A number of any library, such as numpy, as Python's own."""
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+class Prices:
+    """What the options of a network's sites cost in each unit.
+
+    Args:
+        model: the dense network.
+        sites: of it.
+
+    Attributes:
+        dense: counts of the dense network.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites) -> None:
+        self._model = model
+        self._sites = sites
+        self._freed: dict[str, int] = {}  # site -> bytes that go with it
+        self.dense = counts(model, sites)
+
+    def of(self, site: Site, options: Sequence[Option], unit: str) -> tuple[int, ...]:
+        """Cost of every option of a site."""
+        if unit == "params":
+            return tuple([option.params for option in options])
+        if unit == "macs":
+            return tuple([option.macs for option in options])
+        own = self._own_bytes(site)
+        return tuple([own if option.format == DENSE else _chain_bytes(site, option) for option in options])
+
+    def rest(self, unit: str) -> int:
+        """What the network costs beside its sites."""
+        return self.dense[unit] - sum(self.of(site, [dense_option(site)], unit)[0] for site in self._sites.values())
+
+    def limit(self, unit: str, amount: int | float) -> float:
+        """A budget for the whole network as an absolute number."""
+        return amount * self.dense[unit] if isinstance(amount, float) and amount <= 1 else float(amount)
+
+    def _own_bytes(self, site: Site) -> int:
+        if site.name not in self._freed:
+            others = stored_bytes(self._model, without=(site.name, *site.aliases))
+            self._freed[site.name] = self.dense["bytes"] - others
+        return self._freed[site.name]
+
+
+def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict[str, int]:
+    """Parameters, MACs for the example input, and bytes as stored, each tensor once, of the network that rows make."""
+    built = [(row, sites[row.site]) for row in rows if row.format != DENSE]
+    gone = [name for _, site in built for name in (site.name, *site.aliases)]
+    return {
+        "params": sites.total_params + sum(row.params - site.params for row, site in built),
+        "macs": sites.total_macs + sum(row.macs - site.macs for row, site in built),
+        "bytes": stored_bytes(model, without=gone) + sum(_chain_bytes(site, row) for row, site in built),
+    }
+
+
+def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
+    """The plan with the counts that its formats and ranks have on these sites, after a person edited it.
+
+    Raises:
+        ValueError: for a site that does not exist, an unknown format, or ranks that are not legal.
+    """
+    model, rows = unwrap(model), []
+    for row in plan.rows:
+        site = site_of(row, sites)
+        if row.format == DENSE:
+            rows.append(replace(row, params=site.params, macs=site.macs))
+            continue
+        format = get_format(row.format)
+        if reason := format.refuses(site):
+            raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
+        cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
+        rows.append(replace(row, params=cost.params, macs=cost.macs))
+    return replace(plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows))
+
+
+def _chain_bytes(site: Site, built: Option | PlanRow) -> int:
+    """Bytes of a chain as stored: numbers of the weight's width, and indices."""
+    width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+    return built.params * width + 4 * get_format(built.format).indices(site, tuple(built.ranks))

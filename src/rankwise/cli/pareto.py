@@ -1,0 +1,122 @@
+"""`rankwise pareto`: plans for a list of budgets from one profile, as a table, a picture and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+Along = Annotated[str, typer.Option("--along", metavar="WHAT", help="macs, params or bytes: what the budgets are of.")]
+At = Annotated[str, typer.Option("--at", metavar="SHARE,SHARE", help="Shares of the dense count to keep.")]
+Own = Annotated[bool, typer.Option("--own", help="Each plan by itself, not inside the next larger one.")]
+Measure = Annotated[
+    bool,
+    typer.Option("--measure", help="Also build every network and measure its agreement, on --test or else DATA."),
+]
+PlansOut = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the plans and pareto.svg.")]
+
+
+def pareto(
+    model: options.Model,
+    data: options.OptionalData = None,
+    out_folder: PlansOut = Path("pareto"),
+    along: Along = "macs",
+    at: At = "0.9,0.8,0.7,0.6,0.5,0.4,0.3",
+    own: Own = False,
+    measure: Measure = False,
+    weights: options.Weights = None,
+    input_shape: options.InputShape = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    batch: options.Batch = 64,
+    samples: options.Samples = 512,
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    stats: options.Stats = None,
+    test: options.Test = None,
+    rule: options.Rule = "knapsack",
+    floor_rule: options.FloorRule = None,
+    formats: options.Formats = "svd,spatial_svd,tucker2",
+    metric: options.Metric = "input",
+    ignore: options.Ignore = None,
+    include: options.Include = None,
+    pin: options.Pin = None,
+    floor: options.Floor = None,
+    cap: options.Cap = None,
+    round_to: options.RoundTo = "auto",
+    shrink: options.Shrink = None,
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Show what every budget would cost: plans for a list of budgets, profiled once.
+
+    Example: [bold]rankwise pareto nets.py:build pictures/ --weights net.pth --size 32 --at 0.7,0.5,0.3 --measure[/bold]
+
+    Each plan lies inside the next larger one: a layer that was factorised keeps its format, and no rank grows as the
+    budget falls. [bold]--own[/bold] lifts that. The plans are files that you may edit and give to
+    [bold]rankwise apply[/bold].
+    """
+    with Output(json, debug=debug) as out:
+        from ..pareto import pareto as plans_for
+        from .constraints import choose_options, parse_shares, parse_shrink
+        from .data import DataOptions
+        from .steps import Job
+        from .tables import pareto_table
+        from .trying import trials, what_tries
+
+        keeps, share = parse_shares(along, at), parse_shrink(shrink)
+        if share == "auto":
+            raise ValueError("--shrink auto chooses for one plan; give a number from 0 to 1 for a list of budgets")
+        wishes = choose_options(
+            None, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule
+        )
+        how = DataOptions(
+            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+        )
+        job = Job.start(
+            out, model, weights, data, how, samples=samples, stats=stats, test=test, input_shape=input_shape
+        )
+        evaluate = what_tries(job, wishes).get("evaluate")
+        planner = job.planner(wishes, float(share or 0), evaluate)
+        plans = plans_for(planner, keeps, wishes["rule"], nested=not own, floor=wishes["floor_rule"])
+        drops: list[float] = []
+        if measure:
+            if not job.measured_on.real:
+                raise ValueError("--measure runs the networks on data; name --test or DATA")
+            trial = trials(job, "agreement", "auto")
+            drops = [trial(plan) for plan in out.track(plans, "measuring")]
+        rows = [_row(plan, along, drops[place] if drops else None) for place, plan in enumerate(plans)]
+        _write(out_folder, plans, along, rows)
+        out.show(pareto_table(rows))
+        out.say(f"plans and picture: {out_folder}/")
+        out.result("pareto", {"folder": out_folder, "rows": rows, "plans": [plan.to_dict() for plan in plans]})
+
+
+def _row(plan: Plan, along: str, drop: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"keep": plan.keep[along], "factorised": len(plan.factorised)}
+    row |= {f"{unit}_ratio": plan.planned[unit] / plan.dense[unit] for unit in plan.dense}
+    row["error"] = sum(each.error or 0.0 for each in plan.rows)
+    return row if drop is None else {**row, "agreement": 100 - drop}
+
+
+def _write(folder: Path, plans: Sequence[Plan], along: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    from ..files import replacing
+    from .picture import line_picture
+
+    for plan in plans:
+        plan.save(folder / f"plan-{along}-{plan.keep[along]:g}.yaml")
+    measured = "agreement" in rows[0]
+    points = [(row[f"{along}_ratio"], row["agreement"] if measured else row["error"]) for row in rows]
+    title = "same answer as dense, per cent" if measured else "sum of the layers' relative errors"
+    with replacing(folder / "pareto.svg") as new:
+        new.write_text(line_picture(points, x=f"share of the dense network's {along}", y=title), encoding="utf-8")

@@ -1,0 +1,248 @@
+"""All that plans of one network have in common, whatever their rule and budget: curves, constraints, prices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+from torch import nn
+
+from .budgets import Prices, check_keep, counts
+from .constraints import Constraints
+from .curves import check_curves, check_option, pinned
+from .formats.weights import site_weight
+from .guards import unwrap
+from .plan import DENSE, METRICS, Plan, PlanRow
+from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metrics
+from .ranks import Candidates, FreeRule, Problem, Rule
+from .ranks.several import BudgetError, least_loss
+from .ranks.spectra import Spectra, site_spectra
+from .sites import Sites
+from .statistics import Statistics
+
+
+def check_request(rule: Rule, keep: Mapping[str, float] | None, evaluate: Callable[[Plan], float] | None) -> None:
+    """Refuse a rule that lacks what it needs, before any long work begins.
+
+    Raises:
+        ValueError: naming what is missing, or a budget that is none.
+    """
+    if keep is not None:
+        check_keep(keep)
+    elif rule.needs_budget:
+        raise ValueError(f"rule {rule.name!r} needs a budget, for instance keep={{'macs': 0.5}}")
+    if rule.needs_evaluate and evaluate is None:
+        raise ValueError(f"rule {rule.name!r} has to try plans: pass evaluate=, for instance rankwise.evaluate.Trials")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Makes plans of one network; only rule and budget differ between them, and nothing is computed twice.
+
+    Attributes:
+        model: the dense network.
+        sites: of it.
+        metric: "input" or "weight".
+        shrink: share of the weight metric in the input metric.
+        options: site name to the options that the constraints leave, and the reason where they leave no choice.
+        prices: of the options.
+        spectra: singular values that the ranks of a format cut at a site.
+        evaluate: tries a plan; None where nothing can be tried.
+    """
+
+    model: nn.Module
+    sites: Sites
+    metric: str
+    shrink: float
+    options: Mapping[str, tuple[Curve, str]]
+    prices: Prices
+    spectra: Callable[[str, str], Spectra]
+    evaluate: Callable[[Plan], float] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        source: Statistics | Sites,
+        *,
+        metric: str = "input",
+        shrink: float = 0.0,
+        constraints: Constraints | None = None,
+        formats: str | Sequence[str] | None = None,
+        round_to: int | str | None = None,
+        curves: Mapping[str, Curve] | None = None,
+        evaluate: Callable[[Plan], float] | None = None,
+        progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+    ) -> Planner:
+        """Profile the network, or take given curves, and apply the constraints; arguments are those of `choose`.
+
+        Raises:
+            ValueError: as `choose` does.
+        """
+        model, constraints = unwrap(model), constraints or Constraints()
+        sites = source.sites if isinstance(source, Statistics) else source
+        sites.check_structure(model)
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
+        free = constraints.free(sites)
+        if curves is None:
+            curves = profile(
+                model,
+                source,
+                formats=DEFAULT_FORMATS if formats is None else formats,
+                metric=metric,
+                shrink=shrink,
+                round_to="auto" if round_to is None else round_to,
+                only=free,
+                progress=progress,
+            )
+        elif formats is not None or round_to is not None:
+            name, value = ("formats", formats) if formats is not None else ("round_to", round_to)
+            raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
+        else:
+            check_curves(curves, sites, free, metric)
+
+        def spectra(name: str, format: str) -> Spectra:
+            site = sites[name]
+            metrics = site_metrics(source, site, metric, model, shrink)
+            return site_spectra(site, site_weight(model, site), metrics, format)
+
+        return cls(
+            model=model,
+            sites=sites,
+            metric=metric,
+            shrink=shrink,
+            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink)),
+            prices=Prices(model, sites),
+            spectra=cache(spectra),
+            evaluate=evaluate,
+        )
+
+    def plan(
+        self,
+        rule: Rule,
+        keep: Mapping[str, float] | None = None,
+        *,
+        floor: FreeRule | None = None,
+        within: Plan | None = None,
+    ) -> Plan:
+        """The plan of a rule, within budgets where there are some.
+
+        Args:
+            rule: how ranks are chosen.
+            keep: the budgets.
+            floor: a rule whose wish is the least that every site gets, unless it stays dense.
+            within: a larger plan; where it factorises a site, the format stays and no rank grows.
+
+        Raises:
+            ValueError: for a budget that cannot be met, or a rule that lacks something or does not apply to a format.
+        """
+        check_request(rule, keep, self.evaluate)
+        amounts = {} if keep is None else check_keep(keep)
+        limits = {unit: self.prices.limit(unit, amount) for unit, amount in amounts.items()}
+        problem = self.problem(limits, floor, within)
+        try:
+            picks = rule.choose(problem)
+        except BudgetError as error:
+            raise self._cannot_be_met(limits, error) from None
+        rows = []
+        for site, pick in zip(problem.sites, picks, strict=True):
+            option, reason = site.options[pick.option], self.options[site.name][1]
+            check_option(self.sites[site.name], option, self.metric)
+            rows.append(PlanRow(site=site.name, **vars(option), why=reason or pick.why))
+        plan = self._plan(rows, str(rule), amounts)
+        assert all(plan.planned[unit] <= limit for unit, limit in limits.items())
+        return plan
+
+    def problem(
+        self, limits: Mapping[str, float], floor: FreeRule | None = None, within: Plan | None = None
+    ) -> Problem:
+        """What a rule has to decide within limits of the whole network; `floor` and `within` as for `plan`."""
+        sites = []
+        for name, (options, reason) in self.options.items():
+            if within is not None:
+                options = tuple(option for option in options if _nested(option, within[name]))
+            if floor is not None and not reason:
+                enough = floor.enough(self._candidates(name, options, ()))
+                options = tuple(option for option, kept in zip(options, enough, strict=True) if kept)
+            if not options:
+                raise ValueError(
+                    f"site {name!r}: the floor of rule {str(floor)!r}, caps and the larger plan leave no option; lower "
+                    f"the floor or raise the cap"
+                )
+            sites.append(self._candidates(name, options, limits))
+        return Problem(
+            sites=tuple(sites),
+            limits={unit: limit - self.prices.rest(unit) for unit, limit in limits.items()},
+            plan=self.trial,
+            evaluate=self.evaluate,
+        )
+
+    def least(self, unit: str, keep: Mapping[str, float] | None = None) -> float:
+        """The least share of a unit that any plan within the budgets has.
+
+        Raises:
+            ValueError: if the budgets themselves cannot be met.
+        """
+        limits = {other: self.prices.limit(other, amount) for other, amount in (keep or {}).items() if other != unit}
+        problem = self.problem({unit: math.inf, **limits})
+        others = [[site.costs[other] for other in limits] for site in problem.sites]
+        try:
+            chosen = least_loss(
+                [site.costs[unit] for site in problem.sites], others, [problem.limits[other] for other in limits]
+            )
+        except BudgetError as error:
+            raise self._cannot_be_met(limits, error) from None
+        cost = sum(site.costs[unit][index] for site, index in zip(problem.sites, chosen, strict=True))
+        return (cost + self.prices.rest(unit)) / self.prices.dense[unit]
+
+    def _candidates(self, name: str, options: Curve, units: Iterable[str]) -> Candidates:
+        site = self.sites[name]
+        return Candidates(
+            name=name,
+            options=options,
+            costs={unit: self.prices.of(site, options, unit) for unit in units},
+            dense=dense_option(site),
+            spectra=partial(self.spectra, name),
+        )
+
+    def trial(self, chosen: Mapping[str, Option]) -> Plan:
+        """A plan of the given sites' options, all other sites dense."""
+        rows = [
+            PlanRow(site=name, **vars(chosen[name] if name in chosen else dense_option(site)))
+            for name, site in self.sites.items()
+        ]
+        return self._plan(rows, "trial", {})
+
+    def _plan(self, rows: Sequence[PlanRow], rule: str, amounts: Mapping[str, float]) -> Plan:
+        return Plan(
+            rows=tuple(rows),
+            keep=dict(amounts),
+            dense=self.prices.dense,
+            planned=counts(self.model, self.sites, rows),
+            metric=self.metric,
+            shrink=self.shrink,
+            rule=rule,
+            fingerprint=self.sites.fingerprint,
+        )
+
+    def _cannot_be_met(self, limits: Mapping[str, float], error: BudgetError) -> ValueError:
+        units = list(limits)
+        unit, earlier = units[error.unit], units[: error.unit]
+        limit, dense, least = limits[unit], self.prices.dense[unit], error.least + self.prices.rest(unit)
+        beside = f" together with at most {' and '.join(f'{limits[u]:,.0f} {u}' for u in earlier)}" if earlier else ""
+        return ValueError(
+            f"a budget of {limit:,.0f} {unit} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
+            f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); raise the "
+            f"budget, or allow more sites or lower ranks"
+        )
+
+
+def _nested(option: Option, row: PlanRow) -> bool:
+    """Whether an option is no larger than a row of a larger plan."""
+    if row.format == DENSE or option.format == DENSE:
+        return row.format == DENSE
+    return option.format == row.format and all(own <= most for own, most in zip(option.ranks, row.ranks, strict=True))

@@ -1,0 +1,115 @@
+"""What a rule that chooses ranks is given, and what it gives back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from ..plan import DENSE, Plan
+from ..profile import Option
+
+if TYPE_CHECKING:
+    from .spectra import Spectra
+
+
+class Pick(NamedTuple):
+    """The chosen option of a site: its place among them, and the reason for a person to read."""
+
+    option: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """One site as a rule sees it.
+
+    Attributes:
+        name: qualified name.
+        options: what the constraints leave, at least one.
+        costs: unit to the cost of every option in it.
+        dense: the site as it is, also where a cap forbids that.
+        spectra: singular values that each rank of a format cuts off, by the format's name; computed when first asked
+            for, and a ValueError where a format has none.
+    """
+
+    name: str
+    options: tuple[Option, ...]
+    costs: Mapping[str, Sequence[float]]
+    dense: Option
+    spectra: Callable[[str], Spectra]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What has to be decided: one option of every site, within all limits.
+
+    `min loss(o)  subject to  sum_i cost_iu(o_i) <= limit_u` for every unit u
+
+    Attributes:
+        sites: in execution order.
+        limits: unit to what all sites together may cost; empty where there is no budget.
+        plan: makes a plan of some sites' options, all others dense; for `evaluate`.
+        evaluate: tries a plan and tells its loss, 0 for the dense network; None where nothing can be tried.
+    """
+
+    sites: tuple[Candidates, ...]
+    limits: Mapping[str, float]
+    plan: Callable[[Mapping[str, Option]], Plan]
+    evaluate: Callable[[Plan], float] | None = None
+
+    def fits(self, chosen: Sequence[int]) -> bool:
+        """Whether one option of every site meets all limits."""
+        return all(
+            sum(site.costs[unit][index] for site, index in zip(self.sites, chosen, strict=True)) <= limit
+            for unit, limit in self.limits.items()
+        )
+
+    def shares(self, site: Candidates) -> list[float]:
+        """One price for every option: the sum of its shares of the limits; parameters where there is no limit."""
+        if not self.limits:
+            return [float(option.params) for option in site.options]
+        scaled = [(site.costs[unit], max(limit, 1.0)) for unit, limit in self.limits.items()]
+        return [sum(cost[index] / limit for cost, limit in scaled) for index in range(len(site.options))]
+
+
+class Rule(ABC):
+    """A way to choose ranks. Rules see options, budgets and spectra; what they must try they hand to `evaluate`.
+
+    A rule is a frozen dataclass whose fields are its settings, each with a default.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    needs_budget: ClassVar[bool] = True
+    needs_evaluate: ClassVar[bool] = False
+
+    @abstractmethod
+    def choose(self, problem: Problem) -> list[Pick]:
+        """One pick for every site of the problem, within its limits.
+
+        Raises:
+            ValueError: if the rule does not apply to a format, or finds nothing within the limits.
+        """
+
+    def __str__(self) -> str:
+        """The rule as `rankwise.choose` takes it: its name, and the settings that are not the default."""
+        changed = [
+            f"{field.name}={str(value).lower() if isinstance(value, bool) else value}"
+            for field in fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return ":".join([self.name, *([",".join(changed)] if changed else [])])
+
+
+def described(site: Candidates, index: int) -> str:
+    """The reason that fits any rule: what the option's error and cost are."""
+    option = site.options[index]
+    if option.format == DENSE:
+        if len(site.options) == 1:
+            return "no format costs less than dense"
+        return "dense: within the budget no factorisation is worth its error"
+    dense = site.dense
+    share, unit = (option.macs / dense.macs, "MACs") if dense.macs else (option.params / dense.params, "parameters")
+    return f"error {option.error:.2%} at {share:.0%} of its {unit}"

@@ -1,0 +1,77 @@
+"""Exchanges of options within several limits: repair what breaks one, fill what is left of all, two sites at once.
+
+Letters: S sites, O options (the longest list; shorter ones padded with infinite losses), U units.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+ROUNDS = 8
+
+
+def total_cost(costs_USO: Tensor, chosen_S: Tensor) -> Tensor:
+    """Cost of a plan in every unit."""
+    return costs_USO[:, torch.arange(len(chosen_S)), chosen_S].sum(1)
+
+
+def total_loss(losses_SO: Tensor, chosen_S: Tensor) -> float:
+    """Loss of a plan."""
+    return float(losses_SO[torch.arange(len(chosen_S)), chosen_S].sum())
+
+
+def repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
+    """Exchange single options while a limit is broken: the least loss for each share of the limits that is won back."""
+    rows_S, chosen_S, scale_U = torch.arange(len(chosen_S)), chosen_S.clone(), limits_U.clamp_min(1.0)
+    while True:
+        over_U = total_cost(costs_USO, chosen_S) - limits_U
+        if float(over_U.max()) <= 0:
+            return chosen_S
+        won_SO = torch.zeros_like(losses_SO)
+        for costs_SO, over, scale in zip(costs_USO, over_U, scale_U, strict=True):
+            after_SO = costs_SO - costs_SO[rows_S, chosen_S, None] + over
+            won_SO += (over.clamp_min(0) - after_SO.clamp_min(0)) / scale
+        lost_SO = losses_SO - losses_SO[rows_S, chosen_S, None]
+        price_SO = torch.where(won_SO > 0, lost_SO / won_SO, math.inf)
+        site, index = divmod(int(price_SO.argmin()), price_SO.shape[1])
+        if not float(price_SO[site, index]) < math.inf:
+            return chosen_S
+        chosen_S[site] = index
+
+
+def fill(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
+    """Exchange single options while one lowers the loss within the limits; the largest gain first."""
+    rows_S, chosen_S = torch.arange(len(chosen_S)), chosen_S.clone()
+    while True:
+        slack_U = limits_U - total_cost(costs_USO, chosen_S)
+        gains_SO = losses_SO[rows_S, chosen_S, None] - losses_SO
+        for costs_SO, slack in zip(costs_USO, slack_U, strict=True):
+            gains_SO[costs_SO > costs_SO[rows_S, chosen_S, None] + slack] = 0
+        site, index = divmod(int(gains_SO.argmax()), gains_SO.shape[1])
+        if float(gains_SO[site, index]) <= 0:
+            return chosen_S
+        chosen_S[site] = index
+
+
+def exchange_pairs(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
+    """Choose two sites anew, all others kept, while that lowers the loss: two sites alone are solved exactly."""
+    chosen_S = chosen_S.clone()
+    for _ in range(ROUNDS):
+        improved = False
+        for a, b in combinations(range(len(chosen_S)), 2):
+            now_a, now_b = int(chosen_S[a]), int(chosen_S[b])
+            left_U = limits_U - total_cost(costs_USO, chosen_S) + costs_USO[:, a, now_a] + costs_USO[:, b, now_b]
+            joint_OO = losses_SO[a, :, None] + losses_SO[b]
+            for costs_SO, left in zip(costs_USO, left_U, strict=True):
+                joint_OO[costs_SO[a, :, None] + costs_SO[b] > left] = math.inf
+            best = int(joint_OO.argmin())
+            new_a, new_b = divmod(best, joint_OO.shape[1])
+            if float(joint_OO[new_a, new_b]) < float(losses_SO[a, now_a] + losses_SO[b, now_b]) * (1 - 1e-12):
+                chosen_S[a], chosen_S[b], improved = new_a, new_b, True
+        if not improved:
+            break
+    return chosen_S

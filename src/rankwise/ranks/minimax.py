@@ -1,0 +1,33 @@
+"""No site worse than any other: the largest error as small as the budgets allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Candidates
+from .free import FreeRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimax(FreeRule):
+    """`min max_i error_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u`: bisection on the common threshold.
+
+    The published rule compares `sigma_{r+1} / sigma_1`; here it is the relative squared error of each site's output in
+    the metric, which every format has.
+
+    Source: Liebenwein, Maalouf, Gal, Feldman, Rus, "Compressing Neural Networks: Towards Determining the Optimal
+    Layer-wise Decomposition", 2021, arXiv 2107.11442 (ALDS).
+    """
+
+    name: ClassVar[str] = "minimax"
+    summary: ClassVar[str] = "the largest error of any layer as small as possible; all formats"
+    needs_budget: ClassVar[bool] = True
+
+    def scales(self, site: Candidates, prices: Sequence[float]) -> list[float]:
+        return [1 / option.error if option.error > 0 else math.inf for option in site.options]
+
+    def wish(self, site: Candidates, index: int) -> str:
+        return "no layer may be worse than the worst"

@@ -1,0 +1,81 @@
+"""The smallest network within a loss that a user allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from .budgets import BUDGETS, check_keep, is_number
+from .plan import Plan
+from .planner import Planner
+from .ranks import FreeRule, Rule
+
+# The search ends when the share of the dense count is known to one per cent.
+TOLERANCE = 0.01
+
+_log = logging.getLogger("rankwise")
+
+
+def smallest(
+    planner: Planner,
+    rule: Rule,
+    drop: Callable[[Plan], float],
+    target: float,
+    *,
+    minimise: str = "macs",
+    keep: Mapping[str, float] | None = None,
+    floor: FreeRule | None = None,
+) -> Plan:
+    """The plan with the least of a unit whose measured loss is within a target, by bisection.
+
+    `min share  subject to  drop(plan(share)) <= target`
+
+    The loss need not grow evenly as the share falls; what is returned was measured and is within the target, and a
+    plan one per cent of the dense count smaller was measured and is not, or cannot be had.
+
+    Args:
+        planner: makes plans.
+        rule: how each is chosen.
+        drop: measures the loss of a plan on held-out data, 0 for the dense network.
+        target: the loss that is allowed, in the unit of `drop`, 0 or more.
+        minimise: "params", "macs" or "bytes".
+        keep: further budgets, all met.
+        floor: as for `Planner.plan`.
+
+    Returns:
+        A plan whose `keep` holds the share that was found.
+
+    Raises:
+        ValueError: for a target that is no number from 0, an unknown unit, budgets that cannot be met, or under which
+            every plan loses more.
+    """
+    if not is_number(target) or not target >= 0:
+        raise ValueError(f"target_drop must be a number of at least 0, not {target!r}")
+    if minimise not in BUDGETS:
+        raise ValueError(f"minimise={minimise!r} is no budget; the budgets are {', '.join(BUDGETS)}")
+    budgets: dict[str, float] = {} if keep is None else dict(check_keep(keep))
+    low, high = planner.least(minimise, budgets), 1.0
+    if minimise in budgets:
+        high = planner.prices.limit(minimise, budgets[minimise]) / planner.prices.dense[minimise]
+    dense = planner.prices.dense[minimise]
+
+    def tried(share: float) -> tuple[Plan, float]:
+        plan = planner.plan(rule, {**budgets, minimise: share}, floor=floor)
+        loss = drop(plan)
+        _log.info("%s %.3f: drop %.3g", minimise, plan.planned[minimise] / dense, loss)
+        return plan, loss
+
+    best, loss = tried(high)
+    if loss > target:
+        raise ValueError(
+            f"with {minimise} of {high:.3f} the network already loses {loss:.3g}, more than the target of {target:g}; "
+            f"raise the target or the budgets"
+        )
+    high = best.planned[minimise] / dense
+    while high - low > TOLERANCE:
+        plan, loss = tried((low + high) / 2)
+        if loss <= target:
+            best, high = plan, min(plan.planned[minimise] / dense, (low + high) / 2)
+        else:
+            low = (low + high) / 2
+    return best

@@ -1,0 +1,117 @@
+"""Statistics of other data: how far to trust them, decided on a few unlabelled samples of what the network will see.
+
+Letters: G groups, T outputs and D inputs per group.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .factorise import check_plan
+from .formats import get_format
+from .formats.weights import site_weight
+from .guards import unwrap
+from .plan import Plan, PlanRow
+from .statistics import Moments, Statistics, collect
+from .statistics.moments import check_shrink
+
+logger = logging.getLogger("rankwise")
+
+SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@torch.no_grad()
+def choose_shrinkage(
+    model: nn.Module,
+    plan: Plan,
+    stats: Statistics,
+    held_out: Iterable[Any],
+    *,
+    shares: Sequence[float] = SHARES,
+    positions: int | str = "auto",
+    seed: int = 0,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+) -> float:
+    """The share of the weight metric whose one-shot fits have the least error on samples that the fits do not see.
+
+    `argmin over s of sum_i E ||(W_i - V_i(s)) (x - mu_i)||^2 / E ||W_i (x - E x)||^2` over the plan's factorised sites,
+    with `x` from the held-out samples and `V_i(s)`, `mu_i` from the statistics. All sites have one share: each by
+    itself would follow the noise of few samples. The ranks are the plan's; choose them anew with the answer.
+
+    Args:
+        model: the dense network.
+        plan: in the input metric.
+        stats: of any data; what the fits see.
+        held_out: batches without labels of what the network will see, not among those that `stats` are from. A
+            hundred samples do: they decide one number.
+        shares: to try, from 0 (the statistics) to 1 (the weight metric); of equals the first is taken.
+        positions: output positions of each held-out sample to use, as for `collect`.
+        seed: of the positions.
+        progress: wraps the sites, for a progress bar.
+
+    Returns:
+        One of `shares`, for `shrink=` of `choose`, `profile` and `factorise`.
+
+    Raises:
+        ValueError: if the plan is in the weight metric or of another network, factorises nothing, or the statistics
+            miss a site; if there are no shares, or one outside 0 to 1.
+
+    Example:
+        >>> import torch, rankwise as rw
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        >>> elsewhere, here = torch.randn(64, 32) * torch.tensor([1.0] * 4 + [0.0] * 28), torch.randn(64, 32)
+        >>> stats = rw.collect(model, [elsewhere])
+        >>> plan = rw.choose(model, stats, keep={"macs": 0.5}, include="0")
+        >>> choose_shrinkage(model, plan, stats, [here])
+        1.0
+    """
+    model = unwrap(model)
+    if plan.metric != "input" or not plan.factorised:
+        why = "factorises nothing" if plan.metric == "input" else 'is in the "weight" metric already'
+        raise ValueError(f"the plan {why}, so that there is nothing to shrink; choose one with statistics and a budget")
+    if not shares:
+        raise ValueError("no share to try; give at least one from 0 to 1, or leave out shares")
+    stats.sites.check_structure(model)
+    check_plan(plan, stats.sites)
+    for row in plan.factorised:
+        if row.site not in stats:
+            raise ValueError(f"the statistics hold nothing for site {row.site!r}; collect them again for this network")
+    errors = {check_shrink(share): 0.0 for share in shares}
+    held = collect(model, held_out, only=[row.site for row in plan.factorised], positions=positions, seed=seed)
+    rows: Iterable[PlanRow] = plan.factorised
+    for row in rows if progress is None else progress(rows, "shrinkage"):
+        site, fitted, format = stats.sites[row.site], stats[row.site], get_format(row.format)
+        weight = site_weight(model, site)
+        for share in errors:
+            factors = format.fit(site, weight, fitted.metrics(share), row.ranks)
+            change = (weight - factors.dense()).reshape(site.groups, -1, site.in_features)
+            errors[share] += output_error(change, weight.reshape(change.shape), fitted, held[row.site])
+    best = min(errors, key=errors.__getitem__)
+    told = ", ".join(f"{share:g}: {error / len(plan.factorised):.4f}" for share, error in errors.items())
+    logger.info("error of the sites' outputs on held-out samples by share of the weight metric: %s", told)
+    return best
+
+
+def output_error(change_GTD: Tensor, weight_GTD: Tensor, fitted: Moments, held: Moments) -> float:
+    """`E ||(W - V)(x - mu)||^2 / E ||W (x - E x)||^2` with `x` held out and `mu` the mean that the bias was set for.
+
+    Args:
+        change_GTD: `W - V`.
+        weight_GTD: `W`.
+        fitted, held: moments of the site's input in the statistics, and in the held-out samples.
+
+    Returns:
+        The relative squared error; 0 where the site's output does not vary.
+    """
+    missed = total = 0.0
+    metrics = held.metrics(damping=0)
+    for group, metric in enumerate(metrics):
+        shift_T = change_GTD[group] @ (held.mean_GD[group] - fitted.mean_GD[group])
+        missed += metric.energy(change_GTD[group]) + float(shift_T.square().sum())
+        total += metric.energy(weight_GTD[group])
+    return missed / total if total > 0 else 0.0
