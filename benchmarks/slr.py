@@ -24,7 +24,8 @@ import rankwise as rw
 from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS
 from rankwise.formats import Format, get_format
-from rankwise.formats.slr import Importance, SparseLowRank, Staircase, paper_ranks
+from rankwise.formats.slr import Importance, SparseLowRank, Staircase
+from rankwise.formats.slr_levels import paper_ranks
 from rankwise.formats.weights import site_bias, site_weight
 from rankwise.importance import by_activation, by_cost, by_gradient, by_weight
 from rankwise.linalg.metric import Metric

@@ -63,7 +63,7 @@ def pinned(
     format = get_format(name)
     if reason := format.refuses(site):
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
-    ranks = format.check(site, ranks)
+    ranks = format.check(site, ranks if isinstance(ranks, tuple) else format.named_ranks(site, ranks))
     metrics = site_metrics(source, site, metric, model, shrink)
     factors = format.fit(site, site_weight(model, site), metrics, ranks)
     cost = format.cost(site, ranks, site.chain_bias(metric))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import rankwise as rw
 from rankwise.formats import FORMATS, LowRank, Ranks
 from rankwise.formats.nested import Bands, Branches
-from rankwise.formats.slr import Importance, SparseLowRank, paper_ranks
+from rankwise.formats.slr import Importance, SparseLowRank
+from rankwise.formats.slr_levels import paper_ranks
 from rankwise.formats.weights import site_bias, site_weight
 from rankwise.importance import by_weight
 from rankwise.statistics.moments import identity_metrics
@@ -89,7 +90,7 @@ def test_published_compression_ratios(inputs: int, outputs: int, k: int, sr: flo
 
 @pytest.mark.parametrize("sr, rr", [(1.0, 0.5), (-0.1, 0.5), (0.5, 1.5)])
 def test_shares_that_are_none(sr: float, rr: float) -> None:
-    with pytest.raises(ValueError, match=f"not sr={sr} and rr={rr}"):
+    with pytest.raises(ValueError, match=f"not k=4, sr={sr} and rr={rr}"):
         paper_ranks(4, sr, rr, 8, 8)
 
 

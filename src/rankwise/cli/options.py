@@ -175,7 +175,7 @@ Pin = Annotated[
         "--pin",
         metavar="PATTERN=FORMAT:RANK",
         rich_help_panel=_BUDGET,
-        help="Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, conv1=dense.",
+        help="Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, fc=slr:k=64,sr=0.5,rr=0.5, conv1=dense.",
     ),
 ]
 Floor = Annotated[

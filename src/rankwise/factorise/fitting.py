@@ -16,10 +16,12 @@ arXiv 1505.06798 (asymmetric reconstruction).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from ..formats import Factors, Ranks, get_format
+from ..formats import Factors, Format, Ranks, get_format
 from ..linalg.symmetric import cholesky
 from ..sites import Site
 from ..statistics.moments import Moments
@@ -70,7 +72,13 @@ def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> fl
 
 
 def fit_site(
-    site: Site, weight: Tensor, format: str, ranks: Ranks, moments: Moments, beta: float
+    site: Site,
+    weight: Tensor,
+    format: str,
+    ranks: Ranks,
+    moments: Moments,
+    beta: float,
+    formats: Mapping[str, Format] | None = None,
 ) -> tuple[Factors, Tensor]:
     """Fit a format to the regression target on the compressed network's inputs.
 
@@ -81,6 +89,7 @@ def fit_site(
         ranks: its ranks.
         moments: of the inputs, with the dense network's outputs as targets.
         beta: how far to follow the target, from 0 (the weight itself) to 1.
+        formats: in place of the usual ones of the same names.
 
     Returns:
         The factors and the bias, O.
@@ -88,7 +97,8 @@ def fit_site(
     weight_GTD = target_GTD = weight.reshape(site.groups, -1, site.in_features)
     if beta:
         target_GTD = torch.lerp(weight_GTD, regression_target(weight_GTD, moments), beta)
-    factors = get_format(format).fit(site, target_GTD.reshape(weight.shape), moments.metrics(), ranks)
+    fit = get_format(format, formats).fit
+    factors = fit(site, target_GTD.reshape(weight.shape), moments.metrics(), ranks)
     return factors, _bias(factors.dense().reshape(weight_GTD.shape), moments).reshape(-1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .base import Cost, Factors, Format, LowRank, Ranks
 from .block_term import BlockTerm
 from .cp import CP, CP3
@@ -38,12 +40,14 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def get_format(name: str) -> Format:
-    """The format of that name.
+def get_format(name: str, formats: Mapping[str, Format] | None = None) -> Format:
+    """The format of that name; with settings of its own where `formats` holds it.
 
     Raises:
         ValueError: listing the names that exist.
     """
+    if formats and name in formats:
+        return formats[name]
     if name not in FORMATS:
         raise ValueError(f"unknown format {name!r}; the formats are {', '.join(sorted(FORMATS))}")
     return FORMATS[name]

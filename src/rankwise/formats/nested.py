@@ -57,6 +57,13 @@ class Branches(nn.Module):
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
         return torch.cat([part.unflatten(dim, (self.groups, -1)) for part in parts], dim + 1).flatten(dim, dim + 1)
 
+    def places(self) -> Tensor:
+        """Numbers, within their group, of the channels that are gathered; the first ones where none are, G x C."""
+        if self.inputs is None:
+            device = next(self.parameters()).device
+            return torch.arange(self.channels, device=device).expand(self.groups, -1)
+        return self.inputs.reshape(self.groups, -1).long() % self.channels
+
     def extra_repr(self) -> str:
         return f"{list(self.counts)} of {self.channels} channels"
 
