@@ -1,132 +1,95 @@
-"""Sparse low rank against truncated SVD and pruning, on one layer of a trained network: accuracy, parameters, latency.
+"""Sparse low rank against truncated SVD and pruning, on layers of trained networks: accuracy, storage, latency.
 
-    python -m benchmarks.slr [--tables lenet300 mobilenet_v2 speed criterion] [--quick] [--seed N] [--json FILE]
+    python -m benchmarks.slr [--tables lenet300 lenet5 vgg mobilenet_v2 tiny_darknet criterion] [--cache DIR]
+    python -m benchmarks.slr --tables speed --threads 1
+    python -m benchmarks.slr --tables lenet300 lenet5 vgg mobilenet_v2 --latency --threads 1
 
-Only one layer is replaced, without training. Parameters are those of the layer's factors, without its bias; pruning
-keeps as many non-zeros as sparse low rank has at the same place of the grid. `share` is the least parameters of a
-method with an accuracy of at least that of the SVD less 0.2 points, in parts of the least parameters with which any SVD
-of the same metric reaches that accuracy; `strict` is the same without the 0.2 points.
+Only the named layers are replaced, without training. Parameters are those of the layers' factors, without biases;
+`whole` counts the whole network. Pruning keeps as many non-zeros as sparse low rank has at the same place of the grid.
+`share` is the least parameters of a method with an accuracy of at least that of an SVD less 0.2 points, in parts of the
+least parameters with which any SVD of the same metric reaches that accuracy; `strict` is the same without 0.2 points.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
-from types import ModuleType
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import rankwise as rw
 from benchmarks.common import Row, networks, parser, report, start
-from benchmarks.tasks import TASKS
-from rankwise.formats import Format, get_format
-from rankwise.formats.slr import Importance, SparseLowRank, Staircase
+from benchmarks.slr_cases import CASES, Case
+from benchmarks.slr_layer import criterion, speed
+from rankwise.evaluate import sparse_bytes, storage
+from rankwise.formats import Format, Ranks, get_format
+from rankwise.formats.slr import Importance, SparseLowRank
 from rankwise.formats.slr_levels import paper_ranks
-from rankwise.formats.weights import site_bias, site_weight
-from rankwise.importance import by_activation, by_cost, by_gradient, by_weight
-from rankwise.linalg.metric import Metric
-from rankwise.statistics.moments import identity_metrics
+from rankwise.importance import by_activation, by_gradient, by_weight
 
-FRONTIER = ("network", "method", "metric", "ranks", "params_ratio", "top1")
+FRONTIER = ("network", "method", "metric", "k", "sr", "rr", "params_ratio", "bytes_ratio", "whole", "top1")
 SHARES = ("network", "method", "metric", "top1", "params_ratio", "share", "strict")
 SPEED = ("method", "engine", "batch", "k", "params_ratio", "milliseconds", "against_svd")
-SR, RR = (0.3, 0.5, 0.7, 0.9), (0.0, 0.25, 0.5, 0.75)
+CRITERION = ("network", "layer", "k", "sr", "rr", "samples", "inputs", "outputs")
+TIMES = ("network", "method", "metric", "params_ratio", "top1", "engine", "milliseconds")
 # A dense accuracy less this many points is the lowest that the shares look at.
 LOWEST = 3.0
 WITHIN = 0.2
 
-
-@dataclass
-class Layer:
-    """One linear layer of a network, with inputs and labels.
-
-    Attributes:
-        model: the network, or the part of it from the layer on.
-        name: of the layer.
-        inputs, labels: the test set.
-        calibration, answers: inputs that may be learnt from, and their labels.
-        ks: ranks of the truncated SVD, and those of the grid of sparse low rank.
-    """
-
-    model: nn.Module
-    name: str
-    inputs: Tensor
-    labels: Tensor
-    calibration: Tensor
-    answers: Tensor
-    ks: tuple[list[int], list[int]]
-    stats: rw.Statistics = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.stats = rw.collect(self.model, list(self.calibration.split(500)))
-
-    @property
-    def site(self) -> rw.Site:
-        return self.stats.sites[self.name]
-
-    @property
-    def weight(self) -> Tensor:
-        return site_weight(self.model, self.site)
-
-    def data(self) -> list[tuple[Tensor, Tensor]]:
-        return list(zip(self.calibration.split(500), self.answers.split(500), strict=True))
-
-    def metrics(self, metric: str) -> list[Metric]:
-        return identity_metrics(1, self.site.in_features) if metric == "weight" else self.stats[self.name].metrics()
-
-    def accuracy(self, weight: Tensor, metric: str) -> float:
-        """Per cent of the test set, with another weight; in the input metric the bias keeps the mean output."""
-        trial = copy.deepcopy(self.model)
-        layer = trial.get_submodule(self.name)
-        layer.weight.copy_(weight)
-        if metric == "input":
-            layer.bias.copy_(self.stats[self.name].bias(self.weight, weight, site_bias(self.model, self.site)))
-        answers = torch.cat([trial(x).argmax(1) for x in self.inputs.split(1000)])
-        return 100 * float((answers == self.labels).double().mean())
+Layers = Mapping[str, tuple[str, Ranks]]
 
 
-def lenet300(module: ModuleType, quick: bool) -> Layer:
-    """The first layer, 784 to 300."""
-    images, labels = module.mnist("test")
-    own, answers = module.mnist("train")
-    few = torch.randperm(len(own), generator=torch.Generator().manual_seed(0))[: 2000 if quick else 10000]
-    return Layer(
-        model=module.lenet300(),
-        name="fc1",
-        inputs=module.normalise_mnist(images),
-        labels=labels,
-        calibration=module.normalise_mnist(own[few]),
-        answers=answers[few],
-        ks=([*range(2, 61, 6 if quick else 2)], [16, 32] if quick else [8, 12, 16, 24, 32, 48]),
+def measured(
+    case: Case, method: str, metric: str, layers: Layers, formats: Mapping[str, Format] | None = None, **at: float
+) -> Row:
+    """One way to replace the layers: what is stored, and the accuracy."""
+    plan = case.plan(layers, metric)
+    small = case.built(plan, formats)
+    left = sum(case.weight(site).numel() for site in case.names if site not in layers)
+    params = left + sum(
+        get_format(n).cost(case.sites[site], ranks, False).params for site, (n, ranks) in layers.items()
     )
+    stored = storage(small).layers
+    biases = sum(case.sites[layer.name].out_features for layer in stored)
+    return {
+        "network": case.network,
+        "method": method,
+        "metric": metric,
+        **at,
+        "layers": {site: [name, list(ranks)] for site, (name, ranks) in layers.items()},
+        "params": params,
+        "nonzeros": left + sum(layer.nonzeros for layer in stored) - biases,
+        "params_ratio": params / case.weights(),
+        "bytes_ratio": (left - biases + sum(layer.bytes for layer in stored) / 4) / case.weights(),
+        "whole": plan.planned["params"] / plan.dense["params"],
+        "whole_bytes": plan.planned["bytes"] / plan.dense["bytes"],
+        "top1": case.accuracy(small),
+    }
 
 
-def mobilenet_v2(module: ModuleType, quick: bool) -> Layer:
-    """The classifier, 1280 to 1000; it calibrates on features of its own photos, labelled by the network itself."""
-    task = TASKS["mobilenet_v2"](module)
-    model = task.model
-    features: list[Tensor] = []
-    handle = model.classifier.register_forward_pre_hook(lambda _, given: features.append(given[0]))
-    photos = torch.cat([task.calibration, task.images])
-    own = torch.cat([model(task.normalise(part)).argmax(1) for part in photos.split(8)])
-    handle.remove()
-    x, count = torch.cat(features), len(task.calibration)
-    return Layer(
-        model=nn.Sequential(model.classifier),
-        name="0",
-        inputs=x[count:],
-        labels=task.labels,
-        calibration=x[:count],
-        answers=own[:count],
-        ks=([*range(16, 401, 64 if quick else 16)], [96] if quick else [64, 128, 192, 256]),
-    )
-
-
-LAYERS: dict[str, Callable[[ModuleType, bool], Layer]] = {"lenet300": lenet300, "mobilenet_v2": mobilenet_v2}
+def pruned(case: Case, params: Mapping[str, int]) -> Row:
+    """Magnitude pruning: of every layer's weight the largest entries alone, stored as compressed sparse rows."""
+    trial, stored = copy.deepcopy(case.model), 0
+    for name, count in params.items():
+        weight = trial.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weight.copy_(magnitude(weight, count))
+        stored += sparse_bytes(weight.flatten(1))
+    dense = rw.evaluate.size(case.model).params
+    kept = sum(params.values())
+    return {
+        "network": case.network,
+        "method": "pruning",
+        "params": kept,
+        "params_ratio": kept / case.weights(),
+        "bytes_ratio": stored / (4 * case.weights()),
+        "whole": (dense - case.weights() + kept) / dense,
+        "top1": case.accuracy(trial),
+    }
 
 
 def magnitude(weight: Tensor, count: int) -> Tensor:
@@ -136,48 +99,64 @@ def magnitude(weight: Tensor, count: int) -> Tensor:
     return weight * kept.reshape(weight.shape)
 
 
-def points(network: str, layer: Layer, quick: bool) -> Iterator[Row]:
+def points(case: Case) -> Iterator[Row]:
     """Every method at every place of its grid."""
-    site, weight = layer.site, layer.weight
-    outputs, inputs = site.weight_shape
-    yield {"network": network, "method": "dense", "params_ratio": 1.0, "top1": layer.accuracy(weight, "weight")}
+    dense = {"network": case.network, "method": "dense", "params_ratio": 1.0, "whole": 1.0}
+    yield {**dense, "top1": case.accuracy(case.model)}
+    for metric, k in product(("weight", "input"), case.ks):
+        yield measured(case, "svd", metric, {name: ("svd", (case.rank(name, k),)) for name in case.names}, k=k)
+    for k, sr, rr in product(case.grid, *case.rates):
+        yield from published(case, k, sr, rr)
+    yield from chosen(case)
 
-    def row(method: str, metric: str, format: Format, ranks: tuple[int, ...]) -> Row:
-        factors = format.fit(site, weight, layer.metrics(metric), ranks)
-        params = format.cost(site, ranks, bias=False).params
-        found: Row = {"network": network, "method": method, "metric": metric, "ranks": list(ranks), "params": params}
-        return {**found, "params_ratio": params / weight.numel(), "top1": layer.accuracy(factors.dense(), metric)}
 
-    for metric, k in product(("weight", "input"), layer.ks[0]):
-        yield row("svd", metric, get_format("svd"), (k,))
-    criteria = {"slr-w": by_weight(layer.model, site), "slr-a": by_activation(layer.model, layer.stats, site)}
-    for k, sr, rr in product(layer.ks[1], SR[1::2] if quick else SR, RR[::2] if quick else RR):
-        ranks = paper_ranks(k, sr, rr, inputs, outputs)
-        if sum(ranks[:2]) > min(outputs, inputs) or ranks[1] > min(ranks[2:]):
+def published(case: Case, k: float, sr: float, rr: float) -> Iterator[Row]:
+    """One place of the paper's grid: its three criteria, its form fitted, and pruning with as many numbers."""
+    layers: dict[str, tuple[str, Ranks]] = {}
+    for name, site in case.sites.items():
+        channels, outputs = site.weight_shape[1], site.out_features
+        ranks = paper_ranks(case.rank(name, k), sr, rr, channels, outputs)
+        if ranks[1] > min(ranks[2:]):
+            return
+        layers[name] = "slr", ranks
+    criteria: dict[str, dict[str, Importance]] = {"slr-w": {}, "slr-a": {}, "slr-c": {}}
+    for name, site in case.sites.items():
+        rank, further = layers[name][1][:2]
+        criteria["slr-w"][name] = by_weight(case.model, site)
+        criteria["slr-a"][name] = by_activation(case.model, case.stats, site)
+        criteria["slr-c"][name] = by_gradient(case.model, site, case.data(), (rank, further))
+    at = {"k": k, "sr": sr, "rr": rr}
+    for method, given in criteria.items():
+        yield measured(case, method, "weight", layers, {"slr": SparseLowRank(given, refit=False)}, **at)
+    fitted = {"slr": SparseLowRank(criteria["slr-a"])}
+    for metric in ("weight", "input"):
+        yield measured(case, "slr-a, refit", metric, layers, fitted, **at)
+    cost = get_format("slr").cost
+    params = {name: cost(case.sites[name], ranks, False).params for name, (_, ranks) in layers.items()}
+    yield pruned(case, params)
+
+
+def chosen(case: Case) -> Iterator[Row]:
+    """Of each format what the knapsack chooses from its curve, for some numbers of parameters."""
+    most = rw.evaluate.size(case.model).params - case.weights()
+    for metric, format in product(("weight", "input"), ("svd", "slr", "slr3")):
+        if format == "svd" and len(case.names) == 1:  # one layer and one format leave no choice
             continue
-        scores = {**criteria, "slr-c": by_gradient(layer.model, site, layer.data(), ranks[:2])}
-        given: Importance
-        for method, given in scores.items():
-            yield row(method, "weight", SparseLowRank({site.name: given}, refit=False), ranks)
-        yield row("slr-a, refit", "weight", SparseLowRank({site.name: criteria["slr-a"]}), ranks)
-        count = get_format("slr").cost(site, ranks, bias=False).params
-        pruned = layer.accuracy(magnitude(weight, count), "weight")
-        yield {"network": network, "method": "pruning", "params_ratio": count / weight.numel(), "top1": pruned}
-    yield from chosen(network, layer, row)
-
-
-def chosen(network: str, layer: Layer, row: Callable[..., Row]) -> Iterator[Row]:
-    """Of each format the ranks that its curve predicts to be best for some numbers of parameters."""
-    site, weight = layer.site, layer.weight
-    budgets = [k * sum(site.weight_shape) for k in layer.ks[0][:: max(1, len(layer.ks[0]) // 12)]]
-    for metric, format in product(("weight", "input"), (SparseLowRank(), Staircase())):
-        curve = format.curve(site, weight, layer.metrics(metric), 1)
-        seen = set()
-        for budget in budgets:
-            legal = [(error, ranks) for ranks, error in curve if format.cost(site, ranks, False).params <= budget]
-            if legal and min(legal)[1] not in seen:
-                seen.add(min(legal)[1])
-                yield row(f"{format.name}, by curve", metric, format, min(legal)[1])
+        curves = rw.profile(case.model, case.stats, formats=format, metric=metric, round_to=1, only=case.names)
+        seen = []
+        for budget in case.budgets():
+            plan = rw.choose(
+                case.model,
+                case.stats,
+                keep={"params": most + budget},
+                include=case.names,
+                curves=curves,
+                metric=metric,
+            )
+            layers = {row.site: (row.format, row.ranks) for row in plan.factorised}
+            if layers and layers not in seen:
+                seen.append(layers)
+                yield measured(case, "svd" if format == "svd" else f"{format}, by curve", metric, layers)
 
 
 def shares(rows: Iterable[Row]) -> list[Row]:
@@ -200,7 +179,8 @@ def shares(rows: Iterable[Row]) -> list[Row]:
                 if share < best.get(name, float("inf")):
                     best[name] = share
                     if name == "strict":
-                        best |= {"top1": least["top1"], "params_ratio": least["params_ratio"]}
+                        kept = ("top1", "params_ratio", "layers")
+                        best |= {key: least[key] for key in kept if key in least}
         found: Row = {"network": rows[0]["network"], "method": method, **best}
         result.append(found if metric is None else {**found, "metric": metric})
     return result
@@ -216,81 +196,58 @@ def frontier(rows: Iterable[Row]) -> list[Row]:
     return kept
 
 
-def speed(quick: bool) -> Iterator[Row]:
-    """A layer of 4096 x 4096 at sr = rr = 0.5, beside the truncated SVD of the same k; the numbers do not matter."""
-    size = 1024 if quick else 4096
-    dense = nn.Linear(size, size)
-    site = rw.find(nn.Sequential(dense), torch.zeros(1, size))["0"]
-    for k, batch in product((size // 16, size // 8, size // 4), (1, 64)):
-        ranks = {"svd": (k,), "slr": paper_ranks(k, 0.5, 0.5, size, size)}
-        chains = {name: get_format(name).build(dense, ranks[name], bias=True).eval() for name in ranks}
-        for chain in chains.values():
-            for parameter in chain.parameters():
-                nn.init.normal_(parameter, std=0.02)
-        shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(0)).int()
-        chains["slr"][0].inputs.copy_(shuffled[: size // 2])
-        chains["slr"][1].order.copy_(shuffled)
-        models = {"dense": nn.Sequential(dense), **{name: nn.Sequential(chain) for name, chain in chains.items()}}
-        for engine in ("torch", "onnxruntime"):
-            x = torch.randn(batch, size)
-            times = rw.evaluate.latency(models, x, engine=engine, threads=1, rounds=5 if quick else 30)
-            for name in models:
-                row: Row = {"method": name, "engine": engine, "batch": batch, "k": k}
-                if name in ranks:
-                    params = get_format(name).cost(site, ranks[name], bias=False).params
-                    row |= {"params_ratio": params / size**2, "against_svd": times[name].median / times["svd"].median}
-                yield {**row, "milliseconds": 1000 * times[name].median}
-
-
-def criterion(module: ModuleType, quick: bool) -> Row:
-    """Rank correlation of the first-order cost criterion with the exact one."""
-    layer = lenet300(module, quick=True)
-    data = [(x, y) for x, y in layer.data()][: 1 if quick else 4]
-    k, sr, rr = 16, 0.5, 0.5
-    ranks = paper_ranks(k, sr, rr, layer.site.in_features, layer.site.out_features)[:2]
-    exact, first = (rule(layer.model, layer.site, data, ranks) for rule in (by_cost, by_gradient))
-    correlations = [_spearman(a[0], b[0]) for a, b in zip(exact, first, strict=True)]
-    return {"network": "lenet300", "k": k, "rr": rr, "inputs": correlations[0], "outputs": correlations[1]}
-
-
-def _spearman(a: Tensor, b: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([_places(a), _places(b)]))[0, 1])
-
-
-def _places(values: Tensor) -> Tensor:
-    """Places in ascending order, equal values sharing the mean of theirs."""
-    _, group, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[group]
+def latencies(case: Case, rows: Iterable[Row]) -> Iterator[Row]:
+    """Milliseconds for one sample of the networks in the table of shares, side by side."""
+    models: dict[str, nn.Module] = {"dense": case.model}
+    shown: dict[str, Row] = {"dense": {"network": case.network, "method": "dense"}}
+    for row in rows:
+        if "layers" in row:
+            name = f"{row['method']} {row['metric']}"
+            layers = {site: (format, tuple(ranks)) for site, (format, ranks) in row["layers"].items()}
+            models[name] = case.built(case.plan(layers, row["metric"]))
+            shown[name] = {key: row[key] for key in ("network", "method", "metric", "params_ratio", "top1")}
+    for engine in ("torch", "onnxruntime"):
+        times = rw.evaluate.latency(models, case.inputs[:1], engine=engine, threads=1, rounds=30)
+        for name, row in shown.items():
+            yield {**row, "engine": engine, "milliseconds": 1000 * times[name].median}
 
 
 def main() -> None:
     """Run the benchmark."""
     options = parser(__doc__.splitlines()[0])
-    tables = [*LAYERS, "criterion", "speed"]
-    options.add_argument("--tables", nargs="+", default=tables, choices=tables)
+    tables = [*CASES, "criterion", "speed"]
+    options.add_argument("--tables", nargs="+", default=[*CASES, "criterion"], choices=tables)
+    options.add_argument("--cache", type=Path, help="keep trained networks here")
+    options.add_argument("--latency", action="store_true", help="time the points of the table of shares too")
     arguments = options.parse_args()
     start(arguments)
     rows: list[Row] = []
-    for name in [name for name in LAYERS if name in arguments.tables]:
-        found = []
-        for row in points(name, LAYERS[name](networks(), arguments.quick), arguments.quick):
-            found.append({"table": "points", **row, "seed": arguments.seed})
-        report(frontier(found), FRONTIER, f"{name}: what nothing else beats")
-        found += [{"table": "shares", **row, "seed": arguments.seed} for row in shares(found)]
-        report([row for row in found if row["table"] == "shares"], SHARES, f"{name}: in parts of the SVD's parameters")
-        rows += found
+
+    def shown(table: str, found: Iterable[Row], columns: tuple[str, ...], title: str) -> list[Row]:
+        made = [{"table": table, **row, "seed": arguments.seed} for row in found]
+        report(made, columns, title)
+        kept(made)
+        return made
+
+    def kept(made: list[Row]) -> None:
+        rows.extend(made)
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+    for name in [name for name in CASES if name in arguments.tables]:
+        case = CASES[name](networks(), arguments.quick, arguments.cache)
+        found = list(points(case))
+        kept([{"table": "points", **row, "seed": arguments.seed} for row in found])
+        report(frontier(found), FRONTIER, f"{name}: what nothing else beats, dense {found[0]['top1']:.2f}")
+        best = shown("shares", shares(found), SHARES, f"{name}: in parts of the SVD's parameters")
+        if arguments.latency:
+            shown("latency", latencies(case, best), TIMES, f"{name}: one sample, {arguments.threads} threads")
     if "criterion" in arguments.tables:
-        rows.append({"table": "criterion", **criterion(networks(), arguments.quick), "seed": arguments.seed})
-        report(
-            rows[-1:], ("network", "k", "rr", "inputs", "outputs"), "first-order cost against the exact one, Spearman"
-        )
+        title = "first-order cost against the exact one, Spearman"
+        shown("criterion", criterion(networks(), arguments.quick, arguments.cache), CRITERION, title)
     if "speed" in arguments.tables:
-        timed = [{"table": "speed", **row, "seed": arguments.seed} for row in speed(arguments.quick)]
-        report(timed, SPEED, "4096 x 4096 at sr = rr = 0.5, one thread" if not arguments.quick else "1024 x 1024")
-        rows += timed
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        size = 1024 if arguments.quick else 4096
+        shown("speed", speed(size, arguments.quick), SPEED, f"{size} x {size} at sr = rr = 0.5, one thread")
 
 
 if __name__ == "__main__":

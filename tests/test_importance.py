@@ -11,9 +11,9 @@ from helpers import make
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.formats.slr import SparseLowRank
+from rankwise.formats.slr import Importance, SparseLowRank, Staircase
 from rankwise.formats.weights import site_weight
-from rankwise.importance import by_activation, by_cost, by_gradient, by_weight, self_labelled
+from rankwise.importance import by_activation, by_cost, by_gradient, by_weight, of_plan, self_labelled
 from rankwise.linalg.sparse_low_rank import leading
 from rankwise.statistics.moments import identity_metrics
 
@@ -134,3 +134,39 @@ def test_given_importance_selects(model: nn.Module) -> None:
     assert read == sorted(scores.inputs_GC[0].topk(4).indices.tolist())
     made = factors.dense().abs().sum(1).nonzero().flatten().tolist()
     assert made == sorted(scores.outputs_GT[0].topk(3).indices.tolist())
+
+
+@pytest.mark.parametrize(
+    "criterion, rule", [("weight", by_weight), ("activation", by_activation), ("cost", by_gradient)]
+)
+def test_importance_of_a_plan(
+    model: nn.Module, data: list[tuple[Tensor, Tensor]], criterion: str, rule: Callable[..., Importance]
+) -> None:
+    """Of every layer in slr and slr3, and of no other; the fits then select by it."""
+    stats = rw.collect(model, [x for x, _ in data])
+    pins = {"0": ("slr3", (1, 1, 8, 6, 1, 4, 3)), "2": "svd:2"}
+    plan = rw.choose(model, stats, keep={"params": 1.0}, pin=pins)
+    found = of_plan(model, plan, stats, criterion, data)
+    assert found.keys() == {"0"}
+    given: tuple[object, ...] = {"weight": (), "activation": (stats,), "cost": ()}[criterion]
+    rest = ((data, (1, 2)),) if criterion == "cost" else ()
+    wanted = rule(model, *given, stats.sites["0"], *(rest[0] if rest else ()))
+    assert all(map(torch.equal, found["0"], wanted))
+    small = rw.factorise(model, plan, stats, formats={"slr3": Staircase(found)})
+    read = set(small[0][0].inputs.tolist())  # type: ignore[index]
+    assert read == set(wanted.inputs_GC[0].topk(8).indices.tolist())
+
+
+def test_importance_that_cannot_be_had(model: nn.Module) -> None:
+    sites = rw.find(model, torch.zeros(1, 12, dtype=torch.float64))
+    plan = rw.choose(model, sites, keep={"params": 1.0}, metric="weight", pin={"0": ("slr", (1, 1, 6, 6))})
+    for criterion, message in (
+        ("size", "unknown criterion 'size'; the criteria are weight, activation, cost"),
+        ("activation", "needs statistics"),
+        ("cost", "needs inputs and targets"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            of_plan(model, plan, sites, criterion)
+    dense = rw.choose(model, sites, keep={"params": 1.0}, metric="weight", ignore=["*"])
+    with pytest.raises(ValueError, match="no layer of the plan is in slr"):
+        of_plan(model, dense, sites, "weight")

@@ -18,16 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .formats import FORMATS
 from .formats.base import grouped
-from .formats.slr import Importance
+from .formats.slr import Importance, SparseLowRank
 from .formats.weights import site_weight, write
 from .kinds import output_first
 from .linalg.sparse_low_rank import leading
-from .sites import Site
+from .plan import Plan
+from .sites import Site, Sites
 from .statistics import Statistics
 
 Labelled = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+CRITERIA = ("weight", "activation", "cost")
 
 
 def by_weight(model: nn.Module, site: Site) -> Importance:
@@ -134,6 +138,50 @@ def by_gradient(
     G_GTCQ = grouped(site, output_first(site.kind, gradient, site.groups)) / max(count, 1)
     change_GTC = (G_GTCQ * further_GTCQ).sum(3)
     return Importance(change_GTC.sum(1).abs(), change_GTC.sum(2).abs())
+
+
+def of_plan(
+    model: nn.Module,
+    plan: Plan,
+    source: Statistics | Sites,
+    criterion: str,
+    data: Labelled | None = None,
+) -> dict[str, Importance]:
+    """Importance of the neurons of every layer that a plan makes sparse low rank, each in the dense network.
+
+    Args:
+        model: the dense network.
+        plan: formats and ranks.
+        source: statistics for "activation", else only the sites.
+        criterion: "weight", "activation", or "cost" (first order, one pass for each layer).
+        data: inputs and targets for "cost".
+
+    Returns:
+        Importance by site name, for `SparseLowRank(importance=...)` and `Staircase(importance=...)`.
+
+    Raises:
+        ValueError: for an unknown criterion, one whose statistics or data are missing, or a plan without such a layer.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; the criteria are {', '.join(CRITERIA)}")
+    rows = [row for row in plan.rows if isinstance(FORMATS.get(row.format), SparseLowRank)]
+    if not rows:
+        raise ValueError("no layer of the plan is in slr or slr3, so there are no neurons to select; pin one to slr")
+    sites = source.sites if isinstance(source, Statistics) else source
+    found: dict[str, Importance] = {}
+    for row in rows:
+        site = sites[row.site]
+        if criterion == "weight":
+            found[site.name] = by_weight(model, site)
+        elif criterion == "activation":
+            if not isinstance(source, Statistics):
+                raise ValueError('the criterion "activation" needs statistics: pass rankwise.collect(model, data)')
+            found[site.name] = by_activation(model, source, site)
+        else:
+            if data is None:
+                raise ValueError('the criterion "cost" needs inputs and targets; self_labelled makes them from inputs')
+            found[site.name] = by_gradient(model, site, data, (row.ranks[0], sum(row.ranks[1::3])))
+    return found
 
 
 def self_labelled(model: nn.Module, inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -45,6 +45,7 @@ def compress(
     round_to: options.RoundTo = "auto",
     method: options.Method = "auto",
     shrink: options.Shrink = None,
+    importance: options.Importance = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -65,10 +66,12 @@ def compress(
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
+        from .importance import Selection
         from .steps import Job, finish
         from .trying import what_tries
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
+        selection = Selection.of(importance)
         wishes = choose_options(
             keep, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule, target_drop, minimise
         )
@@ -91,5 +94,5 @@ def compress(
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
         plan = job.plan({**wishes, **what_tries(job, wishes, method)}, share, method)
-        small = job.factorise(plan, method)
+        small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing)

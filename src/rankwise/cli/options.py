@@ -242,6 +242,16 @@ Method = Annotated[
         "auto: sequential where there is DATA.",
     ),
 ]
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        "--importance",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="How slr selects neurons: weight, activation, cost (the loss of labels, or of the network's own answers); "
+        "with :published the factors stay those of the SVD. Without it: by what they add to the layer's output.",
+    ),
+]
 
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", rich_help_panel=_OUTPUT, help="Threads when latency is measured.")

@@ -22,10 +22,10 @@ FORMATS: dict[str, Format] = {
     for format in (
         SVD(),
         PivotedSVD(),
-        SparseLowRank(),
-        Staircase(),
         SpatialSVD(),
         Tucker2(),
+        SparseLowRank(),
+        Staircase(),
         CP3(),
         CP(),
         BlockTerm(),

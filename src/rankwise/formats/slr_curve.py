@@ -38,7 +38,7 @@ BEATEN = 1.25
 def curve(
     format: SparseLowRank, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None
 ) -> list[tuple[Ranks, float]]:
-    """See `Format.curve`; errors fall with every number of the ranks."""
+    """See `Format.curve`; of all shapes and ranks only what no other one matches in both costs and error."""
     limits = format.limits(site)
     T, C = limits[-1], limits[-2]
     Z_GTD, total = [], 0.0
@@ -66,7 +66,7 @@ def curve(
             if beaten:
                 break
             found.update(options)
-    return _falling(found)
+    return _undominated(format, site, found)
 
 
 def staircases(T: int, C: int, step: int, count: int) -> Iterator[tuple[Shape, ...]]:
@@ -115,9 +115,15 @@ def _saves(format: SparseLowRank, site: Site, ranks: Ranks) -> bool:
     return cost.macs < site.macs and cost.params < site.params
 
 
-def _falling(found: dict[Ranks, float]) -> list[tuple[Ranks, float]]:
-    """The options, each with the least error of all forms that it holds."""
-    ranks = torch.tensor(list(found), dtype=torch.int32)
+def _undominated(format: SparseLowRank, site: Site, found: dict[Ranks, float]) -> list[tuple[Ranks, float]]:
+    """The options that no other one matches in both costs and error; an error then falls with every rank."""
+    costs = [format.cost(site, ranks, False) for ranks in found]
+    _, macs = (torch.tensor(values) for values in zip(*costs, strict=True))
     errors = torch.tensor(list(found.values()), dtype=torch.float64)
-    least = [float(errors[(ranks <= own).all(1)].min()) for own in ranks]
-    return list(zip(found, least, strict=True))
+    kept = []
+    for option in sorted(range(len(costs)), key=lambda at: (costs[at], errors[at])):
+        others = torch.tensor(kept, dtype=torch.long)
+        if not ((macs[others] <= macs[option]) & (errors[others] <= errors[option])).any():
+            kept.append(option)
+    ranks = list(found)
+    return [(ranks[option], float(errors[option])) for option in kept]
