@@ -32,7 +32,7 @@ OPTIONS = {
     | TIMING
     | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape", "--importance"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage"},
-    "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},
+    "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
 }

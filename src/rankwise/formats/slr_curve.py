@@ -120,7 +120,7 @@ def _undominated(format: SparseLowRank, site: Site, found: dict[Ranks, float]) -
     costs = [format.cost(site, ranks, False) for ranks in found]
     _, macs = (torch.tensor(values) for values in zip(*costs, strict=True))
     errors = torch.tensor(list(found.values()), dtype=torch.float64)
-    kept = []
+    kept: list[int] = []
     for option in sorted(range(len(costs)), key=lambda at: (costs[at], errors[at])):
         others = torch.tensor(kept, dtype=torch.long)
         if not ((macs[others] <= macs[option]) & (errors[others] <= errors[option])).any():
