@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rankwise.linalg.sparse_low_rank import BOUND, Level, Nested, deflated, fit, improve, leading, masked, peeled
@@ -91,6 +93,26 @@ def test_a_planted_sum_is_found_from_the_neurons_outside(levels: list[Level]) ->
     Z = Nested([U for U, _ in parts], [V for _, V in parts]).dense(made())
     assert fit(Z, levels)[1] < 1e-18 * float(Z.square().sum())
     assert error_of(peeled(Z, levels), Z) < 1e-18 * float(Z.square().sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_nested_shape(data: st.DataObject) -> None:
+    """The fit lies between the svd of all ranks together and every start; its error is that of its factors."""
+    rows, columns = data.draw(st.integers(2, 12)), data.draw(st.integers(2, 12))
+    levels, most = [], (rows, columns)
+    for _ in range(data.draw(st.integers(1, 3))):
+        levels.append(Level(data.draw(st.integers(0, min(most))), *most))
+        most = data.draw(st.integers(1, most[0])), data.draw(st.integers(1, most[1]))
+    levels[0] = levels[0]._replace(rank=max(1, levels[0].rank))
+    Z = made(rows, columns, seed=data.draw(st.integers(0, 10**6))) * 10.0 ** data.draw(st.integers(-6, 6))
+    total = float(Z.square().sum())
+    nested, error = fit(Z, levels)
+    assert error == pytest.approx(error_of(nested, Z), rel=1e-6, abs=1e-14 * total)
+    assert error <= error_of(masked(Z, levels), Z) + 1e-12 * total
+    U, V = leading(Z, min(rows, columns, sum(level.rank for level in levels)))
+    assert error >= float((Z - U @ V).square().sum()) - 1e-12 * total
+    assert [part.shape for part in nested.U] == [(level.rows, level.rank) for level in levels]
 
 
 def test_the_matrix_is_not_changed() -> None:

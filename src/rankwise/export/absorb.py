@@ -71,10 +71,10 @@ def absorbed(model: nn.Module) -> nn.Module:
     uses = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     owners = Counter(id(parameter) for _, parameter in made.named_parameters(remove_duplicate=False))
     for node in graph.nodes:
-        if node.op != "call_module" or uses[node.target] > 1:
+        if node.op != "call_module" or uses[str(node.target)] > 1:
             continue
         between, reader = _to_reader(node, modules)
-        if reader is None or uses[reader.target] > 1:
+        if reader is None or uses[str(reader.target)] > 1:
             continue
         layers = [modules[str(node.target)], *between, modules[str(reader.target)]]
         tied = any(owners[id(parameter)] > 1 for layer in layers for parameter in layer.parameters())
