@@ -54,7 +54,8 @@ def measured(
         get_format(n).cost(case.sites[site], ranks, False).params for site, (n, ranks) in layers.items()
     )
     stored = storage(small).layers
-    biases = sum(case.sites[layer.name].out_features for layer in stored)
+    chains = {layer.name: small.get_submodule(layer.name) for layer in stored}
+    biases = sum(case.sites[name].out_features for name, chain in chains.items() if chain.bias is not None)
     return {
         "network": case.network,
         "method": method,

@@ -52,7 +52,7 @@ class Case:
     ks: Sequence[float]
     grid: Sequence[float]
     batch: int = 500
-    rates: tuple[Sequence[float], Sequence[float]] = ((0.3, 0.5, 0.7, 0.9), (0.0, 0.25, 0.5, 0.75))
+    rates: tuple[Sequence[float], Sequence[float]] = ((0.3, 0.5, 0.7, 0.9), (0.0, 0.25, 0.5))
     shares: Sequence[float] = ()
     stats: rw.Statistics = field(init=False)
 
@@ -185,7 +185,7 @@ def lenet300(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
         calibration=own,
         answers=answers,
         ks=range(2, 61, 6 if quick else 2),
-        grid=(16, 32) if quick else (8, 12, 16, 24, 32, 48),
+        grid=(16, 32) if quick else (12, 16, 24, 32),
     )
 
 
@@ -203,7 +203,7 @@ def lenet5(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
         calibration=own,
         answers=answers,
         ks=range(1, 49, 6 if quick else 1),
-        grid=(8, 16) if quick else (6, 8, 12, 16, 24, 32),
+        grid=(8, 16) if quick else (6, 10, 16, 24),
     )
 
 
@@ -224,7 +224,7 @@ def vgg(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
         calibration=train[few],
         answers=train_y[few],
         ks=(4, 16) if quick else (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128),
-        grid=(8, 16) if quick else (6, 8, 12, 16, 24, 48),
+        grid=(8, 16) if quick else (8, 12, 16, 32),
     )
 
 
@@ -247,8 +247,8 @@ def mobilenet_v2(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
         calibration=x[:count],
         answers=own[:count],
         ks=range(16, 401, 64 if quick else 16),
-        grid=(96,) if quick else (64, 128, 192, 256),
-        rates=((0.5,), (0.5,)) if quick else ((0.3, 0.5, 0.7), (0.25, 0.5, 0.75)),
+        grid=(96,) if quick else (96, 160, 256),
+        rates=((0.5,), (0.5,)) if quick else ((0.3, 0.5), (0.25, 0.5)),
     )
 
 

@@ -95,7 +95,7 @@ def test_a_planted_sum_is_found_from_the_neurons_outside(levels: list[Level]) ->
     assert error_of(peeled(Z, levels), Z) < 1e-18 * float(Z.square().sum())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_nested_shape(data: st.DataObject) -> None:
     """The fit lies between the svd of all ranks together and every start; its error is that of its factors."""
