@@ -95,6 +95,7 @@ def test_every_method_of_the_grid() -> None:
     assert by_method["dense"]["top1"] == 100
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_pass_ranks_neurons_as_the_exact_change_does(networks: ModuleType) -> None:
     """On the trained LeNet-300-100; measured 0.98 for inputs and 0.89 for outputs."""
