@@ -4,7 +4,9 @@
 
 Every method sees the same calibration images and the same budget in MACs. Variants of our method are decided by the
 agreement with the dense network on further images; the accuracy on the test images is read off at the end. With
-`--formats auto` every format by itself (the SVD where it does not apply) and the choice among all of them are measured.
+`--formats auto` every format by itself (the SVD where it does not apply) and the choice among all of them are measured;
+`against_best` is the agreement of that choice less that of the format which agrees best by itself, `best_se` its paired
+standard error.
 """
 
 from __future__ import annotations
@@ -34,9 +36,13 @@ COLUMNS = (
     "params_ratio",
     "against_baseline",
     "paired_se",
+    "best",
+    "against_best",
+    "best_se",
     "seconds",
 )
 AUTO_BUDGETS: list[dict[str, float]] = [{"macs": 0.5}, {"macs": 0.3}, {"macs": 0.2}, {"params": 0.2}]
+CHOICE = "ours, auto"
 OURS = {"ours svd": "svd", "ours spatial svd": "spatial_svd", "ours tucker2": "tucker2", "ours per layer": "auto"}
 Methods = dict[str, Callable[[dict[str, float]], nn.Module]]
 
@@ -100,7 +106,7 @@ class Compressor:
         result: Methods = {
             f"ours {name}": partial(self.among, formats=tuple(dict.fromkeys(("svd", name)))) for name in rw.FORMATS
         }
-        result["ours, auto"] = partial(self.among, formats=("auto",))
+        result[CHOICE] = partial(self.among, formats=("auto",))
         return {name: run for name, run in result.items() if not only or any(word in name for word in only)}
 
     def methods(self, only: list[str] | None) -> Methods:
@@ -128,6 +134,7 @@ def measure(name: str, task: Task, options: Compressor, methods: Methods, budget
     for budget in budgets:
         ((unit, keep),) = budget.items()
         baseline: Tensor | None = None
+        agreeing: dict[str, Tensor] = {}
         for method, run in methods.items():
             begin = time.perf_counter()
             small = run(budget)
@@ -151,12 +158,20 @@ def measure(name: str, task: Task, options: Compressor, methods: Methods, budget
             if baseline is None:
                 baseline = right
             else:
-                difference = right.double() - baseline.double()
-                row["against_baseline"] = 100 * float(difference.mean())
-                row["paired_se"] = 100 * float(difference.std()) / len(difference) ** 0.5
+                row["against_baseline"], row["paired_se"] = _difference(right, baseline)
+            if method == CHOICE and agreeing:
+                row["best"] = max(agreeing, key=lambda name: int(agreeing[name].sum()))
+                row["against_best"], row["best_se"] = _difference(further == dense_further, agreeing[row["best"]])
+            agreeing[method] = further == dense_further
             rows.append(row)
             print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
     return rows
+
+
+def _difference(right: Tensor, other: Tensor) -> tuple[float, float]:
+    """Percentage points between two methods on the same images, and the standard error of that."""
+    difference = right.double() - other.double()
+    return 100 * float(difference.mean()), 100 * float(difference.std()) / len(difference) ** 0.5
 
 
 def _percent(right: Tensor) -> float:

@@ -33,7 +33,8 @@ from benchmarks.formats_versus import (
     show,
 )
 from rankwise.formats import FORMATS, Factors, Format, Ranks
-from rankwise.formats.multilinear import Multilinear, Shape
+from rankwise.formats.multilinear import Multilinear
+from rankwise.formats.shape import Shape
 
 KEEP = 0.5
 # Ranks tried between two rungs of a ladder, to come nearer to the budget.
@@ -104,15 +105,6 @@ def candidates(format: Format, layer: Layer, keep: float, metric: str) -> list[R
     return sorted(found, key=macs, reverse=True)
 
 
-def states(format: Format, layer: Layer, ranks: Ranks) -> int:
-    """The most bond states that one factor has: what the memory of a fit grows with, squared."""
-    if not isinstance(format, Multilinear):
-        return 1
-    network = format.network(Shape.of_site(layer.site), ranks)
-    modes = set(network.outputs + network.channels + network.spatial)
-    return max(network.count("".join(x for x in letters if x not in modes)) for letters in network.factors)
-
-
 def measure_formats(
     layer: Layer, names: Sequence[str], quick: bool, most_states: int
 ) -> tuple[list[Row], dict[tuple[str, str], Factors]]:
@@ -129,7 +121,7 @@ def measure_formats(
             if quick or layer.weight.numel() > ALL_LADDERS:
                 possible = possible[:1]
             for ranks in possible:
-                if states(format, layer, ranks) > most_states:
+                if isinstance(format, Multilinear) and format.states(layer.site, ranks) > most_states:
                     print(f"not measured: {layer.network} {layer.name} {name} {ranks}, more states than --states")
                     continue
                 begin = clock()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankwise.formats import FORMATS, Ranks
-from rankwise.formats.multilinear import Shape
+from rankwise.formats.shape import Shape
 from rankwise.formats.tensor_train import TensorTrain
 
 # Formats with a counterpart, and what that is called.

@@ -32,7 +32,7 @@ def main() -> None:
     start(arguments)
     task = TASKS[arguments.network](networks())
     batches, model = task.batches(), task.model
-    stats = rw.collect(model, batches)
+    stats = rw.collect(model, batches, gradients=True)
     curves = {formats: rw.profile(model, stats, formats=formats) for formats in (ONE_RANK, (*ONE_RANK, "tucker2"))}
     tried = torch.cat(batches)[:TRIED].split(task.batch)
     trials = rw.evaluate.Trials(model, lambda plan: rw.factorise(model, plan, stats), tried)

@@ -333,7 +333,7 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"keep": {"macs": 50.5}}, "50.5 is neither a fraction"),
         ({"keep": {"macs": np.float32("nan")}}, "above 0, not .*nan"),
         ({"formats": ["parafac"]}, "unknown format 'parafac'"),
-        ({"metric": "fisher"}, "unknown metric 'fisher'"),
+        ({"metric": "fischer"}, "unknown metric 'fischer'"),
         ({"ignore": ["block9.*"]}, r"'block9.\*' matches no site; near names are: "),
         ({"include": ["steam"]}, "'steam' matches no site; near names are: stem"),
         ({"pin": {"hat": "dense"}}, "'hat' matches no site; near names are: .*head"),
@@ -385,7 +385,7 @@ def test_given_curves_and_what_they_cannot_follow(net: Net, curves: Any) -> None
         ({"formats": ["svd"]}, r"formats=\['svd'\] has no effect on given curves; pass it to profile"),
         ({"round_to": 4}, "round_to=4 has no effect on given curves; pass it to profile"),
         ({"metric": "weight"}, "site 'block1.conv1': its curve counts .* in the 'weight' metric are"),
-        ({"metric": "fisher"}, "unknown metric 'fisher'; the metrics are input, weight"),
+        ({"metric": "fischer"}, "unknown metric 'fischer'; the metrics are input, diagonal, fisher, weight"),
     ):
         with pytest.raises(ValueError, match=message):
             choose(model, stats, keep={"macs": 0.5}, curves=curves["input"], **options)

@@ -29,7 +29,7 @@ from rankwise import (
 )
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.evbmf import evbmf
-from rankwise.profile import site_metrics
+from rankwise.profile import site_metric
 from rankwise.ranks import FreeRule, Pick, Problem
 from rankwise.ranks.spectra import site_spectra
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def net() -> Net:
     model = make(Residual)
-    return model, collect(model, batches_of(8, 3, 16, 16))
+    return model, collect(model, batches_of(8, 3, 16, 16), gradients=True)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_default_has_the_least_sum_of_errors(net: Net, curves: Any) -> None:
 def test_spectra_are_those_of_the_unfoldings(net: Net, metric: str, name: str) -> None:
     model, stats = net
     site = stats.sites[name]
-    weight, metrics = site_weight(model, site), site_metrics(stats, site, metric, model)
+    weight, metrics = site_weight(model, site), list(site_metric(stats, site, metric, model).inputs)
     ((svd,),) = site_spectra(site, weight, metrics, "svd")
     root = metrics[0].nested_projection(weight.flatten(1))  # its Gram matrix is W Sigma W^T
     expected = torch.linalg.svdvals(root)[: len(svd.values_K)]

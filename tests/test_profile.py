@@ -10,14 +10,15 @@ from helpers import Residual, batches_of, make
 from torch import nn
 
 from rankwise import FORMATS, Site, Statistics, collect, find, profile
+from rankwise.formats.both_sides import fit
 from rankwise.formats.weights import site_weight
-from rankwise.profile import dense_option, rank_step, site_metrics
+from rankwise.profile import dense_option, rank_step, site_metric
 
 
 @pytest.fixture(scope="module")
 def net() -> tuple[nn.Module, Statistics]:
     model = make(Residual)
-    return model, collect(model, batches_of(8, 3, 8, 8))
+    return model, collect(model, batches_of(8, 3, 8, 8), gradients=True)
 
 
 @pytest.mark.parametrize("metric", ["input", "weight"])
@@ -40,12 +41,13 @@ def test_options_cost_less_than_dense_and_count_exactly(net: tuple[nn.Module, St
     assert used == {"dense", "svd", "spatial_svd", "tucker2"}
 
 
-def test_errors_are_those_of_the_fit(net: tuple[nn.Module, Statistics]) -> None:
+@pytest.mark.parametrize("metric", ["input", "diagonal", "fisher", "weight"])
+def test_errors_are_those_of_the_fit(net: tuple[nn.Module, Statistics], metric: str) -> None:
     model, stats = net
     site = stats.sites["block2.conv2"]
-    metrics = site_metrics(stats, site, "input", model)
-    for option in profile(model, stats)["block2.conv2"][1::25]:
-        fitted = FORMATS[option.format].fit(site, site_weight(model, site), metrics, option.ranks).error
+    two_sided = site_metric(stats, site, metric, model)
+    for option in profile(model, stats, metric=metric, only="block2.conv2")["block2.conv2"][1::25]:
+        fitted = fit(FORMATS[option.format], site, site_weight(model, site), two_sided, option.ranks).error
         assert fitted <= option.error + 1e-6
         if option.format == "svd":
             assert fitted == pytest.approx(option.error, rel=1e-6)
@@ -107,8 +109,8 @@ def test_complaints(net: tuple[nn.Module, Statistics]) -> None:
         profile(model, stats, formats=["svd", "parafac"])
     with pytest.raises(ValueError, match="no format given"):
         profile(model, stats, formats=[])
-    with pytest.raises(ValueError, match="unknown metric 'fisher'; the metrics are input, weight"):
-        profile(model, stats, metric="fisher")
+    with pytest.raises(ValueError, match="unknown metric 'fischer'; the metrics are input, diagonal, fisher, weight"):
+        profile(model, stats, metric="fischer")
     with pytest.raises(ValueError, match=r'needs statistics: .* or metric="weight"'):
         profile(model, stats.sites)
     part = Statistics({"stem": stats["stem"]}, sites=stats.sites, samples=1)

@@ -329,13 +329,56 @@ def test_tied_convolutions_of_another_stride_stay_dense() -> None:
     assert site.rows == 49 + 9
 
 
-def test_a_linear_tied_to_an_embedding_stays_dense() -> None:
-    embedding, head = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
-    head.weight = embedding.weight
-    sites = find(Chain("embedding head", embedding=embedding, head=head), torch.zeros(2, 3, dtype=torch.long))
-    assert sites["head"].dense_because == "its weight is tied to Embedding (embedding)"
-    assert sites["embedding"].dense_because == "its weight is tied to Linear (head)"
-    assert (sites["head"].macs, sites.total_macs, sites.total_params) == (6 * 40, 6 * 40, 40)
+def tied_to_an_embedding(order: str = "embedding head", shared: bool = False, **options: Any) -> Sites:
+    parts: dict[str, Any] = {"embedding": nn.Embedding(10, 4, **options), "head": nn.Linear(4, 10)}
+    parts["head"].weight = parts["embedding"].weight
+    if shared:
+        parts["other"] = nn.Module()
+        parts["other"].weight = parts["embedding"].weight
+    return find(Chain(order, **parts), torch.zeros(2, 3, dtype=torch.long))
+
+
+def test_an_embedding_and_the_head_that_shares_its_weight_are_one_site() -> None:
+    sites = tied_to_an_embedding()
+    site = sites["embedding"]
+    assert (list(sites), site.aliases, site.kind, site.dense_because) == (
+        *(["embedding"], ("head",)),
+        *("tied_embedding", None),
+    )
+    assert (site.weight_shape, site.has_bias, site.rows, site.lookups) == ((10, 4), True, 6, 6)
+    assert (site.macs, sites.total_macs, site.params, sites.total_params) == (6 * 40, 6 * 40, 50, 50)
+    assert (site.is_tied, site.is_looked_up, site.is_embedding) == (True, True, False)
+    assert (site.chain_bias("input"), site.chain_bias("weight")) == (True, True)
+    assert Sites.from_dict(json.loads(json.dumps(sites.to_dict())))["embedding"] == site
+
+
+def test_what_keeps_an_embedding_keeps_its_head_too() -> None:
+    reasons = {
+        "it is an embedding with max_norm": tied_to_an_embedding(max_norm=1.0),
+        "its weight is tied to Module (other)": tied_to_an_embedding(shared=True),
+        "its weight is tied to 'head', which the example input never calls": tied_to_an_embedding("embedding"),
+    }
+    for reason, sites in reasons.items():
+        assert str(sites["embedding"].dense_because).startswith(reason)
+        assert sites["embedding"].macs == sites.total_macs == 240 * (len(sites["embedding"].calls))
+
+
+def test_a_head_that_reads_the_table_the_other_way_round_stays_dense() -> None:
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    head = pytorch_utils.Conv1D(4, 10)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(10, 4), head
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(F.one_hot(x, 10).float()) + self.embedding(x)
+
+    sites = find(Net(), torch.zeros(2, 3, dtype=torch.long))
+    assert next(iter(sites.values())).dense_because == "its weight is tied to Conv1D (head), which has another geometry"
+    assert sites.total_macs == 6 * 40
 
 
 def test_an_embedding_looks_rows_up_and_multiplies_nothing() -> None:
@@ -472,10 +515,9 @@ def test_gpt2_from_a_mapping_with_a_tied_head() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=20)
     sites = find(transformers.GPT2LMHeadModel(config), {"input_ids": torch.zeros(2, 7, dtype=torch.long)})
-    assert sites["lm_head"].dense_because == "its weight is tied to Embedding (transformer.wte)"
+    assert (sites["transformer.wte"].aliases, sites["transformer.wte"].macs) == (("lm_head",), 14 * 16 * 50)
     assert sites.total_macs == 14 * (2 * (16 * 48 + 16 * 16 + 2 * 16 * 64) + 16 * 50)
-    assert sites["transformer.wte"].dense_because == "its weight is tied to Linear (lm_head)"
-    assert sum(site.dense_because is None for site in sites.values()) == 8 + 1  # the embedding of the positions
+    assert sum(site.dense_because is None for site in sites.values()) == 8 + 1 + 1  # the embedding of the positions
 
 
 # ---- select and fingerprint

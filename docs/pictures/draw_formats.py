@@ -24,7 +24,7 @@ from rankwise.cli.format_facts import (
     rank_letters,
 )
 from rankwise.formats import FORMATS, Format, Ranks
-from rankwise.formats.multilinear import Shape
+from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank
 from rankwise.sites import Site
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .formats import get_format
+from .formats.both_sides import refuses
 from .guards import unwrap
 from .plan import DENSE, Plan, PlanRow, site_of
 from .profile import Option, dense_option
@@ -120,7 +121,7 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
             rows.append(replace(row, params=site.params, macs=site.macs))
             continue
         format = get_format(row.format)
-        if reason := format.refuses(site):
+        if reason := refuses(format, site, plan.metric):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))

@@ -12,9 +12,15 @@ from .plan import Plan
 from .planner import Planner, check_request
 from .profile import Curve
 from .ranks import Rule, get_floor, get_rule
+from .refine import refined
 from .sites import Sites
 from .statistics import Statistics
 from .target import smallest
+
+
+def needs_gradients(metric: str, rule: str | Rule) -> bool:
+    """Whether a plan in that metric by that rule needs statistics with gradients."""
+    return metric == "fisher" or get_rule(rule).needs_gradients
 
 
 def choose(
@@ -38,6 +44,7 @@ def choose(
     cap: Mapping[str, float] | None = None,
     round_to: int | str | None = None,
     curves: Mapping[str, Curve] | None = None,
+    refine: bool = True,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Plan:
     """Choose format and ranks of every site by a rule; by default with the least total error within the budgets.
@@ -59,8 +66,9 @@ def choose(
         minimise: "params", "macs" or "bytes": what is smallest, for `target_drop`; `keep` then holds further budgets.
         formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
             whose curves need no fits.
-        metric: "input" or "weight".
-        shrink: share of the weight metric in the input metric, 0 to 1, for statistics of other data; the plan keeps it
+        metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
+            (the same, outputs weighed by the gradients of the loss; needs statistics with gradients) or "weight".
+        shrink: share of the weight metric in the metric, 0 to 1, for statistics of other data; the plan keeps it
             for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
         ignore: patterns of sites that stay dense.
@@ -71,6 +79,8 @@ def choose(
         round_to: ranks are multiples of this; "auto", the default, is 8 where the smaller side is at least 128, else 1.
         curves: result of `profile`, to try several budgets without computing it again; `formats` and `round_to` are
             those that it was made with, and cannot be given once more.
+        refine: fit formats whose curves are estimates thoroughly near the ranks that the budget asks for, and decide
+            with those errors; formats with a closed form need none of it.
         progress: wraps the sites, for a progress bar.
 
     Returns:
@@ -105,5 +115,10 @@ def choose(
         progress=progress,
     )
     if target_drop is None or drop is None:
+        if keep and refine:
+            planner = refined(planner, rule, [keep], floor=floor_of_rule, progress=progress)
         return planner.plan(rule, keep, floor=floor_of_rule)
+    if refine:
+        middle = (1 + planner.least(minimise, keep)) / 2
+        planner = refined(planner, rule, [{**(keep or {}), minimise: middle}], floor=floor_of_rule, progress=progress)
     return smallest(planner, rule, drop, target_drop, minimise=minimise, keep=keep, floor=floor_of_rule)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .batches import Batches, first_sample
-from .choose import choose
+from .choose import choose, needs_gradients
 from .evaluate import Size, size
 from .factorise import factorise
 from .guards import unwrap
@@ -70,7 +70,8 @@ def compress(
         data: a few hundred samples, as any re-iterable of batches without labels.
         keep: the budgets, for instance {"macs": 0.5}; see `choose`.
         method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot".
-        stats: statistics collected before, of these or other data; collected from `data` by default.
+        stats: statistics collected before, of these or other data; collected from `data` by default, with gradients
+            where metric or rule need them.
         shrink: share of the weight metric in that of the statistics, 0 to 1. By default 0; one-shot with `stats` what
             `choose_shrinkage` finds on `data`.
         positions: output positions of each sample to use, as for `collect`.
@@ -105,13 +106,15 @@ def compress(
 
     held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
     if stats is None:
-        stats = timed("collect", lambda: collect(model, batches, positions=positions, seed=seed, progress=progress))
+        gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
+        collected = partial(collect, gradients=gradients, positions=positions, seed=seed, progress=progress)
+        stats = timed("collect", lambda: collected(model, batches))
 
     def chosen(share: float) -> Plan:
         return choose(model, stats, keep=keep, shrink=share, progress=progress, **constraints)
 
     plan = timed("choose", lambda: chosen(shrink or 0.0))
-    if held_out is not None and plan.metric == "input" and plan.factorised:
+    if held_out is not None and plan.metric != "weight" and plan.factorised:
         find_share = partial(choose_shrinkage, positions=positions, seed=seed, progress=progress)
         share = timed("shrinkage", lambda: find_share(model, plan, stats, held_out))
         plan = timed("choose", lambda: chosen(share)) if share else plan

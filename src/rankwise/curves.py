@@ -8,9 +8,10 @@ from torch import nn
 
 from .constraints import Pin, parse_pin
 from .formats import get_format
+from .formats.both_sides import fit, refuses
 from .formats.weights import site_weight
 from .plan import DENSE
-from .profile import Curve, Option, dense_option, site_metrics
+from .profile import Curve, Option, dense_option, site_metric
 from .sites import Site, Sites
 from .statistics import Statistics
 
@@ -61,10 +62,9 @@ def pinned(
     if name == DENSE:
         return dense_option(site)
     format = get_format(name)
-    if reason := format.refuses(site):
+    if reason := refuses(format, site, metric):
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
     ranks = format.check(site, ranks if isinstance(ranks, tuple) else format.named_ranks(site, ranks))
-    metrics = site_metrics(source, site, metric, model, shrink)
-    factors = format.fit(site, site_weight(model, site), metrics, ranks)
+    factors = fit(format, site, site_weight(model, site), site_metric(source, site, metric, model, shrink), ranks)
     cost = format.cost(site, ranks, site.chain_bias(metric))
     return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)

@@ -17,6 +17,8 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "embedding": nn.Embedding,
 }
 KINDS = (*_CLASSES, "conv1d_hf")
+# Kind of a site, and of no layer: an embedding together with the linear head that shares its weight.
+TIED = "tied_embedding"
 HF_HOME = "transformers.pytorch_utils"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from .plan import Plan
 from .planner import Planner
 from .ranks import FreeRule, Rule
+from .refine import refined
 
 
 def pareto(
@@ -44,6 +45,7 @@ def pareto(
         >>> [plan["0"].ranks[0] for plan in plans] == sorted((plan["0"].ranks[0] for plan in plans), reverse=True)
         True
     """
+    planner = refined(planner, rule, keeps, floor=floor)
     plans: list[Plan] = []
     for keep in keeps:
         plans.append(planner.plan(rule, keep, floor=floor, within=plans[-1] if nested and plans else None))

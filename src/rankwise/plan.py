@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .sites import Site, Sites
 
 DENSE = "dense"
-METRICS = ("input", "weight")
+METRICS = ("input", "diagonal", "fisher", "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Plan(Mapping[str, PlanRow]):
         keep: the budget as it was asked, for instance {"macs": 0.5}.
         dense: counts of the dense network, for instance {"params": ..., "macs": ...}.
         planned: the same counts of the compressed network.
-        metric: "input" or "weight".
+        metric: "input", "diagonal", "fisher" or "weight".
         shrink: share of the weight metric in the input metric, from 0 to 1; one-shot fits use it.
         rule: the rule that chose the ranks.
         fingerprint: structure of the network that the plan was made for.

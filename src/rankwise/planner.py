@@ -16,12 +16,18 @@ from .curves import check_curves, check_option, pinned
 from .formats.weights import site_weight
 from .guards import unwrap
 from .plan import DENSE, METRICS, Plan, PlanRow
-from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metrics
+from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metric
 from .ranks import Candidates, FreeRule, Problem, Rule
 from .ranks.several import BudgetError, least_loss
 from .ranks.spectra import Spectra, site_spectra
 from .sites import Sites
 from .statistics import Statistics
+from .statistics.gradients import fisher_energy
+
+NEEDS_STATISTICS = (
+    "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
+    "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
+)
 
 
 def check_request(rule: Rule, keep: Mapping[str, float] | None, evaluate: Callable[[Plan], float] | None) -> None:
@@ -45,11 +51,13 @@ class Planner:
     Attributes:
         model: the dense network.
         sites: of it.
-        metric: "input" or "weight".
-        shrink: share of the weight metric in the input metric.
+        metric: "input", "diagonal", "fisher" or "weight".
+        shrink: share of the weight metric in it.
         options: site name to the options that the constraints leave, and the reason where they leave no choice.
         prices: of the options.
         spectra: singular values that the ranks of a format cut at a site.
+        importance: Fisher energy of a site.
+        fitted: the error of an option of a site, from a thorough fit.
         evaluate: tries a plan; None where nothing can be tried.
     """
 
@@ -60,6 +68,8 @@ class Planner:
     options: Mapping[str, tuple[Curve, str]]
     prices: Prices
     spectra: Callable[[str, str], Spectra]
+    importance: Callable[[str], float]
+    fitted: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
 
     @classmethod
@@ -107,17 +117,32 @@ class Planner:
 
         def spectra(name: str, format: str) -> Spectra:
             site = sites[name]
-            metrics = site_metrics(source, site, metric, model, shrink)
-            return site_spectra(site, site_weight(model, site), metrics, format)
+            two_sided = site_metric(source, site, metric, model, shrink)
+            return site_spectra(site, two_sided.forth(site_weight(model, site)), two_sided.inputs, format)
+
+        def importance(name: str) -> float:
+            if not isinstance(source, Statistics):
+                raise ValueError(NEEDS_STATISTICS)
+            moments = source.require(name, gradients=True)
+            if metric == "weight":  # whose fits correct no means, so that those are errors too
+                moments = moments.uncentred()
+            return fisher_energy(site_weight(model, sites[name]), moments)
+
+        fit = partial(pinned, model, source, metric=metric, shrink=shrink)
+
+        def fitted(name: str, option: Option) -> float:
+            return fit(sites[name], (option.format, option.ranks)).error
 
         return cls(
             model=model,
             sites=sites,
             metric=metric,
             shrink=shrink,
-            options=constraints.options(sites, curves, partial(pinned, model, source, metric=metric, shrink=shrink)),
+            options=constraints.options(sites, curves, fit),
             prices=Prices(model, sites),
             spectra=cache(spectra),
+            importance=cache(importance),
+            fitted=fitted,
             evaluate=evaluate,
         )
 
@@ -207,6 +232,7 @@ class Planner:
             costs={unit: self.prices.of(site, options, unit) for unit in units},
             dense=dense_option(site),
             spectra=partial(self.spectra, name),
+            importance=partial(self.importance, name),
         )
 
     def trial(self, chosen: Mapping[str, Option]) -> Plan:

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from .formats import FORMATS, Cost, Ranks, get_format
-from .formats.weights import site_weight
+from .formats import FORMATS, Cost, Format, Ranks, get_format
+from .formats.both_sides import curve, refuses
+from .formats.weights import site_weight, weight_metrics
 from .guards import unwrap
-from .linalg.metric import Metric
+from .linalg.two_sided import TwoSided
 from .plan import DENSE, METRICS
 from .sites import Site, Sites
 from .statistics import Statistics
-from .statistics.moments import identity_metrics
 
 # Their curves are exact, or nearly, from one decomposition; those of all others ("auto") are fitted.
 DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
@@ -59,25 +59,21 @@ def rank_step(site: Site, round_to: int | str) -> int:
     raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
 
 
-def site_metrics(
-    source: Statistics | Sites, site: Site, metric: str, model: nn.Module, shrink: float = 0.0
-) -> list[Metric]:
-    """The metric of each group of a site, the input metric shrunk towards the weight metric.
+def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.Module, shrink: float = 0.0) -> TwoSided:
+    """The metric of a site by its name, shrunk towards the weight metric.
 
     Raises:
         ValueError: if the metric is unknown, or needs statistics that are not there.
     """
     if metric == "weight":
-        return identity_metrics(site.groups, site.in_features, next(model.parameters()).device)
-    if metric != "input":
+        return TwoSided(inputs=weight_metrics(site, next(model.parameters()).device))
+    if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
     if not isinstance(source, Statistics):
-        raise ValueError('the "input" metric needs statistics: pass rankwise.collect(model, data), or metric="weight"')
-    if site.name not in source:
         raise ValueError(
-            f"the statistics hold nothing for site {site.name!r}; collect them again for this network, or ignore it"
+            f'the "{metric}" metric needs statistics: pass rankwise.collect(model, data), or metric="weight"'
         )
-    return source[site.name].metrics(shrink)
+    return source.metric(site.name, metric, shrink)
 
 
 def profile(
@@ -93,15 +89,16 @@ def profile(
 ) -> dict[str, Curve]:
     """The options of every site: dense, and whatever costs less and is not beaten in both cost and error.
 
-    `error(option) = ||(W - V) Sigma^(1/2)||_F^2 / ||W Sigma^(1/2)||_F^2`
+    `error(option) = ||G^(1/2) (W - V) Sigma^(1/2)||_F^2 / ||G^(1/2) W Sigma^(1/2)||_F^2`
 
     Args:
         model: the dense network.
         source: statistics, or only the sites for `metric="weight"`.
         formats: names of the formats to consider, or "auto" for all there are. Of those whose curves are
             fitted, one that the others clearly beat on a site is dropped there after one fit.
-        metric: "input" (the covariance of each site's input) or "weight" (Frobenius).
-        shrink: share of the weight metric in the input metric, 0 to 1; see `choose_shrinkage`.
+        metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (beside it the
+            moment of the loss's gradients at the output) or "weight" (Frobenius).
+        shrink: share of the weight metric in the metric, 0 to 1; see `choose_shrinkage`.
         round_to: ranks are multiples of this.
         only: names of the sites to consider; the others get no curve but their dense option.
         progress: wraps the sites, for a progress bar.
@@ -110,8 +107,8 @@ def profile(
         Curve by site name; a site that has to stay dense has one option.
 
     Raises:
-        ValueError: for an unknown format, metric or site (with near names), a share outside 0 to 1, or missing
-            statistics.
+        ValueError: for an unknown format, metric or site (with near names), a share outside 0 to 1, missing
+            statistics, or a format that no site can have in the metric.
     """
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
@@ -124,23 +121,34 @@ def profile(
     if unknown := sorted(wanted - sites.keys()):
         near = difflib.get_close_matches(unknown[0], list(sites), n=5, cutoff=0.4) or list(sites)[:5]
         raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {', '.join(near)}")
+    if metric == "fisher" and "auto" not in names:
+        _check_splits(candidates, [site for site in sites.values() if site.name in wanted])
     curves: dict[str, Curve] = {}
     todo: Iterable[Site] = list(sites.values())
     for site in todo if progress is None else progress(todo, "profile"):
         options = [dense_option(site)]
-        usable = [format for format in candidates if site.name in wanted and format.refuses(site) is None]
+        usable = [format for format in candidates if site.name in wanted and not refuses(format, site, metric)]
         if usable:
-            weight, metrics = site_weight(model, site), site_metrics(source, site, metric, model, shrink)
+            weight, two_sided = site_weight(model, site), site_metric(source, site, metric, model, shrink)
             bias = site.chain_bias(metric)
             for format in usable:
                 rivals = partial(_least_error, tuple(options))
-                for ranks, error in format.curve(site, weight, metrics, rank_step(site, round_to), rivals):
+                for ranks, error in curve(format, site, weight, two_sided, rank_step(site, round_to), rivals):
                     cost = format.cost(site, ranks, bias)
                     # an embedding multiplies nothing, so any factors cost MACs; they save parameters
                     if cost.params < site.params and (cost.macs < site.macs or site.is_embedding):
                         options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
         curves[site.name] = tuple(options)
     return curves
+
+
+def _check_splits(formats: Sequence[Format], sites: Sequence[Site]) -> None:
+    """Refuse a format that was named, suits some site, and none of those in the fisher metric."""
+    for format in formats:
+        suited = [site for site in sites if format.refuses(site) is None]
+        reasons = [refuses(format, site, "fisher") for site in suited]
+        if reasons and all(reasons):
+            raise ValueError(f"formats: {reasons[0]}")
 
 
 def _least_error(options: Sequence[Option], cost: Cost) -> float:

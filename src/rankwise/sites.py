@@ -17,8 +17,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from .batches import call, pristine
 from .counting import Call, Recorder
 from .guards import refuse_unsupported, unwrap
-from .kinds import is_convolution, is_transposed, output_first, site_kind
-from .ties import Ties, fused_layers, geometry
+from .kinds import TIED, is_convolution, is_transposed, output_first, site_kind
+from .ties import Ties, fused_layers, geometry, is_tied
 
 __all__ = ["Call", "Site", "Sites", "find", "fingerprint"]
 
@@ -31,13 +31,15 @@ class Site:
         name: first qualified name.
         aliases: further names of the same module, or of modules tied to its weight.
         kind: one of `kinds.KINDS`: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d" and so on, or
-            "conv1d_hf" (transformers' Conv1D, a linear layer), or "embedding" (a linear layer of one-hot inputs).
+            "conv1d_hf" (transformers' Conv1D, a linear layer), or "embedding" (a linear layer of one-hot inputs); or
+            "tied_embedding", an embedding and the linear head that shares its weight, which is described as the head.
         weight_shape: (O, I) or (O, I/groups, *kernel), always output first, however the layer stores it.
         stride, padding, dilation, padding_mode, groups, output_padding: of the convolution; `padding` may be "same" or
             "valid".
         has_bias: whether the layer has a bias.
         dtype: of the weight, such as "float32".
-        calls: every call in one forward of the example input.
+        calls: every call in one forward of the example input; of a tied embedding those of its head.
+        lookups: rows that a tied embedding looks up in one forward of the example input.
         dense_because: why it must stay dense, None where it may be factorised.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
     """
@@ -55,6 +57,7 @@ class Site:
     has_bias: bool = True
     dtype: str = "float32"
     calls: tuple[Call, ...] = ()
+    lookups: int = 0
     dense_because: str | None = None
     extra_params: int = 0
 
@@ -87,6 +90,16 @@ class Site:
     def is_embedding(self) -> bool:
         """Whether its inputs are indices of rows."""
         return self.kind == "embedding"
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether it is an embedding and the linear head that shares its weight."""
+        return self.kind == TIED
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether rows of its weight are looked up."""
+        return self.is_embedding or self.is_tied
 
     @property
     def is_transposed(self) -> bool:
@@ -139,9 +152,10 @@ class Site:
     def chain_bias(self, metric: str) -> bool:
         """Whether its chain has a bias: its own, or one that corrects the mean of the output on the data.
 
-        An embedding needs none: the second moment of its one-hot inputs is diagonal as it is.
+        An embedding needs none: the second moment of its one-hot inputs is diagonal as it is. Nor gets a head that is
+        tied to one: a number for each row of the table is as much as a rank, and the mean is fitted like the rest.
         """
-        return self.has_bias or (metric == "input" and not self.is_embedding)
+        return self.has_bias or (metric != "weight" and not self.is_looked_up)
 
     def layer(self, model: nn.Module) -> nn.Module:
         """The layer in a model of the same structure."""
@@ -317,24 +331,30 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
             continue
         name = min(called, key=order.__getitem__)
         further = [alias for layer in (names[name], *group) for alias in ties.names[id(layer)] if alias != name]
+        tied = is_tied(group)
+        tables = [name for name, layer in names.items() if tied and isinstance(layer, nn.Embedding)]
+        heads = [name for name in names if name not in tables]
+        if tied and (idle := next((use for use in (tables, heads) if not set(use) & set(called)), None)):
+            unfit.setdefault(id(names[name]), f"its weight is tied to {idle[0]!r}, which the example input never calls")
         site = Site(
             name=name,
             aliases=tuple(dict.fromkeys(further)),
-            calls=tuple(call for name in names for call in record.calls.get(name, ())),
+            calls=tuple(call for head in heads for call in record.calls.get(head, ())),
+            lookups=sum(call.rows for table in tables for call in record.calls.get(table, ())),
             dense_because=ties.why_dense(names[name], group, unfit),
-            **_described(names[name]),
+            **_described(names[name if name in heads else heads[0]], tied),
         )
         sites.append(site)
     return sorted(sites, key=lambda site: order[site.name])
 
 
-def _described(layer: Any) -> dict[str, Any]:
+def _described(layer: Any, tied: bool) -> dict[str, Any]:
     kind, weight, bias = site_kind(layer), layer.weight, getattr(layer, "bias", None)
     extra = 0
     if is_parametrized(layer):
         extra = sum(p.numel() for p in layer.parameters()) - sum(t.numel() for t in (weight, bias) if t is not None)
     return {
-        "kind": kind,
+        "kind": TIED if tied else kind,
         "weight_shape": tuple(output_first(kind, weight, getattr(layer, "groups", 1)).shape),
         "has_bias": bias is not None,
         "dtype": str(weight.dtype).removeprefix("torch."),

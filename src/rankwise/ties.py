@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Ties:
 
     Attributes:
         names: id of a module -> its qualified names.
-        groups: the layers of a site's kind, those whose `weight` is the same Parameter together, embeddings apart.
+        groups: the layers of a site's kind, those whose `weight` is the same Parameter together.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,15 +34,19 @@ class Ties:
         for name, module in model.named_modules(remove_duplicate=False):
             self.names[id(module)].append(name)
         self._owners: dict[int, list[nn.Module]] = defaultdict(list)
-        groups: dict[tuple[int, bool], list[nn.Module]] = defaultdict(list)
+        groups: dict[int, list[nn.Module]] = defaultdict(list)
         for module in model.modules():
             for parameter in module._parameters.values():
                 self._owners[id(parameter)].append(module)
             if site_kind(module):
                 # A parametrised weight is computed anew for each layer: such a layer is a group of its own.
-                weight = id(module._parameters.get("weight", module))
-                groups[weight, isinstance(module, nn.Embedding)].append(module)
+                groups[id(module._parameters.get("weight", module))].append(module)
         self.groups = list(groups.values())
+
+    def together(self, name: str) -> list[str]:
+        """All names of the layers that share the weight of a layer, its own among them."""
+        groups = [[name for layer in group for name in self.names[id(layer)]] for group in self.groups]
+        return next(names for names in groups if name in names)
 
     def why_dense(self, layer: nn.Module, group: Sequence[nn.Module], unfit: Mapping[int, str]) -> str | None:
         """Why a layer must stay dense, None where it may be factorised.
@@ -63,12 +67,14 @@ class Ties:
         if groups > 1 and getattr(layer, "in_channels", 0) == groups:
             return f"depthwise: each of its {groups} groups has one input channel, which leaves nothing to factor"
         for other in group:
-            if _shape_of(other) != _shape_of(layer):
+            # An embedding is compared with the embeddings, its head with the other heads.
+            alike = next(each for each in (layer, *group) if _is_table(each) == _is_table(other))
+            if _shape_of(other) != _shape_of(alike) or (is_tied(group) and site_kind(other) == "conv1d_hf"):
                 return f"its weight is tied to {self._words(other)}, which has another geometry"
-            if other._parameters.get("bias") is not layer._parameters.get("bias"):
+            if other._parameters.get("bias") is not alike._parameters.get("bias"):
                 return f"its weight is tied to {self._words(other)}, which has a different bias"
         inside = {id(part) for module in group for part in module.modules()}
-        for name, parameter in layer.named_parameters():
+        for name, parameter in (named for module in group for named in module.named_parameters()):
             for owner in self._owners[id(parameter)]:
                 if id(owner) not in inside:
                     return f"its {'bias' if 'bias' in name else 'weight'} is tied to {self._words(owner)}"
@@ -76,6 +82,15 @@ class Ties:
 
     def _words(self, module: nn.Module) -> str:
         return f"{type(module).__name__} ({self.names[id(module)][0] or 'the model itself'})"
+
+
+def is_tied(group: Iterable[nn.Module]) -> bool:
+    """Whether layers with one weight are embeddings and layers that multiply, both."""
+    return len({_is_table(layer) for layer in group}) == 2
+
+
+def _is_table(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Embedding)
 
 
 def _shape_of(layer: Any) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .factorise import check_plan
 from .formats import get_format
+from .formats.both_sides import fit
 from .formats.weights import site_weight
 from .guards import unwrap
 from .plan import Plan, PlanRow
@@ -40,12 +41,13 @@ def choose_shrinkage(
     """The share of the weight metric whose one-shot fits have the least error on samples that the fits do not see.
 
     `argmin over s of sum_i E ||(W_i - V_i(s)) (x - mu_i)||^2 / E ||W_i (x - E x)||^2` over the plan's factorised sites,
-    with `x` from the held-out samples and `V_i(s)`, `mu_i` from the statistics. All sites have one share: each by
+    with `x` from the held-out samples and `V_i(s)`, `mu_i` from the statistics. In the metric "fisher" outputs are
+    weighed by the gradients of the statistics. All sites have one share: each by
     itself would follow the noise of few samples. The ranks are the plan's; choose them anew with the answer.
 
     Args:
         model: the dense network.
-        plan: in the input metric.
+        plan: in any metric but the weight metric.
         stats: of any data; what the fits see.
         held_out: batches without labels of what the network will see, not among those that `stats` are from. A
             hundred samples do: they decide one number.
@@ -71,26 +73,28 @@ def choose_shrinkage(
         1.0
     """
     model = unwrap(model)
-    if plan.metric != "input" or not plan.factorised:
-        why = "factorises nothing" if plan.metric == "input" else 'is in the "weight" metric already'
+    if plan.metric == "weight" or not plan.factorised:
+        why = "factorises nothing" if plan.metric != "weight" else 'is in the "weight" metric already'
         raise ValueError(f"the plan {why}, so that there is nothing to shrink; choose one with statistics and a budget")
     if not shares:
         raise ValueError("no share to try; give at least one from 0 to 1, or leave out shares")
     stats.sites.check_structure(model)
     check_plan(plan, stats.sites)
     for row in plan.factorised:
-        if row.site not in stats:
-            raise ValueError(f"the statistics hold nothing for site {row.site!r}; collect them again for this network")
+        stats.require(row.site, gradients=plan.metric == "fisher")
     errors = {check_shrink(share): 0.0 for share in shares}
     held = collect(model, held_out, only=[row.site for row in plan.factorised], positions=positions, seed=seed)
     rows: Iterable[PlanRow] = plan.factorised
     for row in rows if progress is None else progress(rows, "shrinkage"):
-        site, fitted, format = stats.sites[row.site], stats[row.site], get_format(row.format)
+        site, format = stats.sites[row.site], get_format(row.format)
+        pair = [moments[row.site] for moments in (stats, held)]
+        fitted, seen = pair if site.chain_bias("input") else [moments.uncentred() for moments in pair]
         weight = site_weight(model, site)
+        outputs, grouped = fitted.two_sided(plan.metric), (site.groups, -1, site.in_features)
         for share in errors:
-            factors = format.fit(site, weight, fitted.metrics(share), row.ranks)
-            change = (weight - factors.dense()).reshape(site.groups, -1, site.in_features)
-            errors[share] += output_error(change, weight.reshape(change.shape), fitted, held[row.site])
+            factors = fit(format, site, weight, fitted.two_sided(plan.metric, share), row.ranks)
+            change, whole = (outputs.forth(each).reshape(grouped) for each in (weight - factors.dense(), weight))
+            errors[share] += output_error(change, whole, fitted, seen)
     best = min(errors, key=errors.__getitem__)
     told = ", ".join(f"{share:g}: {error / len(plan.factorised):.4f}" for share, error in errors.items())
     logger.info("error of the sites' outputs on held-out samples by share of the weight metric: %s", told)
@@ -106,12 +110,15 @@ def output_error(change_GTD: Tensor, weight_GTD: Tensor, fitted: Moments, held: 
         fitted, held: moments of the site's input in the statistics, and in the held-out samples.
 
     Returns:
-        The relative squared error; 0 where the site's output does not vary.
+        The relative squared error; 0 where the site's output does not vary; of a tied embedding the mean of both uses.
     """
     missed = total = 0.0
     metrics = held.metrics(damping=0)
-    for group, metric in enumerate(metrics):
+    for group, metric in enumerate(metrics[: len(held.mean_GD)]):
         shift_T = change_GTD[group] @ (held.mean_GD[group] - fitted.mean_GD[group])
         missed += metric.energy(change_GTD[group]) + float(shift_T.square().sum())
         total += metric.energy(weight_GTD[group])
-    return missed / total if total > 0 else 0.0
+    error = missed / total if total > 0 else 0.0
+    if held.lookups_V is None:
+        return error
+    return (error + metrics[-1].energy(change_GTD[0].mT) / metrics[-1].energy(weight_GTD[0].mT)) / 2

@@ -22,7 +22,7 @@ TIMING = {"--threads", "--engines", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
-    "collect": WORK | {"DATA", "--out", "--ignore", "--rows"},
+    "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
     "compress": WORK | BUDGET | TIMING | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"},
     "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK

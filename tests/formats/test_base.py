@@ -120,3 +120,10 @@ def test_build_needs_no_values() -> None:
         chain = FORMATS[name].build(conv, ranks, bias=False)
         assert chain.bias is None
         assert chain.weight.shape == conv.weight.shape
+
+
+@pytest.mark.parametrize("name, ranks", [("cp3", (20_000,)), ("tr", (200, 90, 90, 90))])
+def test_ranks_that_no_memory_holds_are_refused_before_anything_is_fitted(name: str, ranks: tuple[int, ...]) -> None:
+    site = conv_site(512, 512, (7, 7), 1)
+    with pytest.raises(ValueError, match=r"'conv': .* bond states .* 16,384 is the most"):
+        FORMATS[name].fit(site, torch.zeros(512, 512, 7, 7), [], ranks)

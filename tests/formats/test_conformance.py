@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankwise import FORMATS, LowRank, Site, export, find
 from rankwise.formats import Factors, Format, Ranks
 from rankwise.formats.base import CHANNELS_LAST
-from rankwise.formats.multilinear import Multilinear, Shape
+from rankwise.formats.both_sides import curve as two_sided_curve
+from rankwise.formats.both_sides import fit as two_sided_fit
+from rankwise.formats.both_sides import refuses
+from rankwise.formats.multilinear import Multilinear
+from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank
 from rankwise.formats.weights import site_bias, site_weight, write
 from rankwise.kinds import output_first
 from rankwise.linalg import multilinear
 from rankwise.linalg.metric import Metric
-from rankwise.statistics.moments import Accumulator, identity_metrics
+from rankwise.linalg.two_sided import TwoSided
+from rankwise.statistics.gradients import Gradients
+from rankwise.statistics.moments import Accumulator, Moments, identity_metrics
 from rankwise.statistics.rows import input_rows
 
 Made = tuple[Any, Site, Tensor]
@@ -141,6 +148,10 @@ def smooth(x: Tensor) -> Tensor:
 def metrics_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> list[Metric]:
     if kind == "weight":
         return identity_metrics(site.groups, site.in_features)
+    return moments_of(kind, layer, site, x).metrics()
+
+
+def moments_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> Moments:
     accumulator = Accumulator(taps=site.taps)
     generator = torch.Generator().manual_seed(5)
     inputs = [smooth(torch.randn(x.shape, generator=generator, dtype=torch.float64)) for _ in range(4)]
@@ -148,7 +159,16 @@ def metrics_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> list[Metri
         rows = input_rows(layer, batch, None)
         few = max(1, site.in_features // 8)
         accumulator.update(rows if kind == "many rows" else rows[:, rows.shape[1] // 3 :][:, ::3][:, :few])
-    return accumulator.moments().metrics()
+    return accumulator.moments()
+
+
+def both_sides_of(metric: str, layer: nn.Module, site: Site, x: Tensor) -> TwoSided:
+    """The metric of that name; gradients have a moment that is neither diagonal nor well-conditioned."""
+    T = site.out_features // site.groups
+    generator = torch.Generator().manual_seed(6)
+    g = torch.randn(site.groups, 3 * T, T, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, T)
+    gradients = Gradients(samples=1000, second_GTT=(g + 0.3 * g.roll(1, 2)).mT @ (g + 0.3 * g.roll(1, 2)))
+    return replace(moments_of("many rows", layer, site, x), gradients=gradients).two_sided(metric)
 
 
 def factors_in(chain: LowRank) -> list[Any]:
@@ -277,6 +297,57 @@ def check_fitted_curve(
         assert all(after <= before + 1e-12 for before, after in pairwise(falling))
     hopeless = format.curve(site, weight, metrics, 1, lambda cost: 0.0)
     assert not hopeless or max(error for _, error in hopeless) == 0
+
+
+# Several factors hold the outputs of these, always or of layers with one tap.
+SPLIT, SPLIT_MATRICES = {"kronecker", "stt", "str"}, {"tt", "tr", "ht"}
+
+
+def weighs_outputs(format: Format, site: Site) -> bool:
+    return format.name not in SPLIT and (site.taps > 1 or format.name not in SPLIT_MATRICES)
+
+
+def is_quick_side(format: Format, name: str, metric: str) -> bool:
+    """Closed forms on hard layers of each kind, the others on a linear layer and some on a convolution."""
+    if format.name in CLOSED:
+        return name in {"linear", "transformers' Conv1D", "groups 4, all uneven", "transposed, groups 2, all uneven"}
+    return name == "linear" or (name == "1 x 3" and metric == "fisher" and format.name in {"cp3", "tt", "btd", "str"})
+
+
+each_side = pytest.mark.parametrize(
+    "format, name, metric",
+    [
+        pytest.param(*cell, metric, id=f"{cell[0].name}-{cell[1]}-{metric}", marks=marks)
+        for cell in GRID
+        for metric in ("diagonal", "fisher")
+        for marks in ([] if is_quick_side(*cell, metric) else [pytest.mark.slow],)
+    ],
+)
+
+
+@each_side
+def test_other_metrics(format: Format, name: str, metric: str) -> None:
+    """Exact at full rank, the error that is reported, a curve that fits keep, and a chain that computes it."""
+    layer, site, x = made(name)
+    weight, two = site_weight(nn.Sequential(layer), site), both_sides_of(metric, layer, site, x)
+    reason = refuses(format, site, metric)
+    assert (reason is None) == (metric == "diagonal" or weighs_outputs(format, site))
+    if reason is not None:
+        assert reason.startswith(f"{format.name} has no factor that alone holds the outputs")
+        return
+    exact = two_sided_fit(format, site, weight, two, format.limits(site))
+    torch.testing.assert_close(exact.dense(), weight, atol=1e-6, rtol=0)
+    factors = two_sided_fit(format, site, weight, two, some_ranks(format, site))
+    direct = two.energy(weight - factors.dense()) / two.energy(weight)
+    assert factors.error == pytest.approx(direct, rel=1e-5, abs=1e-9)
+    chain = chain_of(format, layer, site, factors)
+    scale = float(weight.abs().max())
+    torch.testing.assert_close(format.chain_weight(chain), factors.dense(), atol=1e-9 * scale, rtol=1e-6)
+    errors = dict(two_sided_curve(format, site, weight, two, 1))
+    assert all(0 <= error <= 1 + 1e-9 for error in errors.values())
+    for ranks in list(errors)[:: max(1, len(errors) // 2)]:
+        achieved = two_sided_fit(format, site, weight, two, ranks).error
+        assert achieved <= errors[ranks] * (1.02 if isinstance(format, Multilinear) else 1) + 1e-6
 
 
 def planted_ranks(format: Format, site: Site) -> Ranks:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rankwise.formats.ladders import divisors, split_number
 from rankwise.formats.modules import Arrange, Bias, GroupedLinear
-from rankwise.formats.multilinear import divisors, split_number
 from rankwise.formats.network import Network
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,9 @@ from rankwise.ranks import Candidates, Problem
 from rankwise.ranks.spectra import Spectra, Unfolding
 
 
-def site(name: str, values: list[float], cost: int = 2, dense: int | None = None) -> Candidates:
+def site(
+    name: str, values: list[float], cost: int = 2, dense: int | None = None, importance: float = 1.0
+) -> Candidates:
     """A site of one format with a rank for each singular value that costs less than dense."""
     values_K = torch.tensor(values, dtype=torch.float64)
     whole = len(values) * cost if dense is None else dense
@@ -34,6 +37,7 @@ def site(name: str, values: list[float], cost: int = 2, dense: int | None = None
         costs={"params": [option.params for option in options], "macs": [option.macs for option in options]},
         dense=options[0],
         spectra=spectra,
+        importance=lambda: importance,
     )
 
 
@@ -45,14 +49,5 @@ def problem(*sites: Candidates, evaluate: Callable[[Plan], float] | None = None,
 
         return Plan(rows=tuple(PlanRow(site=name, **vars(option)) for name, option in chosen.items()))
 
-    kept = [
-        Candidates(
-            name=s.name,
-            options=s.options,
-            costs={unit: s.costs[unit] for unit in limits},
-            dense=s.dense,
-            spectra=s.spectra,
-        )
-        for s in sites
-    ]
+    kept = [replace(s, costs={unit: s.costs[unit] for unit in limits}) for s in sites]
     return Problem(sites=tuple(kept), limits=limits, plan=plan, evaluate=evaluate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -257,6 +258,23 @@ def test_sensitivity_tries_sites_one_at_a_time_and_favours_those_that_matter() -
     best = min(loss(indices) for indices in every if asked.fits(indices))
     assert loss(tuple(pick.option for pick in picks)) == pytest.approx(best)
     assert loss(tuple(pick.option for pick in get_rule("knapsack").choose(asked))) > best
+
+
+def test_fisher_weighs_errors_by_the_energy_of_each_site() -> None:
+    sites = [replace(own, importance=lambda own=own: float(WEIGHTS[own.name])) for own in SITES]
+    asked = problem(*sites, params=70)
+    picks = get_rule("fisher").choose(asked)
+    every = itertools.product(*(range(len(own.options)) for own in asked.sites))
+
+    def loss(indices: tuple[int, ...]) -> float:
+        pairs = zip(asked.sites, indices, strict=True)
+        return sum(WEIGHTS[own.name] * own.options[index].error for own, index in pairs)
+
+    best = min(loss(indices) for indices in every if asked.fits(indices))
+    assert loss(tuple(pick.option for pick in picks)) == pytest.approx(best)
+    assert loss(tuple(pick.option for pick in get_rule("knapsack").choose(asked))) > best
+    steep = asked.sites[0].options[picks[0].option]
+    assert picks[0].why.startswith(f"fisher: predicted loss {WEIGHTS['steep'] * steep.error:.2g}, error")
 
 
 def test_interpolation() -> None:

@@ -14,7 +14,7 @@ from ..formats import get_format
 from ..kinds import is_convolution, site_kind
 from ..sites import Site
 from ..state import DTYPES, NAMES, state_of
-from ..surgery import replace
+from ..surgery import rebuild
 from .manifest import Chain, Manifest, described, fingerprint, outline
 from .structure import can_be_channels_last, empty
 
@@ -32,13 +32,19 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
     stored = _with_aliases(manifest, tensors)
     _check_outline(fresh, manifest, stored)
     _check_ties(fresh, manifest, stored)
+    tied = _tied(manifest, stored)
     for chain in manifest.structure:
         _check_chain(fresh.get_submodule(chain.names[0]), chain, stored)
+    for table, head in tied:
+        _check_tied(fresh, table, head)
     model = copy.deepcopy(fresh)
     # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it
     with torch.random.fork_rng():
         for chain in manifest.structure:
-            _build(model, chain)
+            if not any(chain in pair for pair in tied):
+                rebuild(model, chain.names, get_format(chain.format), chain.ranks, chain.bias)
+        for table, head in tied:
+            rebuild(model, [*table.names, *head.names], get_format(head.format), head.ranks, head.bias)
     _fill(model, manifest, stored)
     return model
 
@@ -111,9 +117,30 @@ def _check_chain(layer: nn.Module, chain: Chain, stored: Mapping[str, Tensor]) -
             )
 
 
-def _build(model: nn.Module, chain: Chain) -> None:
-    layer = model.get_submodule(chain.names[0])
-    replace(model, chain.names, get_format(chain.format).build(layer, chain.ranks, chain.bias))
+def _tied(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Chain, Chain]]:
+    """The embeddings and heads that share their factors."""
+    own = {
+        chain: {id(tensor) for name, tensor in stored.items() if name.startswith(f"{chain.names[0]}.")}
+        for chain in manifest.structure
+    }
+    tables = [chain for chain in own if chain.kind == "embedding"]
+    heads = [chain for chain in own if chain.kind == "linear"]
+    pairs = [(table, head) for table in tables for head in heads if own[table] & own[head]]
+    if twice := [chain for chain, count in Counter(chain for pair in pairs for chain in pair).items() if count > 1]:
+        raise ValueError(f"site {twice[0].names[0]!r} shares its factors with several others; save the artifact again")
+    return pairs
+
+
+def _check_tied(fresh: nn.Module, table: Chain, head: Chain) -> None:
+    """Layers that share factors in the artifact must share their weight in the fresh model, and have the same ranks."""
+    one, other = table.names[0], head.names[0]
+    layers: list[Any] = [fresh.get_submodule(name) for name in (one, other)]
+    if layers[0].weight is not layers[1].weight:
+        raise ValueError(
+            f"the artifact shares the factors of {one!r} and {other!r}, the fresh model has a weight for each; tie them"
+        )
+    if (table.format, table.ranks) != (head.format, head.ranks) or head.format != "svd":
+        raise ValueError(f"{one!r} and {other!r} share factors of different formats or ranks; save the artifact again")
 
 
 def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
@@ -129,6 +156,11 @@ def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) ->
         if own[name].is_floating_point() != stored[name].is_floating_point():
             raise ValueError(
                 f"tensor {name!r} is {stored[name].dtype} in the artifact, {own[name].dtype} in the fresh model"
+            )
+    for name, first in state.aliases.items():
+        if stored[name] is not stored[first]:
+            raise ValueError(
+                f"the model shares {name!r} with {first!r}, the artifact holds a value for each; save it again"
             )
     model.zero_grad(set_to_none=True)
     for name, tensor in own.items():

@@ -72,6 +72,7 @@ def apply(
             test=test,
             input_shape=input_shape,
             folder=out_folder,
+            gradients=wanted.metric == "fisher",
         )
         wanted = job.shrunk(job.edited(wanted), share, method)
         # Batches that are too small for the timing are found out before the work, not after.

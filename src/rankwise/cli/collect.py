@@ -21,6 +21,14 @@ Rows = Annotated[
     ),
 ]
 
+Gradients = Annotated[
+    bool,
+    typer.Option(
+        "--gradients",
+        help="Collect gradients at the layers' outputs too, for --metric fisher and --rule fisher; needs no labels.",
+    ),
+]
+
 
 def collect(
     model: options.Model,
@@ -36,6 +44,7 @@ def collect(
     split: options.Split = None,
     ignore: options.Ignore = None,
     rows: Rows = False,
+    gradients: Gradients = False,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -70,7 +79,9 @@ def collect(
                 f"site {wide[0]!r} has {job.sites[wide[0]].in_features:,} inputs, too many for a moment (at most "
                 f"{LARGEST_DENSE:,}): --ignore {wide[0]} leaves it out, --rows writes rows of its activations"
             )
-        stats = collect_statistics(job.network, job.data.inputs, only=wanted, seed=seed, progress=out.track)
+        stats = collect_statistics(
+            job.network, job.data.inputs, only=wanted, gradients=gradients, seed=seed, progress=out.track
+        )
         stats = stats if rows else stats.without_rows()
         stats.save(stats_file)
         size_in_bytes = stats_file.stat().st_size
@@ -84,6 +95,7 @@ def collect(
                 "bytes": size_in_bytes,
                 "layers": layers,
                 "with_rows": stats.with_rows,
+                "gradients": gradients,
                 "data": job.data.name,
                 "samples": stats.samples,
                 "seed": seed,

@@ -67,7 +67,7 @@ def compress(
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
-        from .steps import Job, finish
+        from .steps import Job, finish, wishes_gradients
         from .trying import what_tries
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
@@ -90,6 +90,7 @@ def compress(
             test=test,
             input_shape=input_shape,
             folder=out_folder,
+            gradients=wishes_gradients(wishes),
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..formats import Format, Ranks
-    from ..formats.multilinear import Shape
     from ..formats.network import Network
+    from ..formats.shape import Shape
     from ..sites import Site
 
 # The layers that a format is shown for, unless the user names one: outputs, inputs, kernel.
@@ -75,7 +75,9 @@ def kind_of(site: Site) -> str:
 
 def half(format: Format, site: Site) -> Ranks:
     """Ranks nearest to half of the layer's MACs, of those that the format would try on it."""
-    from ..formats.multilinear import Multilinear, Shape, proportional
+    from ..formats.ladders import proportional
+    from ..formats.multilinear import Multilinear
+    from ..formats.shape import Shape
     from ..formats.slr import SparseLowRank
     from ..profile import rank_step
     from . import block_facts
@@ -106,7 +108,7 @@ def network_of(format: Format, shape: Shape, ranks: Ranks) -> Network:
 
 def rank_letters(format: Format, site: Site) -> str:
     """The letter of each rank, in the order of the ranks."""
-    from ..formats.multilinear import Shape
+    from ..formats.shape import Shape
 
     marks = tuple(range(1, len(format.limits(site)) + 1))
     network = network_of(format, Shape.of_site(site), marks)
@@ -136,7 +138,7 @@ def factor_names(format: Format, network: Network) -> list[str]:
 
 def equation(format: Format, site: Site) -> str:
     """The weight as a sum of products of the factors, the one at the outputs first."""
-    from ..formats.multilinear import Shape
+    from ..formats.shape import Shape
 
     network = network_of(format, Shape.of_site(site), half(format, site))
     pairs = list(zip(factor_names(format, network), network.factors, strict=True))
@@ -170,7 +172,7 @@ def split_modes(network: Network) -> dict[str, str]:
 
 def _described(format: Format, site: Site) -> dict[str, Any]:
     """The format for one layer, or why it refuses it."""
-    from ..formats.multilinear import Shape
+    from ..formats.shape import Shape
     from ..formats.slr import SparseLowRank
     from . import block_facts
 
@@ -202,7 +204,7 @@ def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, An
     `slices` counts the parts of the channels that a layer runs over alike, beside the samples.
     """
     from ..formats.modules import Pivoted
-    from ..formats.multilinear import Shape
+    from ..formats.shape import Shape
 
     network = network_of(format, Shape.of_site(site), ranks)
     chain: Any = format.build(dense_layer(site), ranks, bias=False)

@@ -156,7 +156,8 @@ Metric = Annotated[
         "--metric",
         metavar="NAME",
         rich_help_panel=_BUDGET,
-        help="input: error of the layer's output on the data; weight: error of the weight, no data needed.",
+        help="input: error of the layer's output on the data; diagonal: the same without covariances; fisher: outputs "
+        "weighed by the gradients of the loss; weight: error of the weight, no data needed.",
     ),
 ]
 Ignore = Annotated[

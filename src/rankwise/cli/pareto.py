@@ -70,7 +70,7 @@ def pareto(
         from ..pareto import pareto as plans_for
         from .constraints import choose_options, parse_shares, parse_shrink
         from .data import DataOptions
-        from .steps import Job
+        from .steps import Job, wishes_gradients
         from .tables import pareto_table
         from .trying import trials, what_tries
 
@@ -84,7 +84,16 @@ def pareto(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
         job = Job.start(
-            out, model, weights, data, how, samples=samples, stats=stats, test=test, input_shape=input_shape
+            out,
+            model,
+            weights,
+            data,
+            how,
+            samples=samples,
+            stats=stats,
+            test=test,
+            input_shape=input_shape,
+            gradients=wishes_gradients(wishes),
         )
         evaluate = what_tries(job, wishes).get("evaluate")
         planner = job.planner(wishes, float(share or 0), evaluate)

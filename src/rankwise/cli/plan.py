@@ -59,7 +59,7 @@ def plan(
     with Output(json, debug=debug) as out:
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
-        from .steps import Job
+        from .steps import Job, wishes_gradients
         from .tables import plan_table
         from .trying import what_tries
 
@@ -72,7 +72,16 @@ def plan(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
         )
         job = Job.start(
-            out, model, weights, data, how, samples=samples, stats=stats, test=test, input_shape=input_shape
+            out,
+            model,
+            weights,
+            data,
+            how,
+            samples=samples,
+            stats=stats,
+            test=test,
+            input_shape=input_shape,
+            gradients=wishes_gradients(wishes),
         )
         chosen = job.plan({**wishes, **what_tries(job, wishes)}, share)
         chosen.save(plan_file)

@@ -41,6 +41,7 @@ class Job:
         seed: of everything random.
         stored: whether the statistics file was there already, so that it may be of other data.
         batch: samples in a batch.
+        gradients: whether statistics that are collected need gradients.
     """
 
     out: Output
@@ -54,6 +55,7 @@ class Job:
     seed: int
     stored: bool = False
     batch: int = 64
+    gradients: bool = False
 
     @classmethod
     def start(
@@ -69,6 +71,7 @@ class Job:
         test: str | None = None,
         input_shape: str | None = None,
         folder: Path | None = None,
+        gradients: bool = False,
     ) -> Job:
         """Load everything that the command names, before any long work begins."""
         import torch
@@ -101,6 +104,7 @@ class Job:
             stored=stats is not None and stats.exists(),
             example=example,
             batch=how.batch,
+            gradients=gradients,
             seed=how.seed,
         )
 
@@ -123,9 +127,11 @@ class Job:
             return stats
         if self.data is None:
             raise ValueError(
-                "the input metric needs data: name DATA or an existing --stats FILE, or choose --metric weight"
+                "every metric but weight needs data: name DATA or an existing --stats FILE, or choose --metric weight"
             )
-        stats = collect(self.network, self.data.inputs, seed=self.seed, progress=self.out.track)
+        stats = collect(
+            self.network, self.data.inputs, gradients=self.gradients, seed=self.seed, progress=self.out.track
+        )
         if self.stats is not None:
             stats.save(self.stats)
             self.out.say(f"statistics: written to {self.stats}")
@@ -136,12 +142,15 @@ class Job:
         from ..choose import choose
 
         def chosen(share: float) -> Plan:
-            source = self.sites if wishes["metric"] == "weight" else self.statistics
-            return choose(self.network, source, progress=self.out.track, shrink=share, **wishes)
+            return choose(self.network, self.source(wishes), progress=self.out.track, shrink=share, **wishes)
 
         plan = chosen(shrink if isinstance(shrink, float) else 0.0)
         share = self.shrunk(plan, shrink, method).shrink
         return plan if share == plan.shrink else chosen(share)
+
+    def source(self, wishes: Mapping[str, Any]) -> Statistics | Sites:
+        """What a plan by these keyword arguments of `choose` is made from."""
+        return self.statistics if wishes["metric"] != "weight" or wishes_gradients(wishes) else self.sites
 
     def shrunk(self, plan: Plan, shrink: float | str | None, method: str) -> Plan:
         """The plan with the share of the weight metric that its fits are to have.
@@ -156,7 +165,7 @@ class Job:
 
         if isinstance(shrink, float):
             return replace(plan, shrink=shrink)
-        transfers = self.stored and self.data is not None and plan.metric == "input"
+        transfers = self.stored and self.data is not None and plan.metric != "weight"
         if shrink == "auto" and not transfers:
             raise ValueError(
                 "--shrink auto chooses on DATA how far to trust statistics of other data: name DATA and an existing "
@@ -179,7 +188,7 @@ class Job:
 
         return Planner.of(
             self.network,
-            self.sites if wishes["metric"] == "weight" else self.statistics,
+            self.source(wishes),
             metric=wishes["metric"],
             shrink=shrink,
             formats=wishes["formats"],
@@ -210,7 +219,7 @@ class Job:
             raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
         data = self.data.inputs if method == "sequential" and self.data else None
         stats: Statistics | Sites | None = None
-        if data is None:
+        if data is None or plan.metric == "fisher":
             stats = self.sites if plan.metric == "weight" else self.statistics
         formats = None if importance is None else selecting(self, plan, importance)
         with self.out.stages("factorising", len(plan.factorised)) as step:
@@ -250,6 +259,13 @@ def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str
             "seed": job.seed,
         },
     )
+
+
+def wishes_gradients(wishes: Mapping[str, Any]) -> bool:
+    """Whether a plan by these keyword arguments of `choose` needs statistics with gradients."""
+    from ..choose import needs_gradients
+
+    return needs_gradients(wishes["metric"], wishes.get("rule", "knapsack"))
 
 
 def check_folder(folder: Path) -> None:

@@ -50,7 +50,8 @@ def trials(job: Job, measure: str, method: str, held_out: bool = True) -> Trials
 
     def build(plan: Plan) -> nn.Module:
         if job.way(method) == "sequential" and job.data is not None:
-            return factorise(job.network, plan, data=job.data.inputs, seed=job.seed)
+            stats = job.statistics if plan.metric == "fisher" else None
+            return factorise(job.network, plan, stats, data=job.data.inputs, seed=job.seed)
         return factorise(job.network, plan, job.sites if plan.metric == "weight" else job.statistics)
 
     data = job.measured_on if held_out or job.data is None else job.data

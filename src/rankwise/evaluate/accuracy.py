@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..batches import call, pristine
+from ..calling import scores_in
 from ..guards import unwrap
 
 
@@ -89,10 +90,7 @@ def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> float:
 
 def scores_of(model: nn.Module, inputs: Any, index: int) -> Tensor:
     """A classifier's scores for one batch, classes last; ValueError naming the batch where it gives none."""
-    output = call(model, inputs, index=index)
-    if isinstance(output, Mapping):  # the outputs of transformers are mappings
-        output = output.get("logits", output)
-    scores = getattr(output, "logits", output)
+    scores = scores_in(call(model, inputs, index=index))
     if not isinstance(scores, Tensor) or scores.dim() < 2:
         raise ValueError(
             f"batch {index}: {type(model).__name__} gave {_described(scores)}; "

@@ -12,11 +12,14 @@ from torch import nn
 
 from ..batches import Batches, first_sample, pristine
 from ..formats import Format, get_format
+from ..formats.both_sides import refuses
 from ..guards import unwrap
 from ..plan import DENSE, Plan, site_of
 from ..sites import Sites, find
 from ..statistics import Statistics
 from ..statistics.moments import check_shrink
+from ..surgery import put
+from ..ties import Ties
 from .one_shot import one_shot
 from .sequential import sequential
 from .spill import DEFAULT_CAP
@@ -47,7 +50,8 @@ def factorise(
     Args:
         model: the dense network.
         plan: from `choose`, or edited by hand.
-        stats: statistics for one-shot, or the sites for a plan in the weight metric.
+        stats: statistics for one-shot, or the sites for a plan in the weight metric; of a plan in the metric "fisher"
+            statistics with gradients, also with `data`.
         data: calibration batches for the sequential way.
         shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
         positions: output positions of each sample to use, as for `collect`.
@@ -73,10 +77,15 @@ def factorise(
         'svd'
     """
     model = unwrap(model)
-    if data is None and plan.metric == "input" and not isinstance(stats, Statistics):
+    if data is None and plan.metric != "weight" and not isinstance(stats, Statistics):
         raise ValueError(
-            "a plan in the input metric needs data= (sequential) or statistics (one-shot); pass one of them, or choose "
-            'with metric="weight"'
+            f"a plan in the {plan.metric} metric needs data= (sequential) or statistics (one-shot); pass one of them, "
+            'or choose with metric="weight"'
+        )
+    if plan.metric == "fisher" and not isinstance(stats, Statistics):
+        raise ValueError(
+            "a plan in the fisher metric needs statistics also with data=, for the gradients at the outputs: pass "
+            "rankwise.collect(model, data, gradients=True)"
         )
     if data is not None and shrink:
         raise ValueError(
@@ -94,11 +103,14 @@ def factorise(
         raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
     sites.check_structure(model)
     check_plan(plan, sites)
+    if plan.metric == "fisher" and isinstance(stats, Statistics):
+        for row in plan.factorised:
+            stats.require(row.site, gradients=True)
     with torch.inference_mode(False):  # a copy made in inference mode could not be trained
         compressed = copy.deepcopy(model)
     with pristine(model), pristine(compressed):
         if batches is None:
-            used = stats if plan.metric == "input" and isinstance(stats, Statistics) else None
+            used = stats if plan.metric != "weight" and isinstance(stats, Statistics) else None
             one_shot(model, compressed, plan, sites, used, shrink, formats)
         else:
             sequential(
@@ -107,6 +119,7 @@ def factorise(
                 plan,
                 sites,
                 batches,
+                gradients=stats if plan.metric == "fisher" and isinstance(stats, Statistics) else None,
                 positions=positions,
                 seed=seed,
                 engine=engine,
@@ -115,20 +128,18 @@ def factorise(
                 formats=formats,
             )
     for row in plan.factorised:  # the copy was in eval mode when the chains were built
-        compressed.get_submodule(row.site).train(model.get_submodule(row.site).training)
+        for name in (row.site, *sites[row.site].aliases):
+            compressed.get_submodule(name).train(model.get_submodule(name).training)
     return compressed
 
 
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:
     """`factorise` in place: the model's sites are replaced once all of them are fitted."""
-    from ..surgery import replace
-
     compressed = factorise(model, plan, stats, **options)
     model = unwrap(model)
+    ties = Ties(model)
     for row in plan.factorised:
-        chain = compressed.get_submodule(row.site)
-        names = [name for name, module in compressed.named_modules(remove_duplicate=False) if module is chain]
-        replace(model, names, chain)
+        put(model, {name: compressed.get_submodule(name) for name in ties.together(row.site)})
     return model
 
 
@@ -143,7 +154,7 @@ def check_plan(plan: Plan, sites: Sites) -> None:
         if row.format == DENSE:
             continue
         format = get_format(row.format)
-        if reason := format.refuses(site):
+        if reason := refuses(format, site, plan.metric):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         format.check(site, row.ranks)
     if plan.fingerprint and plan.fingerprint != sites.fingerprint:

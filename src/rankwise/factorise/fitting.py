@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..formats import Factors, Format, Ranks, get_format
+from ..formats.both_sides import fit
 from ..linalg.symmetric import cholesky
 from ..sites import Site
 from ..statistics.moments import Moments
@@ -78,6 +79,7 @@ def fit_site(
     ranks: Ranks,
     moments: Moments,
     beta: float,
+    metric: str = "input",
     formats: Mapping[str, Format] | None = None,
 ) -> tuple[Factors, Tensor]:
     """Fit a format to the regression target on the compressed network's inputs.
@@ -89,6 +91,7 @@ def fit_site(
         ranks: its ranks.
         moments: of the inputs, with the dense network's outputs as targets.
         beta: how far to follow the target, from 0 (the weight itself) to 1.
+        metric: "input", "diagonal" or "fisher", for which the moments hold gradients.
         formats: in place of the usual ones of the same names.
 
     Returns:
@@ -97,8 +100,7 @@ def fit_site(
     weight_GTD = target_GTD = weight.reshape(site.groups, -1, site.in_features)
     if beta:
         target_GTD = torch.lerp(weight_GTD, regression_target(weight_GTD, moments), beta)
-    fit = get_format(format, formats).fit
-    factors = fit(site, target_GTD.reshape(weight.shape), moments.metrics(), ranks)
+    factors = fit(get_format(format, formats), site, target_GTD.reshape(weight.shape), moments.two_sided(metric), ranks)
     return factors, _bias(factors.dense().reshape(weight_GTD.shape), moments).reshape(-1)
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from torch import nn
 
 from ..formats import Format, get_format
-from ..formats.weights import site_bias, site_weight
+from ..formats.both_sides import fit
+from ..formats.weights import site_bias, site_weight, weight_metrics
 from ..plan import DENSE, Plan, PlanRow
 from ..sites import Site, Sites
 from ..statistics import Statistics
-from ..statistics.moments import Moments, identity_metrics
-from ..surgery import replace
+from ..statistics.moments import Moments
+from ..surgery import rebuild
 
 
 def one_shot(
@@ -41,10 +42,8 @@ def one_shot(
     for row in plan.rows:
         if row.format == DENSE:
             continue
-        if stats is not None and row.site not in stats:
-            raise ValueError(f"the statistics hold nothing for site {row.site!r}; collect them again for this network")
-        moments = None if stats is None else stats[row.site]
-        factorise_site(dense, compressed, sites[row.site], row, moments, shrink=shrink, formats=formats)
+        moments = None if stats is None else stats.require(row.site, gradients=plan.metric == "fisher")
+        factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink, formats)
 
 
 def factorise_site(
@@ -53,24 +52,21 @@ def factorise_site(
     site: Site,
     row: PlanRow,
     moments: Moments | None,
-    corrects: bool = True,
+    metric: str,
     shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
 ) -> None:
     """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
 
-    Unless it `corrects`, a layer without a bias gets none.
+    In the weight metric a layer without a bias gets none; where there are moments, it is fitted to them all the same.
     """
     format, weight, bias = get_format(row.format, formats), site_weight(dense, site), site_bias(dense, site)
-    layer = compressed.get_submodule(site.name)
     if moments is None:
-        metrics = identity_metrics(site.groups, site.in_features, weight.device)
-        factors = format.fit(site, weight, metrics, row.ranks)
+        factors = format.fit(site, weight, weight_metrics(site, weight.device), row.ranks)
     else:
-        with_bias = site.chain_bias("input" if corrects else "weight")
+        with_bias = site.chain_bias(metric)
         moments = moments if with_bias else moments.uncentred()
-        factors = format.fit(site, weight, moments.metrics(shrink), row.ranks)
+        factors = fit(format, site, weight, moments.two_sided(metric, shrink), row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
-    chain = format.build(layer, row.ranks, bias=bias is not None)
+    chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias=bias is not None)
     format.fill(chain, factors, bias)
-    replace(compressed, [site.name, *site.aliases], chain)

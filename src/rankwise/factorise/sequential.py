@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace as replaced
 
 from torch import Tensor, fx, nn
 
@@ -20,6 +21,7 @@ from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..plan import DENSE, Plan, PlanRow
 from ..sites import Site, Sites
+from ..statistics import Moments, Statistics
 from ..statistics.collect import collect, draw
 from ..statistics.moments import Accumulator, merge
 from ..statistics.rows import input_rows, output_rows, positions_per_sample
@@ -43,6 +45,7 @@ def sequential(
     sites: Sites,
     batches: Batches,
     *,
+    gradients: Statistics | None = None,
     positions: int | str = "auto",
     seed: int = 0,
     engine: str = "auto",
@@ -58,6 +61,7 @@ def sequential(
         plan: what to build.
         sites: of the dense network.
         batches: calibration data.
+        gradients: of the dense network, for a plan in the metric "fisher".
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
         engine: "graph", "hooks", or "auto" for the graph where it can be traced.
@@ -74,13 +78,15 @@ def sequential(
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
-    corrects = plan.metric == "input"  # a layer without a bias gets one, which the plan counts
-    visitor = _Visitor(dense, compressed, rows, corrects, sites, batches.samples, positions, seed, formats)
+    visitor = _Visitor(
+        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats
+    )
     if shared:  # before the first of their calls
         stats = collect(dense, batches, only=shared, positions=positions, seed=seed)
         for name in shared:
             step(name)
-            factorise_site(dense, compressed, sites[name], rows[name], stats[name], corrects, formats=formats)
+            moments = visitor.weighed(name, stats[name])
+            factorise_site(dense, compressed, sites[name], rows[name], moments, plan.metric, formats=formats)
             visitor.changed += [name, *sites[name].aliases]
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
@@ -116,7 +122,8 @@ class _Visitor:
         dense: nn.Module,
         compressed: nn.Module,
         rows: dict[str, PlanRow],
-        corrects: bool,
+        metric: str,
+        gradients: Statistics | None,
         sites: Sites,
         samples: int,
         positions: int | str,
@@ -124,7 +131,7 @@ class _Visitor:
         formats: Mapping[str, Format] | None,
     ) -> None:
         self.dense, self.compressed = dense, compressed
-        self.rows, self.corrects, self.sites = rows, corrects, sites
+        self.rows, self.metric, self.gradients, self.sites = rows, metric, gradients, sites
         self.samples, self.positions, self.seed, self.formats = samples, positions, seed, formats
         self.changed: list[str] = []
         self.start("")
@@ -162,19 +169,23 @@ class _Visitor:
     def finish(self, site: str) -> None:
         row, described = self.rows[site], self.sites[site]
         fitted, held = self.fitted.moments(), self.held.moments() if self.held.count else None
-        with_bias = described.has_bias or self.corrects
+        with_bias = described.chain_bias(self.metric)
         if not with_bias:  # the plan did not count one
             fitted, held = fitted.uncentred(), held and held.uncentred()
         weight = site_weight(self.dense, described)
         weight_GTD = weight.reshape(described.groups, -1, described.in_features)
         beta = choose_beta(weight_GTD, fitted, held)
-        moments = fitted if held is None else merge([fitted, held])
-        factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.formats)
+        moments = self.weighed(site, fitted if held is None else merge([fitted, held]))
+        factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric, self.formats)
         format = get_format(row.format, self.formats)
         chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
         format.fill(chain, factors, bias if with_bias else None)
         replace(self.compressed, [site], chain)
         self.changed.append(site)
+
+    def weighed(self, site: str, moments: Moments) -> Moments:
+        """The moments of a site's inputs with the gradients that the dense network has at its output."""
+        return moments if self.gradients is None else replaced(moments, gradients=self.gradients[site].gradients)
 
     def differs(self, module: str) -> bool:
         return any(name == module or name.startswith(module + ".") for name in self.changed)

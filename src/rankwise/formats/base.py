@@ -48,7 +48,8 @@ class Factors:
         ranks: per-group ranks.
         tensors: the factors, each with the groups first.
         weight: the dense weight they stand for, O x I/G [x kernel], float64.
-        error: relative squared error `||(W - V) Sigma^(1/2)||^2 / ||W Sigma^(1/2)||^2` over all groups.
+        error: relative squared error `||(W - V) Sigma^(1/2)||^2 / ||W Sigma^(1/2)||^2` over all groups; of a tied
+            embedding the mean of those of its two uses.
     """
 
     format: str
@@ -128,6 +129,8 @@ class Format(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     use: ClassVar[str]
+    # Whether a curve comes from quick fits at some ranks, so that a fit is better than it says.
+    estimates: ClassVar[bool] = False
 
     def refuses(self, site: Site) -> str | None:
         """Why this format makes no sense for the site; None where it does."""
@@ -154,7 +157,7 @@ class Format(ABC):
         Args:
             site: the layer.
             weight: its weight, O x I/G [x kernel].
-            metrics: of each group.
+            metrics: of each group; of a tied embedding that of its head's inputs and that of its rows.
             step: ranks are multiples of it, as far as that makes sense.
             rivals: the least error of other formats at no greater cost; what is clearly beaten may be left out.
         """
@@ -178,6 +181,13 @@ class Format(ABC):
     @abstractmethod
     def chain_weight(self, chain: LowRank) -> Tensor:
         """The dense weight of a chain, O x I/G [x kernel], from its layers' parameters (differentiable)."""
+
+    def output_factor(self, site: Site) -> tuple[str, int] | None:
+        """Name and dimension of the one factor that holds all outputs of a group; None where there is no such factor.
+
+        A weight of the form stays one of the form if its outputs are mixed there.
+        """
+        return None
 
     def chain_bias(self, chain: LowRank) -> Tensor | None:
         """The bias of a chain (differentiable): that of its last layer."""

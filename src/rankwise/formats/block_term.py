@@ -14,8 +14,10 @@ from ..linalg import splitting, tucker2
 from ..linalg.metric import Identity
 from ..sites import Site
 from .base import Ranks
-from .multilinear import Multilinear, Shape, proportional, split_number
+from .ladders import proportional, split_number
+from .multilinear import Multilinear
 from .network import Network
+from .shape import Shape
 
 # Numbers of blocks on a ladder.
 BLOCKS = (2, 4, 8)

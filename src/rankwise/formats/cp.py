@@ -13,8 +13,10 @@ from torch import Tensor
 from ..linalg import splitting
 from ..sites import Site
 from .base import Ranks
-from .multilinear import Multilinear, Shape, single
+from .ladders import single
+from .multilinear import Multilinear
 from .network import Network
+from .shape import Shape
 
 
 class CP3(Multilinear):

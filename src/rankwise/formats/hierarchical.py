@@ -13,8 +13,10 @@ from torch import Tensor
 from ..linalg import splitting
 from ..sites import Site
 from .base import Ranks
-from .multilinear import Multilinear, Shape, proportional, split_number
+from .ladders import proportional, split_number
+from .multilinear import Multilinear
 from .network import Network
+from .shape import Shape
 
 # Kernels that all channels of a convolution share, on a ladder, as a share of its taps.
 SHARED = (0.34, 0.67)

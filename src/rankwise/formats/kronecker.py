@@ -14,8 +14,10 @@ from torch import Tensor
 from ..linalg import splitting
 from ..sites import Site
 from .base import Ranks
-from .multilinear import Multilinear, Shape, divisors, single
+from .ladders import divisors, single
+from .multilinear import Multilinear
 from .network import Network
+from .shape import Shape
 
 
 class Kronecker(Multilinear):

@@ -66,6 +66,27 @@ class Bias(nn.Module):
         return f"{len(self.bias)}"
 
 
+class TransposedLinear(nn.Module):
+    """A linear layer without bias that stores its weight inputs first, `y = x W`.
+
+    That is how `nn.Linear` stores the weight of the opposite direction, so that the two can share one Parameter.
+
+    Example:
+        >>> TransposedLinear(3, 2).weight.shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_features, out_features, **options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
+
+
 class GroupedLinear(nn.Module):
     """A linear layer whose groups of features meet only each other, as in a grouped convolution."""
 

@@ -10,12 +10,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..kinds import is_convolution, site_kind
 from ..linalg import multilinear, tucker2
 from ..linalg.metric import Identity, Metric
 from ..sites import Site
@@ -31,17 +30,17 @@ from .base import (
     relative,
     same_tensor_options,
     set_bias,
-    steps,
     ungrouped,
 )
 from .network import Network
-from .weights import read
+from .shape import Shape
 
 # A curve is fitted at this many ranks of each family; the others lie between.
 FITTED = 5
 # A family whose error is this much above that of other formats at no greater cost, in its middle, is dropped.
 BEATEN = 1.25
-
+# A fit holds matrices of as many rows as the bonds of a factor have states together: 2 GB, and what a curve looks at.
+MOST_STATES, CURVE_STATES = 16384, 2048
 # In the weight metric a core is fitted first if it has at most this share of the weights.
 CORE = 0.5
 
@@ -58,39 +57,6 @@ THOROUGH = Effort(60, 1e-4), Effort(8, 1e-4)
 QUICK = Effort(8, 1e-2), Effort(1, 1e-2)
 
 
-class Shape(NamedTuple):
-    """Of a weight: groups, outputs and channels per group, and the kernel, () for a linear layer."""
-
-    groups: int
-    outputs: int
-    channels: int
-    kernel: tuple[int, ...]
-
-    @classmethod
-    def of_site(cls, site: Site) -> Shape:
-        return cls(site.groups, site.out_features // site.groups, site.weight_shape[1], site.kernel_size)
-
-    @classmethod
-    def of_layer(cls, layer: Any) -> Shape:
-        """Of a dense layer, or of the chain that replaced it."""
-        if is_convolution(layer.kind if isinstance(layer, LowRank) else site_kind(layer)):
-            groups = layer.groups
-            return cls(groups, layer.out_channels // groups, layer.in_channels // groups, tuple(layer.kernel_size))
-        if isinstance(layer, (nn.Linear, LowRank)):
-            return cls(1, layer.out_features, layer.in_features, ())
-        outputs, inputs = read(layer).shape
-        return cls(1, outputs, inputs, ())
-
-    @property
-    def taps(self) -> int:
-        return math.prod(self.kernel)
-
-    @property
-    def directions(self) -> str:
-        """Letters of the kernel's directions: z planes, h rows, w columns, as many of the last as there are."""
-        return "zhw"[3 - len(self.kernel) :]
-
-
 class Multilinear(Format):
     """`W = sum over the bonds of the product of the factors`, minimising `||(W - V) Sigma^(1/2)||_F`.
 
@@ -98,8 +64,10 @@ class Multilinear(Format):
     where the fit starts.
     """
 
+    estimates: ClassVar[bool] = True
+
     def refuses(self, site: Site) -> str | None:
-        if site.is_embedding and not site.dense_because:
+        if site.is_looked_up and not site.dense_because:
             return f"{self.name} has no layer that looks rows up; use svd"
         return super().refuses(site)
 
@@ -146,7 +114,7 @@ class Multilinear(Format):
         found: dict[Ranks, float] = {}
         looked_at: list[list[Ranks]] = []
         for ladder in self.ladders(Shape.of_site(site), step):
-            useful = [ranks for ranks in ladder if self.saves(site, ranks)]
+            useful = [ranks for ranks in ladder if self.saves(site, ranks) and self.states(site, ranks) <= CURVE_STATES]
             if not useful:
                 continue
             middle = len(useful) // 2
@@ -171,6 +139,22 @@ class Multilinear(Format):
         cost = self.cost(site, ranks, site.has_bias)
         return cost.macs < site.macs and cost.params < site.params
 
+    def states(self, site: Site, ranks: Ranks) -> int:
+        """The most states that the bonds of one factor have together."""
+        network = self.network(Shape.of_site(site), ranks)
+        modes = set(network.outputs + network.channels + network.spatial)
+        return max(network.count("".join(x for x in letters if x not in modes)) for letters in network.factors)
+
+    def check(self, site: Site, ranks: Ranks) -> Ranks:
+        """See `Format.check`; also refuses what would not fit into memory."""
+        ranks = super().check(site, ranks)
+        if (states := self.states(site, ranks)) > MOST_STATES:
+            raise ValueError(
+                f"site {site.name!r}: {self.name} of ranks {ranks} has {states:,} bond states in a factor; a fit needs "
+                f"the square of that, so {MOST_STATES:,} is the most; choose smaller ranks"
+            )
+        return ranks
+
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
         """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
         return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH, enough)
@@ -193,9 +177,8 @@ class Multilinear(Format):
             error += fit.error
             total += energy
         factors = [torch.stack(parts) for parts in zip(*per_group, strict=True)]
-        names = [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
         dense = ungrouped(site, network.kernel(factors))
-        tensors = dict(zip(names, factors, strict=True))
+        tensors = dict(zip(_names(network), factors, strict=True))
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
     def _fit_group(
@@ -232,6 +215,15 @@ class Multilinear(Format):
         ]
         return min(fits, key=lambda fit: fit.error)
 
+    def output_factor(self, site: Site) -> tuple[str, int] | None:
+        shape = Shape.of_site(site)
+        network = self.network(shape, self.largest(shape))
+        if len(network.outputs) > 1:
+            return None
+        named = zip(_names(network), network.factors, strict=True)
+        ((name, letters),) = ((name, letters) for name, letters in named if network.outputs in letters)
+        return name, 1 + letters.index(network.outputs)
+
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         network = self.network(Shape.of_layer(layer), ranks)
         layers = network.layers(layer, bias, same_tensor_options(layer))
@@ -247,6 +239,11 @@ class Multilinear(Format):
         network = self.network(shape, chain.ranks)
         weight = network.kernel(network.read(chain))
         return weight.reshape(-1, shape.channels, *shape.kernel)
+
+
+def _names(network: Network) -> list[str]:
+    """Of the factors with the groups first."""
+    return [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
 
 
 def _outer(network: Network) -> tuple[int, int] | None:
@@ -272,35 +269,3 @@ def _between(places: Sequence[int], values: Sequence[float], count: int) -> list
         low, high = math.log(max(values[after - 1], floor)), math.log(max(values[after], floor))
         result.append(math.exp(low + share * (high - low)))
     return result
-
-
-def single(limit: int, step: int) -> list[Ranks]:
-    """Of a form with one rank: at most 32 of its values."""
-    return [(rank,) for rank in steps(limit, step, 32)]
-
-
-def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
-    """Ranks that grow together up to their limits, multiples of `step` except where a limit is none."""
-    found: dict[Ranks, None] = {}
-    for share in torch.logspace(-2, 0, count, dtype=torch.float64).tolist():
-        rounded = [max(1, round(share * limit / step)) * step for limit in limits]
-        found[tuple(min(rank, limit) for rank, limit in zip(rounded, limits, strict=True))] = None
-    return list(found)
-
-
-def divisors(number: int) -> list[int]:
-    """All of them, ascending."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def split_number(number: int, parts: int) -> tuple[int, ...]:
-    """Factors as equal as they can be, the largest first; ones where there are not enough.
-
-    Example:
-        >>> split_number(96, 3), split_number(7, 2)
-        ((6, 4, 4), (7, 1))
-    """
-    if parts == 1:
-        return (number,)
-    smallest = max(d for d in divisors(number) if d**parts <= number)
-    return (*split_number(number // smallest, parts - 1), smallest)

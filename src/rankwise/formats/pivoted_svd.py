@@ -36,7 +36,7 @@ class PivotedSVD(SVD):
     use = "fewest parameters at high ranks; the outputs are gathered once more, so svd may run faster at equal MACs"
 
     def unfit(self, site: Site) -> str | None:
-        return f"{self.name} needs a layer that multiplies, no table; use svd" if site.is_embedding else None
+        return f"{self.name} needs a layer that multiplies, no table; use svd" if site.is_looked_up else None
 
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks

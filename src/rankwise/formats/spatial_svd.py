@@ -89,6 +89,9 @@ class SpatialSVD(Format):
         weight = ungrouped(site, torch.stack(dense))
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=weight, error=relative(error, total))
 
+    def output_factor(self, site: Site) -> tuple[str, int]:
+        return "U_GTRW", 1
+
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
         dense: Any = layer

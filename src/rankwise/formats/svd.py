@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..kinds import spatial_dims
 from ..linalg.metric import Metric
 from ..linalg.reduced_rank import balance, energies, truncate
+from ..linalg.two_uses import TwoUses
 from ..sites import Site
 from .base import (
     Cost,
@@ -31,6 +32,7 @@ from .base import (
     ungrouped,
 )
 from .convolution import convolution
+from .modules import TransposedLinear
 from .weights import read, write
 
 
@@ -39,7 +41,8 @@ class SVD(Format):
 
     A convolution becomes a k x k convolution to R channels, which carries stride, padding and dilation, and a 1 x 1
     convolution. A grouped convolution has one rank for all groups. The first layer of a transposed convolution is one.
-    An embedding becomes one of R numbers per row and a linear layer.
+    An embedding becomes one of R numbers per row and a linear layer. Where a linear head shares the weight of an
+    embedding, both share the factors, which are fitted to both uses (`linalg/two_uses.py`).
 
     Source: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736; Zhang,
     Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798.
@@ -58,12 +61,17 @@ class SVD(Format):
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks
         first, last = rank * site.groups * site.in_features, rank * site.out_features
-        macs = (0 if site.is_embedding else site.rows * first) + site.out_positions * last
+        macs = (0 if site.is_embedding else site.rows * first) + site.out_positions * last + site.lookups * first
         return Cost(first + last + site.out_features * bias, macs)
 
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
     ) -> list[tuple[Ranks, float]]:
+        ranks = steps(self.limits(site)[0], step)
+        if site.is_tied:
+            problem = TwoUses(weight, *metrics)
+            errors = problem.start_errors()
+            return [((rank,), relative(float(errors[rank - 1]), problem.total)) for rank in ranks]
         W_GTD = grouped(site, weight).flatten(2)
         tails: Tensor | float = 0.0
         for W_TD, metric in zip(W_GTD, metrics, strict=True):
@@ -71,22 +79,30 @@ class SVD(Format):
         assert isinstance(tails, Tensor)
         total = float(tails[0])
         tails = torch.cat([tails[1:], tails.new_zeros(1)])  # tails[r - 1]: error at rank r
-        return [((rank,), relative(float(tails[rank - 1]), total)) for rank in steps(self.limits(site)[0], step)]
+        return [((rank,), relative(float(tails[rank - 1]), total)) for rank in ranks]
 
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
         (rank,) = ranks = self.check(site, ranks)
         W_GTCQ = grouped(site, weight)
-        U, V, error, total = [], [], 0.0, 0.0
-        for W_TD, metric in zip(W_GTCQ.flatten(2), metrics, strict=True):
-            U_TR, V_RD, missed = truncate(W_TD, metric, rank)
-            U_TR, V_RD = balance(U_TR, V_RD)
-            U.append(U_TR)
-            V.append(V_RD)
-            error += missed
-            total += metric.energy(W_TD)
+        pairs: list[tuple[Tensor, Tensor]] = []
+        error = total = 0.0
+        if site.is_tied:
+            problem = TwoUses(weight, *metrics)
+            U_TR, V_RD, error = problem.fit(rank)
+            pairs, total = [balance(U_TR, V_RD)], problem.total
+        else:
+            for W_TD, metric in zip(W_GTCQ.flatten(2), metrics, strict=True):
+                U_TR, V_RD, missed = truncate(W_TD, metric, rank)
+                pairs.append(balance(U_TR, V_RD))
+                error += missed
+                total += metric.energy(W_TD)
+        U, V = zip(*pairs, strict=True)
         tensors = {"U_GTR": torch.stack(U), "V_GRD": torch.stack(V)}
         dense = ungrouped(site, tensors["U_GTR"] @ tensors["V_GRD"])
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
+
+    def output_factor(self, site: Site) -> tuple[str, int] | None:
+        return None if site.is_tied else ("U_GTR", 1)  # the rows of a tied embedding are looked up, too
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
@@ -103,6 +119,22 @@ class SVD(Format):
             outputs, inputs = read(layer).shape
             first, last = nn.Linear(inputs, rank, False, **options), nn.Linear(rank, outputs, bias, **options)
         return match_layout(LowRank(self.name, ranks, [first, last], layer), layer)
+
+    def build_head(self, layer: nn.Module, table: LowRank, bias: bool) -> LowRank:
+        """The chain for a linear layer that shares the weight of an embedding: it shares the factors of its chain.
+
+        Args:
+            layer: the dense head.
+            table: the chain of the embedding.
+            bias: whether the head's chain has one.
+        """
+        options = same_tensor_options(layer)
+        lookup, linear = _pair(table)
+        (rank,) = table.ranks
+        first = TransposedLinear(linear.out_features, rank, **options)
+        last = nn.Linear(rank, lookup.num_embeddings, bias, **options)
+        first.weight, last.weight = linear.weight, lookup.weight
+        return match_layout(LowRank(self.name, table.ranks, [first, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)

@@ -21,8 +21,10 @@ from torch import Tensor
 from ..linalg import splitting
 from ..sites import Site
 from .base import Ranks
-from .multilinear import Multilinear, Shape, proportional, split_number
+from .ladders import proportional, split_number
+from .multilinear import Multilinear
 from .network import Network
+from .shape import Shape
 
 # Slices that the outer factors of a semi-tensor form serve alike.
 SLICES = 2

@@ -13,8 +13,10 @@ from torch import Tensor
 from ..linalg import splitting
 from ..sites import Site
 from .base import Ranks
-from .multilinear import Multilinear, Shape, proportional
+from .ladders import proportional
+from .multilinear import Multilinear
 from .network import Network
+from .shape import Shape
 
 # Rows and columns kept on a ladder, of kernels that have as many.
 KEPT = ((1, 1), (2, 2), (1, 2), (2, 1))

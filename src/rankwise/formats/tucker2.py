@@ -97,6 +97,9 @@ class Tucker2(Format):
         error = relative(sum(fit.error for fit in fits), total)
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=error)
 
+    def output_factor(self, site: Site) -> tuple[str, int]:
+        return "A_GTR", 1
+
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         R, S = ranks
         dense: Any = layer

@@ -8,18 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds import output_first, site_kind
+from ..linalg.metric import Identity, Metric
 from ..sites import Site
+from .modules import TransposedLinear
 
 
 def read(layer: Any) -> Tensor:
     """The layer's weight, O x I/groups [x kernel]; gradients flow through it."""
-    return output_first(site_kind(layer), layer.weight, getattr(layer, "groups", 1))
+    return _swapped(layer, layer.weight)
 
 
 def write(layer: Any, weight: Tensor) -> None:
     """Copy a weight into the layer: its numbers in the order of O x I/groups [x kernel], in any shape."""
     weight = weight.reshape(read(layer).shape)
-    layer.weight.copy_(output_first(site_kind(layer), weight, getattr(layer, "groups", 1)))
+    layer.weight.copy_(_swapped(layer, weight))
+
+
+def _swapped(layer: Any, weight: Tensor) -> Tensor:
+    """From one of the two layouts to the other."""
+    if isinstance(layer, TransposedLinear):
+        return weight.mT
+    return output_first(site_kind(layer), weight, getattr(layer, "groups", 1))
 
 
 def site_weight(model: nn.Module, site: Site) -> Tensor:
@@ -28,13 +37,22 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
     Raises:
         ValueError: naming the site, if the weight is not finite.
     """
-    weight = read(model.get_submodule(site.name)).detach().double()
+    layer: Any = model.get_submodule(site.name)
+    weight = layer.weight if site.is_tied else read(layer)  # both of its layers store it as the head's
+    weight = weight.detach().double()
     if not torch.isfinite(weight).all():
         raise ValueError(f"site {site.name!r}: the weight holds NaN or infinity; repair or ignore the site")
     return weight
 
 
 def site_bias(model: nn.Module, site: Site) -> Tensor | None:
-    """The site's bias, float64, detached."""
-    bias = getattr(model.get_submodule(site.name), "bias", None)
-    return bias.detach().double() if isinstance(bias, Tensor) else None
+    """The site's bias, float64, detached; of a tied embedding that of its head."""
+    layers = [model.get_submodule(name) for name in (site.name, *site.aliases)]
+    biases = [bias for layer in layers if isinstance(bias := getattr(layer, "bias", None), Tensor)]
+    return biases[0].detach().double() if biases else None
+
+
+def weight_metrics(site: Site, device: torch.device | str = "cpu") -> list[Metric]:
+    """The weight metric of each group; of a tied embedding that of its head's inputs and that of its rows."""
+    metrics: list[Metric] = [Identity(site.in_features, device) for _ in range(site.groups)]
+    return [*metrics, Identity(site.out_features, device)] if site.is_tied else metrics

@@ -11,6 +11,7 @@ from .budgeted import Knapsack
 from .drank import DRank
 from .energy import Energy
 from .entropy import EffectiveRank, StableRank
+from .fisher import Fisher
 from .free import FreeRule
 from .minimax import Minimax
 from .noise import Evbmf, GavishDonoho
@@ -19,7 +20,10 @@ from .uniform import Uniform
 
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
-    for rule in (Knapsack, Sensitivity, Minimax, DRank, Uniform, Energy, EffectiveRank, StableRank, Evbmf, GavishDonoho)
+    for rule in (
+        *(Knapsack, Fisher, Sensitivity, Minimax, DRank, Uniform),
+        *(Energy, EffectiveRank, StableRank, Evbmf, GavishDonoho),
+    )
 }
 
 

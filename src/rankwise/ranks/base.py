@@ -32,6 +32,8 @@ class Candidates:
         dense: the site as it is, also where a cap forbids that.
         spectra: singular values that each rank of a format cuts off, by the format's name; computed when first asked
             for, and a ValueError where a format has none.
+        importance: Fisher energy of the site, what the loss would rise by if only the mean of its output were left;
+            computed when first asked for, and a ValueError where the statistics hold no gradients.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Candidates:
     costs: Mapping[str, Sequence[float]]
     dense: Option
     spectra: Callable[[str], Spectra]
+    importance: Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class Rule(ABC):
     summary: ClassVar[str]
     needs_budget: ClassVar[bool] = True
     needs_evaluate: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     @abstractmethod
     def choose(self, problem: Problem) -> list[Pick]:

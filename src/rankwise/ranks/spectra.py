@@ -4,7 +4,7 @@ A rank of `svd` and of `pivoted_svd` cuts off singular values of the weight with
 ranks of `tucker2` those of the unfoldings by outputs and by channels; the rank of `spatial_svd` those of the matrix
 (outputs, columns) x (channels, rows). In the input metric the matrix is multiplied by `Sigma^(1/2)`, or, where a rank
 cuts only some modes of the input, by the roots of the nearest product of one moment for these modes and one for the
-others.
+others. Of a tied embedding, which has svd alone, the matrix is that of the start of its fit.
 
 Letters: G groups, T outputs per group, C channels, Q taps, D = C * Q inputs, K singular values.
 """
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..formats.base import grouped
-from ..linalg.metric import Metric
+from ..linalg.metric import Identity, Metric
 from ..linalg.reduced_rank import energies
 from ..linalg.symmetric import cholesky, eigenvalues
+from ..linalg.two_uses import TwoUses
 from ..sites import Site
 
 
@@ -57,6 +58,9 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
     Raises:
         ValueError: for a format whose ranks do not cut singular values of an unfolding.
     """
+    if site.is_tied:
+        whitened_TD = TwoUses(weight, *metrics).whitened_TD
+        return ((_unfolding(energies(whitened_TD, Identity(site.in_features, weight.device)), whitened_TD),),)
     W_GTCQ = grouped(site, weight)
     pairs = list(zip(W_GTCQ, metrics, strict=True))
     if format in ("svd", "pivoted_svd"):

@@ -9,18 +9,20 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batches import Batches, call, first_sample, pristine
-from ..calling import DataError
+from ..calling import DataError, samples_in
 from ..guards import unwrap
 from ..kinds import spatial_dims
 from ..sites import Site, find
 from .counts import Lookups
-from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator
+from .gradients import FisherProbe, GradientCollector, Loss
+from .moments import BLOCK_ROWS, LARGEST_DENSE, SAMPLED_ROWS, Accumulator, Moments
 from .rows import input_rows, positions_per_sample, sample_positions
 from .store import Statistics
 
@@ -36,6 +38,8 @@ def collect(
     forward_loop: Callable[[nn.Module], object] | None = None,
     example_input: Any = None,
     only: Collection[str] | None = None,
+    gradients: bool = False,
+    loss: Loss | None = None,
     positions: int | str = "auto",
     seed: int = 0,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
@@ -45,15 +49,22 @@ def collect(
     `mu = E[x], Sigma = E[x x^T]` over samples and output positions, per convolution group, of what the layer multiplies
     its weight with: after padding, at its stride and dilation.
 
+    With `gradients` also the second moment of the loss's gradient at the output of every site, `G = E sum_p g_p g_p^T`
+    over its positions p, by one backward pass per batch: for the metric "fisher" and the rule of that name.
+
     Args:
         model: the dense network; left exactly as it was.
         data: any re-iterable of batches (tensor, tuple or mapping), without labels.
         forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example_input`.
         example_input: what MACs are counted for; by default the first sample of the first batch.
         only: names of the sites to collect; all by default.
+        gradients: whether gradients are collected too. Sites with more than 8,192 outputs have none, which is logged.
+        loss: of what the model returns, summed over the samples of a batch; asks for gradients. By default a function
+            of the scores whose gradients have the Fisher information of the network's own answers as second moment,
+            which needs no labels (`FisherProbe`).
         positions: output positions of each sample to use: "auto" (40 rows per input dimension over all samples, at
             most four times the layer's own multiplications, at least 16 per sample), "all", or a number.
-        seed: of the positions.
+        seed: of the positions and of the default loss.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.
 
     Returns:
@@ -61,7 +72,8 @@ def collect(
 
     Raises:
         ValueError: if the data is empty or not finite, the model rejects a batch, or neither or both of `data` and
-            `forward_loop` are given.
+            `forward_loop` are given; for gradients with a `forward_loop`, or of a loss that is no single number or does
+            not depend on a site.
 
     Example:
         >>> import torch
@@ -72,6 +84,8 @@ def collect(
     model = unwrap(model)
     if (data is None) == (forward_loop is None):
         raise ValueError("collect needs either data (batches) or forward_loop (a function of the model), one of them")
+    if forward_loop is not None and (gradients or loss):
+        raise ValueError("gradients need the batches themselves: pass data instead of forward_loop")
     batches = None if data is None else Batches.of(data)
     if example_input is None:
         if batches is None:
@@ -80,7 +94,9 @@ def collect(
     sites = find(model, example_input)
     chosen = [site for site in sites.values() if not site.dense_because and (only is None or site.name in only)]
     samples = None if batches is None else batches.samples
+    takers = _gradient_sites(chosen) if gradients or loss else []
     needed, fitting = memory_needed(chosen, samples, positions)
+    needed += sum(8 * site.groups * (site.out_features // site.groups) ** 2 for site in takers)
     logger.log(
         logging.WARNING if needed + fitting > ANNOUNCED_LOUDLY else logging.INFO,
         "statistics of %d sites take up to %.2f GB of memory, fitting the largest of them %.2f GB more",
@@ -89,6 +105,7 @@ def collect(
         fitting / 1e9,
     )
     collector = _Collector(chosen, samples, positions, seed)
+    backward = GradientCollector(loss or FisherProbe(seed))
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
             layers = {
@@ -96,17 +113,42 @@ def collect(
             }  # tied ones have their own
             for layer in layers:
                 hooks.enter_context(_hook(layer, collector.observer(site)))
+                if site in takers:
+                    hooks.enter_context(_Removed(layer.register_forward_hook(backward.watcher(site))))
+        if takers:
+            model.requires_grad_(False)  # the graph starts at the sites' outputs
         if forward_loop is not None:
             forward_loop(model)
         elif batches is not None:
             for index, batch in enumerate(batches if progress is None else progress(batches, "statistics")):
                 collector.batch = index
-                call(model, batch, index=index)
-        missing = [site.name for site in chosen if not collector.accumulators[site.name].count]
+                with torch.set_grad_enabled(bool(takers)):
+                    output = call(model, batch, index=index)
+                    if takers:
+                        backward.update(output, samples_in(batch), index)
+        missing = [site.name for site in chosen if not collector.reached(site.name)]
         if missing:
             raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
-        moments = {name: accumulator.moments() for name, accumulator in collector.accumulators.items()}
+        taken = backward.gradients()
+        moments = {site.name: replace(collector.moments(site.name), gradients=taken.get(site.name)) for site in chosen}
     return Statistics(moments, sites=sites, samples=samples or 0, seed=seed)
+
+
+def _gradient_sites(sites: Collection[Site]) -> list[Site]:
+    """The sites whose outputs are few enough for a moment; the others are announced, but for tied embeddings.
+
+    Their two uses have different outputs, so that no metric of the outputs serves both.
+    """
+    few = [site for site in sites if not site.is_tied and site.out_features // site.groups <= LARGEST_DENSE]
+    for site in sites:
+        if site not in few and not site.is_tied:
+            logger.warning(
+                "site %r: no gradients are collected, a moment of its %d outputs would be too large (at most %d)",
+                site.name,
+                site.out_features,
+                LARGEST_DENSE,
+            )
+    return few
 
 
 def memory_needed(sites: Collection[Site], samples: int | None, positions: int | str) -> tuple[int, int]:
@@ -117,6 +159,8 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
             held += 8 * site.in_features
             fitting = max(fitting, 8 * 4 * math.prod(site.weight_shape))
             continue
+        if site.is_tied:  # the rest is that of its head
+            held += 8 * site.out_features
         D, T, rows = site.in_features, site.out_features // site.groups, _rows_expected(site, samples, positions)
         kept = min(rows, SAMPLED_ROWS if D > LARGEST_DENSE else D)
         if D > LARGEST_DENSE:  # rows wait to be thinned out, and the kept ones are copied twice beside them
@@ -126,9 +170,11 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
         else:
             # the float64 sum and a product to add, and the rows that wait for it, once more when they are joined
             held += site.groups * D * (16 * D + 8 * max(D, BLOCK_ROWS))
-        # in float64: the metric and what it is made from, the weight, its projection and both outer products
+        # in float64: the metric and what it is made from, the weight, its projection and both outer products; of a
+        # tied embedding, whose rows are many, matrices of the weight's size alone
         metric = kept * D if D > LARGEST_DENSE or rows <= D else D * D
-        fitting = max(fitting, 8 * (2 * site.groups * metric + 4 * site.groups * T * D + 4 * T * T))
+        work = 8 * T * D if site.is_tied else 4 * site.groups * T * D + 4 * T * T
+        fitting = max(fitting, 8 * (2 * site.groups * metric + work))
     return held, fitting
 
 
@@ -145,9 +191,13 @@ class _Collector:
     """Feeds what a site's hook sees to the site's accumulator."""
 
     def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
-        self.accumulators: dict[str, Accumulator | Lookups] = {
-            site.name: Lookups(site.in_features) if site.is_embedding else Accumulator(taps=site.taps, seed=seed)
+        self.accumulators = {
+            site.name: Accumulator(taps=site.taps, seed=seed) for site in sites if not site.is_embedding
+        }
+        self.lookups = {
+            site.name: Lookups(site.in_features if site.is_embedding else site.out_features)
             for site in sites
+            if site.is_looked_up
         }
         self.wanted = {site.name: positions_per_sample(site, samples, positions) for site in sites}
         self.seed = seed
@@ -156,18 +206,33 @@ class _Collector:
 
     def observer(self, site: Site) -> Callable[[nn.Module, Tensor, Tensor], None]:
         def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
-            number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
-            accumulator = self.accumulators[site.name]
-            if isinstance(accumulator, Lookups):  # counting all of them is cheap
-                accumulator.update(x)
+            if isinstance(layer, nn.Embedding):  # counting all of them is cheap
+                self.lookups[site.name].update(x)
                 return
+            number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
             drawn = draw(layer, x, y, self.wanted[site.name], f"{site.name}:{self.batch}:{number}", self.seed)
             try:
-                accumulator.update(input_rows(layer, x, drawn))
+                self.accumulators[site.name].update(input_rows(layer, x, drawn))
             except ValueError as error:
                 raise DataError(f"site {site.name!r}, batch {self.batch}: {error}") from error
 
         return observe
+
+    def reached(self, name: str) -> bool:
+        """Whether every use of a site was seen."""
+        uses = [kind[name] for kind in (self.accumulators, self.lookups) if name in kind]
+        return all(use.count for use in uses)
+
+    def moments(self, name: str) -> Moments:
+        """The moments of a site."""
+        if name not in self.accumulators:
+            return self.lookups[name].moments()
+        moments = self.accumulators[name].moments()
+        if name not in self.lookups:
+            return moments
+        seen_V = self.lookups[name].seen_V
+        assert seen_V is not None
+        return replace(moments, lookups_V=seen_V.double())
 
 
 def draw(layer: nn.Module, x: Tensor, y: Tensor, wanted: int | None, key: str, seed: int) -> Tensor | None:

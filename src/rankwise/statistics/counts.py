@@ -17,6 +17,10 @@ class Lookups:
     Args:
         rows: V.
 
+    Attributes:
+        count: indices so far.
+        seen_V: how often each was among them, None where there were none.
+
     Example:
         >>> lookups = Lookups(4)
         >>> lookups.update(torch.tensor([[1, 3], [1, 1]]))

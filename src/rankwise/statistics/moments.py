@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..linalg.diagonal import Diagonal
 from ..linalg.metric import Dense, Identity, Metric, Sampled
+from ..linalg.two_sided import TwoSided
 from .rows import unfold_order
+
+if TYPE_CHECKING:
+    from .gradients import Gradients
 
 # Above this many inputs per group a D x D moment is not kept (536 MB in float64), but a sample of rows is.
 LARGEST_DENSE = 8192
@@ -25,6 +30,10 @@ SMALLEST_BLOCK = 128
 # Least damping, relative to the mean variance: keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
 LARGEST_SHARE = 0.99
+NO_GRADIENTS = (
+    "the statistics hold no gradients at its output; collect them with gradients=True (rankwise collect --gradients), "
+    "or choose another metric and rule"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,8 @@ class Moments:
         second_GDD: `E[x x^T]`, uncentred.
         rows_GND: all rows, or a seeded sample of them.
         target_mean_GT, cross_GTD: mean and `E[y x^T]` of targets, where there were any.
+        lookups_V: of a tied embedding how often each of its rows was looked up; all else is of its head.
+        gradients: moment of the loss's gradient at the output, where it was asked for.
     """
 
     count: int
@@ -48,6 +59,8 @@ class Moments:
     rows_GND: Tensor | None = None
     target_mean_GT: Tensor | None = None
     cross_GTD: Tensor | None = None
+    lookups_V: Tensor | None = None
+    gradients: Gradients | None = None
 
     @property
     def dim(self) -> int:
@@ -70,8 +83,27 @@ class Moments:
         """The same as a second moment, which is no sample any more."""
         return self if self.rows_GND is None else replace(self, second_GDD=_second(self), rows_GND=None)
 
-    def metrics(self, shrink: float = 0.0, *, damping: float | None = None) -> list[Metric]:
+    def two_sided(self, metric: str, shrink: float = 0.0) -> TwoSided:
+        """The metric of fits: "input", "diagonal" (no covariances between inputs) or "fisher" (outputs weighed too).
+
+        Args:
+            metric: its name; "weight" counts as "input", for a sequential fit sees inputs in any metric.
+            shrink: share of the weight metric, on both sides.
+
+        Raises:
+            ValueError: if `shrink` is not between 0 and 1, or "fisher" finds no gradients.
+        """
+        if metric != "fisher":
+            return TwoSided(inputs=self.metrics(shrink, diagonal=metric == "diagonal"))
+        if self.gradients is None:
+            raise ValueError(NO_GRADIENTS)
+        inputs = self.metrics(shrink)
+        return TwoSided(inputs=inputs) if shrink == 1 else self.gradients.metric(inputs, shrink)
+
+    def metrics(self, shrink: float = 0.0, *, damping: float | None = None, diagonal: bool = False) -> list[Metric]:
         """The metric of each group: the covariance of the input, shrunk; the bias takes care of the mean.
+
+        Of a tied embedding that of its rows comes last, their frequencies.
 
         `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
         itself shrunk by what their number asks for; `s` is for what no number of rows tells: that the network will see
@@ -82,15 +114,20 @@ class Moments:
             shrink: `s`, from 0 (the statistics) to 1 (the weight metric).
             damping: instead of what the number of rows asks for (`shrinkage`), relative to the mean variance of an
                 input; 0 for the rows as they are.
+            diagonal: leave out what two inputs have in common. A variance needs few rows, so that none are asked for.
 
         Raises:
             ValueError: if `shrink` is not between 0 and 1.
         """
         if check_shrink(shrink) == 1:
-            return identity_metrics(len(self.mean_GD), self.dim, self.mean_GD.device)
+            identities = identity_metrics(len(self.mean_GD), self.dim, self.mean_GD.device)
+            return identities + self._lookup_metrics(shrink, damping)
         result: list[Metric] = []
         for group, mean_D in enumerate(self.mean_GD):
-            if self.one_hot:
+            if diagonal and not self.one_hot:
+                added = DAMPING if damping is None else damping
+                result.append(Diagonal(self._variance(group), (added + shrink) / (1 - shrink)))
+            elif self.one_hot:
                 added = self._damping(damping, float(mean_D.sum()), float(mean_D.square().sum()))
                 result.append(Diagonal(mean_D, (added + shrink) / (1 - shrink)))
             elif self.second_GDD is not None:
@@ -104,7 +141,19 @@ class Moments:
                 trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
                 added = self._damping(damping, trace, squares)
                 result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * trace / self.dim))
-        return result
+        return result + self._lookup_metrics(shrink, damping)
+
+    def _lookup_metrics(self, shrink: float, damping: float | None) -> list[Metric]:
+        if self.lookups_V is None:
+            return []
+        count = self.lookups_V.sum()
+        return Moments(count=int(count), mean_GD=self.lookups_V[None] / count).metrics(shrink, damping=damping)
+
+    def _variance(self, group: int) -> Tensor:
+        if self.second_GDD is not None:
+            return (self.second_GDD[group].diagonal() - self.mean_GD[group].square()).clamp_min(0)
+        assert self.rows_GND is not None
+        return (self.rows_GND[group].double() - self.mean_GD[group]).square().mean(0)
 
     def _damping(self, wanted: float | None, trace: float, squares: float) -> float:
         if wanted is not None:
@@ -326,20 +375,23 @@ def merge(parts: Sequence[Moments]) -> Moments:
             result.add_(value, alpha=part.count / count)
         return result
 
-    targets = {}
+    further: dict[str, Any] = {}
     if all(part.cross_GTD is not None for part in parts):
-        targets = {
+        further = {
             "target_mean_GT": mean([part.target_mean_GT for part in parts if part.target_mean_GT is not None]),
             "cross_GTD": mean([part.cross_GTD for part in parts if part.cross_GTD is not None]),
         }
+    looked_up = [part.lookups_V for part in parts if part.lookups_V is not None]
+    if looked_up:
+        further["lookups_V"] = torch.stack(looked_up).sum(0)
     mean_GD = mean([part.mean_GD for part in parts])
     if all(part.one_hot for part in parts):
         return Moments(count=count, mean_GD=mean_GD)
     if all(part.second_GDD is None for part in parts):
         rows_GND = _joined(parts, count)
         if parts[0].dim > LARGEST_DENSE or rows_GND.shape[1] <= parts[0].dim:
-            return Moments(count=count, mean_GD=mean_GD, rows_GND=rows_GND, **targets)
-    return Moments(count=count, mean_GD=mean_GD, second_GDD=mean([_second(part) for part in parts]), **targets)
+            return Moments(count=count, mean_GD=mean_GD, rows_GND=rows_GND, **further)
+    return Moments(count=count, mean_GD=mean_GD, second_GDD=mean([_second(part) for part in parts]), **further)
 
 
 def _joined(parts: Sequence[Moments], count: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,14 +13,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import replacing
+from ..linalg.two_sided import TwoSided
 from ..sites import Sites
-from .moments import LARGEST_DENSE, Moments, merge
+from .gradients import Gradients
+from .moments import LARGEST_DENSE, NO_GRADIENTS, Moments, merge
 
 logger = logging.getLogger("rankwise")
 
 _KIND = "rankwise statistics"
 _VERSION = 1
-_TENSORS = tuple(item.name for item in fields(Moments) if item.name != "count")
+_TENSORS = tuple(item.name for item in fields(Moments) if item.name not in ("count", "gradients"))
+# Files with gradients have these beside the rest; a reader that does not know them reads the rest.
+_GRADIENTS, _GRADIENT_SAMPLES = "gradients", "gradient_samples"
 
 
 class Statistics(Mapping[str, Moments]):
@@ -52,7 +56,7 @@ class Statistics(Mapping[str, Moments]):
         return f"Statistics({len(self)} sites, {self.samples} samples)"
 
     def merge(self, other: Statistics) -> Statistics:
-        """Statistics of both sets of samples together.
+        """Statistics of both sets of samples together; gradients of those samples that have them.
 
         Raises:
             ValueError: if they belong to networks of different structure, or to different sites.
@@ -61,8 +65,35 @@ class Statistics(Mapping[str, Moments]):
             raise ValueError("statistics of networks of different structure cannot be merged")
         if set(other) != set(self):
             raise ValueError(f"the statistics cover different sites: {sorted(set(self) ^ set(other))[:5]}")
-        moments = {name: merge([self[name], other[name]]) for name in self}
+        moments = {}
+        for name, found in self.items():
+            ours, theirs = found.gradients, other[name].gradients
+            gradients = ours.merge(theirs) if ours is not None and theirs is not None else ours or theirs
+            moments[name] = replace(merge([found, other[name]]), gradients=gradients)
         return Statistics(moments, sites=self.sites, samples=self.samples + other.samples, seed=self.seed)
+
+    def metric(self, site: str, metric: str, shrink: float = 0.0) -> TwoSided:
+        """The metric of a site's fits, see `Moments.two_sided`.
+
+        Raises:
+            ValueError: naming the site, if the statistics hold nothing for it, or no gradients for "fisher".
+        """
+        moments = self.require(site, gradients=metric == "fisher")
+        return (moments if self.sites[site].chain_bias(metric) else moments.uncentred()).two_sided(metric, shrink)
+
+    def require(self, site: str, gradients: bool = False) -> Moments:
+        """The moments of a site, with gradients where they are asked for.
+
+        Raises:
+            ValueError: naming the site, if they are not there.
+        """
+        if site not in self:
+            raise ValueError(
+                f"the statistics hold nothing for site {site!r}; collect them again for this network, or ignore it"
+            )
+        if gradients and self[site].gradients is None:
+            raise ValueError(f"site {site!r}: {NO_GRADIENTS}")
+        return self[site]
 
     @property
     def with_rows(self) -> tuple[str, ...]:
@@ -115,13 +146,16 @@ class Statistics(Mapping[str, Moments]):
                 len(self),
                 rows[0],
             )
-        tensors, counts = {}, {}
+        tensors, counts, gradient_samples = {}, {}, {}
         for name, moments in self.items():
             counts[name] = moments.count
             for kind in _TENSORS:
                 value = getattr(moments, kind)
                 if value is not None:
                     tensors[f"{kind}:{name}"] = value.contiguous()
+            if moments.gradients is not None:
+                tensors[f"{_GRADIENTS}:{name}"] = moments.gradients.second_GTT.contiguous()
+                gradient_samples[name] = moments.gradients.samples
         about = {
             "kind": _KIND,
             "version": str(_VERSION),
@@ -129,6 +163,7 @@ class Statistics(Mapping[str, Moments]):
             "sites": json.dumps(self.sites.to_dict()),
             "samples": str(self.samples),
             "seed": str(self.seed),
+            _GRADIENT_SAMPLES: json.dumps(gradient_samples),
         }
         with replacing(path) as new:
             try:
@@ -155,12 +190,16 @@ class Statistics(Mapping[str, Moments]):
                 for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                     tensors[key] = file.get_tensor(key)
             counts, sites = json.loads(about["counts"]), Sites.from_dict(json.loads(about["sites"]))
-            moments = {name: _moments(name, count, tensors) for name, count in counts.items()}
+            samples = json.loads(about.get(_GRADIENT_SAMPLES, "{}"))
+            moments = {name: _moments(name, count, tensors, samples.get(name)) for name, count in counts.items()}
             return cls(moments, sites=sites, samples=json.loads(about["samples"]), seed=json.loads(about["seed"]))
         except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"cannot read statistics from {path}: {error}; collect them again") from error
 
 
-def _moments(name: str, count: int, tensors: Mapping[str, Tensor]) -> Moments:
+def _moments(name: str, count: int, tensors: Mapping[str, Tensor], gradient_samples: int | None) -> Moments:
     found = {kind: tensors[f"{kind}:{name}"] for kind in _TENSORS if f"{kind}:{name}" in tensors}
-    return Moments(count=count, **found)
+    gradients = None
+    if gradient_samples is not None:
+        gradients = Gradients(samples=gradient_samples, second_GTT=tensors[f"{_GRADIENTS}:{name}"])
+    return Moments(count=count, gradients=gradients, **found)

@@ -1,0 +1,59 @@
+"""Fits and curves in a metric with two sides, for every format: the weight is transformed before, one factor after.
+
+Letters: see `linalg.two_sided`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..linalg.two_sided import TwoSided
+from ..sites import Site
+from .base import Factors, Format, Ranks, Rivals
+
+
+def refuses(format: Format, site: Site, metric: str) -> str | None:
+    """Why a format makes no sense for the site in a metric; None where it does."""
+    if reason := format.refuses(site):
+        return reason
+    if metric == "fisher" and format.output_factor(site) is None:
+        return (
+            f"{format.name} has no factor that alone holds the outputs of this layer, which the fisher metric weighs "
+            f"together; use svd, or another metric"
+        )
+    return None
+
+
+def curve(
+    format: Format, site: Site, weight: Tensor, metric: TwoSided, step: int, rivals: Rivals | None = None
+) -> list[tuple[Ranks, float]]:
+    """`Format.curve` in a metric with two sides."""
+    return format.curve(site, metric.forth(weight), metric.inputs, step, rivals)
+
+
+def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ranks) -> Factors:
+    """`Format.fit` in a metric with two sides: `min ||R (W - V) Sigma^(1/2)||_F`, `R^T R = G`.
+
+    Args:
+        format: how the weight is factorised; it must not refuse the metric.
+        site: the layer.
+        weight: its weight, O x I/G [x kernel].
+        metric: of both sides.
+        ranks: of the format.
+
+    Returns:
+        Factors of the weight itself; their error is the relative one in the metric.
+
+    Raises:
+        ValueError: if the ranks are not between 1 and `limits(site)`.
+    """
+    factors = format.fit(site, metric.forth(weight), metric.inputs, ranks)
+    if metric.root_GTT is None:
+        return factors
+    place = format.output_factor(site)
+    assert place is not None
+    name, axis = place
+    tensor = metric.back(factors.tensors[name].movedim(axis, 1)).movedim(1, axis)
+    return replace(factors, tensors={**factors.tensors, name: tensor}, weight=metric.back(factors.weight))

@@ -1,0 +1,39 @@
+"""Ranks to go along from small to large, and numbers split into factors."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Ranks, steps
+
+
+def single(limit: int, step: int) -> list[Ranks]:
+    """Of a form with one rank: at most 32 of its values."""
+    return [(rank,) for rank in steps(limit, step, 32)]
+
+
+def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
+    """Ranks that grow together up to their limits, multiples of `step` except where a limit is none."""
+    found: dict[Ranks, None] = {}
+    for share in torch.logspace(-2, 0, count, dtype=torch.float64).tolist():
+        rounded = [max(1, round(share * limit / step)) * step for limit in limits]
+        found[tuple(min(rank, limit) for rank, limit in zip(rounded, limits, strict=True))] = None
+    return list(found)
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def split_number(number: int, parts: int) -> tuple[int, ...]:
+    """Factors as equal as they can be, the largest first; ones where there are not enough.
+
+    Example:
+        >>> split_number(96, 3), split_number(7, 2)
+        ((6, 4, 4), (7, 1))
+    """
+    if parts == 1:
+        return (number,)
+    smallest = max(d for d in divisors(number) if d**parts <= number)
+    return (*split_number(number // smallest, parts - 1), smallest)

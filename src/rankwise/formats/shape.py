@@ -1,0 +1,46 @@
+"""The shape of a weight as formats read it: per group, and with the directions of its kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..kinds import is_convolution, site_kind
+from ..sites import Site
+from .base import LowRank
+from .weights import read
+
+
+class Shape(NamedTuple):
+    """Of a weight: groups, outputs and channels per group, and the kernel, () for a linear layer."""
+
+    groups: int
+    outputs: int
+    channels: int
+    kernel: tuple[int, ...]
+
+    @classmethod
+    def of_site(cls, site: Site) -> Shape:
+        return cls(site.groups, site.out_features // site.groups, site.weight_shape[1], site.kernel_size)
+
+    @classmethod
+    def of_layer(cls, layer: Any) -> Shape:
+        """Of a dense layer, or of the chain that replaced it."""
+        if is_convolution(layer.kind if isinstance(layer, LowRank) else site_kind(layer)):
+            groups = layer.groups
+            return cls(groups, layer.out_channels // groups, layer.in_channels // groups, tuple(layer.kernel_size))
+        if isinstance(layer, (nn.Linear, LowRank)):
+            return cls(1, layer.out_features, layer.in_features, ())
+        outputs, inputs = read(layer).shape
+        return cls(1, outputs, inputs, ())
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @property
+    def directions(self) -> str:
+        """Letters of the kernel's directions: z planes, h rows, w columns, as many of the last as there are."""
+        return "zhw"[3 - len(self.kernel) :]

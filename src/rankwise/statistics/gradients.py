@@ -1,0 +1,185 @@
+"""The second moment of the loss's gradient at a site's output: how much an error of each output costs.
+
+An error `e = (W - V) x` at every output position changes the loss of a sample by about `sum over positions of g^T e`,
+with `g` the gradient there. If gradients and inputs are independent, and those of different positions too, its mean
+square is `trace(G (W - V) Sigma (W - V)^T)`, `G = E sum over positions of g g^T`. Where `E g g^T` is the Fisher
+information of the network's own answers, that is twice the Kullback-Leibler divergence between its answers and those of
+the factorised network, to second order.
+
+Letters: G groups, N rows, T outputs and D inputs per group, K classes.
+
+Sources: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015, arXiv
+1503.05671; Grosse, Martens, "A Kronecker-factored Approximate Fisher Matrix for Convolution Layers", 2016, arXiv
+1602.01407 (convolutions); Martens, Sutskever, Swersky, "Estimating the Hessian by Back-propagating Curvature", 2012,
+arXiv 1206.6464 (random signs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calling import DataError, scores_in
+from ..linalg.metric import Metric
+from ..linalg.two_sided import TwoSided
+from .moments import DAMPING, add_gram, mirror, shrinkage
+from .rows import output_rows
+
+if TYPE_CHECKING:
+    from ..sites import Site
+    from .moments import Moments
+
+Loss = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """Moment of the gradients at one site's output.
+
+    Attributes:
+        samples: that were seen.
+        second_GTT: `sum over positions of g g^T`, the mean over samples, per group; float64.
+    """
+
+    samples: int
+    second_GTT: Tensor
+
+    def metric(self, inputs: Sequence[Metric], shrink: float = 0.0) -> TwoSided:
+        """The metric of both sides: `(1 - s) G + s trace(G) / T I`, up to scale.
+
+        Gradients at the positions of one sample go together, so that the number of samples says how far to trust `G`.
+
+        Args:
+            inputs: of each group.
+            shrink: `s`, share of the weight metric, beside what the number of samples asks for; below 1.
+        """
+        trace, squares = float(self.second_GTT.diagonal(dim1=1, dim2=2).sum()), float(self.second_GTT.square().sum())
+        share = shrinkage(trace, squares, self.samples, self.second_GTT.shape[0] * self.second_GTT.shape[1])
+        added = max(DAMPING, share / (1 - share))
+        return TwoSided.of(inputs, self.second_GTT, (added + shrink) / (1 - shrink))
+
+    def merge(self, other: Gradients) -> Gradients:
+        """The moment of both sets of samples together."""
+        samples = self.samples + other.samples
+        share = other.samples / samples
+        return Gradients(samples=samples, second_GTT=torch.lerp(self.second_GTT, other.second_GTT, share))
+
+
+def fisher_energy(weight: Tensor, moments: Moments) -> float:
+    """`1/2 trace(G W Sigma W^T)`: to second order the loss, in nats per sample, of a site that only gave its mean.
+
+    The relative error of a fit in the metric "fisher" times this energy is the loss that it is predicted to cost.
+
+    Args:
+        weight: O x I/G [x kernel].
+        moments: of the site, with gradients.
+    """
+    assert moments.gradients is not None
+    rows_GTD = weight.double().reshape(len(moments.mean_GD), -1, moments.dim)
+    parts = zip(moments.gradients.second_GTT, rows_GTD, moments.metrics(damping=0), strict=True)
+    return 0.5 * sum(float((G_TT * metric.inner(W_TD)).sum()) for G_TT, W_TD, metric in parts)
+
+
+class FisherProbe:
+    """A function of the scores z whose gradients have the Fisher information of the answers as second moment.
+
+    `sum_k u_k sqrt(p_k) (z_k - p^T z)` over the samples of a batch, with random signs `u` and the probabilities `p`
+    held fixed: its gradient is `(I - p 1^T) diag(sqrt p) u`, whose second moment is `diag(p) - p p^T`. The gradient of
+    the cross entropy with labels drawn from `p` has the same one, but where a network is sure of its answers, few of
+    the drawn labels differ from the sure one, and those few make all of the estimate.
+
+    Args:
+        seed: of the signs.
+
+    Example:
+        >>> z = torch.zeros(1, 2, requires_grad=True)
+        >>> FisherProbe(seed=0)(z).backward()
+        >>> torch.outer(z.grad[0], z.grad[0])
+        tensor([[ 0.5000, -0.5000],
+                [-0.5000,  0.5000]])
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, output: Any) -> Tensor:
+        scores = scores_in(output)
+        if not isinstance(scores, Tensor) or scores.dim() < 2:
+            raise DataError(
+                "gradients need scores of shape [samples, ..., classes], or an output with logits; give the loss of "
+                "other outputs with loss="
+            )
+        scores_NK = scores.flatten(0, -2).float()
+        p_NK = scores_NK.detach().softmax(-1)
+        signs_NK = torch.randint(2, p_NK.shape, generator=self.generator).to(p_NK) * 2 - 1
+        return (signs_NK * p_NK.sqrt() * (scores_NK - (p_NK * scores_NK).sum(-1, keepdim=True))).sum()
+
+
+class GradientCollector:
+    """Takes the gradients at the outputs of sites, one backward pass per batch.
+
+    Every watched output is handed on as a copy, so that nothing that follows can overwrite it, and the first ones start
+    the graph: the network's parameters take no part.
+
+    Args:
+        loss: of what the model returns, summed over the samples of a batch.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.taken: list[tuple[Site, nn.Module, Tensor]] = []
+        self.sums: dict[str, Tensor] = {}
+        self.samples = 0
+
+    def watcher(self, site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        """A forward hook for a layer of the site."""
+
+        def watch(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+            taken = output if output.requires_grad else output.detach().requires_grad_()
+            self.taken.append((site, layer, taken))
+            return taken.clone()
+
+        return watch
+
+    def update(self, output: Any, samples: int, batch: int) -> None:
+        """Add the gradients of one batch, whose forward pass gave `output`.
+
+        Raises:
+            ValueError: if the loss is no number, does not depend on a site, or has gradients that are not finite.
+        """
+        loss = self.loss(output)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                f"batch {batch}: the loss must be one number that depends on the network's layers; sum it over the "
+                "samples, and do not run the network under no_grad"
+            )
+        gradients = torch.autograd.grad(loss.sum(), [taken for _, _, taken in self.taken], allow_unused=True)
+        for (site, layer, _), gradient in zip(self.taken, gradients, strict=True):
+            if gradient is None:
+                raise ValueError(
+                    f"site {site.name!r}: the loss does not depend on its output; leave it out (only=, on the command "
+                    "line --ignore), or give a loss that does"
+                )
+            rows_GNT = output_rows(layer, gradient, None)
+            if site.name not in self.sums:
+                T = rows_GNT.shape[2]
+                zeros_GTT = torch.zeros(len(rows_GNT), T, T, dtype=torch.float64, device=rows_GNT.device)
+                self.sums[site.name] = zeros_GTT
+            add_gram(self.sums[site.name], rows_GNT)
+            if not torch.isfinite(self.sums[site.name].diagonal(dim1=1, dim2=2)).all():
+                raise ValueError(f"site {site.name!r}, batch {batch}: the gradient at its output holds NaN or infinity")
+        self.taken = []
+        self.samples += samples
+
+    def gradients(self) -> dict[str, Gradients]:
+        """The moments so far, by site name."""
+        result = {}
+        for name, sum_GTT in self.sums.items():
+            second_GTT = sum_GTT / self.samples
+            mirror(second_GTT)
+            result[name] = Gradients(samples=self.samples, second_GTT=second_GTT)
+        return result
