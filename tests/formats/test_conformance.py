@@ -300,7 +300,7 @@ def check_fitted_curve(
 
 
 # Several factors hold the outputs of these, always or of layers with one tap.
-SPLIT, SPLIT_MATRICES = {"kronecker", "stt", "str"}, {"tt", "tr", "ht"}
+SPLIT, SPLIT_MATRICES = {"kronecker", "slr", "slr3", "stt", "str"}, {"tt", "tr", "ht"}
 
 
 def weighs_outputs(format: Format, site: Site) -> bool:
