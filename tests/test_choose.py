@@ -431,7 +431,8 @@ def test_pins_as_text() -> None:
     assert parse_pin("svd:16") == ("svd", (16,))
     assert parse_pin("tucker2: 8, 12") == ("tucker2", (8, 12))
     assert parse_pin(("tucker2", [8, 12])) == ("tucker2", (8, 12))
-    for wrong in ("svd:", "svd:1.5", "dense:3", ":", ""):
+    assert parse_pin("slr:k=16,sr=0.5,rr=0.25") == ("slr", {"k": 16.0, "sr": 0.5, "rr": 0.25})
+    for wrong in ("svd:", "svd:1.5", "dense:3", ":", "", "slr:k=a,sr=0.5", "slr:k=16,0.5"):
         with pytest.raises(ValueError, match="a pin is"):
             parse_pin(wrong)
 

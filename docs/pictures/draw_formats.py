@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from rankwise.cli import block_facts
 from rankwise.cli.format_facts import (
     CONV,
     LINEAR,
@@ -24,12 +25,15 @@ from rankwise.cli.format_facts import (
 )
 from rankwise.formats import FORMATS, Format, Ranks
 from rankwise.formats.shape import Shape
+from rankwise.formats.slr import SparseLowRank
 from rankwise.sites import Site
 
 # Ranks of the convolution, and of the linear layer where there is one.
 EXAMPLES: dict[str, tuple[Ranks, ...]] = {
     "svd": ((32,), (128,)),
     "pivoted_svd": ((32,), (128,)),
+    "slr": ((24, 16, 32, 32), (96, 64, 256, 256)),
+    "slr3": ((20, 16, 32, 32, 12, 16, 16), (80, 48, 256, 256, 32, 128, 128)),
     "spatial_svd": ((48,),),
     "tucker2": ((32, 32),),
     "tucker": ((48, 48, 2, 2),),
@@ -93,7 +97,8 @@ class Panel:
 
     def head(self, format: Format, site: Site, ranks: Ranks, top: int) -> None:
         cost = format.cost(site, ranks, bias=False)
-        values = ", ".join(f"{letter} = {rank}" for letter, rank in zip(rank_letters(format, site), ranks, strict=True))
+        letters = block_facts.rank_letters(format) if isinstance(format, SparseLowRank) else rank_letters(format, site)
+        values = ", ".join(f"{letter} = {rank}" for letter, rank in zip(letters, ranks, strict=True))
         name = layer_name(site)
         title = name[0].upper() + name[1:].replace(" x ", " \u00d7 ")
         self.parts.append(text(24, top + 32, title, size=18, anchor="start", bold=True))
@@ -201,6 +206,56 @@ class Panel:
             y += 21
 
 
+class Blocks(Panel):
+    """One layer in sparse low rank: the weight with its nested blocks, then its branches and bands, side by side.
+
+    Args:
+        format: the format.
+        site: the layer.
+        ranks: of the format.
+        top: where the panel begins.
+    """
+
+    def __init__(self, format: SparseLowRank, site: Site, ranks: Ranks, top: int) -> None:
+        self.top, self.parts = top, []
+        layers = list(block_facts.layers(format, site, ranks))
+        columns = [layers[: format.levels], layers[format.levels + 1 : -1]]
+        height = format.levels * (BOX_HEIGHT + 16) - 16
+        self.width = 940
+        self.head(format, site, ranks, top)
+        self.blocks(format, top + 110, height, ranks)
+        for x, boxes in zip((470, 720), columns, strict=True):
+            for row, layer in enumerate(boxes):
+                self.box(x, top + 110 + row * (BOX_HEIGHT + 16), layer)
+        self.bottom = top + 110 + height
+        middle = top + 110 + height / 2
+        ends = [str(site.weight_shape[1]), str(site.out_features)]
+        for left, right in ((372, 400), (540, 650), (790, 872)):
+            self.parts.append(path(f"M{left} {middle:g}H{right - 9}", INK, width=2, arrow=True))
+        self.parts.append(text(366, middle + 6, ends[0], colour=COLOURS["channels"], anchor="end", bold=True))
+        self.parts.append(text(592, middle - 9, "side by side", size=14, colour=GREY))
+        self.parts.append(text(828, middle - 9, "reorder", size=14, colour=GREY))
+        self.parts.append(text(876, middle + 6, ends[1], colour=COLOURS["outputs"], anchor="start", bold=True))
+
+    def blocks(self, format: SparseLowRank, top: float, height: float, ranks: Ranks) -> None:
+        """The weight, important outputs above and important inputs on the left, with the rank of every block."""
+        left, size = 60.0, min(height, 230.0)
+        for level in range(format.levels):
+            side = size / 1.7**level
+            self.parts.append(
+                f"<rect x='{left:g}' y='{top:g}' width='{side:g}' height='{side:g}' fill='{FILL}' stroke='{INK}' "
+                "stroke-width='2'/>"
+            )
+            letters = "+".join(levels[0] for levels in block_facts.LEVELS[: level + 1])
+            self.parts.append(text(left + side - 8, top + side - 10, letters, anchor="end", colour=COLOURS["ranks"]))
+            if level:
+                _, inputs, outputs = block_facts.LEVELS[level]
+                self.parts.append(text(left + side, top - 8, inputs, colour=COLOURS["channels"]))
+                self.parts.append(text(left - 10, top + side, outputs, colour=COLOURS["outputs"], anchor="end"))
+        self.parts.append(text(left + size / 2 + 46, top - 8, "inputs", size=14, colour=COLOURS["channels"]))
+        self.parts.append(text(left - 8, top + size, "T", size=14, colour=COLOURS["outputs"], anchor="end"))
+
+
 def legend(y: float) -> list[str]:
     words = {"channels": "input channels", "outputs": "outputs", "taps": "taps of the kernel", "ranks": "bonds (ranks)"}
     parts, x = [], 24
@@ -216,7 +271,8 @@ def draw(format: Format) -> str:
     sites = [site for site in map(layer_site, (CONV, LINEAR)) if format.refuses(site) is None]
     panels: list[Panel] = []
     for site, ranks in zip(sites, EXAMPLES[format.name], strict=True):
-        panels.append(Panel(format, site, ranks, top=panels[-1].bottom + 26 if panels else 0))
+        panel = Blocks if isinstance(format, SparseLowRank) else Panel
+        panels.append(panel(format, site, ranks, top=panels[-1].bottom + 26 if panels else 0))
     width, height = max(620, *(panel.width for panel in panels)), panels[-1].bottom + 52
     body = [part for panel in panels for part in panel.parts] + legend(height - 16)
     body += [path(f"M24 {panel.top}H{width - 24}", "#d5dae1", width=1) for panel in panels[1:]]

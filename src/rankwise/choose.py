@@ -73,7 +73,8 @@ def choose(
             for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
         ignore: patterns of sites that stay dense.
-        pin: pattern to "dense", "format:rank[,rank]" or (format, ranks).
+        pin: pattern to "dense", "format:rank[,rank]" or (format, ranks); "slr:k=16,sr=0.5,rr=0.5" where a format has
+            such parameters.
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise; a capped site cannot stay dense, unless it is ignored.
         tie: patterns; all sites that one of them matches get the same format and ranks. They must have one shape.

@@ -22,7 +22,7 @@ class Constraints:
     Attributes:
         include: patterns of the sites that may be factorised.
         ignore: patterns of sites that stay dense.
-        pin: pattern to "dense", "format:rank[,rank]" or (format, ranks).
+        pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks).
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise.
         tie: patterns; all sites of one get the same format and ranks.
@@ -125,8 +125,10 @@ def _allowed(site: Site, option: Option, value: float, least: bool) -> bool:
     return True
 
 
-def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...]]:
+def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...] | dict[str, float]]:
     """Format and ranks of a pin, written "dense", "svd:16", "tucker2:8,12" or ("tucker2", (8, 12)).
+
+    Or a format and what its literature calls its parameters, "slr:k=16,sr=0.5,rr=0.5", as a mapping.
 
     Raises:
         ValueError: for anything else.
@@ -136,7 +138,10 @@ def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...]]:
         name, colon, numbers = wanted.partition(":")
         if name == DENSE and not colon:
             return name, ()
+        pairs = [part.partition("=") for part in numbers.split(",")]
         try:
+            if name and all(equals for _, equals, _ in pairs):
+                return name, {setting.strip(): float(value) for setting, _, value in pairs}
             ranks = tuple(int(number) for number in numbers.split(","))
         except ValueError:
             raise error from None

@@ -64,7 +64,7 @@ def pinned(
     format = get_format(name)
     if reason := refuses(format, site, metric):
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
-    ranks = format.check(site, ranks)
+    ranks = format.check(site, ranks if isinstance(ranks, tuple) else format.named_ranks(site, ranks))
     factors = fit(format, site, site_weight(model, site), site_metric(source, site, metric, model, shrink), ranks)
     cost = format.cost(site, ranks, site.chain_bias(metric))
     return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)

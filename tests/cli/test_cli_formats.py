@@ -64,11 +64,15 @@ def test_formula_and_layers_count_what_the_format_counts(name: str, kind: str) -
     form = describe(format, site)[kind]
     ranks = half(format, site)
     values = {**form["sizes"], **dict(zip(form["rank_letters"], ranks, strict=True))}
-    values |= {"T": site.out_features, "C": site.weight_shape[1], "(T-r)": site.out_features - ranks[0]}
-    terms = [
-        prod(int(word) if word.isdecimal() else values[word] for word in term.split("·"))
-        for term in form["formula"].split(" + ")
-    ]
+    values |= {"T": site.out_features, "C": site.weight_shape[1]}
+
+    def number(word: str) -> int:
+        """Of "9", "r", "(r+s)" or "(T-r)"."""
+        first, *others = re.findall(r"[+-]?\w+", word.strip("()"))
+        signed = [(part.lstrip("+-"), -1 if part[0] == "-" else 1) for part in (first, *others)]
+        return sum(sign * (int(part) if part.isdecimal() else values[part]) for part, sign in signed)
+
+    terms = [prod(map(number, term.split("·"))) for term in form["formula"].split(" + ")]
     layers = [layer for layer in form["layers"] if layer["layer"] not in MOVES]
     assert terms == [layer["params"] for layer in layers]
     assert sum(terms) == format.cost(site, ranks, bias=False).params == form["params"]

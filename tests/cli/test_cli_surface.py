@@ -23,14 +23,16 @@ WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
-    "compress": WORK | BUDGET | TIMING | {"[DATA]", "--out", "--test", "--method", "--input-shape"},
+    "compress": WORK | BUDGET | TIMING | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"},
     "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
     | (BUDGET - {"--keep", "--target-drop", "--minimise"})
     | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
-    "apply": WORK | TIMING | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape"},
-    "evaluate": WORK | TIMING | {"DATA", "--artifact"},
-    "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out"},
+    "apply": WORK
+    | TIMING
+    | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape", "--importance"},
+    "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage"},
+    "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
 }

@@ -24,6 +24,7 @@ from rankwise.formats.both_sides import fit as two_sided_fit
 from rankwise.formats.both_sides import refuses
 from rankwise.formats.multilinear import Multilinear
 from rankwise.formats.shape import Shape
+from rankwise.formats.slr import SparseLowRank
 from rankwise.formats.weights import site_bias, site_weight, write
 from rankwise.kinds import output_first
 from rankwise.linalg import multilinear
@@ -173,7 +174,7 @@ def both_sides_of(metric: str, layer: nn.Module, site: Site, x: Tensor) -> TwoSi
 
 def factors_in(chain: LowRank) -> list[Any]:
     """The layers of a chain that hold its factors."""
-    return [module for module in chain if hasattr(module, "weight")]
+    return [module for module in chain.modules() if "weight" in dict(module.named_parameters(recurse=False))]
 
 
 def some_ranks(format: Format, site: Site) -> Ranks:
@@ -245,6 +246,9 @@ def test_curve(format: Format, name: str, kind: str) -> None:
         check_fitted_curve(format, site, weight, metrics, errors)
         return
     assert errors[limits] < 1e-9
+    if isinstance(format, SparseLowRank):
+        check_curve_of_blocks(format, site, weight, metrics, errors)
+        return
     for ranks, error in curve:
         for axis in range(len(ranks)):
             less = (*ranks[:axis], ranks[axis] - 1, *ranks[axis + 1 :])
@@ -259,6 +263,26 @@ def test_curve(format: Format, name: str, kind: str) -> None:
     for ranks, error in stepped.items():
         assert all(rank % 3 == 0 or rank == limit for rank, limit in zip(ranks, limits, strict=True))
         assert error == pytest.approx(errors[ranks], rel=1e-9, abs=1e-12)
+
+
+def check_curve_of_blocks(
+    format: SparseLowRank, site: Site, weight: Tensor, metrics: list[Metric], errors: dict[Ranks, float]
+) -> None:
+    """What holds more has no larger error; the fit keeps it; ranks are rounded as far as their blocks allow."""
+    for ranks, error in errors.items():
+        less = [e for other, e in errors.items() if all(a <= b for a, b in zip(other, ranks, strict=True))]
+        assert error <= min(less) + 1e-12
+    reduced = [ranks for ranks in errors if ranks != format.limits(site)]
+    for ranks in reduced[:: max(1, len(errors) // 4)]:
+        assert format.fit(site, weight, metrics, ranks).error <= errors[ranks] + 1e-6
+        assert format.cost(site, ranks, site.has_bias).params < site.params
+    for ranks, _ in format.curve(site, weight, metrics, 3):
+        blocks = [min(ranks[at + 1] * site.taps, ranks[at + 2]) for at in range(1, len(ranks), 3)]
+        mosts = [*format.limits(site)]
+        for at, block in zip(range(1, len(ranks), 3), blocks, strict=True):
+            mosts[at] = block
+        assert ranks == format.limits(site) or all(r % 3 == 0 or r == m for r, m in zip(ranks, mosts, strict=True))
+    assert list(dict(format.curve(site, weight, metrics, 1, lambda cost: 0.0))) == [format.limits(site)]
 
 
 def check_fitted_curve(
@@ -277,7 +301,7 @@ def check_fitted_curve(
 
 
 # Several factors hold the outputs of these, always or of layers with one tap.
-SPLIT, SPLIT_MATRICES = {"kronecker", "stt", "str"}, {"tt", "tr", "ht"}
+SPLIT, SPLIT_MATRICES = {"kronecker", "slr", "slr3", "stt", "str"}, {"tt", "tr", "ht"}
 
 
 def weighs_outputs(format: Format, site: Site) -> bool:
@@ -336,6 +360,17 @@ def planted_ranks(format: Format, site: Site) -> Ranks:
     return some_ranks(format, site)
 
 
+@torch.no_grad()
+def let_neurons_stand_out(chain: Any) -> None:
+    """Make the important neurons of every group important: no coefficient near zero, and further ranks larger."""
+    generator = torch.Generator().manual_seed(4)
+    for parameter in chain.parameters():
+        magnitudes = 0.5 + torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.copy_(magnitudes * (torch.randn(parameter.shape, generator=generator).sign()))
+    for level, branch in enumerate(chain[0].levels):
+        branch.weight.mul_(10**level)
+
+
 @each
 @pytest.mark.parametrize("kind", ["weight", "many rows"])
 def test_a_planted_weight_is_recovered(format: Format, name: str, kind: str) -> None:
@@ -346,6 +381,8 @@ def test_a_planted_weight_is_recovered(format: Format, name: str, kind: str) -> 
         torch.manual_seed(3)
         for parameter in planted.parameters():
             nn.init.orthogonal_(parameter) if parameter.dim() > 1 else nn.init.normal_(parameter)
+    if isinstance(format, SparseLowRank):
+        let_neurons_stand_out(planted)
     weight = format.chain_weight(planted).detach()
     metrics = metrics_of(kind, layer, site, x)
     factors = format.fit(site, weight, metrics, ranks)

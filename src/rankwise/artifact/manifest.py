@@ -178,7 +178,7 @@ _CHAIN: dict[str, tuple[_Test, str]] = {
     "kind": (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
     "weight_shape": (_list_of(lambda value: _is_int(value) and value > 0, least=2), "a list of positive integers"),
     "format": (_is_text, "a string"),
-    "ranks": (_list_of(lambda value: _is_int(value) and value > 0, least=1), "a list of positive integers"),
+    "ranks": (_list_of(lambda value: _is_int(value) and value >= 0, least=1), "a list of integers from 0"),
     "bias": (lambda value: isinstance(value, bool), "true or false"),
     "dtype": (lambda value: value in FLOATS, f"one of {', '.join(FLOATS)}"),
 }

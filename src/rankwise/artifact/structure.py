@@ -11,6 +11,7 @@ from ..formats import FORMATS, LowRank
 from ..formats.base import CHANNELS_LAST
 from ..formats.convolution import PLAIN, TRANSPOSED
 from ..formats.modules import Arrange, Bias, GroupedLinear, Pivoted, TransposedLinear
+from ..formats.nested import Bands, Branches
 from ..kinds import output_first
 from ..state import NAMES
 from .manifest import FLOATS, Chain
@@ -58,6 +59,10 @@ def _is_plain(layer: nn.Module) -> bool:
     if type(layer) is Pivoted:
         own = layer.state_dict().keys() <= {"order", "rest.weight", "rest.bias"}
         return own and (layer.rest is None or _is_plain(layer.rest))
+    if isinstance(layer, (Branches, Bands)):
+        parts = layer.levels if isinstance(layer, Branches) else layer.bands
+        names = {name for name in layer.state_dict() if "." not in name}
+        return names <= {"inputs", "order", "bias"} and all(_is_plain(part) for part in parts)
     return type(layer) in _PLAIN and layer.state_dict().keys() <= {"weight", "bias"}
 
 

@@ -32,6 +32,7 @@ def apply(
     stats: options.Stats = None,
     method: options.Method = "auto",
     shrink: options.Shrink = None,
+    importance: options.Importance = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -51,9 +52,11 @@ def apply(
         from .constraints import parse_shrink
         from .data import DataOptions
         from .figures import Timing
+        from .importance import Selection
         from .steps import Job, finish
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
+        selection = Selection.of(importance)
         wanted = Plan.load(plan)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
@@ -74,5 +77,5 @@ def apply(
         wanted = job.shrunk(job.edited(wanted), share, method)
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        small = job.factorise(wanted, method)
+        small = job.factorise(wanted, method, selection)
         finish(job, small, wanted, out_folder, command="apply", timing=timing)

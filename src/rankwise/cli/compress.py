@@ -46,6 +46,7 @@ def compress(
     round_to: options.RoundTo = "auto",
     method: options.Method = "auto",
     shrink: options.Shrink = None,
+    importance: options.Importance = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -66,10 +67,12 @@ def compress(
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
+        from .importance import Selection
         from .steps import Job, finish, wishes_gradients
         from .trying import what_tries
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
+        selection = Selection.of(importance)
         wishes = choose_options(
             keep,
             rule,
@@ -106,5 +109,5 @@ def compress(
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
         plan = job.plan({**wishes, **what_tries(job, wishes, method)}, share, method)
-        small = job.factorise(plan, method)
+        small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing)

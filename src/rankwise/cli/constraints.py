@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def choose_options(
         "metric": metric,
         "ignore": tuple(ignore or ()),
         "include": tuple(include or ("*",)),
-        "pin": dict(_assignment(text, "--pin", "fc=svd:64, conv1=tucker2:16,16 or conv1=dense") for text in pin or ()),
+        "pin": dict(map(_pin, pin or ())),
         "floor": parse_ranks(floor, "--floor"),
         "cap": parse_ranks(cap, "--cap"),
         "tie": tuple(tie or ()),
@@ -168,6 +169,13 @@ def _assignment(text: str, option: str, example: str) -> tuple[str, str]:
     if not pattern or not value:
         raise ValueError(f"{option} {text!r}: write {example}")
     return pattern, value
+
+
+def _pin(text: str) -> tuple[str, str]:
+    # Both a pattern and the settings of a format may hold "=": a pin begins at the last one before FORMAT: or dense.
+    if found := re.fullmatch(r"(.+)=(dense|\w+:.+)", text):
+        return found[1], found[2]
+    return _assignment(text, "--pin", "fc=svd:64, conv1=tucker2:16,16, fc=slr:k=64,sr=0.5,rr=0.5 or conv1=dense")
 
 
 def parse_round_to(text: str) -> int | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ from .output import Output
 
 Artifact = Annotated[
     Path | None, typer.Option("--artifact", metavar="DIR", help="A compressed network to measure beside the dense one.")
+]
+Storage = Annotated[
+    bool, typer.Option("--storage", help="Show what is stored of each factorised layer: non-zeros, bytes, indices.")
 ]
 
 
@@ -27,6 +31,7 @@ def evaluate(
     samples: options.TestSamples = None,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    storage: Storage = False,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -46,7 +51,7 @@ def evaluate(
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
-        from .tables import figures_table
+        from .tables import figures_table, storage_table
 
         timing = Timing.of(engines, threads, latency_batch)
         torch.manual_seed(seed)
@@ -62,6 +67,11 @@ def evaluate(
         out.say(f"data: {test.name}, {test.prepared}")
         figures = measure(out, networks, test, timing=timing)
         out.show(figures_table(figures, timing.batch))
-        out.result(
-            "evaluate", {"figures": figures, "measured_on": test.name, "timing": timing.document(), "seed": seed}
-        )
+        result = {"figures": figures, "measured_on": test.name, "timing": timing.document(), "seed": seed}
+        if storage:
+            from ..evaluate import storage as stored
+
+            kept = stored(networks.get("compressed", networks["dense"]))
+            out.show(storage_table(kept))
+            result["storage"] = asdict(kept)
+        out.result("evaluate", result)

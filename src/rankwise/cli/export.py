@@ -14,6 +14,9 @@ Artifact = Annotated[
     Path | None,
     typer.Option("--artifact", metavar="DIR", help="The compressed network; without it the dense one is exported."),
 ]
+Absorb = Annotated[
+    bool, typer.Option("--absorb", help="Let neighbours take over the index operations of slr, where that is legal.")
+]
 OnnxFile = Annotated[
     Path, typer.Option("-o", "--out", metavar="FILE", show_default=False, help="The ONNX file to write.")
 ]
@@ -23,6 +26,7 @@ def export(
     model: options.Model,
     onnx_file: OnnxFile,
     artifact: Artifact = None,
+    absorb: Absorb = False,
     weights: options.Weights = None,
     data: options.DataOption = None,
     input_shape: options.InputShape = None,
@@ -44,7 +48,7 @@ def export(
     with Output(json, debug=debug) as out:
         import torch
 
-        from ..export import onnx
+        from ..export import absorbed, onnx
         from .data import DataOptions
         from .figures import input_shape_of
         from .loading import load_example
@@ -60,6 +64,6 @@ def export(
         shape = input_shape or (None if data or artifact is None else input_shape_of(artifact))
         example = load_example(data, shape, how, model)
         with out.step("exporting"):
-            written = Path(onnx(network, example, onnx_file))
+            written = Path(onnx(absorbed(network) if absorb else network, example, onnx_file))
         out.say(f"{written}: {written.stat().st_size:,} bytes, agrees with onnxruntime")
         out.result("export", {"file": written, "bytes": written.stat().st_size})

@@ -28,7 +28,7 @@ CLOSED_FORMS: dict[str, dict[str, tuple[tuple[str, ...], str, str]]] = {
 # Outputs that a last factor need not make, because they are among its inputs.
 SPARED = {"pivoted_svd": ("T·r", "(T-r)·r")}
 # What a chain does between its layers, and how that reads.
-MOVES = {"reorder": "reorder channels", "join": "join to its inputs, reorder"}
+MOVES = {"reorder": "reorder channels", "join": "join to its inputs, reorder", "place": "side by side"}
 # Letters that a docstring may leave out: the one tap of a 1 x 1 convolution, and the bond that closes a ring.
 LOOSE = {"q", "x"}
 NAMES = {"svd": ("V", "U"), "pivoted_svd": ("B", "C"), "spatial_svd": ("V", "U"), "tucker2": ("B", "G", "A")}
@@ -78,10 +78,14 @@ def half(format: Format, site: Site) -> Ranks:
     from ..formats.ladders import proportional
     from ..formats.multilinear import Multilinear
     from ..formats.shape import Shape
+    from ..formats.slr import SparseLowRank
     from ..profile import rank_step
+    from . import block_facts
 
     step = rank_step(site, "auto")
-    if isinstance(format, Multilinear):
+    if isinstance(format, SparseLowRank):
+        candidates = list(block_facts.candidates(format, site, step))
+    elif isinstance(format, Multilinear):
         candidates = [ranks for ladder in format.ladders(Shape.of_site(site), step) for ranks in ladder]
     else:
         candidates = proportional(format.limits(site), step, count=400)
@@ -169,10 +173,14 @@ def split_modes(network: Network) -> dict[str, str]:
 def _described(format: Format, site: Site) -> dict[str, Any]:
     """The format for one layer, or why it refuses it."""
     from ..formats.shape import Shape
+    from ..formats.slr import SparseLowRank
+    from . import block_facts
 
     if why := format.refuses(site):
         return {"refused": why}
     ranks = half(format, site)
+    if isinstance(format, SparseLowRank):
+        return block_facts.described(format, site, ranks)
     network, cost = network_of(format, Shape.of_site(site), ranks), format.cost(site, ranks, bias=False)
     return {
         "weight_shape": site.weight_shape,

@@ -176,7 +176,7 @@ Pin = Annotated[
         "--pin",
         metavar="PATTERN=FORMAT:RANK",
         rich_help_panel=_BUDGET,
-        help="Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, conv1=dense.",
+        help="Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, fc=slr:k=64,sr=0.5,rr=0.5, conv1=dense.",
     ),
 ]
 Floor = Annotated[
@@ -250,6 +250,16 @@ Method = Annotated[
         rich_help_panel=_BUDGET,
         help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
         "auto: sequential where there is DATA.",
+    ),
+]
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        "--importance",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="How slr selects neurons: weight, activation, cost (the loss of labels, or of the network's own answers); "
+        "with :published the factors stay those of the SVD. Without it: by what they add to the layer's output.",
     ),
 ]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .constraints import check_method
 from .data import Data, DataOptions, random_data
+from .importance import Selection, selecting
 from .loading import load_data, load_example
 from .models import is_torchvision, load_model
 from .output import Output
@@ -211,8 +212,8 @@ class Job:
             return "one-shot" if self.data is None else "sequential"
         return method
 
-    def factorise(self, plan: Plan, method: str) -> nn.Module:
-        """A factorised copy of the network."""
+    def factorise(self, plan: Plan, method: str, importance: Selection | None = None) -> nn.Module:
+        """A factorised copy of the network; `importance` says how sparse low rank selects neurons."""
         from ..factorise import factorise
 
         method = self.way(method)
@@ -222,8 +223,9 @@ class Job:
         stats: Statistics | Sites | None = None
         if data is None or plan.metric == "fisher":
             stats = self.sites if plan.metric == "weight" else self.statistics
+        formats = None if importance is None else selecting(self, plan, importance)
         with self.out.stages("factorising", len(plan.factorised)) as step:
-            return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step)
+            return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step, formats=formats)
 
 
 def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing) -> None:

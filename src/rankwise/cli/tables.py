@@ -11,6 +11,7 @@ from rich.text import Text
 WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
+    from ..evaluate import Storage
     from ..plan import Plan
     from ..sites import Sites
 
@@ -69,6 +70,17 @@ def pareto_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         ratios = (f"{row[f'{unit}_ratio']:.1%}" for unit in ("params", "macs", "bytes"))
         agreement = [f"{row['agreement']:.2f} %"] if measured else []
         table.add_row(f"{row['keep']:g}", *ratios, f"{row['factorised']}", f"{row['error']:.3f}", *agreement)
+    return table
+
+
+def storage_table(storage: Storage) -> Table:
+    """What is stored of every factorised layer and of the whole network."""
+    table = _table("layer", "format", right=("non-zeros", "zeros", "bytes", "of them indices"))
+    for layer in storage.layers:
+        numbers = (layer.nonzeros, layer.zeros, layer.bytes, layer.index_bytes)
+        table.add_row(Text(layer.name), layer.format, *map("{:,}".format, numbers))
+    table.add_section()
+    table.add_row("whole network", "", f"{storage.nonzeros:,}", "", f"{storage.bytes:,}", f"{storage.index_bytes:,}")
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .absorb import absorbed
 from .onnx import onnx
 
-__all__ = ["onnx"]
+__all__ = ["absorbed", "onnx"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..batches import Batches, first_sample, pristine
-from ..formats import get_format
+from ..formats import Format, get_format
 from ..formats.both_sides import refuses
 from ..guards import unwrap
 from ..plan import DENSE, Plan, site_of
@@ -39,6 +39,7 @@ def factorise(
     engine: str = "auto",
     spill_above: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
+    formats: Mapping[str, Format] | None = None,
 ) -> nn.Module:
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
@@ -58,6 +59,7 @@ def factorise(
         engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
         spill_above: bytes of activations above which they go to memory-mapped files.
         step: called with each site's name before it is fitted.
+        formats: in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its own.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
@@ -109,7 +111,7 @@ def factorise(
     with pristine(model), pristine(compressed):
         if batches is None:
             used = stats if plan.metric != "weight" and isinstance(stats, Statistics) else None
-            one_shot(model, compressed, plan, sites, used, shrink)
+            one_shot(model, compressed, plan, sites, used, shrink, formats)
         else:
             sequential(
                 model,
@@ -123,6 +125,7 @@ def factorise(
                 engine=engine,
                 cap=spill_above,
                 step=step,
+                formats=formats,
             )
     for row in plan.factorised:  # the copy was in eval mode when the chains were built
         for name in (row.site, *sites[row.site].aliases):

@@ -16,10 +16,12 @@ arXiv 1505.06798 (asymmetric reconstruction).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from ..formats import Factors, Ranks, get_format
+from ..formats import Factors, Format, Ranks, get_format
 from ..formats.both_sides import fit
 from ..linalg.symmetric import cholesky
 from ..sites import Site
@@ -71,7 +73,14 @@ def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> fl
 
 
 def fit_site(
-    site: Site, weight: Tensor, format: str, ranks: Ranks, moments: Moments, beta: float, metric: str = "input"
+    site: Site,
+    weight: Tensor,
+    format: str,
+    ranks: Ranks,
+    moments: Moments,
+    beta: float,
+    metric: str = "input",
+    formats: Mapping[str, Format] | None = None,
 ) -> tuple[Factors, Tensor]:
     """Fit a format to the regression target on the compressed network's inputs.
 
@@ -83,6 +92,7 @@ def fit_site(
         moments: of the inputs, with the dense network's outputs as targets.
         beta: how far to follow the target, from 0 (the weight itself) to 1.
         metric: "input", "diagonal" or "fisher", for which the moments hold gradients.
+        formats: in place of the usual ones of the same names.
 
     Returns:
         The factors and the bias, O.
@@ -90,7 +100,7 @@ def fit_site(
     weight_GTD = target_GTD = weight.reshape(site.groups, -1, site.in_features)
     if beta:
         target_GTD = torch.lerp(weight_GTD, regression_target(weight_GTD, moments), beta)
-    factors = fit(get_format(format), site, target_GTD.reshape(weight.shape), moments.two_sided(metric), ranks)
+    factors = fit(get_format(format, formats), site, target_GTD.reshape(weight.shape), moments.two_sided(metric), ranks)
     return factors, _bias(factors.dense().reshape(weight_GTD.shape), moments).reshape(-1)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
-from ..formats import get_format
+from ..formats import Format, get_format
 from ..formats.both_sides import fit
 from ..formats.weights import site_bias, site_weight, weight_metrics
 from ..plan import DENSE, Plan, PlanRow
@@ -15,7 +17,13 @@ from ..surgery import rebuild
 
 
 def one_shot(
-    dense: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, stats: Statistics | None, shrink: float = 0.0
+    dense: nn.Module,
+    compressed: nn.Module,
+    plan: Plan,
+    sites: Sites,
+    stats: Statistics | None,
+    shrink: float = 0.0,
+    formats: Mapping[str, Format] | None = None,
 ) -> None:
     """Factorise `compressed`, a copy of `dense`, in place.
 
@@ -26,6 +34,7 @@ def one_shot(
         sites: of the dense network.
         stats: statistics; None fits in the weight metric, without a bias correction.
         shrink: share of the weight metric in that of the statistics.
+        formats: in place of the usual ones of the same names.
 
     Raises:
         ValueError: if the statistics miss a site.
@@ -34,7 +43,7 @@ def one_shot(
         if row.format == DENSE:
             continue
         moments = None if stats is None else stats.require(row.site, gradients=plan.metric == "fisher")
-        factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink)
+        factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink, formats)
 
 
 def factorise_site(
@@ -45,12 +54,13 @@ def factorise_site(
     moments: Moments | None,
     metric: str,
     shrink: float = 0.0,
+    formats: Mapping[str, Format] | None = None,
 ) -> None:
     """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
 
     In the weight metric a layer without a bias gets none; where there are moments, it is fitted to them all the same.
     """
-    format, weight, bias = get_format(row.format), site_weight(dense, site), site_bias(dense, site)
+    format, weight, bias = get_format(row.format, formats), site_weight(dense, site), site_bias(dense, site)
     if moments is None:
         factors = format.fit(site, weight, weight_metrics(site, weight.device), row.ranks)
     else:

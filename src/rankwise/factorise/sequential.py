@@ -10,14 +10,14 @@ Letters: G groups, N rows, D inputs and T outputs per group.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace as replaced
 
 from torch import Tensor, fx, nn
 
 from ..batches import Batches
 from ..calling import DataError, first_sample
-from ..formats import get_format
+from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..plan import DENSE, Plan, PlanRow
 from ..sites import Site, Sites
@@ -52,6 +52,7 @@ def sequential(
     engine: str = "auto",
     cap: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
+    formats: Mapping[str, Format] | None = None,
 ) -> None:
     """Factorise `compressed`, a copy of `dense`, in place.
 
@@ -67,6 +68,7 @@ def sequential(
         engine: "graph", "hooks", or "auto" for the graph where it can be traced.
         cap: bytes of activations kept in memory.
         step: called with each site's name before its turn.
+        formats: in place of the usual ones of the same names.
 
     Raises:
         ValueError: if `engine` is "graph" and the network cannot be traced, or unknown.
@@ -77,12 +79,15 @@ def sequential(
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
-    visitor = _Visitor(dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed)
+    visitor = _Visitor(
+        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats
+    )
     if shared:  # before the first of their calls
         stats = collect(dense, batches, only=shared, positions=positions, seed=seed)
         for name in shared:
             step(name)
-            factorise_site(dense, compressed, sites[name], rows[name], visitor.weighed(name, stats[name]), plan.metric)
+            moments = visitor.weighed(name, stats[name])
+            factorise_site(dense, compressed, sites[name], rows[name], moments, plan.metric, formats=formats)
             visitor.changed += [name, *sites[name].aliases]
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
@@ -124,10 +129,11 @@ class _Visitor:
         samples: int,
         positions: int | str,
         seed: int,
+        formats: Mapping[str, Format] | None,
     ) -> None:
         self.dense, self.compressed = dense, compressed
         self.rows, self.metric, self.gradients, self.sites = rows, metric, gradients, sites
-        self.samples, self.positions, self.seed = samples, positions, seed
+        self.samples, self.positions, self.seed, self.formats = samples, positions, seed, formats
         self.changed: list[str] = []
         self.start("")
 
@@ -171,8 +177,8 @@ class _Visitor:
         weight_GTD = weight.reshape(described.groups, -1, described.in_features)
         beta = choose_beta(weight_GTD, fitted, held)
         moments = self.weighed(site, fitted if held is None else merge([fitted, held]))
-        factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric)
-        format = get_format(row.format)
+        factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric, self.formats)
+        format = get_format(row.format, self.formats)
         chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
         format.fill(chain, factors, bias if with_bias else None)
         replace(self.compressed, [site], chain)

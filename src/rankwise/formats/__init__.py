@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .base import Cost, Factors, Format, LowRank, Ranks
 from .block_term import BlockTerm
 from .cp import CP, CP3
 from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
 from .pivoted_svd import PivotedSVD
+from .slr import SparseLowRank, Staircase
 from .spatial_svd import SpatialSVD
 from .svd import SVD
 from .tensor_train import SemiTensorRing, SemiTensorTrain, TensorRing, TensorTrain
@@ -21,6 +24,8 @@ FORMATS: dict[str, Format] = {
         PivotedSVD(),
         SpatialSVD(),
         Tucker2(),
+        SparseLowRank(),
+        Staircase(),
         CP3(),
         CP(),
         BlockTerm(),
@@ -35,12 +40,14 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def get_format(name: str) -> Format:
-    """The format of that name.
+def get_format(name: str, formats: Mapping[str, Format] | None = None) -> Format:
+    """The format of that name; with settings of its own where `formats` holds it.
 
     Raises:
         ValueError: listing the names that exist.
     """
+    if formats and name in formats:
+        return formats[name]
     if name not in FORMATS:
         raise ValueError(f"unknown format {name!r}; the formats are {', '.join(sorted(FORMATS))}")
     return FORMATS[name]

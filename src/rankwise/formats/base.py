@@ -6,7 +6,7 @@ Letters: O outputs, I inputs, G groups, T outputs per group, D inputs per group 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -197,6 +197,17 @@ class Format(ABC):
     def indices(self, site: Site, ranks: Ranks) -> int:
         """Whole numbers of 4 bytes that the chain holds beside its parameters."""
         return 0
+
+    def named_ranks(self, site: Site, settings: Mapping[str, float]) -> Ranks:
+        """Ranks from the parameters that the literature of the format gives them by.
+
+        Raises:
+            ValueError: naming the site, where the format has none, or has others.
+        """
+        raise ValueError(
+            f"site {site.name!r}: {self.name} has no {', '.join(settings)}; name {len(self.limits(site))} "
+            f"rank{'s' if len(self.limits(site)) > 1 else ''} as numbers"
+        )
 
     def check(self, site: Site, ranks: Ranks) -> Ranks:
         """The ranks as a tuple of integers.

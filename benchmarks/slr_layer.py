@@ -1,0 +1,85 @@
+"""Sparse low rank on one layer: its wall-clock beside the truncated SVD's, and how well one pass ranks the neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+import rankwise as rw
+from benchmarks.common import Row
+from benchmarks.slr_cases import CASES, Case
+from rankwise.formats import get_format
+from rankwise.formats.slr_levels import paper_ranks
+from rankwise.importance import by_cost, by_gradient
+
+# Where the exact criterion is affordable: layer, k, sr, rr and samples; it takes a pass for every neuron.
+CRITERIA = (
+    ("lenet300", "fc1", 16, 0.5, 0.5, 2000),
+    ("lenet300", "fc1", 32, 0.5, 0.25, 2000),
+    ("lenet5", "fc", 12, 0.5, 0.5, 500),
+    ("vgg", "fc6", 16, 0.5, 0.5, 500),
+    ("vgg", "fc7", 16, 0.5, 0.5, 500),
+)
+
+
+def speed(size: int, quick: bool) -> Iterator[Row]:
+    """A square layer at sr = rr = 0.5, beside the truncated SVD of the same k; the numbers in it do not matter.
+
+    In `slr, sorted` the important neurons come first already: no index operation is left.
+    """
+    dense = nn.Linear(size, size)
+    site = rw.find(nn.Sequential(dense), torch.zeros(1, size))["0"]
+    for k, batch in ((k, batch) for k in (size // 16, size // 8, size // 4) for batch in (1, 64)):
+        ranks = {"svd": (k,), "slr": paper_ranks(k, 0.5, 0.5, size, size)}
+        ranks["slr, sorted"] = ranks["slr"]
+        chains = {name: get_format(name[:3]).build(dense, ranks[name], bias=True).eval() for name in ranks}
+        for chain in chains.values():
+            for parameter in chain.parameters():
+                nn.init.normal_(parameter, std=0.02)
+        shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(0)).int()
+        chains["slr"][0].inputs.copy_(shuffled[: size // 2])
+        chains["slr"][1].order.copy_(shuffled)
+        chains["slr, sorted"][0].inputs = chains["slr, sorted"][1].order = None
+        models = {"dense": nn.Sequential(dense), **{name: nn.Sequential(chain) for name, chain in chains.items()}}
+        for engine in ("torch", "onnxruntime"):
+            x = torch.randn(batch, size)
+            times = rw.evaluate.latency(models, x, engine=engine, threads=1, rounds=5 if quick else 30)
+            for name in models:
+                row: Row = {"method": name, "engine": engine, "batch": batch, "k": k}
+                if name in ranks:
+                    params = get_format(name[:3]).cost(site, ranks[name], bias=False).params
+                    row |= {"params_ratio": params / size**2, "against_svd": times[name].median / times["svd"].median}
+                yield {**row, "milliseconds": 1000 * times[name].median}
+
+
+def criterion(module: ModuleType, quick: bool, cache: Path | None) -> Iterator[Row]:
+    """Rank correlation of the first-order cost criterion with the exact one."""
+    cases: dict[str, Case] = {}
+    for network, name, k, sr, rr, samples in CRITERIA[:1] if quick else CRITERIA:
+        if network not in cases:
+            cases[network] = CASES[network](module, quick, cache)
+        case = cases[network]
+        samples = min(samples, 500) if quick else samples
+        site = case.sites[name]
+        ranks = paper_ranks(k, sr, rr, site.in_features, site.out_features)[:2]
+        data = [(case.calibration[:samples], case.answers[:samples])]
+        exact, first = (rule(case.model, site, data, ranks) for rule in (by_cost, by_gradient))
+        values = [spearman(a[0], b[0]) for a, b in zip(exact, first, strict=True)]
+        at = {"network": network, "layer": name, "k": k, "sr": sr, "rr": rr, "samples": samples}
+        yield {**at, "inputs": values[0], "outputs": values[1]}
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Correlation of the places that two lists of values give."""
+    return float(torch.corrcoef(torch.stack([_places(a), _places(b)]))[0, 1])
+
+
+def _places(values: Tensor) -> Tensor:
+    """Places in ascending order, equal values sharing the mean of theirs."""
+    _, group, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[group]

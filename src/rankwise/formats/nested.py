@@ -1,0 +1,169 @@
+"""Layers of a weight whose important outputs and inputs have further ranks: branches at the inputs, bands of outputs.
+
+Every group of a convolution has important neurons of its own, and as many of them as the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Branches(nn.Module):
+    """Layers side by side, each on all channels or on the first of those that are gathered: `cat(f(x), g(x[inputs]))`.
+
+    Args:
+        layers: one for each level.
+        counts: channels per group that each one reads.
+        channels: per group of the input.
+        groups: of the channels.
+        spatial: dimensions after the channels, 0 for the features of a linear layer, which come last.
+        device: of the indices.
+
+    Example:
+        >>> branches = Branches([nn.Linear(2, 1, bias=False)], [2], 3, 1, 0)
+        >>> branches.inputs.tolist(), branches(torch.ones(4, 3)).shape
+        ([0, 1], torch.Size([4, 1]))
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        counts: Sequence[int],
+        channels: int,
+        groups: int,
+        spatial: int,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(layers)
+        self.counts, self.channels, self.groups, self.spatial = tuple(counts), channels, groups, spatial
+        gathered = max((count for count in counts if count < channels), default=0)
+        places = torch.arange(groups * channels, device=device).reshape(groups, channels)[:, :gathered]
+        self.register_buffer("inputs", places.flatten().int() if gathered else None)
+        self.inputs: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dim = x.dim() - 1 - self.spatial
+        gathered = x if self.inputs is None else x.index_select(dim, self.inputs)
+        parts = []
+        for layer, count in zip(self.levels, self.counts, strict=True):
+            parts.append(layer(x if count == self.channels else first_of(gathered, count, self.groups, dim)))
+        if len(parts) == 1 or self.groups == 1:
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+        return torch.cat([part.unflatten(dim, (self.groups, -1)) for part in parts], dim + 1).flatten(dim, dim + 1)
+
+    def places(self) -> Tensor:
+        """Numbers, within their group, of the channels that are gathered; the first ones where none are, G x C."""
+        if self.inputs is None:
+            device = next(self.parameters()).device
+            return torch.arange(self.channels, device=device).expand(self.groups, -1)
+        return self.inputs.reshape(self.groups, -1).long() % self.channels
+
+    def extra_repr(self) -> str:
+        return f"{list(self.counts)} of {self.channels} channels"
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        inputs = state_dict.get(f"{prefix}inputs")
+        if inputs is not None and self.inputs is not None and inputs.shape == self.inputs.shape:
+            groups = torch.arange(self.groups, device=inputs.device).repeat_interleave(len(inputs) // self.groups)
+            if not torch.equal(inputs.div(self.channels, rounding_mode="floor"), groups) or len(inputs.unique()) < len(
+                inputs
+            ):
+                raise ValueError(
+                    f"tensor '{prefix}inputs' does not name different channels of each group of {self.channels}; save "
+                    f"the network again"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Bands(nn.Module):
+    """Bands of outputs, each from the first inputs, and zeros for the others: `cat(f(h), g(h[:r]), 0)[order] + bias`.
+
+    Args:
+        layers: one for each band, that of the most inputs first.
+        counts: inputs per group that each one reads.
+        outputs: of all groups together.
+        made: outputs of every band, per group.
+        groups: of the inputs.
+        spatial: dimensions after the channels.
+        bias: whether a number is added to every output.
+        options: dtype and device.
+
+    Example:
+        >>> bands = Bands([nn.Linear(2, 1, bias=False)], [2], 3, [1], 1, 0, bias=True)
+        >>> bands(torch.ones(4, 2)).shape, bands.order.tolist()
+        (torch.Size([4, 3]), [0, 1, 2])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        counts: Sequence[int],
+        outputs: int,
+        made: Sequence[int],
+        groups: int,
+        spatial: int,
+        bias: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.bands = nn.ModuleList(layers)
+        self.counts, self.made, self.outputs = tuple(counts), tuple(made), outputs
+        self.groups, self.spatial = groups, spatial
+        self.bias = nn.Parameter(torch.zeros(outputs, **options)) if bias else None
+        whole = list(made) == [outputs // groups]  # one band of all outputs needs no order
+        order = None if whole else self.order_of(torch.arange(outputs, device=options.get("device")))
+        self.register_buffer("order", order)
+        self.order: Tensor | None
+
+    def order_of(self, outputs: Tensor) -> Tensor:
+        """For every output its place among those that the bands make.
+
+        Args:
+            outputs: numbers of the outputs, group after group, the most important of each group first.
+        """
+        places = outputs.reshape(self.groups, -1)
+        parts = places.split([*self.made, places.shape[1] - sum(self.made)], 1)
+        return torch.cat([part.flatten() for part in parts]).argsort().int()
+
+    def forward(self, h: Tensor) -> Tensor:
+        dim = h.dim() - 1 - self.spatial
+        parts = [
+            layer(first_of(h, count, self.groups, dim)) for layer, count in zip(self.bands, self.counts, strict=True)
+        ]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+        missing = self.outputs - self.groups * sum(self.made)
+        if missing:
+            y = F.pad(y, (0, 0) * self.spatial + (0, missing))
+        if self.order is not None:
+            y = y.index_select(dim, self.order)
+        return y if self.bias is None else y + self.bias.view(-1, *[1] * self.spatial)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.made)} of {self.outputs // self.groups} outputs"
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        order = state_dict.get(f"{prefix}order")
+        if order is not None and order.sort().values.tolist() != list(range(self.outputs)):
+            raise ValueError(f"tensor '{prefix}order' is no order of {self.outputs} outputs; save the network again")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def first_of(x: Tensor, count: int, groups: int, dim: int) -> Tensor:
+    """The first channels of every group.
+
+    Example:
+        >>> first_of(torch.arange(6), 1, 2, 0).tolist()
+        [0, 3]
+    """
+    size = x.shape[dim] // groups
+    if count == size:
+        return x
+    if groups == 1:
+        return x.narrow(dim, 0, count)
+    return x.unflatten(dim, (groups, size)).narrow(dim + 1, 0, count).flatten(dim, dim + 1)

@@ -1,0 +1,75 @@
+"""What the ranks of sparse low rank stand for: blocks inside each other, and the parameters of the paper.
+
+Letters: T outputs per group, C channels per group, R rank of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from ..linalg.sparse_low_rank import Level
+from .base import Ranks
+
+
+def paper_ranks(k: int, sr: float, rr: float, inputs: int, outputs: int) -> Ranks:
+    """Ranks of `slr` for the published parameters: `r = int(k rr)`, and `int(sr n)` of the n neurons unimportant.
+
+    Args:
+        k: rank of the truncated SVD.
+        sr: sparsity rate, the share of the neurons of each side that are unimportant, 0 to below 1.
+        rr: reduction rate, the share of the rank that they keep, 0 to 1.
+        inputs, outputs: of the layer, or of each of its groups; of a convolution, its channels.
+
+    Returns:
+        Rank of all neurons, further rank of the important ones, important inputs, important outputs.
+
+    Raises:
+        ValueError: for shares outside of their range, or a rank below 1.
+
+    Example:
+        >>> paper_ranks(6, 0.5, 0.5, 400, 120)
+        (3, 3, 200, 60)
+    """
+    if k < 1 or not 0 <= sr < 1 or not 0 <= rr <= 1:
+        raise ValueError(
+            f"k must be at least 1, sr from 0 to below 1 and rr from 0 to 1, not k={k}, sr={sr} and rr={rr}"
+        )
+    rank = int(k * rr)
+    return rank, k - rank, inputs - int(inputs * sr), outputs - int(outputs * sr)
+
+
+def levels_of(ranks: Ranks, T: int, C: int) -> list[Level]:
+    """The levels that ranks stand for, their columns counted in channels.
+
+    Example:
+        >>> levels_of((2, 3, 10, 20), 40, 30)
+        [Level(rank=2, rows=40, columns=30), Level(rank=3, rows=20, columns=10)]
+    """
+    levels = [Level(ranks[0], T, C)]
+    for start in range(1, len(ranks), 3):
+        rank, channels, rows = ranks[start : start + 3]
+        levels.append(Level(rank, rows, channels))
+    return levels
+
+
+def are_nested(levels: Sequence[Level], taps: int) -> bool:
+    """Whether each level lies inside the one before it, holds something, and has no more rank than it can hold."""
+    if not any(level.rank for level in levels):
+        return False
+    if any(min(rows, channels) < 1 or rank > min(rows, channels * taps) for rank, rows, channels in levels):
+        return False
+    return all(a.rows >= b.rows and a.columns >= b.columns for a, b in pairwise(levels))
+
+
+def bands(levels: Sequence[Level]) -> Iterator[tuple[int, int]]:
+    """Ranks that a band of outputs reads, and its outputs, the most important band first.
+
+    Example:
+        >>> list(bands([Level(2, 40, 30), Level(3, 20, 10)]))
+        [(5, 20), (2, 20)]
+    """
+    for count in range(len(levels), 0, -1):
+        inner = levels[count].rows if count < len(levels) else 0
+        if levels[count - 1].rows > inner:
+            yield sum(level.rank for level in levels[:count]), levels[count - 1].rows - inner
