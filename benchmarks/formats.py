@@ -74,7 +74,7 @@ TITLES = {
 def candidates(format: Format, layer: Layer, keep: float, metric: str) -> list[Ranks]:
     """Of each ladder of a format the ranks whose MACs are nearest to the budget, and not above it.
 
-    Tucker-2 has no ladders but a curve over all its ranks: those with the smallest predicted error within the budget.
+    Tucker-2 and sparse low rank have no ladders but curves over all their ranks: of these the smallest predicted error.
     """
     site, budget = layer.site, keep * layer.site.macs
 
@@ -83,7 +83,7 @@ def candidates(format: Format, layer: Layer, keep: float, metric: str) -> list[R
 
     if isinstance(format, Multilinear):
         ladders = format.ladders(Shape.of_site(site), 1)
-    elif format.name == "tucker2":
+    elif len(format.limits(site)) > 1:
         curve = format.curve(site, layer.weight, [layer.metric(metric)], 1)
         return [min((error, ranks) for ranks, error in curve if macs(ranks) <= budget)[1]]
     else:

@@ -11,7 +11,7 @@ from torch import nn
 import rankwise as rw
 from rankwise.plan import DENSE
 from rankwise.planner import Planner
-from rankwise.profile import Option, site_metrics
+from rankwise.profile import Option, site_metric
 from rankwise.refine import NEAR, refined
 
 KEEP = {"macs": 0.4}
@@ -119,7 +119,7 @@ def test_choose_decides_with_the_errors_of_fits(network: nn.Module, sites: rw.Si
             for row in plan.factorised
             if row.format == "cp3"
             for site in [sites[row.site]]
-            for metrics in [site_metrics(sites, site, "weight", network)]
+            for metrics in [site_metric(sites, site, "weight", network).inputs]
         ]
         assert fits
         return max(row.error / fit.error - 1 for row, fit in fits if row.error is not None)

@@ -20,7 +20,7 @@ LAYERS = {
     "linear": (nn.Linear(12, 8), torch.zeros(1, 12)),
     "groups": (nn.Conv2d(4, 8, 3, padding=1, groups=2), torch.zeros(1, 4, 5, 5)),
 }
-SPLIT = {"linear": {"tt", "tr", "stt", "str", "ht", "kronecker"}, "groups": {"stt", "str", "kronecker"}}
+SPLIT = {"linear": {"tt", "tr", "stt", "str", "ht", "kronecker", "slr", "slr3"}, "groups": {"stt", "str", "kronecker"}}
 # All on the linear layer; on the convolution closed forms, one that has none, and one that is refused.
 CONVOLUTION = ("svd", "pivoted_svd", "spatial_svd", "tucker2", "cp3", "kronecker")
 CELLS = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankwise.linalg.metric import Dense, Identity, Sampled
 from rankwise.linalg.reduced_rank import truncate
-from rankwise.statistics import Moments, moments
+from rankwise.statistics import Moments, accumulator, moments
 from rankwise.statistics.accumulator import Accumulator, add_gram, mirror
 from rankwise.statistics.moments import LARGEST_SHARE, identity_metrics, merge, shrinkage
 from rankwise.statistics.rows import input_rows, unfold_order
@@ -163,8 +163,9 @@ def test_single_precision_rows_add_up_in_double_precision() -> None:
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "LARGEST_DENSE", 8)
-    monkeypatch.setattr(moments, "SAMPLED_ROWS", 16)
+    for module in (moments, accumulator):
+        monkeypatch.setattr(module, "LARGEST_DENSE", 8)
+        monkeypatch.setattr(module, "SAMPLED_ROWS", 16)
 
 
 @pytest.mark.usefixtures("small_limits")

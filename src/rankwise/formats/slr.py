@@ -65,7 +65,7 @@ class SparseLowRank(Format):
         self.refit = refit
 
     def unfit(self, site: Site) -> str | None:
-        return f"{self.name} has no layer that looks rows up; use svd" if site.is_embedding else None
+        return f"{self.name} has no layer that looks rows up; use svd" if site.is_looked_up else None
 
     def limits(self, site: Site) -> Ranks:
         T, C = site.out_features // site.groups, site.weight_shape[1]
