@@ -66,8 +66,7 @@ def measured(
         "nonzeros": left + sum(layer.nonzeros for layer in stored) - biases,
         "params_ratio": params / case.weights(),
         "bytes_ratio": (left - biases + sum(layer.bytes for layer in stored) / 4) / case.weights(),
-        "whole": plan.planned["params"] / plan.dense["params"],
-        "whole_bytes": plan.planned["bytes"] / plan.dense["bytes"],
+        "whole": case.whole(plan.planned["params"]),
         "top1": case.accuracy(small),
     }
 
@@ -80,7 +79,6 @@ def pruned(case: Case, params: Mapping[str, int]) -> Row:
         assert isinstance(weight, Tensor)
         weight.copy_(magnitude(weight, count))
         stored += sparse_bytes(weight.flatten(1))
-    dense = rw.evaluate.size(case.model).params
     kept = sum(params.values())
     return {
         "network": case.network,
@@ -88,7 +86,7 @@ def pruned(case: Case, params: Mapping[str, int]) -> Row:
         "params": kept,
         "params_ratio": kept / case.weights(),
         "bytes_ratio": stored / (4 * case.weights()),
-        "whole": (dense - case.weights() + kept) / dense,
+        "whole": case.whole(rw.evaluate.size(trial).params - case.weights() + kept),
         "top1": case.accuracy(trial),
     }
 

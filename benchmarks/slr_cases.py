@@ -5,10 +5,12 @@ Each case has a test set, and samples with labels that may be learnt from.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,7 @@ class Case:
         batch: samples that are run at once.
         rates: sparsity rates and reduction rates of the grid.
         shares: of the layers' parameters that plans are asked for; by default those of some of the ks.
+        before: parameters of the network in front of the part.
     """
 
     network: str
@@ -54,6 +57,7 @@ class Case:
     batch: int = 500
     rates: tuple[Sequence[float], Sequence[float]] = ((0.3, 0.5, 0.7, 0.9), (0.0, 0.25, 0.5))
     shares: Sequence[float] = ()
+    before: int = 0
     stats: rw.Statistics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +97,11 @@ class Case:
         )
         plan = rw.Plan(rows=rows, metric=metric, fingerprint=self.stats.sites.fingerprint)
         return recount(self.model, plan, self.stats.sites)
+
+    def whole(self, params: int) -> float:
+        """Parameters of the whole network as a share of the dense one's, where its part has so many."""
+        dense = rw.evaluate.size(self.model).params
+        return (self.before + params) / (self.before + dense)
 
     def built(self, plan: rw.Plan, formats: Mapping[str, Format] | None = None) -> nn.Module:
         return rw.factorise(self.model, plan, self.stats, formats=formats)
@@ -194,9 +203,10 @@ def lenet5(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
     x, y, own, answers = _mnist(networks, 2000 if quick else 10000)
     train_x, train_y = _mnist(networks, 5000 if quick else 60000)[2:]
     file = None if cache is None else cache / f"lenet5{'-quick' if quick else ''}.safetensors"
-    return Case(
+    model = trained(LeNet5(), train_x, train_y, epochs=2 if quick else 5, rate=4e-3, flips=False, file=file)
+    return after_convolutions(
+        model,
         network="lenet5",
-        model=trained(LeNet5(), train_x, train_y, epochs=2 if quick else 5, rate=4e-3, flips=False, file=file),
         names=("fc",),
         inputs=x,
         labels=y,
@@ -215,9 +225,10 @@ def vgg(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
     train, train_y = networks.normalise_imagenet(train[order]), train_y[order]
     file = None if cache is None else cache / f"vgg{'-quick' if quick else ''}.safetensors"
     few = slice(0, 1000 if quick else 5000)
-    return Case(
+    model = trained(SmallVGG(), train, train_y, epochs=1 if quick else 3, rate=4e-3, flips=True, file=file)
+    return after_convolutions(
+        model,
         network="vgg",
-        model=trained(SmallVGG(), train, train_y, epochs=1 if quick else 3, rate=4e-3, flips=True, file=file),
         names=("fc6", "fc7"),
         inputs=networks.normalise_imagenet(test[test_order]),
         labels=test_y[test_order],
@@ -225,6 +236,19 @@ def vgg(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
         answers=train_y[few],
         ks=(4, 16) if quick else (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128),
         grid=(8, 16) if quick else (8, 12, 16, 32),
+    )
+
+
+def after_convolutions(model: nn.Sequential, *, inputs: Tensor, calibration: Tensor, **options: Any) -> Case:
+    """The linear layers of a network, on the features that its convolutions make: they are computed once."""
+    front, *rest = model.named_children()
+    features = [torch.cat([front[1](x) for x in part.split(500)]) for part in (inputs, calibration)]
+    return Case(
+        model=nn.Sequential(OrderedDict(rest)).eval(),
+        inputs=features[0],
+        calibration=features[1],
+        before=sum(parameter.numel() for parameter in front[1].parameters()),
+        **options,
     )
 
 
@@ -241,6 +265,7 @@ def mobilenet_v2(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
     return Case(
         network="mobilenet_v2",
         model=nn.Sequential(model.classifier),
+        before=rw.evaluate.size(model).params - rw.evaluate.size(model.classifier).params,
         names=("0",),
         inputs=x[count:],
         labels=task.labels,
