@@ -56,7 +56,7 @@ COLUMNS = {
     ),
     "reference": (
         *("network", "layer", "ranks", "sigma", "default_sigma", "reference_sigma"),
-        *("worse_by", "default_worse_by", "seconds", "reference_seconds"),
+        *("worse_by", "default_worse_by", "seconds", "reference_seconds", "equal_sweeps", "equal_seconds"),
     ),
     "speed": (
         *("network", "layer", "format", "ranks", "weight", "peer_weight"),
