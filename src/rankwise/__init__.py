@@ -19,6 +19,7 @@ from .profile import profile
 from .ranks import RULES, Rule, get_rule
 from .sites import Site, Sites, find
 from .statistics import Moments, Statistics, collect
+from .training import HealReport, heal
 from .transfer import choose_shrinkage
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "RULES",
     "Batches",
     "CompressReport",
+    "HealReport",
     "LowRank",
     "Moments",
     "Plan",
@@ -47,6 +49,7 @@ __all__ = [
     "factorise_",
     "find",
     "get_rule",
+    "heal",
     "inputs_only",
     "load",
     "pareto",

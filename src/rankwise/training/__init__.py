@@ -1,7 +1,34 @@
-"""Low rank while training: what ordinary training loops take in."""
+"""Low rank while training, and training afterwards: objects that ordinary loops take in, and a loop over them."""
 
 from __future__ import annotations
 
+from .augment import augmentation
+from .balance import balance_
+from .blocks import BlockReconstruction, find_blocks
+from .distil import Distillation
+from .guard import Guard
+from .heal import HealReport, heal
+from .loop import Look, Loop, LoopOptions, LoopReport
+from .modes import trainable
 from .rank_search import RankSearch
+from .samples import Samples
+from .schedule import Cosine
 
-__all__ = ["RankSearch"]
+__all__ = [
+    "BlockReconstruction",
+    "Cosine",
+    "Distillation",
+    "Guard",
+    "HealReport",
+    "Look",
+    "Loop",
+    "LoopOptions",
+    "LoopReport",
+    "RankSearch",
+    "Samples",
+    "augmentation",
+    "balance_",
+    "find_blocks",
+    "heal",
+    "trainable",
+]
