@@ -15,7 +15,7 @@ def pair(keep: float = 0.3) -> tuple[nn.Module, nn.Module, Tensor]:
     """A dense network, its compression, and 96 samples."""
     dense = make(lambda: nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 5)))
     data = batches_of(96, 12, count=1)
-    small, _ = rw.compress(dense, data, keep={"params": keep})
+    small, _ = rw.compress(dense, data, keep={"params": keep}, formats=["svd"])
     return dense, small, data[0]
 
 
@@ -23,7 +23,7 @@ def residual(keep: float = 0.4) -> tuple[nn.Module, nn.Module, Tensor]:
     """The same of a residual network with batch norm, in-place ReLU and addition."""
     dense = make(Residual)
     data = batches_of(32, 3, 8, 8, count=1)
-    small, _ = rw.compress(dense, data, keep={"macs": keep})
+    small, _ = rw.compress(dense, data, keep={"macs": keep}, formats=["svd"])
     return dense, small, data[0]
 
 

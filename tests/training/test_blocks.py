@@ -45,7 +45,7 @@ def test_blocks_of_a_staged_network() -> None:
     """A Sequential inside a block is no place to look for blocks; the stem is one of its own."""
     dense = Staged()
     sites = [name for name, module in dense.named_modules() if isinstance(module, nn.Linear)]
-    small, _ = rw.compress(dense, [torch.randn(32, 8)], keep={"params": 1.0}, pin=dict.fromkeys(sites, ("svd", 2)))
+    small, _ = rw.compress(dense, [torch.randn(32, 8)], keep={"params": 1.0}, pin=dict.fromkeys(sites, "svd:2"))
     assert find_blocks(small) == ["stem", "stages.0.0", "stages.0.1", "stages.1.0", "heads.0"]
 
 

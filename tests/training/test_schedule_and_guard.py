@@ -11,6 +11,8 @@ from torch import nn
 from rankwise.training import Cosine, Guard, LoopOptions, trainable
 from rankwise.training.modes import learning
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_cosine_rises_and_falls() -> None:
     optimiser = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 1.0}, {"params": [torch.zeros(1)], "lr": 0.1}])
