@@ -82,17 +82,16 @@ def measure(
     for variant in variants:
         settings = {**_settings(name), **VARIANTS[variant]}
         begin = time.perf_counter()
-        with torch.enable_grad():
-            healed, healing = rw.heal(
-                small,
-                task.model,
-                images,
-                prepare=task.normalise,
-                minutes=minutes,
-                seed=seed,
-                progress=_say,
-                **settings,
-            )
+        healed, healing = rw.heal(
+            small,
+            task.model,
+            images,
+            prepare=task.normalise,
+            minutes=minutes,
+            seed=seed,
+            progress=_say,
+            **settings,
+        )
         seconds = time.perf_counter() - begin
         after_right = task.answers(healed, task.images) == task.labels
         difference = after_right.double() - before_right.double()

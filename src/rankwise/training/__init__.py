@@ -8,8 +8,9 @@ from .blocks import BlockReconstruction, find_blocks
 from .distil import Distillation
 from .guard import Guard
 from .heal import HealReport, heal
-from .loop import Look, Loop, LoopOptions, LoopReport
+from .loop import Loop
 from .modes import trainable
+from .options import Look, LoopOptions, LoopReport
 from .rank_search import RankSearch
 from .samples import Samples
 from .schedule import Cosine

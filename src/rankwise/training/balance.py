@@ -5,7 +5,6 @@ Letters: O outputs, I inputs, G groups.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -87,38 +86,34 @@ def _balance_chain(chain: LowRank) -> None:
     found = bonds(chain)
     layers = {id(side.layer): side.layer for bond in found for side in (*bond.writers, *bond.readers)}
     weights = {key: read(layer).double() for key, layer in layers.items()}
-    biases: dict[int, Tensor] = {}
-    for key, layer in layers.items():
-        if isinstance(bias := getattr(layer, "bias", None), Tensor):
-            biases[key] = bias.double()
-    changed: defaultdict[int, bool] = defaultdict(bool)
+    biases = {key: layer.bias.double() for key, layer in layers.items() if getattr(layer, "bias", None) is not None}
+    changed: set[int] = set()
     for _ in range(SWEEPS):
-        furthest = 0.0
-        for bond in found:
-            written, is_read = _norms(bond, weights)
-            used = (written > 0) & (is_read > 0)
-            scale = torch.where(used, (written / is_read).sqrt(), 1.0)
-            distance = float(scale.log().abs().max())
-            if distance <= CLOSE:
-                continue
-            furthest = max(furthest, distance)
-            for layer, channels in bond.writers:
-                key = id(layer)
-                weights[key] = weights[key] / _column(scale[channels], weights[key])
-                if key in biases:
-                    biases[key] = biases[key] / scale[channels]
-                changed[key] = True
-            for layer, channels in bond.readers:
-                key = id(layer)
-                weights[key] = weights[key] * _by_output(layer, scale[channels], weights[key])
-                changed[key] = True
-        if furthest == 0:
+        furthest = max((_balance_bond(bond, weights, biases, changed) for bond in found), default=0.0)
+        if furthest <= CLOSE:
             break
-    for key, layer in layers.items():
-        if changed[key]:
-            write(layer, weights[key])
-            if key in biases:
-                layer.bias.copy_(biases[key])
+    for key in changed:
+        write(layers[key], weights[key])
+        if key in biases:
+            layers[key].bias.copy_(biases[key])
+
+
+def _balance_bond(bond: Bond, weights: dict[int, Tensor], biases: dict[int, Tensor], changed: set[int]) -> float:
+    """Scale the channels of one bond; how far they were from balance, as a logarithm."""
+    written, is_read = _norms(bond, weights)
+    used = (written > 0) & (is_read > 0)
+    scale = torch.where(used, (written / is_read).sqrt(), 1.0)
+    distance = float(scale.log().abs().max())
+    if distance <= CLOSE:
+        return distance
+    for layer, channels in bond.writers:
+        weights[id(layer)] = weights[id(layer)] / _column(scale[channels], weights[id(layer)])
+        if id(layer) in biases:
+            biases[id(layer)] = biases[id(layer)] / scale[channels]
+    for layer, channels in bond.readers:
+        weights[id(layer)] = weights[id(layer)] * _by_output(layer, scale[channels], weights[id(layer)])
+    changed.update(id(layer) for layer, _ in (*bond.writers, *bond.readers))
+    return distance
 
 
 def _norms(bond: Bond, weights: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
@@ -127,9 +122,8 @@ def _norms(bond: Bond, weights: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     for layer, channels in bond.writers:
         written.index_add_(0, channels, weights[id(layer)].flatten(1).square().sum(1))
     for layer, channels in bond.readers:
-        squares_OI = weights[id(layer)].flatten(2).square().sum(2) if weights[id(layer)].dim() > 2 else None
-        squares_OI = weights[id(layer)].square() if squares_OI is None else squares_OI
-        groups = getattr(layer, "groups", 1)
+        weight, groups = weights[id(layer)], getattr(layer, "groups", 1)
+        squares_OI = weight.square().reshape(*weight.shape[:2], -1).sum(2)
         is_read.index_add_(0, channels, squares_OI.unflatten(0, (groups, -1)).sum(1).flatten())
     return written.sqrt(), is_read.sqrt()
 

@@ -18,8 +18,9 @@ from .augment import Augment, augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction
 from .distil import Distillation
-from .loop import Look, Loop, LoopOptions, LoopReport
+from .loop import Loop
 from .modes import trainable
+from .options import Look, LoopOptions, LoopReport
 from .samples import Prepare, Samples
 from .together import shared, together
 
@@ -131,11 +132,8 @@ def heal(
     if epochs is None and minutes is None:
         epochs = 10
     wanted = LoopOptions(epochs=epochs, minutes=minutes, **options)
-    identity: dict[str, Any] = {
-        "networks": _digest(small, dense),
-        "train": train,
-        "augment": str(augment) if augment else None,
-    }
+    named = "a function" if callable(augment) else augment
+    identity: dict[str, Any] = {"networks": _digest(small, dense), "train": train, "augment": named}
     healed = balance_(copy.deepcopy(small))
     parameters = trainable(healed, train)
     judge = Distillation(dense, temperature=1.0, logits=logits)
