@@ -1,7 +1,7 @@
 """Healing without labels: top-1 and distance from the dense network before and after, for some minutes per budget.
 
     python -m benchmarks.heal [--networks resnet20] [--formats default cp3] [--keeps 0.5 0.3 0.2] [--minutes 10]
-        [--samples N] [--variants default] [--quick] [--seed N] [--json FILE]
+        [--epochs E] [--samples N] [--variants default] [--quick] [--seed N] [--json FILE]
 
 Each network is compressed with its calibration images and healed on all unlabelled images at hand: of ResNet-20 the
 4,000 lossless training images and 50,000 JPEG copies. `held_out` is the divergence from the dense network, in nats, on
@@ -40,20 +40,25 @@ COLUMNS = (
     "steps",
     "minutes",
 )
+CIFAR = ("resnet20", "resnet32")
 FORMATS = {"default": ("svd", "spatial_svd", "tucker2"), "cp3": ("svd", "cp3")}
+# What each variant changes of the network's settings.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "no-blocks": {"blocks": False},
     "all": {"train": "all"},
     "statistics": {"statistics": True},
-    "sgd": {"optimiser": "sgd", "rate": 0.02},
+    "sgd": {"optimiser": "sgd", "rate": 0.1},
+    "rate-3e-3": {"rate": 3e-3},
+    "temperature-4": {"temperature": 4.0},
+    "flip-crop": {"augment": "flip,crop"},
     "no-augment": {"augment": None},
 }
 
 
 def unlabelled(module: ModuleType, name: str, task: Task) -> Tensor:
     """All images without labels that a network may heal on, none of its test images among them; bytes."""
-    if name.startswith("resnet") and name in ("resnet20", "resnet32"):
+    if name in CIFAR:
         return torch.cat([module.cifar10_lossless("train")[0], module.cifar10_jpeg("train")[0]])
     pictures = module.imagenette("train")[0]
     return pictures if name == "resnet50v2_trunk" else torch.cat([task.calibration, pictures])
@@ -70,12 +75,21 @@ def chosen(images: Tensor, count: int | None, first: int, seed: int) -> Tensor:
 
 
 def measure(
-    name: str, task: Task, images: Tensor, formats: str, keep: float, variants: list[str], minutes: float, seed: int
+    name: str,
+    task: Task,
+    images: Tensor,
+    formats: str,
+    keep: float,
+    variants: list[str],
+    limit: dict[str, float],
+    seed: int,
 ) -> list[Row]:
-    """One row for each variant."""
+    """One row for each variant; the limit is of minutes or epochs."""
     small, compressed = rw.compress(
         task.model, task.batches(), keep={"macs": keep}, formats=FORMATS[formats], seed=seed
     )
+    for network in (task.model, small):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # thin layers are faster so
     dense_right = task.answers(task.model, task.images) == task.labels
     before_right = task.answers(small, task.images) == task.labels
     rows: list[Row] = []
@@ -87,9 +101,9 @@ def measure(
             task.model,
             images,
             prepare=task.normalise,
-            minutes=minutes,
             seed=seed,
             progress=_say,
+            **limit,
             **settings,
         )
         seconds = time.perf_counter() - begin
@@ -120,7 +134,7 @@ def measure(
 
 def _settings(name: str) -> dict[str, Any]:
     """How a network of that name is healed."""
-    if name in ("resnet20", "resnet32"):
+    if name in CIFAR:
         return {"augment": "flip,crop,mixup", "batch": 128}
     return {"augment": "flip,crop", "batch": 16, "rate": 3e-4}
 
@@ -137,19 +151,21 @@ def _percent(right: Tensor) -> float:
 def main() -> None:
     """Run the benchmark."""
     options = parser(__doc__.splitlines()[0])
-    known = ["resnet20", "resnet32", "tiny_darknet", "resnet50v2_trunk"]
+    known = [*CIFAR, "tiny_darknet", "resnet50v2_trunk"]
     options.add_argument("--networks", nargs="+", default=["resnet20"], choices=known)
     options.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     options.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.3, 0.2])
     options.add_argument("--variants", nargs="+", default=["default"], choices=list(VARIANTS))
     options.add_argument("--minutes", type=float, default=10.0, help="of healing, for each row")
+    options.add_argument("--epochs", type=float, help="passes over the images instead of minutes")
     options.add_argument("--samples", type=int, help="unlabelled images; all at hand unless said")
     options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
     start(arguments)
+    limit = {"minutes": arguments.minutes} if arguments.epochs is None else {"epochs": arguments.epochs}
     if arguments.quick:
         arguments.keeps, arguments.formats, arguments.samples = [0.3], ["default"], 4000
-        arguments.minutes = min(arguments.minutes, 0.25)
+        limit = {"minutes": min(arguments.minutes, 0.25)}
     module = networks()
     rows: list[Row] = []
     for name in arguments.networks:
@@ -157,13 +173,11 @@ def main() -> None:
         if arguments.quick:
             task = replace(task, calibration=task.calibration[:256])
         task.model.to(arguments.device)
-        first = 4000 if name in ("resnet20", "resnet32") else len(task.calibration)
+        first = 4000 if name in CIFAR else len(task.calibration)
         images = chosen(unlabelled(module, name, task), arguments.samples, first, arguments.seed)
         for formats in arguments.formats:
             for keep in arguments.keeps:
-                rows += measure(
-                    name, task, images, formats, keep, arguments.variants, arguments.minutes, arguments.seed
-                )
+                rows += measure(name, task, images, formats, keep, arguments.variants, limit, arguments.seed)
                 report(rows, COLUMNS, "healing without labels", arguments.json)
 
 
