@@ -129,8 +129,9 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
 
 def _select(self: Any, dim: int, index: Any) -> Any:
     """Chosen entries of one dimension; onnxruntime's `Gather` copies those of the last one number by number."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18
     rank = len(self.shape)
     if rank < 2 or dim % rank != rank - 1:
         return op.Gather(self, index, axis=dim)
