@@ -14,7 +14,7 @@ from benchmarks.common import Row
 from benchmarks.slr_cases import CASES, Case
 from rankwise.formats import get_format
 from rankwise.formats.slr_levels import paper_ranks
-from rankwise.importance import by_cost, by_gradient
+from rankwise.importance import by_cost, by_curvature, by_gradient
 
 # Where the exact criterion is affordable: layer, k, sr, rr and samples; it takes a pass for every neuron.
 CRITERIA = (
@@ -57,7 +57,7 @@ def speed(size: int, quick: bool) -> Iterator[Row]:
 
 
 def criterion(module: ModuleType, quick: bool, cache: Path | None) -> Iterator[Row]:
-    """Rank correlation of the first-order cost criterion with the exact one."""
+    """Rank correlation of the first- and second-order cost criteria with the exact one."""
     cases: dict[str, Case] = {}
     for network, name, k, sr, rr, samples in CRITERIA[:1] if quick else CRITERIA:
         if network not in cases:
@@ -67,10 +67,13 @@ def criterion(module: ModuleType, quick: bool, cache: Path | None) -> Iterator[R
         site = case.sites[name]
         ranks = paper_ranks(k, sr, rr, site.in_features, site.out_features)[:2]
         data = [(case.calibration[:samples], case.answers[:samples])]
-        exact, first = (rule(case.model, site, data, ranks) for rule in (by_cost, by_gradient))
-        values = [spearman(a[0], b[0]) for a, b in zip(exact, first, strict=True)]
+        exact = by_cost(case.model, site, data, ranks)
         at = {"network": network, "layer": name, "k": k, "sr": sr, "rr": rr, "samples": samples}
-        yield {**at, "inputs": values[0], "outputs": values[1]}
+        for order, rule in (("first", by_gradient), ("second", by_curvature)):
+            inputs, outputs = (
+                spearman(a[0], b[0]) for a, b in zip(exact, rule(case.model, site, data, ranks), strict=True)
+            )
+            yield {**at, "order": order, "inputs": inputs, "outputs": outputs}
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

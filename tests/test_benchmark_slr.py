@@ -98,7 +98,7 @@ def test_every_method_of_the_grid() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_one_pass_ranks_neurons_as_the_exact_change_does(networks: ModuleType) -> None:
-    """On the trained LeNet-300-100; measured 0.98 for inputs and 0.89 for outputs."""
-    (row,) = criterion(networks, quick=True, cache=None)
-    assert row["inputs"] > 0.9
-    assert row["outputs"] > 0.8
+    """On the trained LeNet-300-100."""
+    first, second = criterion(networks, quick=True, cache=None)
+    assert min(first["inputs"], second["inputs"]) > 0.9
+    assert second["outputs"] > 0.8

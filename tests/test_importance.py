@@ -11,9 +11,10 @@ from helpers import make
 from torch import Tensor, nn
 
 import rankwise as rw
+import rankwise.importance.loss as importance_of_loss
 from rankwise.formats.slr import Importance, SparseLowRank, Staircase
 from rankwise.formats.weights import site_weight
-from rankwise.importance import by_activation, by_cost, by_gradient, by_weight, of_plan, self_labelled
+from rankwise.importance import by_activation, by_cost, by_curvature, by_gradient, by_weight, of_plan, self_labelled
 from rankwise.linalg.sparse_low_rank import leading
 from rankwise.statistics.moments import identity_metrics
 
@@ -106,6 +107,31 @@ def test_components_without_energy_cost_nothing(criterion: Callable[..., object]
     assert all(float(values.abs().max()) < 1e-12 for values in scores)  # type: ignore[attr-defined]
 
 
+def test_by_curvature_adds_half_the_gauss_newton_form(
+    model: nn.Module, data: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn labels converge to the exact expectation over the classes."""
+    monkeypatch.setattr(importance_of_loss, "DRAWS", 400)
+    site = rw.find(model, data[0][0])["0"]
+    found = by_curvature(model, site, data, (2, 3))
+    U, V = leading(site_weight(model, site), 5)
+    further = U[:, 2:] @ V[2:]
+    x, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+
+    def logits(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {"0.weight": weight}, (x,))
+
+    for neuron in (1, 8):
+        for scores, dim in ((found.outputs_GT, 0), (found.inputs_GC, 1)):
+            part = torch.zeros_like(further)
+            part.select(dim, neuron).copy_(further.select(dim, neuron))
+            z, slope = torch.func.jvp(logits, (U @ V,), (part,))
+            p = z.softmax(1)
+            curvature = ((p * slope.square()).sum(1) - (p * slope).sum(1).square()).mean()
+            first = (slope * (p - F.one_hot(y, 4))).sum(1).mean()
+            assert float(scores[0, neuron]) == pytest.approx(abs(float(-first + curvature / 2)), rel=0.1, abs=1e-5)
+
+
 @pytest.mark.parametrize("ranks", [(0, 0), (-1, 3), (5, 5)])
 def test_ranks_that_are_not_legal(model: nn.Module, ranks: tuple[int, int]) -> None:
     site = rw.find(model, torch.zeros(1, 12, dtype=torch.float64))["0"]
@@ -137,7 +163,8 @@ def test_given_importance_selects(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "criterion, rule", [("weight", by_weight), ("activation", by_activation), ("cost", by_gradient)]
+    "criterion, rule",
+    [("weight", by_weight), ("activation", by_activation), ("cost", by_gradient), ("curvature", by_curvature)],
 )
 def test_importance_of_a_plan(
     model: nn.Module, data: list[tuple[Tensor, Tensor]], criterion: str, rule: Callable[..., Importance]
@@ -146,10 +173,11 @@ def test_importance_of_a_plan(
     stats = rw.collect(model, [x for x, _ in data])
     pins = {"0": ("slr3", (1, 1, 8, 6, 1, 4, 3)), "2": "svd:2"}
     plan = rw.choose(model, stats, keep={"params": 1.0}, pin=pins)
-    found = of_plan(model, plan, stats, criterion, data)
+    with torch.no_grad():
+        found = of_plan(model, plan, stats, criterion, data)
     assert found.keys() == {"0"}
-    given: tuple[object, ...] = {"weight": (), "activation": (stats,), "cost": ()}[criterion]
-    rest = ((data, (1, 2)),) if criterion == "cost" else ()
+    given: tuple[object, ...] = (stats,) if criterion == "activation" else ()
+    rest = ((data, (1, 2)),) if criterion in ("cost", "curvature") else ()
     wanted = rule(model, *given, stats.sites["0"], *(rest[0] if rest else ()))
     assert all(map(torch.equal, found["0"], wanted))
     small = rw.factorise(model, plan, stats, formats={"slr3": Staircase(found)})
@@ -161,9 +189,10 @@ def test_importance_that_cannot_be_had(model: nn.Module) -> None:
     sites = rw.find(model, torch.zeros(1, 12, dtype=torch.float64))
     plan = rw.choose(model, sites, keep={"params": 1.0}, metric="weight", pin={"0": ("slr", (1, 1, 6, 6))})
     for criterion, message in (
-        ("size", "unknown criterion 'size'; the criteria are weight, activation, cost"),
+        ("size", "unknown criterion 'size'; the criteria are weight, activation, cost, curvature"),
         ("activation", "needs statistics"),
         ("cost", "needs inputs and targets"),
+        ("curvature", "needs inputs and targets"),
     ):
         with pytest.raises(ValueError, match=message):
             of_plan(model, plan, sites, criterion)

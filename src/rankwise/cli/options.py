@@ -258,7 +258,8 @@ Importance = Annotated[
         "--importance",
         metavar="NAME",
         rich_help_panel=_BUDGET,
-        help="How slr selects neurons: weight, activation, cost (the loss of labels, or of the network's own answers); "
+        help="How slr selects neurons: weight, activation, cost (the loss of labels or of own answers, first order), "
+        "curvature (second order); "
         "with :published the factors stay those of the SVD. Without it: by what they add to the layer's output.",
     ),
 ]

@@ -1,12 +1,12 @@
-"""How much each neuron of a layer matters: by its weight, by what it carries, or by what the loss says.
+"""How much each neuron of a layer matters to the loss: exactly, to first order, and to second order.
 
-The numbers go to sparse low rank (`rankwise.formats.slr.SparseLowRank(importance=...)`), for which a criterion is only
-an order of the neurons; their unit does not matter.
+A neuron is cut off from the components of the truncated SVD beyond the first rank, `W_k - N` for its part of these.
 
-Letters: G groups, T outputs per group, C channels per group, Q taps, D = C Q inputs, R ranks.
+Letters: G groups, T outputs per group, C channels per group, Q taps, D = C Q inputs, R ranks, S samples.
 
 Source: Swaminathan, Garg, Kannan, Andres, "Sparse low rank factorization for deep neural network compression", 2020,
-Neurocomputing 398 (the three criteria); the first-order one is our own.
+Neurocomputing 398 (the exact criterion); the expansions are our own, the second order by the Gauss-Newton matrix:
+Martens, "New insights and perspectives on the natural gradient method", 2014, arXiv 1412.1193.
 """
 
 from __future__ import annotations
@@ -18,54 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .formats import FORMATS
-from .formats.base import grouped
-from .formats.slr import Importance, SparseLowRank
-from .formats.weights import site_weight, write
-from .kinds import output_first
-from .linalg.sparse_low_rank import leading
-from .plan import Plan
-from .sites import Site, Sites
-from .statistics import Statistics
+from ..formats.base import grouped
+from ..formats.slr import Importance
+from ..formats.weights import site_weight, write
+from ..kinds import output_first, spatial_dims
+from ..linalg.sparse_low_rank import leading
+from ..sites import Site
 
 Labelled = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-CRITERIA = ("weight", "activation", "cost")
-
-
-def by_weight(model: nn.Module, site: Site) -> Importance:
-    """Sums of absolute weights: `p_c = sum_t |W_tc|`, `q_t = sum_c |W_tc|`.
-
-    Args:
-        model: the dense network.
-        site: the layer.
-
-    Returns:
-        Numbers for every input (or channel) and output of each group.
-    """
-    W_GTCQ = grouped(site, site_weight(model, site)).abs()
-    return Importance(W_GTCQ.sum((1, 3)), W_GTCQ.sum((2, 3)))
-
-
-def by_activation(model: nn.Module, stats: Statistics, site: Site) -> Importance:
-    """Root mean squares of what a layer reads and makes: `p_c = sqrt(E x_c^2)`, `q_t = sqrt(W E[x x^T] W^T)_tt`.
-
-    Args:
-        model: the dense network.
-        stats: of its inputs.
-        site: the layer.
-
-    Returns:
-        Numbers for every input (or channel, all its taps together) and output of each group; a bias is left out.
-    """
-    W_GTD = grouped(site, site_weight(model, site)).flatten(2)
-    inputs, outputs = [], []
-    for W_TD, metric in zip(W_GTD, stats[site.name].uncentred().metrics(damping=0.0), strict=True):
-        squares_D = metric.dense().diagonal()
-        inputs.append(squares_D.unflatten(0, (-1, site.taps)).sum(1).clamp_min(0).sqrt())
-        outputs.append((metric.times(W_TD) * W_TD).sum(1).clamp_min(0).sqrt())
-    return Importance(torch.stack(inputs), torch.stack(outputs))
+# Labels that are drawn for each sample: their mean square gradient stands for the curvature.
+DRAWS = 4
 
 
 def by_cost(
@@ -140,48 +104,78 @@ def by_gradient(
     return Importance(change_GTC.sum(1).abs(), change_GTC.sum(2).abs())
 
 
-def of_plan(
-    model: nn.Module,
-    plan: Plan,
-    source: Statistics | Sites,
-    criterion: str,
-    data: Labelled | None = None,
-) -> dict[str, Importance]:
-    """Importance of the neurons of every layer that a plan makes sparse low rank, each in the dense network.
+def by_curvature(model: nn.Module, site: Site, data: Labelled, ranks: tuple[int, int], *, seed: int = 0) -> Importance:
+    """The second-order change of a classifier's loss that `by_cost` measures: `|-<G, N_c> + <N_c, H N_c> / 2|`.
+
+    `H` is the Gauss-Newton matrix of the cross-entropy, from labels that are drawn from the network's own answers: with
+    `d` the derivative of a sample's loss along `N_c`, `<N_c, H N_c> = E d^2`. One pass, with a few gradients each.
 
     Args:
-        model: the dense network.
-        plan: formats and ranks.
-        source: statistics for "activation", else only the sites.
-        criterion: "weight", "activation", or "cost" (first order, one pass for each layer).
-        data: inputs and targets for "cost".
+        model: the dense network, whose outputs are logits; a copy of it is changed.
+        site: the layer.
+        data: inputs and class numbers.
+        ranks: the rank of all neurons, and the further rank.
+        seed: of the drawn labels.
 
     Returns:
-        Importance by site name, for `SparseLowRank(importance=...)` and `Staircase(importance=...)`.
+        Numbers for every input (or channel) and output of each group.
 
     Raises:
-        ValueError: for an unknown criterion, one whose statistics or data are missing, or a plan without such a layer.
+        ValueError: naming the site, if the ranks are not legal for it.
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; the criteria are {', '.join(CRITERIA)}")
-    rows = [row for row in plan.rows if isinstance(FORMATS.get(row.format), SparseLowRank)]
-    if not rows:
-        raise ValueError("no layer of the plan is in slr or slr3, so there are no neurons to select; pin one to slr")
-    sites = source.sites if isinstance(source, Statistics) else source
-    found: dict[str, Importance] = {}
-    for row in rows:
-        site = sites[row.site]
-        if criterion == "weight":
-            found[site.name] = by_weight(model, site)
-        elif criterion == "activation":
-            if not isinstance(source, Statistics):
-                raise ValueError('the criterion "activation" needs statistics: pass rankwise.collect(model, data)')
-            found[site.name] = by_activation(model, source, site)
-        else:
-            if data is None:
-                raise ValueError('the criterion "cost" needs inputs and targets; self_labelled makes them from inputs')
-            found[site.name] = by_gradient(model, site, data, (row.ranks[0], sum(row.ranks[1::3])))
-    return found
+    kept_GTCQ, further_GTCQ = _components(model, site, ranks)
+    trial = copy.deepcopy(model).eval().requires_grad_(False)
+    layer = trial.get_submodule(site.name)
+    beyond = copy.deepcopy(layer)
+    write(layer, kept_GTCQ + further_GTCQ)
+    write(beyond, further_GTCQ)
+    generator, count = torch.Generator().manual_seed(seed), 0
+    changes = [torch.zeros(shape, dtype=torch.float64) for shape in (kept_GTCQ.shape[:3:2], kept_GTCQ.shape[:2])]
+    for inputs, labels in data:
+        count += len(inputs)
+        read, made, logits = _seen(trial, layer, inputs)
+        drawn = torch.multinomial(logits.softmax(1).cpu(), DRAWS, replacement=True, generator=generator)
+        for targets, own in ((labels, True), *((drawn[:, draw].to(labels.device), False) for draw in range(DRAWS))):
+            slopes = _slopes(beyond, read, made, logits, targets)
+            for change, slope_SN in zip(changes, slopes, strict=True):
+                part_N = -slope_SN.sum(0) if own else slope_SN.square().sum(0) / (2 * DRAWS)
+                change += part_N.cpu().reshape(change.shape)
+    return Importance(*(change.abs() / max(count, 1) for change in changes))
+
+
+@torch.enable_grad()
+def _seen(model: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a layer reads and makes, and the network's outputs, which depend on the latter."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        caught[:] = given[0].detach(), output.detach().requires_grad_(True)
+        return caught[1]
+
+    handle = layer.register_forward_hook(catch)
+    try:
+        logits = model(inputs)
+    finally:
+        handle.remove()
+    return caught[0], caught[1], logits
+
+
+@torch.enable_grad()
+def _slopes(beyond: nn.Module, read: Tensor, made: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of every sample's loss along the part `N` of each input and output, S x N."""
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, made, retain_graph=True)
+    x = read.clone().requires_grad_(True)
+    y = beyond(x)
+    bias = getattr(beyond, "bias", None)
+    dim = y.dim() - 1 - spatial_dims(beyond)
+    (back,) = torch.autograd.grad(y, x, gradient)
+    part = y.detach() if bias is None else y.detach() - bias.reshape(-1, *[1] * spatial_dims(beyond))
+
+    def summed(product: Tensor) -> Tensor:
+        return product.movedim(dim, 1).flatten(2).sum(2) if product.dim() > 2 else product
+
+    return summed((back * read).double()), summed((gradient * part).double())
 
 
 def self_labelled(model: nn.Module, inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
