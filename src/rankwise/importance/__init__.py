@@ -14,7 +14,10 @@ from ..plan import Plan
 from ..sites import Sites
 from ..statistics import Statistics
 from .activity import by_activation, by_weight
-from .loss import Labelled, by_cost, by_curvature, by_gradient, self_labelled
+from .curvature import by_curvature
+from .exact import by_cost
+from .gradient import by_gradient
+from .labelled import Labelled, self_labelled
 
 CRITERIA = ("weight", "activation", "cost", "curvature")
 
@@ -32,7 +35,8 @@ def of_plan(
         model: the dense network.
         plan: formats and ranks.
         source: statistics for "activation", else only the sites.
-        criterion: "weight", "activation", "cost" (first order, one pass for each layer) or "curvature" (second order).
+        criterion: "weight", "activation", "cost" (first order, one pass) or "curvature" (second order, and exact
+            where the loss changes most).
         data: inputs and targets for "cost" and "curvature".
 
     Returns:
