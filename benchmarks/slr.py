@@ -34,7 +34,7 @@ from rankwise.importance import by_activation, by_gradient, by_weight
 FRONTIER = ("network", "method", "metric", "k", "sr", "rr", "params_ratio", "bytes_ratio", "whole", "top1")
 SHARES = ("network", "method", "metric", "top1", "params_ratio", "share", "strict")
 SPEED = ("method", "engine", "batch", "k", "params_ratio", "milliseconds", "against_svd")
-CRITERION = ("network", "layer", "k", "sr", "rr", "samples", "order", "inputs", "outputs")
+CRITERION = ("network", "layer", "k", "sr", "rr", "samples", "order", "inputs", "outputs", "seconds")
 TIMES = ("network", "method", "metric", "params_ratio", "top1", "engine", "milliseconds")
 # A dense accuracy less this many points is the lowest that the shares look at.
 LOWEST = 3.0
@@ -242,7 +242,7 @@ def main() -> None:
         if arguments.latency:
             shown("latency", latencies(case, best), TIMES, f"{name}: one sample, {arguments.threads} threads")
     if "criterion" in arguments.tables:
-        title = "cost to first and second order against the exact one, Spearman"
+        title = "cost to first and second order against the exact one, Spearman; seconds of processor time"
         shown("criterion", criterion(networks(), arguments.quick, arguments.cache), CRITERION, title)
     if "speed" in arguments.tables:
         size = 1024 if arguments.quick else 4096
