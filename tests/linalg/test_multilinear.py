@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rankwise.linalg import block as block_module
 from rankwise.linalg import multilinear, tucker2
 from rankwise.linalg.block import Block
 from rankwise.linalg.equation import Equation, compose, contract, equalised
@@ -22,6 +23,7 @@ D = C * H * W
 # Name to equation, output modes, and the shape of every factor.
 FORMS = {
     "cp": (Equation.parse("tr,cr,hr,wr->tchw"), [(T, R), (C, R), (H, R), (W, R)]),
+    "cp, more terms than outputs": (Equation.parse("tr,cr,hr,wr->tchw"), [(T, 9), (C, 9), (H, 9), (W, 9)]),
     "cp, merged taps": (Equation.parse("tr,cr,rhw->tchw"), [(T, R), (C, R), (R, H, W)]),
     "tucker": (Equation.parse("ta,cb,abhw->tchw"), [(T, 3), (C, 2), (3, 2, H, W)]),
     "blocks": (Equation.parse("nta,ncb,nabhw->tchw"), [(2, T, 2), (2, C, 2), (2, 2, 2, H, W)]),
@@ -98,6 +100,19 @@ def test_conjugate_gradients_come_to_the_direct_solution(form: str, kind: str) -
         assert errors[0] <= solver.error(start)
         assert all(after <= before * (1 + 1e-9) for before, after in pairwise(errors))
         assert errors[-1] == pytest.approx(direct, rel=1e-4, abs=1e-9 * solver.total)
+
+
+@each
+def test_steps_in_single_precision_come_to_the_direct_solution(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    equation, solver, start = FORMS[form][0], solver_of(form, "dense", proximal=1e-6), factors_of(form, 2)
+    for k in range(len(start)):
+        if k == equation.output_factor:
+            continue
+        direct = solver.error([*start[:k], Block(solver, start, k).solved(), *start[k + 1 :]])
+        monkeypatch.setattr(block_module, "SINGLE_PRECISION", D)
+        rounded = [*start[:k], Block(solver, start, k).descended(60), *start[k + 1 :]]
+        assert all(factor.dtype == torch.float64 for factor in rounded)
+        assert solver.error(rounded) == pytest.approx(direct, rel=1e-3, abs=1e-6 * solver.total)
 
 
 def test_the_preconditioner_is_exact_in_the_weight_metric() -> None:

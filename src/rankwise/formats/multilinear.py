@@ -46,15 +46,16 @@ CORE = 0.5
 
 
 class Effort(NamedTuple):
-    """Sweeps over all factors, and the relative decrease of the error per sweep at which they end."""
+    """Sweeps over all factors, the relative fall of the error at which they end, steps in factors that are large."""
 
     sweeps: int
     tolerance: float
+    steps: int
 
 
 # Of the core, or of everything from the start; and of the whole kernel after its core was fitted.
-THOROUGH = Effort(60, 1e-4), Effort(8, 1e-4)
-QUICK = Effort(8, 1e-2), Effort(1, 1e-2)
+THOROUGH = Effort(60, 1e-4, 8), Effort(8, 1e-4, 8)
+QUICK = Effort(8, 1e-2, 4), Effort(1, 1e-2, 4)
 
 
 class Multilinear(Format):

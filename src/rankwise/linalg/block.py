@@ -19,6 +19,8 @@ from .symmetric import cholesky
 
 # A matrix of at most this many rows is decomposed where one system serves many inputs, and for a preconditioner.
 IDENTITY_ROWS = 2048
+# From this many inputs on, conjugate gradients look for their correction in single precision.
+SINGLE_PRECISION = 512
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -30,6 +32,9 @@ class Problem(Protocol):
     metric: Metric
     proximal: float
     WS_TD: Tensor
+
+    @property
+    def rounded(self) -> Metric: ...
 
     def projected(self, A: Tensor, letters: str) -> Tensor: ...
 
@@ -52,17 +57,18 @@ class Block:
         self.modes = [self.sizes[letter] for letter in self.equation.inputs]
         self.rows = self.count(self.held + self.bonds)
         last = self.equation.output_factor
-        self.others = [term for number, term in enumerate(terms) if number not in (k, last)]
+        letters = self.equation.factors[last] if last is not None else ""
+        bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
         # With an output factor only the span of its columns is reached: outputs are summed over it, once and for all.
-        self.reached, self.A_gram = self.equation.outputs, None
-        if last is None:
-            WS = problem.WS_TD
-        else:
-            letters, A = terms[last]
-            self.reached = "".join(letter for letter in letters if letter not in self.equation.outputs)
-            pair = (letters, A), (self._copied(letters, ""), A)
-            self.A_gram = contract(pair, self.reached + self.reached.upper())
+        # That pays where it has fewer columns than rows.
+        if last is not None and self.count(bonds) <= self.count(self.equation.outputs):
+            A = terms.pop(last)[1]
+            self.reached, pair = bonds, ((letters, A), (self._copied(letters, ""), A))
+            self.A_gram: Tensor | None = contract(pair, bonds + bonds.upper())
             WS = problem.projected(A, letters)
+        else:
+            self.reached, self.A_gram, WS = self.equation.outputs, None, problem.WS_TD
+        self.others = [term for term in terms if term[0] != self.letters]
         states = [self.sizes[letter] for letter in self.reached]
         right = self.reached + self.equation.inputs, WS.reshape(*states, *self.modes)
         self.right = contract([right, *self.others], self.letters)
@@ -70,7 +76,7 @@ class Block:
         marginal = self.metric.marginal(self.modes, [self.equation.inputs.index(letter) for letter in self.held])
         self.marginal = marginal
         means = [float(gram.diagonal().mean()) for _, gram in self.grams]
-        self.proximal = problem.proximal
+        self.problem = problem
         self.p = problem.proximal * math.prod(means) * float(marginal.diagonal().mean())
 
     def count(self, letters: str) -> int:
@@ -112,7 +118,7 @@ class Block:
         """The exact solution, but for the proximal term."""
         if isinstance(self.metric, Identity):  # no input knows of another: a Kronecker product of the bonds' matrices
             missed = self.right - self._along(self.f, [gram.matmul for _, gram in self.grams])
-            return self.f + self._along(missed, [_inverse(gram, self.proximal) for _, gram in self.grams])
+            return self.f + self._along(missed, [_inverse(gram, self.problem.proximal) for _, gram in self.grams])
         coupled = self.held + self.bonds
         pair = self.equation.inputs + self.equation.inputs.upper()
         sigma = pair, self.metric.dense().reshape(*self.modes, *self.modes)
@@ -125,12 +131,23 @@ class Block:
 
     def descended(self, steps: int) -> Tensor:
         """Some steps of conjugate gradients from where the factor is; the proximal term has no gradient there."""
+        missed = self.right - self._normal(self.f)
+        if self.metric.dim >= SINGLE_PRECISION:
+            self._round()
         inverses = [_inverse(part, 1e-6) for part in (self.marginal, *(gram for _, gram in self.grams))]
 
         def precondition(x: Tensor) -> Tensor:
             return self._along(x, inverses)
 
-        return conjugate_gradients(self._apply, precondition, self.f, self.right - self._normal(self.f), steps)
+        missed = missed.to(self.marginal.dtype)
+        return self.f + conjugate_gradients(self._apply, precondition, torch.zeros_like(missed), missed, steps)
+
+    def _round(self) -> None:
+        """Everything that the steps multiply with in single precision: a correction needs no more."""
+        self.metric, self.marginal = self.problem.rounded, self.marginal.float()
+        self.others = [(letters, factor.float()) for letters, factor in self.others]
+        self.grams = [(bonds, gram.float()) for bonds, gram in self.grams]
+        self.A_gram = None if self.A_gram is None else self.A_gram.float()
 
     def _along(self, x: Tensor, operations: Sequence[Operation]) -> Tensor:
         """A Kronecker product of operations, on the groups of bonds and, where there is one more, the held inputs."""

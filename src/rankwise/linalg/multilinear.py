@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ def fit(
     start: Sequence[Tensor],
     sweeps: int = 50,
     tolerance: float = 1e-4,
-    proximal: float = PROXIMAL,
     steps: int = 8,
+    proximal: float = PROXIMAL,
     enough: float = 0.0,
 ) -> Fitted:
     """Alternating least squares from given factors.
@@ -75,8 +76,8 @@ def fit(
         start: factors.
         sweeps: at most this many rounds over all factors.
         tolerance: stop when a sweep lowers the squared error by less than this fraction.
-        proximal: see the module; relative to the mean diagonal of each normal matrix.
         steps: conjugate gradient steps per large block.
+        proximal: see the module; relative to the mean diagonal of each normal matrix.
         enough: stop at this squared error.
 
     Returns:
@@ -122,6 +123,11 @@ class Solver:
         self.total = float((self.WS_TD * W_TD).sum())
         self.most = CANCELLING**2 * float(W_TD.square().sum())
         self._projected: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def rounded(self) -> Metric:
+        """The metric in single precision."""
+        return self.metric.to(torch.float32)
 
     def error(self, factors: Sequence[Tensor]) -> float:
         """`||(W - V) Sigma^(1/2)||_F^2`."""

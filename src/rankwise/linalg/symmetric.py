@@ -55,13 +55,13 @@ def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
     """Lower Cholesky factor of `S + e I`, with the smallest `e >= damping * trace / N` that succeeds.
 
     Args:
-        S_NN: symmetric positive semidefinite, N x N.
+        S_NN: symmetric positive semidefinite, N x N; only its lower triangle counts.
         damping: relative to the mean of the diagonal, so that it does not depend on units.
 
     Raises:
         ValueError: if no damping up to the mean of the diagonal helps: the matrix is not positive semidefinite.
     """
-    damped_NN, added = (S_NN + S_NN.mT) / 2, 0.0
+    damped_NN, added = S_NN.clone(), 0.0
     mean = max(abs(float(damped_NN.diagonal().mean())), torch.finfo(torch.float64).tiny)
     while damping <= 1:
         damped_NN.diagonal().add_(damping * mean - added)
