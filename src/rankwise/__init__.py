@@ -11,13 +11,14 @@ from .batches import Batches, inputs_only
 from .choose import choose
 from .compress import CompressReport, compress
 from .factorise import factorise, factorise_
+from .find import find
 from .formats import FORMATS, LowRank
 from .pareto import pareto
 from .plan import Plan, PlanRow
 from .planner import Planner
 from .profile import profile
 from .ranks import RULES, Rule, get_rule
-from .sites import Site, Sites, find
+from .sites import Site, Sites
 from .statistics import Moments, Statistics, collect
 from .transfer import choose_shrinkage
 
