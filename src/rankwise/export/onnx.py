@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
     import onnx
 
     try:
-        translations = {torch.ops.aten.index_select.default: _select}
+        translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.index_select.default: _select}
         converted = torch.onnx.export(
             program, dynamo=True, opset_version=opset, verbose=False, custom_translation_table=translations
         )
