@@ -140,7 +140,7 @@ def test_a_constrained_network_of_every_layout() -> None:
     """Embeddings and transposed convolutions store their weights otherwise."""
     for layer, x in (
         (nn.Embedding(20, 24), torch.randint(20, (3, 5))),
-        (nn.ConvTranspose2d(2, 24, 3, 2, groups=2), torch.randn(2, 2, 4, 4)),
+        (nn.ConvTranspose2d(4, 48, 3, 2, groups=2), torch.randn(2, 4, 4, 4)),
         (nn.Conv2d(2, 24, 3), torch.randn(2, 2, 4, 4)),
     ):
         model = nn.Sequential(layer)
