@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rankwise.batches import Batches, call, first_sample, inputs_only, pristine, to_device
-from rankwise.sites import find
+from rankwise.find import find
 from rankwise.torchvision_shim import import_torchvision
 
 # ---- data

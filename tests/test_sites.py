@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
+from rankwise.find import find
 from rankwise.guards import unwrap
-from rankwise.sites import Call, Site, Sites, find, fingerprint
+from rankwise.sites import Call, Site, Sites, fingerprint
 
 
 class Chain(nn.Module):

@@ -11,14 +11,16 @@ from .batches import Batches, inputs_only
 from .choose import choose
 from .compress import CompressReport, compress
 from .factorise import factorise, factorise_
+from .find import find
 from .formats import FORMATS, LowRank
 from .pareto import pareto
 from .plan import Plan, PlanRow
 from .planner import Planner
 from .profile import profile
 from .ranks import RULES, Rule, get_rule
-from .sites import Site, Sites, find
+from .sites import Site, Sites
 from .statistics import Moments, Statistics, collect
+from .training import HealReport, heal
 from .transfer import choose_shrinkage
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ __all__ = [
     "RULES",
     "Batches",
     "CompressReport",
+    "HealReport",
     "LowRank",
     "Moments",
     "Plan",
@@ -47,6 +50,7 @@ __all__ = [
     "factorise_",
     "find",
     "get_rule",
+    "heal",
     "inputs_only",
     "load",
     "pareto",

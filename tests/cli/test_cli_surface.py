@@ -31,6 +31,10 @@ OPTIONS = {
     "apply": WORK
     | TIMING
     | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape", "--importance"},
+    "heal": WORK
+    | TIMING
+    | {"DATA", "--artifact", "--out", "--test", "--minutes", "--epochs", "--augment", "--blocks", "--train", "--rate"}
+    | {"--temperature", "--labels", "--regression", "--checkpoint", "--resume"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},

@@ -1,6 +1,6 @@
 """The command line.
 
-`rankwise inspect | collect | compress | plan | pareto | apply | evaluate | export | formats | demo`.
+`rankwise inspect | collect | compress | plan | pareto | apply | heal | evaluate | export | formats | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
@@ -18,6 +18,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .formats import formats
+from .heal import heal
 from .inspect import inspect
 from .pareto import pareto
 from .plan import plan
@@ -62,7 +63,7 @@ def _paragraphs(docstring: str | None) -> str:
     return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
 
 
-for command in (inspect, collect, compress, plan, pareto, apply, evaluate, export, formats, demo):
+for command in (inspect, collect, compress, plan, pareto, apply, heal, evaluate, export, formats, demo):
     app.command(help=_paragraphs(command.__doc__))(command)
 
 

@@ -37,7 +37,7 @@ def demo(
         from safetensors.torch import save_file
 
         from .. import demo as digits_demo
-        from ..sites import find
+        from ..find import find
         from .figures import Timing
         from .steps import Job, finish
 

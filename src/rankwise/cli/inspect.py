@@ -39,7 +39,7 @@ def inspect(
     with Output(json, debug=debug) as out:
         import torch
 
-        from ..sites import find
+        from ..find import find
         from .data import DataOptions
         from .loading import load_example
         from .models import load_model

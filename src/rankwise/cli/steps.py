@@ -76,7 +76,7 @@ class Job:
         """Load everything that the command names, before any long work begins."""
         import torch
 
-        from ..sites import find
+        from ..find import find
 
         torch.manual_seed(how.seed)
         if folder is not None:

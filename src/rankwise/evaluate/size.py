@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..find import find
 from ..guards import unwrap
-from ..sites import find
 from ..state import state_of
 
 

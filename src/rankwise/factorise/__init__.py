@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from ..batches import Batches, first_sample, pristine
+from ..find import find
 from ..formats import Format, get_format
 from ..formats.both_sides import refuses
 from ..guards import unwrap
 from ..plan import DENSE, Plan, site_of
-from ..sites import Sites, find
+from ..sites import Sites
 from ..statistics import Statistics
 from ..statistics.moments import check_shrink
 from ..surgery import put

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ..batches import Batches, call, first_sample, pristine
 from ..calling import DataError, samples_in
+from ..find import find
 from ..guards import unwrap
 from ..kinds import spatial_dims
-from ..sites import Site, find
+from ..sites import Site
 from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss

@@ -1,20 +1,46 @@
-"""Low rank while training: what ordinary training loops take in."""
+"""Low rank while training, and training afterwards: objects that ordinary loops take in, and a loop over them."""
 
 from __future__ import annotations
 
+from .augment import augmentation
+from .balance import balance_
+from .blocks import BlockReconstruction, find_blocks
+from .distil import Distillation
 from .expand import expand_, merge_
+from .guard import Guard
+from .heal import HealReport, heal
+from .loop import Look, Loop, LoopReport
+from .modes import trainable
+from .options import LoopOptions
 from .orthogonal import OrthogonalPenalty, WeightSchedule, constrain_, deviation, release_
 from .rank_search import RankSearch
+from .samples import Samples
+from .schedule import Cosine
 from .truncate import truncate
 
 __all__ = [
+    "BlockReconstruction",
+    "Cosine",
+    "Distillation",
+    "Guard",
+    "HealReport",
+    "Look",
+    "Loop",
+    "LoopOptions",
+    "LoopReport",
     "OrthogonalPenalty",
     "RankSearch",
+    "Samples",
     "WeightSchedule",
+    "augmentation",
+    "balance_",
     "constrain_",
     "deviation",
     "expand_",
+    "find_blocks",
+    "heal",
     "merge_",
     "release_",
+    "trainable",
     "truncate",
 ]

@@ -1,0 +1,201 @@
+"""`rankwise heal`: train a compressed network to answer as the dense one does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .compress import Out
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..training import Look
+    from .data import Data
+
+_TRAINING = "Training"
+MINUTES = 10.0
+
+Artifact = Annotated[
+    Path, typer.Option("--artifact", metavar="DIR", show_default=False, help="The compressed network to heal.")
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes", metavar="N", rich_help_panel=_TRAINING, help=f"Time limit; {MINUTES:g} if --epochs is not given."
+    ),
+]
+Epochs = Annotated[
+    float | None, typer.Option("--epochs", metavar="N", rich_help_panel=_TRAINING, help="Passes over the samples.")
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        "--augment",
+        metavar="STEPS",
+        rich_help_panel=_TRAINING,
+        help="Random changes of pictures, which the dense network answers: flip,crop,mixup or some of these.",
+    ),
+]
+Blocks = Annotated[
+    float,
+    typer.Option(
+        "--blocks",
+        metavar="SHARE",
+        rich_help_panel=_TRAINING,
+        help="Share of the time in which every block first learns by itself; 0 for none.",
+    ),
+]
+Train = Annotated[
+    str,
+    typer.Option(
+        "--train", metavar="WHAT", rich_help_panel=_TRAINING, help="factors (with biases and normalisations) or all."
+    ),
+]
+Rate = Annotated[
+    float, typer.Option("--rate", metavar="R", rich_help_panel=_TRAINING, help="Largest learning rate, of AdamW.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="T", rich_help_panel=_TRAINING, help="Of the softened answers.")
+]
+Labels = Annotated[bool, typer.Option("--labels", rich_help_panel=_TRAINING, help="Learn from the labels of DATA too.")]
+Regression = Annotated[
+    bool,
+    typer.Option("--regression", rich_help_panel=_TRAINING, help="Outputs are values, not the scores of classes."),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE", rich_help_panel=_TRAINING, help="Written all along, to go on from when stopped."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", rich_help_panel=_TRAINING, help="Go on from --checkpoint.")]
+
+
+def heal(
+    model: options.Model,
+    data: options.Data,
+    artifact: Artifact,
+    out_folder: Out,
+    weights: options.Weights = None,
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    augment: Augment = None,
+    blocks: Blocks = 0.2,
+    train: Train = "factors",
+    rate: Rate = 1e-3,
+    temperature: Temperature = 2.0,
+    labels: Labels = False,
+    regression: Regression = False,
+    checkpoint: Checkpoint = None,
+    resume: Resume = False,
+    test: options.Test = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    batch: options.Batch = 64,
+    samples: options.TestSamples = None,
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    threads: options.Threads = 1,
+    latency_batch: options.LatencyBatch = 1,
+    engines: options.Engines = "auto",
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Train a compressed network to answer as the dense one does, without labels.
+
+    Example: [bold]rankwise heal nets.py:build pictures/ --weights net.pth --artifact out/ -o healed/[/bold]
+
+    A part of DATA is held out and judges: the closest network to the dense one is what is written, and that is never
+    further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes on with
+    [bold]--resume[/bold] and otherwise the same options.
+    """
+    with Output(json, debug=debug) as out:
+        import torch
+
+        from ..artifact import read, save
+        from ..training import heal as train_network
+        from .data import DataOptions
+        from .figures import Timing, figures_of, measure
+        from .loading import load_data
+        from .models import load_artifact, load_model
+        from .steps import check_folder, warn_about_random_weights
+        from .tables import figures_table
+
+        timing = Timing.of(engines, threads, latency_batch)
+        torch.manual_seed(seed)
+        check_folder(out_folder)
+        how = DataOptions(
+            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+        )
+        with out.step("loading"):
+            dense, small = load_model(model, weights), load_artifact(model, artifact)
+            plan = read(artifact).plan
+            source = load_data(data, how, model=model, samples=samples)
+            held_out = None if test is None else load_data(test, how, model=model, default_split="test")
+        warn_about_random_weights(out, model, weights)
+        measured_on = held_out or source
+        measured_on.example(timing.batch)
+
+        def progress(stage: str, look: Look) -> None:
+            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: held-out distance {look.held_out:.5g}")
+
+        healed, healing = train_network(
+            small,
+            dense,
+            source.inputs,
+            labels=_labels(source) if labels else None,
+            minutes=MINUTES if minutes is None and epochs is None else minutes,
+            epochs=epochs,
+            augment=augment,
+            blocks=blocks,
+            train=train,
+            logits=not regression,
+            temperature=temperature,
+            checkpoint=checkpoint,
+            resume=resume,
+            progress=progress,
+            batch=batch,
+            rate=rate,
+            seed=seed,
+        )
+        save(healed, out_folder, plan=plan)  # before anything is measured, which may fail
+        before = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=Timing.of("none", 1, 1))
+        figures = measure(out, {"dense": dense, "compressed": healed}, measured_on, timing=timing)
+        told = {key: value for key, value in asdict(healing).items() if key != "stages"}
+        told |= {"seconds": healing.seconds, "figures_before": before["compressed"]}
+        save(healed, out_folder, plan=plan, figures={**figures_of(figures, measured_on), "healing": told})
+        if plan is not None:
+            plan.save(out_folder / "plan.yaml")
+        out.show(figures_table(figures, timing.batch))
+        for key, title in (("top1", "top-1 accuracy"), ("agreement", "same answer as dense")):
+            if key in before["compressed"]:
+                was, now = before["compressed"][key], figures["compressed"][key]
+                out.say(f"{title}: {was:.2f} % -> {now:.2f} %")
+        out.say(str(healing))
+        out.say(f"artifact: {out_folder}")
+        out.result(
+            "heal",
+            {
+                "artifact": out_folder,
+                "figures": figures,
+                "healing": told,
+                "measured_on": measured_on.name,
+                "held_out": held_out is not None,
+                "timing": timing.document(),
+                "seed": seed,
+            },
+        )
+
+
+def _labels(data: Data) -> Any:
+    import torch
+
+    if not data.labelled:
+        raise ValueError(f"--labels: {data.name} has no labels; leave the option out, the dense network teaches alone")
+    return torch.cat([labels for _, labels in data.pairs])

@@ -1,0 +1,124 @@
+"""A loss that the dense network's own answers give, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..calling import call, scores_in
+from ..guards import unwrap
+from .modes import evaluating, recorded, relative_error
+
+
+class Distillation:
+    """How far a network's answers are from those of the dense one.
+
+    With z the outputs of the network, d those of the dense one, classes last, and T = temperature:
+
+        T^2 sum_k p_k log(p_k / q_k),    p = softmax(d / T), q = softmax(z / T)        logits
+        ||z - d||^2 / ||d||^2                                                         otherwise
+
+    mean over rows; plus `feature_weight` times the mean relative squared error at `features`, plus `label_weight` times
+    the cross entropy of labels, where they are given. The dense network runs in eval mode without gradients and is left
+    as it was.
+
+    Args:
+        dense: the network to follow.
+        temperature: of the softened answers, above 0.
+        logits: whether outputs are scores of classes, classes last.
+        features: qualified names of modules whose outputs shall agree as well; these need `of`.
+        feature_weight: of their error.
+        label_weight: of the labels' cross entropy.
+
+    Raises:
+        ValueError: for numbers out of range or unknown features.
+
+    Example:
+        >>> dense, small = nn.Linear(4, 3), nn.Linear(4, 3)
+        >>> distil = Distillation(dense)
+        >>> inputs = torch.randn(8, 4)
+        >>> distil(inputs, small(inputs)).backward()
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv 1503.02531; features:
+    Romero et al., "FitNets: Hints for Thin Deep Nets", 2014, arXiv 1412.6550.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        *,
+        temperature: float = 2.0,
+        logits: bool = True,
+        features: Sequence[str] = (),
+        feature_weight: float = 1.0,
+        label_weight: float = 0.5,
+    ) -> None:
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature}; it must be above 0, such as 2")
+        for name, weight in (("feature_weight", feature_weight), ("label_weight", label_weight)):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name} is {weight}; it must be 0 or more")
+        self.dense = unwrap(dense)
+        self.temperature, self.logits = temperature, logits
+        self.features, self.feature_weight, self.label_weight = tuple(features), feature_weight, label_weight
+        with recorded(self.dense, self.features):  # unknown names are found out now
+            pass
+
+    def __call__(self, inputs: Any, outputs: Any, labels: Tensor | None = None) -> Tensor:
+        """The loss of a network's outputs.
+
+        Args:
+            inputs: the batch.
+            outputs: what the network returned for it: a tensor, or an output with `logits`.
+            labels: class numbers, one for each row of scores.
+
+        Raises:
+            ValueError: where the dense network's output has another shape, or there are features.
+        """
+        if self.features:
+            raise ValueError("features are read inside the network; use distil.of(small, inputs) instead")
+        return self._answers(self._dense(inputs), outputs, labels)
+
+    def of(self, small: nn.Module, inputs: Any, labels: Tensor | None = None) -> Tensor:
+        """Run the network on a batch and give the loss, features included."""
+        if not self.features:
+            return self(inputs, call(small, inputs), labels)
+        with recorded(self.dense, self.features) as wanted:
+            answers = self._dense(inputs)
+        with recorded(small, self.features) as got:
+            outputs = call(small, inputs)
+        errors = [
+            relative_error(ours, theirs)
+            for name in self.features
+            for ours, theirs in zip(got[name], wanted[name], strict=True)
+        ]
+        return self._answers(answers, outputs, labels) + self.feature_weight * torch.stack(errors).mean()
+
+    def _dense(self, inputs: Any) -> Any:
+        with torch.no_grad(), evaluating(self.dense):
+            return scores_in(call(self.dense, inputs))
+
+    def _answers(self, answers: Any, outputs: Any, labels: Tensor | None) -> Tensor:
+        outputs = scores_in(outputs)
+        if not isinstance(outputs, Tensor) or not isinstance(answers, Tensor):
+            raise ValueError(f"the network returned a {type(outputs).__name__}; a tensor is needed, or `logits`")
+        if outputs.shape != answers.shape:
+            raise ValueError(
+                f"the dense network gives outputs of shape {list(answers.shape)}, the small one {list(outputs.shape)}; "
+                "a network learns from one of the same outputs"
+            )
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        answers = answers.to(outputs)
+        loss = self._divergence(outputs, answers) if self.logits else relative_error(outputs, answers)
+        if labels is not None and self.label_weight:
+            rows = labels.to(outputs.device).flatten()
+            loss = loss + self.label_weight * F.cross_entropy(outputs.flatten(0, -2), rows)
+        return loss
+
+    def _divergence(self, outputs: Tensor, answers: Tensor) -> Tensor:
+        q, p = (F.log_softmax(each.flatten(0, -2) / self.temperature, -1) for each in (outputs, answers))
+        return self.temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)

@@ -1,0 +1,63 @@
+"""The best state of a network so far, by a figure that training does not see."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+
+class Guard:
+    """Keeps the state with the least held-out loss; the state at the start counts, so training never ends below it.
+
+    Args:
+        model: the network.
+        loss: its held-out loss now.
+
+    Raises:
+        ValueError: if that is not finite.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(1, 1)
+        >>> guard = Guard(model, loss=1.0)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> guard(0.5), guard(0.7), guard.loss
+        (True, False, 0.5)
+        >>> guard.restore().weight.item()
+        0.0
+    """
+
+    def __init__(self, model: nn.Module, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(f"the network's held-out loss is {loss} before any step; check its weights and the data")
+        self.model = model
+        self.start = self.loss = loss
+        self.waited = 0
+        self.best = _copied(model)
+
+    def __call__(self, loss: float) -> bool:
+        """Take the network as it is now, with its held-out loss; whether it is the best so far."""
+        if not loss < self.loss:
+            self.waited += 1
+            return False
+        self.loss, self.waited, self.best = loss, 0, _copied(self.model)
+        return True
+
+    def restore(self) -> nn.Module:
+        """Put the best state back into the network."""
+        self.model.load_state_dict(self.best)
+        return self.model
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"start": self.start, "loss": self.loss, "waited": self.waited, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """From a checkpoint."""
+        self.__dict__.update(state)
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = model.state_dict()
+    return {name: tensor.detach().clone() for name, tensor in state.items()}

@@ -1,0 +1,203 @@
+"""Heal a factorised network: what its dense original answers on unlabelled samples tells it what to repair."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calling import call
+from ..guards import unwrap
+from .augment import Augment, augmentation
+from .balance import balance_
+from .blocks import BlockReconstruction
+from .distil import Distillation
+from .loop import Loop
+from .modes import trainable
+from .options import Look, LoopOptions, LoopReport
+from .samples import Prepare, Samples
+from .together import shared, together
+
+# Share of the time in which blocks learn by themselves.
+BLOCKS = 0.2
+Progress = Callable[[str, Look], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealReport:
+    """What `heal` did.
+
+    Attributes:
+        before, after: how far the network is from the dense one on held-out samples, before and after: divergence in
+            nats, or relative squared error where outputs are no scores. The second is never larger.
+        stages: "blocks" and "distillation", those that there were, with all looks at the held-out samples.
+        samples: that were trained on.
+        held_out: samples that judged.
+        parameters: numbers that were trained.
+    """
+
+    before: float
+    after: float
+    stages: dict[str, LoopReport]
+    samples: int
+    held_out: int
+    parameters: int
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock of all stages."""
+        return sum(stage.seconds for stage in self.stages.values())
+
+    def __str__(self) -> str:
+        steps = ", ".join(f"{stage.steps} steps of {name}" for name, stage in self.stages.items())
+        return (
+            f"distance from the dense network on {self.held_out} held-out samples {self.before:.4g} -> "
+            f"{self.after:.4g}\n{steps} on {self.samples} samples in {self.seconds:.0f} s"
+        )
+
+
+def heal(
+    small: nn.Module,
+    dense: nn.Module,
+    data: Any,
+    *,
+    labels: Tensor | Sequence[int] | None = None,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    augment: str | Augment | None = None,
+    prepare: Prepare | None = None,
+    blocks: bool | float | Sequence[str] = True,
+    train: str = "factors",
+    logits: bool = True,
+    temperature: float = 2.0,
+    features: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[nn.Module, HealReport]:
+    """Train a factorised network to answer as the dense one does; no labels are needed.
+
+    Balance the factors, train all blocks side by side on the dense network's activations, then everything on its
+    answers. The state that is closest to the dense network on held-out samples is what comes back; if training helped
+    nowhere, that is the start.
+
+    Args:
+        small: the factorised network; left as it was.
+        dense: the network it was made from; left as it was.
+        data: samples as for `Samples.of`: a batch, batches, or a map-style Dataset of inputs.
+        labels: class numbers, one for each sample; without them only the dense network teaches.
+        minutes: wall-clock limit.
+        epochs: passes over the samples; 10 if neither is given.
+        augment: random changes of a batch: "flip,crop,mixup" or some of these for pictures, or a function.
+        prepare: what is done to each batch, such as normalising bytes.
+        blocks: whether blocks learn by themselves first; the share of the time for it, or the names of the blocks.
+        train: "factors" (with biases and normalisations) or "all" parameters.
+        logits: whether outputs are scores of classes, classes last.
+        temperature: of the softened answers.
+        features: modules whose outputs shall agree in the second stage as well.
+        checkpoint: file to go on from after an interruption; the first stage has its own beside it, with ".blocks".
+        resume: go on from there.
+        progress: called with the stage and each look at the held-out samples.
+        **options: further ones of `LoopOptions`: batch, optimiser, rate, clip, held_out, patience, seed, ...
+
+    Returns:
+        The healed network, of the same class, and a report.
+
+    Raises:
+        ValueError: for arguments that do not fit, training that diverges, or a checkpoint of another run.
+        OSError: if a checkpoint cannot be written.
+
+    Example:
+        >>> import rankwise as rw
+        >>> dense = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> batches = [torch.randn(64, 16) for _ in range(4)]
+        >>> small, _ = rw.compress(dense, batches, keep={"params": 0.5})
+        >>> healed, report = rw.heal(small, dense, batches, epochs=2)
+        >>> report.after <= report.before
+        True
+    """
+    small, dense = unwrap(small), unwrap(dense)
+    change = augmentation(augment)
+    if labels is not None and isinstance(augment, str) and "mixup" in augment:
+        raise ValueError(f"augment {augment!r} mixes pictures, whose labels cannot be mixed; leave out mixup or labels")
+    samples = Samples.of(data, labels=labels, prepare=prepare)
+    shares = _shares(blocks)
+    if epochs is None and minutes is None:
+        epochs = 10
+    wanted = LoopOptions(epochs=epochs, minutes=minutes, **options)
+    named = "a function" if callable(augment) else augment
+    identity: dict[str, Any] = {"networks": _digest(small, dense), "train": train, "augment": named}
+    healed = balance_(copy.deepcopy(small))
+    parameters = trainable(healed, train)
+    judge = Distillation(dense, temperature=1.0, logits=logits)
+    distil = Distillation(dense, temperature=temperature, logits=logits, features=features)
+    losses: dict[str, Callable[[Any, Tensor | None], Tensor]] = {}
+    if shares["blocks"]:
+        names = "auto" if isinstance(blocks, (bool, float, int)) else blocks
+        reconstruction = BlockReconstruction(dense, healed, names)
+        identity["blocks"] = reconstruction.blocks
+        losses["blocks"] = lambda inputs, _: reconstruction(inputs)
+    losses["distillation"] = lambda inputs, labels: distil.of(healed, inputs, labels)
+    identity["distillation"] = [temperature, logits, list(features), labels is not None]
+
+    reports: dict[str, LoopReport] = {}
+    with together(parameters[0].device):
+        for stage, loss in losses.items():
+            file = None if checkpoint is None else Path(checkpoint)
+            going_on = resume
+            if file is not None and stage == "blocks":
+                file = file.with_name(f"{file.name}.blocks")
+            elif file is not None and reports:  # stopped in the first stage, or between the two
+                going_on = resume and bool(shared(file.exists(), parameters[0].device))
+            loop = Loop(
+                healed,
+                loss,
+                samples,
+                _part(wanted, shares[stage]),
+                judge=lambda inputs, _: judge(inputs, call(healed, inputs)),
+                parameters=parameters,
+                augment=change,
+                checkpoint=file,
+                resume=going_on,
+                run={"stage": stage, **identity},
+                progress=None if progress is None else lambda look, stage=stage: progress(stage, look),  # type: ignore[misc]
+            )
+            reports[stage] = loop.run()
+    first, last = next(iter(reports.values())), reports["distillation"]
+    return healed, HealReport(
+        before=first.before,
+        after=last.after,
+        stages=reports,
+        samples=len(loop.training),
+        held_out=len(loop.held_out),
+        parameters=sum(parameter.numel() for parameter in parameters),
+    )
+
+
+def _shares(blocks: bool | float | Sequence[str]) -> dict[str, float]:
+    share = float(blocks) if isinstance(blocks, float) else BLOCKS * bool(blocks)
+    if not 0 <= share < 1:
+        raise ValueError(f"blocks is {blocks}; as a share of the time it is from 0 to below 1")
+    return {"blocks": share, "distillation": 1 - share}
+
+
+def _part(options: LoopOptions, share: float) -> LoopOptions:
+    limits = {name: getattr(options, name) for name in ("epochs", "minutes")}
+    return replace(options, **{name: limit and share * limit for name, limit in limits.items()})
+
+
+def _digest(*networks: nn.Module) -> str:
+    """What tells networks of other values apart."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,256 @@
+"""A training loop that can be killed at any moment and never gives back a worse network than it was given."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calling import prepared, samples_in
+from ..guards import unwrap
+from .augment import Augment
+from .checkpoint import read_checkpoint, write_checkpoint
+from .guard import Guard
+from .modes import evaluating, learning
+from .options import OPTIMISERS, Look, LoopOptions, LoopReport
+from .samples import Samples, derived, permutation
+from .schedule import Cosine
+from .together import rank, shared, together, world, wrapped
+
+Loss = Callable[[Any, "Tensor | None"], Tensor]
+# The most steps between two looks at the held-out samples, unless asked for more.
+LONGEST = 200
+
+
+class Loop:
+    """Minimise a loss over samples; the best state by the held-out samples is what stays.
+
+    Everything random in step t follows from (seed, t), so a training that is limited by epochs and goes on from its
+    checkpoint ends with the same numbers as one that was never stopped. Under torchrun every process takes its share of
+    each batch and the first one writes.
+
+    Args:
+        model: the network, trained in place, in eval mode (see `LoopOptions.statistics`).
+        loss: `loss(inputs, labels)` of a batch, which runs the network itself; labels are None where samples have none.
+        samples: what to train on.
+        options: how.
+        judge: like `loss`, on held-out samples; the loss itself by default.
+        parameters: those to train; all by default.
+        augment: random changes of a batch.
+        penalties: further losses that need no data, such as of weights.
+        checkpoint: file to write at every look.
+        resume: go on from that file.
+        run: what else tells this training from others, in plain values; a checkpoint of another one is refused.
+        progress: called with every `Look`.
+
+    Raises:
+        ValueError: for options that do not fit, or a checkpoint that is missing, damaged or of another training.
+
+    Example:
+        >>> model = nn.Linear(4, 1)
+        >>> samples = Samples.of(torch.randn(100, 4))
+        >>> loop = Loop(model, lambda x, _: (model(x) - x.sum(1, True)).square().mean(), samples, LoopOptions(epochs=1))
+        >>> report = loop.run()
+        >>> report.after <= report.before
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        samples: Samples,
+        options: LoopOptions,
+        *,
+        judge: Loss | None = None,
+        parameters: Sequence[nn.Parameter] | None = None,
+        augment: Augment | None = None,
+        penalties: Sequence[Callable[[], Tensor]] = (),
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
+        run: dict[str, Any] | None = None,
+        progress: Callable[[Look], None] | None = None,
+    ) -> None:
+        self.model, self.loss, self.samples, self.options = unwrap(model), loss, samples, options
+        self.judge, self.augment, self.penalties = judge or loss, augment, tuple(penalties)
+        self.parameters = list(self.model.parameters() if parameters is None else parameters)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.progress = progress
+        if resume and self.checkpoint is None:
+            raise ValueError("resume needs the checkpoint to go on from; name its file")
+        self.resume = resume
+        self.training, self.held_out = samples.split(options.held_out, options.seed)
+        self.device = self.parameters[0].device
+        make = OPTIMISERS[options.optimiser]
+        self.optimiser = make(self.parameters, lr=options.rate, weight_decay=options.weight_decay)
+        self.schedule = Cosine(self.optimiser, options.warmup)
+        self.identity = {**asdict(options), "samples": len(samples), "layers": _outline(self.model), **(run or {})}
+        self.step, self.spent, self.looks = 0, 0.0, list[Look]()
+        self._order: tuple[int, Tensor] | None = None
+        self.guard: Guard
+
+    def run(self) -> LoopReport:
+        """Train.
+
+        Raises:
+            ValueError: if the loss is not finite: the network is back in its best state, as is the checkpoint.
+            OSError: if a checkpoint cannot be written; the one before is still there.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            together(self.device),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices),
+            learning(self.model, self.parameters, self.options.statistics),
+        ):
+            self._begin()
+            self._train()
+            seconds = self.seconds
+        self.guard.restore()
+        return LoopReport(
+            before=self.guard.start,
+            after=self.guard.loss,
+            steps=self.step,
+            seconds=seconds,
+            looks=tuple(self.looks),
+        )
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done."""
+        done = [0.0]
+        if self.options.epochs is not None:
+            done.append(self.step / max(round(self.options.epochs * self.epoch_steps), 1))
+        if self.options.minutes is not None:
+            done.append(shared(self.seconds, self.device) / (60 * self.options.minutes))
+        return min(max(done), 1.0)
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock so far, of all runs."""
+        return self.spent + time.monotonic() - self.since
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch; samples that do not fill a last batch wait for another epoch."""
+        return max(len(self.training) // (self.options.batch * world()), 1)
+
+    def _begin(self) -> None:
+        self.since = time.monotonic()
+        self.identity["processes"] = world()
+        if self.checkpoint is None or not self.resume:
+            if self.checkpoint is not None and shared(self.checkpoint.exists(), self.device):
+                raise ValueError(f"checkpoint {self.checkpoint} exists; resume from it, or delete it")
+            self.guard = Guard(self.model, held_out := self._judged())
+            self._look(None, held_out)
+            return
+        state = read_checkpoint(self.checkpoint, self.identity)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.guard = Guard(self.model, state["guard"]["start"])
+        self.guard.load_state_dict(state["guard"])
+        self.step, self.spent = state["step"], state["seconds"]
+        self.looks = [Look(**look) for look in state["looks"]]
+
+    def _train(self) -> None:
+        step = wrapped(_Step(self), self.device)
+        every = self.options.every or min(self.epoch_steps, LONGEST)
+        losses: list[Tensor] = []
+        share = self.share
+        while share < 1 and self.guard.waited < (self.options.patience or math.inf):
+            self.schedule(share)
+            losses.append(self._step(step))
+            self.step += 1
+            share = self.share
+            if self.step % every == 0 or share >= 1:
+                self.guard(held_out := self._judged())
+                self._look(float(torch.stack(losses).mean()), held_out)
+                losses.clear()
+                share = self.share
+
+    def _step(self, step: nn.Module) -> Tensor:
+        torch.manual_seed(derived(self.options.seed, "step", self.step, rank()))
+        inputs, labels = self.samples.batch(self._numbers())
+        inputs = prepared(self.model, inputs)
+        if self.augment is not None:
+            inputs = self.augment(inputs)
+        loss = step(inputs, labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        if not math.isfinite(norm + loss.detach()):
+            self.guard.restore()
+            raise ValueError(
+                f"step {self.step} has a loss of {float(loss.detach()):.4g} and a gradient of norm {float(norm):.4g}: "
+                f"the training diverges at a rate of {self.options.rate:g}; choose a smaller one. The network is back "
+                f"in its best state, of held-out loss {self.guard.loss:.4g}"
+            )
+        self.optimiser.step()
+        return loss.detach()
+
+    def _numbers(self) -> Tensor:
+        """The samples of this process in this step."""
+        epoch, place = divmod(self.step, self.epoch_steps)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self.training[permutation(len(self.training), self.options.seed, "epoch", epoch)]
+        size = self.options.batch * world()
+        return self._order[1][place * size : (place + 1) * size][rank() :: world()]
+
+    @torch.no_grad()
+    def _judged(self) -> float:
+        total, count = 0.0, 0
+        with evaluating(self.model):
+            for inputs, labels in self.samples.batches(self.held_out, 2 * self.options.batch):
+                size = samples_in(inputs)
+                total += size * float(self.judge(prepared(self.model, inputs), labels))
+                count += size
+        return shared(total / count, self.device)
+
+    def _look(self, loss: float | None, held_out: float) -> None:
+        look = Look(step=self.step, seconds=self.seconds, share=self.share, loss=loss, held_out=held_out)
+        self.looks.append(look)
+        if rank() > 0:
+            return
+        if self.checkpoint is not None:
+            state = {
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "guard": self.guard.state_dict(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "looks": [asdict(each) for each in self.looks],
+            }
+            write_checkpoint(self.checkpoint, self.identity, state)
+        if self.progress is not None:
+            self.progress(look)
+
+
+class _Step(nn.Module):
+    """The loss of a batch as a forward, which is what several processes need."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self.model, self.loop = loop.model, loop
+        amp, device = loop.options.amp, loop.device.type
+        self.amp = device == "cuda" and torch.cuda.is_bf16_supported() if amp is None else amp
+        self.kind = device
+
+    def forward(self, inputs: Any, labels: Tensor | None) -> Tensor:
+        with torch.autocast(self.kind, torch.bfloat16, enabled=self.amp):
+            loss = self.loop.loss(inputs, labels)
+        for penalty in self.loop.penalties:
+            loss = loss + penalty()
+        return loss
+
+
+def _outline(model: nn.Module) -> str:
+    """What tells networks of other layers apart."""
+    shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
+    return hashlib.sha256(shapes.encode()).hexdigest()[:16]

@@ -1,0 +1,92 @@
+"""How to train, and what a training tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the samples, also parts of one; None for no limit.
+        minutes: wall-clock limit; None for no limit. At least one of the two is needed, the first one reached ends it.
+        batch: samples in a step, of each process.
+        optimiser: "adamw" or "sgd" (Nesterov, momentum 0.9).
+        rate: the largest learning rate.
+        weight_decay: of the optimiser.
+        warmup: share of the training in which the rate rises.
+        clip: largest norm of the gradient.
+        held_out: share of the samples that judge and are not trained on, at most 1,024 of them.
+        every: steps between two looks at the held-out samples; by default an epoch, at most 200.
+        patience: so many looks without a gain end the training; None to go on.
+        statistics: batch norms follow the batches, instead of staying as they are.
+        amp: bfloat16 in the forward; by default on a GPU that has it.
+        seed: of the held-out samples, the orders and every step.
+    """
+
+    epochs: float | None = None
+    minutes: float | None = None
+    batch: int = 128
+    optimiser: str = "adamw"
+    rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    clip: float = 1.0
+    held_out: float = 0.1
+    every: int | None = None
+    patience: int | None = None
+    statistics: bool = False
+    amp: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.minutes is None:
+            raise ValueError("epochs and minutes are both None; say how long to train")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser {self.optimiser!r} is not one of {', '.join(OPTIMISERS)}")
+        for name in ("epochs", "minutes", "batch", "rate", "clip", "held_out", "every", "patience"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A look at the held-out samples: steps and seconds so far, share of the training that is done, the mean loss of
+    the steps since the last look (None before the first), and the held-out loss."""
+
+    step: int
+    seconds: float
+    share: float
+    loss: float | None
+    held_out: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopReport:
+    """What a training did.
+
+    Attributes:
+        before, after: held-out loss at the start, and of the network that is given back.
+        steps: optimiser steps.
+        seconds: wall clock, of all runs that it took.
+        looks: at the held-out samples, the start first.
+    """
+
+    before: float
+    after: float
+    steps: int
+    seconds: float
+    looks: tuple[Look, ...]
