@@ -9,13 +9,14 @@ from .distil import Distillation
 from .expand import expand_, merge_
 from .guard import Guard
 from .heal import HealReport, heal
-from .loop import Look, Loop, LoopReport
+from .loop import Loop
 from .modes import trainable
-from .options import LoopOptions
+from .options import Look, LoopOptions, LoopReport
 from .orthogonal import OrthogonalPenalty, WeightSchedule, constrain_, deviation, release_
 from .rank_search import RankSearch
 from .samples import Samples
 from .schedule import Cosine
+from .train import TrainReport, train
 from .truncate import truncate
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "OrthogonalPenalty",
     "RankSearch",
     "Samples",
+    "TrainReport",
     "WeightSchedule",
     "augmentation",
     "balance_",
@@ -41,6 +43,7 @@ __all__ = [
     "heal",
     "merge_",
     "release_",
+    "train",
     "trainable",
     "truncate",
 ]

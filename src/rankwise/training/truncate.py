@@ -10,12 +10,13 @@ from torch import nn
 
 from ..choose import choose
 from ..factorise import factorise
+from ..find import find
 from ..formats import LowRank
 from ..guards import unwrap
 from ..plan import Plan
 from ..profile import Curve, profile
 from ..ranks import Rule
-from ..sites import Sites, find
+from ..sites import Sites
 from .expand import merge_
 
 
