@@ -16,6 +16,8 @@ from ..calling import call
 from ..find import find
 from ..guards import unwrap
 from ..plan import Plan
+from ..planner import check_request
+from ..ranks import Rule, get_rule
 from .augment import Augment, augmentation
 from .expand import expand_, merge_
 from .loop import Loop
@@ -76,7 +78,7 @@ def train(
     only: str | Iterable[str] = "*",
     orthogonal: str = f"soft:{WEIGHT:g}",
     schedule: str = "constant",
-    rule: str = "evbmf",
+    rule: str | Rule = "evbmf",
     keep: Mapping[str, float] | None = None,
     epochs: float | None = None,
     minutes: float | None = None,
@@ -114,7 +116,7 @@ def train(
         augment: random changes of a batch: "flip,crop" or a function.
         prepare: what is done to each batch, such as normalising bytes.
         checkpoint: file to go on from after an interruption; the first training has its own beside it, ".expanded".
-        resume: go on from there.
+        resume: go on from there; rule, keep and calibration may be others as long as the second training has not begun.
         progress: called with "expanded" or "small" and each look at the held-out samples.
         statistics: batch norms follow the batches, as in ordinary training.
         **options: further ones of `LoopOptions`: batch, optimiser, rate, held_out, patience, amp, seed, ...
@@ -140,6 +142,8 @@ def train(
         raise ValueError(f"augment {augment!r} mixes pictures, whose labels cannot be mixed; leave out mixup")
     if not 0 < tune < 1:
         raise ValueError(f"tune is {tune}; it is a share of the training between 0 and 1")
+    rule = get_rule(rule)
+    check_request(rule, keep, None)
     kind, weight = parse_orthogonal(orthogonal)
     samples, change = Samples.of(data, labels=labels, prepare=prepare), augmentation(augment)
     if epochs is None and minutes is None:
@@ -186,7 +190,7 @@ def train(
         calibrating = [samples.batch(part)[0] for part in numbers[:calibration].split(CALIBRATION_BATCH)]
         small, plan = truncate(wide, example, rule=rule, keep=keep, data=calibrating if calibration else None)
         going_on = resume and last is not None and bool(shared(last.exists(), device))
-        identity |= {"rule": rule, "keep": dict(keep or {}), "calibration": calibration}
+        identity |= {"rule": str(rule), "keep": dict(keep or {}), "calibration": calibration}
         cut = copy.deepcopy(small)
         stages["small"] = loop(small, "small", tune, last, going_on, **identity).run()
     return small, TrainReport(plan=plan, deviation=deviation(wide), dense=merge_(wide), cut=cut, stages=stages)
