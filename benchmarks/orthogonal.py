@@ -34,7 +34,7 @@ COLUMNS = (
 )
 TUNE = 0.25
 # The best for the dense network of 1e-3, 3e-3, 1e-2 after three epochs on few images.
-RATES = {"lenet5": 1e-2, "resnet8": 1e-2}
+RATES = {"lenet5": 1e-2, "resnet8": 1e-3}
 CALIBRATION = 512
 
 
@@ -89,21 +89,22 @@ class Case:
             chosen = torch.randperm(len(images), generator=few)[:count]
             return images[chosen], labels[chosen]
 
-        build: type[nn.Module]
-        hidden: tuple[str, ...]
-        augment: str | None
         if name == "lenet5":
             x, y = part(*module.mnist("train"), samples or 20000)
             test, test_labels = part(*module.mnist("test"), tests)
-            x, test = module.normalise_mnist(x), module.normalise_mnist(test)
-            return cls(
-                build=LeNet5, hidden=("convolutions.*", "fc"), images=x, labels=y, test=test, test_labels=test_labels
-            )
-        x, y = part(*module.cifar10_jpeg("train"), samples or 10000)
-        test, test_labels = part(*module.cifar10_jpeg("test"), tests)
-        x, test = module.normalise_imagenet(x), module.normalise_imagenet(test)
+            normalise = module.normalise_mnist
+        else:
+            x, y = part(*module.cifar10_jpeg("train"), samples or 10000)
+            test, test_labels = part(*module.cifar10_jpeg("test"), tests)
+            normalise = module.normalise_imagenet
         return cls(
-            build=ResNet8, hidden=("*conv*",), images=x, labels=y, test=test, test_labels=test_labels, augment="flip"
+            build=LeNet5 if name == "lenet5" else ResNet8,
+            hidden=("convolutions.*", "fc") if name == "lenet5" else ("*conv*",),
+            augment=None if name == "lenet5" else "flip",
+            images=normalise(x),
+            labels=y,
+            test=normalise(test),
+            test_labels=test_labels,
         )
 
     @torch.no_grad()
