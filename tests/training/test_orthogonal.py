@@ -161,6 +161,14 @@ def test_a_copy_and_a_state_dict_of_a_constrained_network() -> None:
     assert torch.equal(other(x), model(x))
 
 
+def test_a_constrained_network_in_bfloat16() -> None:
+    """The forward may be in less precision, the constraint is not."""
+    model, x = constrain_(wide()), batches_of(2, 4, 5, 5, count=1)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+        assert deviation(model) < 1e-5
+
+
 def test_the_schedule() -> None:
     penalty = OrthogonalPenalty(wide(), weight=2.0)
     rising = WeightSchedule(penalty, warmup=0.5)

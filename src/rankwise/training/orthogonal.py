@@ -269,7 +269,8 @@ class _Orthonormal(nn.Module):
         self.factor = factor
 
     def forward(self, free_GNR: Tensor) -> Tensor:
-        return self.factor.stored(self.orthogonal(free_GNR), self.shape)
+        with torch.autocast(free_GNR.device.type, enabled=False):  # in bfloat16 it would be orthonormal to 1 % only
+            return self.factor.stored(self.orthogonal(free_GNR), self.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         free: Tensor = self.orthogonal.right_inverse(self.factor.matrix(weight))
