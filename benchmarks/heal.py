@@ -48,7 +48,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-blocks": {"blocks": False},
     "all": {"train": "all"},
     "statistics": {"statistics": True},
-    "sgd": {"optimiser": "sgd", "rate": 0.1},
+    "sgd": {"optimiser": "sgd", "rate": 0.02},
+    "rate-2e-4": {"rate": 2e-4},
+    "rate-1e-3": {"rate": 1e-3},
     "rate-3e-3": {"rate": 3e-3},
     "temperature-4": {"temperature": 4.0},
     "flip-crop": {"augment": "flip,crop"},
@@ -81,7 +83,7 @@ def measure(
     formats: str,
     keep: float,
     variants: list[str],
-    limit: dict[str, float],
+    limit: dict[str, Any],
     seed: int,
 ) -> list[Row]:
     """One row for each variant; the limit is of minutes or epochs."""

@@ -34,10 +34,8 @@ from rankwise.importance import by_activation, by_gradient, by_weight
 FRONTIER = ("network", "method", "metric", "k", "sr", "rr", "params_ratio", "bytes_ratio", "whole", "top1")
 SHARES = ("network", "method", "metric", "top1", "params_ratio", "share", "strict")
 SPEED = ("method", "engine", "batch", "k", "params_ratio", "milliseconds", "against_svd")
-CRITERION = ("network", "layer", "k", "sr", "rr", "samples", "inputs", "outputs")
+CRITERION = ("network", "layer", "k", "sr", "rr", "samples", "order", "inputs", "outputs", "seconds")
 TIMES = ("network", "method", "metric", "params_ratio", "top1", "engine", "milliseconds")
-# A dense accuracy less this many points is the lowest that the shares look at.
-LOWEST = 3.0
 WITHIN = 0.2
 
 Layers = Mapping[str, tuple[str, Ranks]]
@@ -158,10 +156,15 @@ def chosen(case: Case) -> Iterator[Row]:
                 yield measured(case, "svd" if format == "svd" else f"{format}, by curve", metric, layers)
 
 
-def shares(rows: Iterable[Row]) -> list[Row]:
-    """Of every method the point with the smallest share of the SVD's parameters at equal accuracy."""
+def shares(rows: Iterable[Row], below: float) -> list[Row]:
+    """Of every method the point with the smallest share of the SVD's parameters at equal accuracy.
+
+    Args:
+        rows: what was measured, the dense network first.
+        below: accuracies are looked at down to the dense one's less this many points.
+    """
     rows = list(rows)
-    lowest = rows[0]["top1"] - LOWEST
+    lowest = rows[0]["top1"] - below
     result = []
     for method, metric in dict.fromkeys((row["method"], row.get("metric")) for row in rows[1:]):
         svd = [row for row in rows if row["method"] == "svd" and row["metric"] == (metric or "weight")]
@@ -238,11 +241,11 @@ def main() -> None:
         found = list(points(case))
         kept([{"table": "points", **row, "seed": arguments.seed} for row in found])
         report(frontier(found), FRONTIER, f"{name}: what nothing else beats, dense {found[0]['top1']:.2f}")
-        best = shown("shares", shares(found), SHARES, f"{name}: in parts of the SVD's parameters")
+        best = shown("shares", shares(found, case.lowest), SHARES, f"{name}: in parts of the SVD's parameters")
         if arguments.latency:
             shown("latency", latencies(case, best), TIMES, f"{name}: one sample, {arguments.threads} threads")
     if "criterion" in arguments.tables:
-        title = "first-order cost against the exact one, Spearman"
+        title = "cost to first and second order against the exact one, Spearman; seconds of processor time"
         shown("criterion", criterion(networks(), arguments.quick, arguments.cache), CRITERION, title)
     if "speed" in arguments.tables:
         size = 1024 if arguments.quick else 4096

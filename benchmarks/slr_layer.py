@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -13,8 +15,9 @@ import rankwise as rw
 from benchmarks.common import Row
 from benchmarks.slr_cases import CASES, Case
 from rankwise.formats import get_format
+from rankwise.formats.slr import Importance
 from rankwise.formats.slr_levels import paper_ranks
-from rankwise.importance import by_cost, by_gradient
+from rankwise.importance import by_cost, by_curvature, by_gradient
 
 # Where the exact criterion is affordable: layer, k, sr, rr and samples; it takes a pass for every neuron.
 CRITERIA = (
@@ -24,6 +27,14 @@ CRITERIA = (
     ("vgg", "fc6", 16, 0.5, 0.5, 500),
     ("vgg", "fc7", 16, 0.5, 0.5, 500),
 )
+
+
+# The second order alone, and as it is by default: exact where the loss changes most.
+ORDERS: dict[str, Callable[..., Importance]] = {
+    "first": by_gradient,
+    "second": partial(by_curvature, passes=0),
+    "second, exact where largest": by_curvature,
+}
 
 
 def speed(size: int, quick: bool) -> Iterator[Row]:
@@ -57,7 +68,7 @@ def speed(size: int, quick: bool) -> Iterator[Row]:
 
 
 def criterion(module: ModuleType, quick: bool, cache: Path | None) -> Iterator[Row]:
-    """Rank correlation of the first-order cost criterion with the exact one."""
+    """Rank correlation of the cost criteria that need few passes with the exact one, and seconds of processor time."""
     cases: dict[str, Case] = {}
     for network, name, k, sr, rr, samples in CRITERIA[:1] if quick else CRITERIA:
         if network not in cases:
@@ -67,10 +78,20 @@ def criterion(module: ModuleType, quick: bool, cache: Path | None) -> Iterator[R
         site = case.sites[name]
         ranks = paper_ranks(k, sr, rr, site.in_features, site.out_features)[:2]
         data = [(case.calibration[:samples], case.answers[:samples])]
-        exact, first = (rule(case.model, site, data, ranks) for rule in (by_cost, by_gradient))
-        values = [spearman(a[0], b[0]) for a, b in zip(exact, first, strict=True)]
         at = {"network": network, "layer": name, "k": k, "sr": sr, "rr": rr, "samples": samples}
-        yield {**at, "inputs": values[0], "outputs": values[1]}
+        exact, seconds = timed(partial(by_cost, case.model, site, data, ranks))
+        yield {**at, "order": "exact", "seconds": seconds}
+        for order, rule in ORDERS.items():
+            found, seconds = timed(partial(rule, case.model, site, data, ranks))
+            inputs, outputs = (spearman(a[0], b[0]) for a, b in zip(exact, found, strict=True))
+            yield {**at, "order": order, "inputs": inputs, "outputs": outputs, "seconds": seconds}
+
+
+def timed(score: Callable[[], Importance]) -> tuple[Importance, float]:
+    """Importance, and the seconds of processor time that it took."""
+    begin = time.process_time()
+    found = score()
+    return found, time.process_time() - begin
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

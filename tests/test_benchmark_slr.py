@@ -30,7 +30,7 @@ POINTS = [DENSE, point("svd", 0.1, 95.0), point("svd", 0.2, 97.0), point("svd", 
 
 
 def test_share_is_of_the_least_svd_that_is_as_accurate() -> None:
-    rows = {row["method"]: row for row in shares(POINTS)}
+    rows = {row["method"]: row for row in shares(POINTS, below=3.0)}
     assert rows["slr"]["share"] == pytest.approx(0.15 / 0.4)
     assert rows["slr"]["strict"] == pytest.approx(0.15 / 0.2)
     assert rows["svd"]["strict"] == 1.0
@@ -98,7 +98,8 @@ def test_every_method_of_the_grid() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_one_pass_ranks_neurons_as_the_exact_change_does(networks: ModuleType) -> None:
-    """On the trained LeNet-300-100; measured 0.98 for inputs and 0.89 for outputs."""
-    (row,) = criterion(networks, quick=True, cache=None)
-    assert row["inputs"] > 0.9
-    assert row["outputs"] > 0.8
+    """On the trained LeNet-300-100."""
+    exact, first, second, corrected = criterion(networks, quick=True, cache=None)
+    assert min(row["inputs"] for row in (first, second, corrected)) > 0.9
+    assert corrected["outputs"] > second["outputs"] > 0.8
+    assert all(row["seconds"] > 0 for row in (exact, first, second, corrected))

@@ -17,13 +17,13 @@ PINNED = ("--include", "7", "--pin", "7=slr:k=8,sr=0.5,rr=0.25", "--keep", "para
 OUT = ("--engines", "none", "-o", "out")
 
 
-@pytest.mark.parametrize("importance", ["weight:published", "cost"])
+@pytest.mark.parametrize("importance", ["weight:published", "cost", "curvature"])
 def test_compress_as_published(project: Path, cli: Callable[..., Any], importance: str) -> None:
     result = cli("compress", *MODEL, *PINNED, *OUT, "--method", "one-shot", "--importance", importance, "--json", "-")
     assert result.exit_code == 0, result.output
     row = Plan.load(project / "out" / "plan.yaml")["7"]
     assert (row.format, row.ranks) == ("slr", (2, 6, 16, 12))
-    assert ("the loss of the labels" in result.stderr) == (importance == "cost")
+    assert ("the loss of the labels" in result.stderr) == (importance in ("cost", "curvature"))
     measured = cli("evaluate", *MODEL, "--artifact", "out", "--engines", "none", "--storage", "--json", "-")
     assert measured.exit_code == 0, measured.output
     (layer,) = json.loads(measured.stdout)["storage"]["layers"]
@@ -40,7 +40,7 @@ def test_apply_selects_too(project: Path, cli: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        (("--importance", "size"), "--importance 'size': write one of weight, activation, cost"),
+        (("--importance", "size"), "--importance 'size': write one of weight, activation, cost, curvature"),
         (("--importance", "weight:refit"), "with :published to keep"),
         (("--importance", "weight", "--formats", "svd"), "no layer of the plan is in slr"),
     ],

@@ -215,3 +215,29 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'rankwise\[onnx\]'"):
         export.onnx(Net(), torch.randn(2, 3, 8, 8), tmp_path / "net.onnx")
+
+
+class Chosen(nn.Module):
+    """Some entries of one dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("index", torch.tensor([4, 0, 3], dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(self.dim, self.index)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "operator"),
+    [((2, 5), 1, "GatherElements"), ((2, 3, 5), -1, "GatherElements"), ((2, 5, 3), 1, "Gather")],
+)
+def test_entries_of_the_last_dimension_are_not_gathered_one_by_one(
+    shape: tuple[int, ...], dim: int, operator: str, tmp_path: Path
+) -> None:
+    file = export.onnx(Chosen(dim), torch.randn(shape), tmp_path / "x.onnx")
+    assert operator in [node.op_type for node in onnx.load(file).graph.node]
+    x = torch.randn(7, *shape[1:])
+    (got,) = onnxruntime.InferenceSession(file).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), Chosen(dim)(x), rtol=0, atol=0)

@@ -86,7 +86,7 @@ def heal(
     augment: Augment = None,
     blocks: Blocks = 0.2,
     train: Train = "factors",
-    rate: Rate = 1e-3,
+    rate: Rate = 5e-4,
     temperature: Temperature = 2.0,
     labels: Labels = False,
     regression: Regression = False,

@@ -49,9 +49,9 @@ def selecting(job: Job, plan: Plan, selection: Selection) -> dict[str, Format]:
     from .figures import labels_fit
 
     data = None
-    if selection.criterion == "cost":
+    if selection.criterion in ("cost", "curvature"):
         if job.data is None:
-            raise ValueError("--importance cost measures the loss on data; name DATA")
+            raise ValueError(f"--importance {selection.criterion} measures the loss on data; name DATA")
         labelled = labels_fit(job.out, {"dense": job.network}, job.data, job.data.example())
         data = job.data.pairs if labelled else self_labelled(job.network, job.data.inputs)
         job.out.say(f"importance: the loss of {'the labels' if labelled else 'the own answers'} on {job.data.name}")

@@ -258,7 +258,8 @@ Importance = Annotated[
         "--importance",
         metavar="NAME",
         rich_help_panel=_BUDGET,
-        help="How slr selects neurons: weight, activation, cost (the loss of labels, or of the network's own answers); "
+        help="How slr selects neurons: weight, activation, cost (change of the loss of labels, or of own answers, to "
+        "first order), curvature (to second order, exact where it is largest); "
         "with :published the factors stay those of the SVD. Without it: by what they add to the layer's output.",
     ),
 ]

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,10 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
     import onnx
 
     try:
-        converted = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+        translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.index_select.default: _select}
+        converted = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, verbose=False, custom_translation_table=translations
+        )
         assert converted is not None
         converted.save(str(path), external_data=external)
     except OSError:  # no fault of the network's
@@ -122,6 +125,18 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
     got = {each.domain: each.version for each in onnx.load(str(path), load_external_data=False).opset_import}[""]
     if opset is not None and got != opset:
         raise ValueError(f"opset is {opset}, but the network can only be written with opset {got}; ask for {got}")
+
+
+def _select(self: Any, dim: int, index: Any) -> Any:
+    """Chosen entries of one dimension; onnxruntime's `Gather` copies those of the last one number by number."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    rank = len(self.shape)
+    if rank < 2 or dim % rank != rank - 1:
+        return op.Gather(self, index, axis=dim)
+    others = op.Concat(op.Shape(self, start=0, end=rank - 1), op.Constant(value_ints=[1]), axis=0)
+    return op.GatherElements(self, op.Expand(index, others), axis=rank - 1)
 
 
 def _resized(given: Arguments, size: int, wanted: int) -> Arguments:

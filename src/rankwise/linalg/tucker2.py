@@ -159,13 +159,20 @@ def fit(
     A_TR, G_RSQ, error = _outputs_and_core(W_TD, metric, B_CS, output_rank, Q, total)
     if channel_rank == C:
         return Tucker2(A_TR, G_RSQ, B_CS, error)
+    if output_rank < T:  # the same start, for the weight with the outputs that were the best if all channels were kept
+        kept_TR = eigh(metric.inner(W_TD))[1][:, :output_rank]
+        kept_TCQ = (kept_TR @ (kept_TR.mT @ W_TD)).reshape(W_TCQ.shape)
+        other_CS = channel_basis(kept_TCQ, metric)[:, :channel_rank]
+        other = _outputs_and_core(W_TD, metric, other_CS, output_rank, Q, total)
+        if other[2] < error:
+            B_CS, (A_TR, G_RSQ, error) = other_CS, other
     closed = isinstance(metric, Identity)
     usual_sweeps, usual_tolerance = WEIGHT_EFFORT if closed else EFFORT
     sweeps = usual_sweeps if sweeps is None else sweeps
     tolerance = usual_tolerance if tolerance is None else tolerance
     L_CC = None if closed else cholesky(metric.marginal((C, Q), (0,)), damping=1e-6)
     jumps = closed or sweeps > EFFORT[0]  # each costs half a sweep, which few sweeps do not earn back
-    jump, swept_CS = 2.0, None
+    jump, swept_CS = 1.0, B_CS
     for _ in range(sweeps if error > enough else 0):
         if L_CC is None:
             moved_CS = _leading_channels(W_TCQ, A_TR, channel_rank)
@@ -173,10 +180,10 @@ def fit(
             moved_CS = _update_channels(W_TD, metric, A_TR, G_RSQ, B_CS, L_CC, steps)
         moved = _outputs_and_core(W_TD, metric, moved_CS, output_rank, Q, total)
         last_CS, swept_CS = swept_CS, moved_CS
-        if jumps and last_CS is not None and moved[2] > enough:  # further along the way since the last sweep
+        if jumps and moved[2] > enough:  # further along the way since the last sweep
             ahead_CS = _ahead(last_CS, moved_CS, jump)
             ahead = _outputs_and_core(W_TD, metric, ahead_CS, output_rank, Q, total)
-            jump *= 2.5 if ahead[2] < moved[2] else 0.4
+            jump *= 2 if ahead[2] < moved[2] else 0.5
             if ahead[2] < moved[2]:
                 moved_CS, moved = ahead_CS, ahead
         if moved[2] >= error:  # converged up to rounding

@@ -40,7 +40,7 @@ class LoopOptions:
     minutes: float | None = None
     batch: int = 128
     optimiser: str = "adamw"
-    rate: float = 1e-3
+    rate: float = 5e-4
     weight_decay: float = 0.0
     warmup: float = 0.05
     clip: float = 1.0

@@ -13,27 +13,11 @@ from torch import Tensor, nn
 import rankwise as rw
 from rankwise.formats.slr import Importance, SparseLowRank, Staircase
 from rankwise.formats.weights import site_weight
-from rankwise.importance import by_activation, by_cost, by_gradient, by_weight, of_plan, self_labelled
+from rankwise.importance import by_activation, by_cost, by_curvature, by_gradient, by_weight, of_plan, self_labelled
 from rankwise.linalg.sparse_low_rank import leading
 from rankwise.statistics.moments import identity_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 4))
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    return make(net).double()
-
-
-@pytest.fixture
-def data() -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(60, 12, generator=generator, dtype=torch.float64) * torch.linspace(0, 2, 12, dtype=torch.float64)
-    return [(part, part[:, -4:].argmax(1)) for part in x.split(25)]  # the last batch is smaller
 
 
 def test_by_weight_sums_up_and_ranks_a_zero_row_last(model: nn.Module) -> None:
@@ -72,7 +56,7 @@ def test_by_cost_is_the_change_of_the_loss(model: nn.Module, data: list[tuple[Te
         cut_U, cut_V = U.clone(), V.clone()
         cut_U[neuron, 2:], cut_V[2:, neuron] = 0, 0
         for scores, weight in ((found.outputs_GT, cut_U @ V), (found.inputs_GC, U @ cut_V)):
-            wanted = float((loss(weight) - loss(U @ V)).abs())
+            wanted = (loss(weight) - loss(U @ V)).abs().item()
             assert float(scores[0, neuron]) == pytest.approx(wanted, rel=1e-6, abs=1e-12)
 
 
@@ -95,7 +79,7 @@ def test_by_gradient_is_the_derivative_towards_cutting_off(model: nn.Module, dat
             assert float(scores[0, neuron]) == pytest.approx(abs(slope), rel=1e-4, abs=1e-10)
 
 
-@pytest.mark.parametrize("criterion", [by_cost, by_gradient])
+@pytest.mark.parametrize("criterion", [by_cost, by_gradient, by_curvature])
 def test_components_without_energy_cost_nothing(criterion: Callable[..., object]) -> None:
     model = nn.Sequential(nn.Linear(5, 4)).double()
     with torch.no_grad():
@@ -104,6 +88,13 @@ def test_components_without_energy_cost_nothing(criterion: Callable[..., object]
     site = rw.find(model, x)["0"]
     scores = criterion(model, site, [(x, x[:, :4])], (1, 2), F.mse_loss)
     assert all(float(values.abs().max()) < 1e-12 for values in scores)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("criterion", [by_cost, by_gradient, by_curvature])
+def test_data_without_samples(model: nn.Module, criterion: Callable[..., object]) -> None:
+    site = rw.find(model, torch.zeros(1, 12, dtype=torch.float64))["0"]
+    with pytest.raises(ValueError, match="the data has no samples"):
+        criterion(model, site, [], (1, 1))
 
 
 @pytest.mark.parametrize("ranks", [(0, 0), (-1, 3), (5, 5)])
@@ -119,7 +110,7 @@ def test_convolutions_are_scored_by_channel_and_group() -> None:
     stats, data = rw.collect(model, [x], positions="all"), self_labelled(model, [x])
     site = stats.sites["0"]
     found = by_weight(model, site), by_activation(model, stats, site), by_cost(model, site, data, (1, 1))
-    for scores in (*found, by_gradient(model, site, data, (1, 1))):
+    for scores in (*found, by_gradient(model, site, data, (1, 1)), by_curvature(model, site, data, (1, 1))):
         assert scores.inputs_GC.shape == (2, 4)
         assert scores.outputs_GT.shape == (2, 3)
         assert float(scores.inputs_GC.min()) >= 0
@@ -137,7 +128,8 @@ def test_given_importance_selects(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "criterion, rule", [("weight", by_weight), ("activation", by_activation), ("cost", by_gradient)]
+    "criterion, rule",
+    [("weight", by_weight), ("activation", by_activation), ("cost", by_gradient), ("curvature", by_curvature)],
 )
 def test_importance_of_a_plan(
     model: nn.Module, data: list[tuple[Tensor, Tensor]], criterion: str, rule: Callable[..., Importance]
@@ -146,10 +138,11 @@ def test_importance_of_a_plan(
     stats = rw.collect(model, [x for x, _ in data])
     pins = {"0": ("slr3", (1, 1, 8, 6, 1, 4, 3)), "2": "svd:2"}
     plan = rw.choose(model, stats, keep={"params": 1.0}, pin=pins)
-    found = of_plan(model, plan, stats, criterion, data)
+    with torch.no_grad():
+        found = of_plan(model, plan, stats, criterion, data)
     assert found.keys() == {"0"}
-    given: tuple[object, ...] = {"weight": (), "activation": (stats,), "cost": ()}[criterion]
-    rest = ((data, (1, 2)),) if criterion == "cost" else ()
+    given: tuple[object, ...] = (stats,) if criterion == "activation" else ()
+    rest = ((data, (1, 2)),) if criterion in ("cost", "curvature") else ()
     wanted = rule(model, *given, stats.sites["0"], *(rest[0] if rest else ()))
     assert all(map(torch.equal, found["0"], wanted))
     small = rw.factorise(model, plan, stats, formats={"slr3": Staircase(found)})
@@ -161,9 +154,10 @@ def test_importance_that_cannot_be_had(model: nn.Module) -> None:
     sites = rw.find(model, torch.zeros(1, 12, dtype=torch.float64))
     plan = rw.choose(model, sites, keep={"params": 1.0}, metric="weight", pin={"0": ("slr", (1, 1, 6, 6))})
     for criterion, message in (
-        ("size", "unknown criterion 'size'; the criteria are weight, activation, cost"),
+        ("size", "unknown criterion 'size'; the criteria are weight, activation, cost, curvature"),
         ("activation", "needs statistics"),
         ("cost", "needs inputs and targets"),
+        ("curvature", "needs inputs and targets"),
     ):
         with pytest.raises(ValueError, match=message):
             of_plan(model, plan, sites, criterion)

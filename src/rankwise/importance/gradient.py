@@ -1,0 +1,52 @@
+"""How much each neuron of a layer matters to the loss, to first order.
+
+Letters: G groups, T outputs per group, C channels per group, Q taps.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..formats.base import grouped
+from ..formats.slr import Importance
+from ..kinds import output_first
+from ..sites import Site
+from .labelled import Labelled, Loss, mean
+from .truncated import truncated
+
+
+def by_gradient(
+    model: nn.Module, site: Site, data: Labelled, ranks: tuple[int, int], loss: Loss = F.cross_entropy
+) -> Importance:
+    """The first-order change of the loss that `by_cost` measures, from one pass: `p_c = |<G_c, N_c>|`.
+
+    `N` are the components beyond the first rank, `G = dL/dW` at `W_k`.
+
+    Args:
+        model: the dense network; a copy of it is changed.
+        site: the layer.
+        data: inputs and targets; see `self_labelled`.
+        ranks: the rank of all neurons, and the further rank.
+        loss: mean over the samples, of outputs and targets.
+
+    Returns:
+        Numbers for every input (or channel) and output of each group.
+
+    Raises:
+        ValueError: naming the site, if the ranks are not legal for it; if there are no samples.
+    """
+    trial = truncated(model, site, ranks)
+    weight = trial.layer.weight
+    assert isinstance(weight, Tensor)
+    weight.requires_grad_(True)
+    gradient, count = torch.zeros_like(weight, dtype=torch.float64, requires_grad=False), 0
+    for x, y in data:
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(loss(trial.network(x), y), weight)
+        gradient += len(x) * found
+        count += len(x)
+    G_GTCQ = grouped(site, output_first(site.kind, mean(gradient, count), site.groups))
+    change_GTC = (G_GTCQ * trial.further_GTCQ).sum(3)
+    return Importance(change_GTC.sum(1).abs(), change_GTC.sum(2).abs())
