@@ -7,7 +7,7 @@ Every network is trained from its random weights: three quarters of the epochs a
 layers expanded to chains of full rank, then cut, then the rest of the epochs. An expanded network is cut at its EVBMF
 ranks and fitted to 512 of its training images. Beside each of them the dense one is compressed to the same number of
 parameters by `rankwise.compress` (its default rule and metric, the same images) and trained on for as long. All see the
-same samples, in the same order, with AdamW, one rate for all, batch norms that follow the batches; a tenth of the
+same samples, in the same order, with AdamW, one rate for all and a tenth of it after the cut, batch norms that follow the batches; a tenth of the
 samples (at most 1,024) is held out and chooses the state that stays. The test images are read at the end.
 """
 
@@ -165,7 +165,7 @@ def compressed(
     begin = time.perf_counter()
     chosen = Samples.of(case.images).split(0.1, options["seed"])[0][:CALIBRATION]
     cut, told = rw.compress(dense, list(case.images[chosen].split(64)), keep={"params": params}, seed=options["seed"])
-    small = tuned(case, cut, TUNE * epochs, options)
+    small = tuned(case, cut, TUNE * epochs, {**options, "rate": options["rate"] / 10})
     count = sum(parameter.numel() for parameter in small.parameters())
     return {
         "method": "dense, compressed",

@@ -125,7 +125,7 @@ def test_a_constrained_network_stays_orthonormal_and_is_released(map: str, forma
         model(x).square().mean().backward()
         optimiser.step()
     assert deviation(model) < 1e-5
-    moved = [float((now.matrix() - then).abs().max()) for now, then in zip(factors(model), start, strict=True)]
+    moved = [(now.matrix() - then).abs().max().item() for now, then in zip(factors(model), start, strict=True)]
     assert min(moved) > 1e-3
     trained = model(x)
     merged = merge_(copy.deepcopy(model))  # with or without the constraint

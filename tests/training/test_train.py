@@ -91,7 +91,15 @@ def test_the_artifact_loads_onto_the_dense_network(tmp_path: Path) -> None:
     torch.testing.assert_close(again(x), small.eval()(x))
 
 
-@pytest.mark.parametrize("at, orthogonal", [(0, "none"), (2, "srip:0.1"), (4, "hard"), (5, "srip:0.1"), (6, "soft")])
+@pytest.mark.parametrize(
+    "at, orthogonal",
+    [
+        (2, "srip:0.1"),
+        (4, "hard"),
+        *(pytest.param(at, "srip:0.1", marks=pytest.mark.slow) for at in (0, 3, 5, 6)),
+        *(pytest.param(at, "hard", marks=pytest.mark.slow) for at in (1, 6)),
+    ],
+)
 def test_killed_at_any_look_it_ends_with_the_same_network(tmp_path: Path, at: int, orthogonal: str) -> None:
     """The looks: 0 to 3 of the expanded network, 4 to 5 of the small one; 6 is after the end."""
     left = at
@@ -143,6 +151,7 @@ def test_only_named_layers_and_weights_alone() -> None:
         ({"expand": "cp"}, "'cp' is not one of"),
         ({"schedule": "linear"}, "schedule 'linear'"),
         ({"tune": 1.0}, "tune is 1.0"),
+        ({"tune_rate": -1.0}, "rate is -1.0"),
         ({"augment": "mixup"}, "leave out mixup"),
         ({"rule": "knapsack", "keep": None}, "needs a budget"),
         ({"rule": "sensitivity"}, "has to try plans"),

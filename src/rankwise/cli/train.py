@@ -70,6 +70,15 @@ Augment = Annotated[
     ),
 ]
 Rate = Annotated[float, typer.Option("--rate", metavar="R", rich_help_panel=_TRAINING, help="Largest learning rate.")]
+TuneRate = Annotated[
+    float | None,
+    typer.Option(
+        "--tune-rate",
+        metavar="R",
+        rich_help_panel=_TRAINING,
+        help="Largest learning rate after the cut; a tenth of --rate by default.",
+    ),
+]
 Optimiser = Annotated[
     str, typer.Option("--optimiser", metavar="NAME", rich_help_panel=_TRAINING, help="adamw, or sgd with momentum.")
 ]
@@ -110,6 +119,7 @@ def train(
     calibration: Calibration = 512,
     augment: Augment = None,
     rate: Rate = 1e-3,
+    tune_rate: TuneRate = None,
     optimiser: Optimiser = "adamw",
     patience: Patience = None,
     checkpoint: Checkpoint = None,
@@ -191,6 +201,7 @@ def train(
                 progress=progress,
                 batch=batch,
                 rate=rate,
+                tune_rate=tune_rate,
                 optimiser=optimiser,
                 patience=patience,
                 seed=seed,

@@ -83,6 +83,8 @@ def train(
     epochs: float | None = None,
     minutes: float | None = None,
     tune: float = 0.25,
+    rate: float = 1e-3,
+    tune_rate: float | None = None,
     calibration: int = 512,
     loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
     augment: str | Augment | None = None,
@@ -111,6 +113,8 @@ def train(
         epochs: passes over the samples in both trainings together; 10 if no limit is given.
         minutes: wall-clock limit of both.
         tune: share of the epochs or minutes for the second training, between 0 and 1.
+        rate: largest learning rate of the first training.
+        tune_rate: that of the second, which starts from a trained network; a tenth of the first by default.
         calibration: samples whose outputs the cut layers are fitted to; 0 fits them to their weights.
         loss: of outputs and labels, a mean over the batch.
         augment: random changes of a batch: "flip,crop" or a function.
@@ -119,7 +123,7 @@ def train(
         resume: go on from there; rule, keep and calibration may be others as long as the second training has not begun.
         progress: called with "expanded" or "small" and each look at the held-out samples.
         statistics: batch norms follow the batches, as in ordinary training.
-        **options: further ones of `LoopOptions`: batch, optimiser, rate, held_out, patience, amp, seed, ...
+        **options: further ones of `LoopOptions`: batch, optimiser, held_out, patience, amp, seed, ...
 
     Returns:
         The small network, of the same class, and a report.
@@ -148,7 +152,8 @@ def train(
     samples, change = Samples.of(data, labels=labels, prepare=prepare), augmentation(augment)
     if epochs is None and minutes is None:
         epochs = 10
-    wanted = LoopOptions(epochs=epochs, minutes=minutes, statistics=statistics, **options)
+    wanted = LoopOptions(epochs=epochs, minutes=minutes, rate=rate, statistics=statistics, **options)
+    tuning = replace(_part(wanted, tune), rate=rate / 10 if tune_rate is None else tune_rate)
     numbers, _ = samples.split(wanted.held_out, wanted.seed)
     example = samples.batch(numbers[:1])[0]
     patterns = [only] if isinstance(only, str) else list(only)
@@ -158,7 +163,7 @@ def train(
         constrain_(wide)
     device = next(wide.parameters()).device
 
-    def loop(network: nn.Module, stage: str, share: float, file: Path | None, going_on: bool, **run: Any) -> Loop:
+    def loop(network: nn.Module, stage: str, how: LoopOptions, file: Path | None, going_on: bool, **run: Any) -> Loop:
         def task(inputs: Any, labels: Tensor | None) -> Tensor:
             assert labels is not None
             return loss(call(network, inputs), labels.to(device))
@@ -167,7 +172,7 @@ def train(
             network,
             task,
             samples,
-            _part(wanted, share),
+            how,
             augment=change,
             checkpoint=file,
             resume=going_on,
@@ -179,7 +184,7 @@ def train(
     first = None if last is None else last.with_name(f"{last.name}.expanded")
     identity = {"expand": expand, "only": patterns, "orthogonal": orthogonal, "schedule": schedule, "tune": tune}
     with together(device):
-        training = loop(wide, "expanded", 1 - tune, first, resume, **identity)
+        training = loop(wide, "expanded", _part(wanted, 1 - tune), first, resume, **identity)
         if kind in KINDS:
             penalty = OrthogonalPenalty(wide, kind, weight)
             scheduled = WeightSchedule(penalty, schedule)
@@ -192,7 +197,7 @@ def train(
         going_on = resume and last is not None and bool(shared(last.exists(), device))
         identity |= {"rule": str(rule), "keep": dict(keep or {}), "calibration": calibration}
         cut = copy.deepcopy(small)
-        stages["small"] = loop(small, "small", tune, last, going_on, **identity).run()
+        stages["small"] = loop(small, "small", tuning, last, going_on, **identity).run()
     return small, TrainReport(plan=plan, deviation=deviation(wide), dense=merge_(wide), cut=cut, stages=stages)
 
 
