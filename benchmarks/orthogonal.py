@@ -7,8 +7,9 @@ Every network is trained from its random weights: three quarters of the epochs a
 layers expanded to chains of full rank, then cut, then the rest of the epochs. An expanded network is cut at its EVBMF
 ranks and fitted to 512 of its training images. Beside each of them the dense one is compressed to the same number of
 parameters by `rankwise.compress` (its default rule and metric, the same images) and trained on for as long. All see the
-same samples, in the same order, with AdamW, one rate for all and a tenth of it after the cut, batch norms that follow the batches; a tenth of the
-samples (at most 1,024) is held out and chooses the state that stays. The test images are read at the end.
+same samples, in the same order, with AdamW, one rate for all and a tenth of it after the cut, and batch norms that follow
+the batches; a tenth of the samples (at most 1,024) is held out and chooses the state that stays. The test images are
+read at the end.
 """
 
 from __future__ import annotations
@@ -193,11 +194,11 @@ def main() -> None:
     start(arguments)
     if arguments.quick:
         arguments.seeds, arguments.epochs = arguments.seeds[:1], min(arguments.epochs, 4.0)
-        arguments.samples = min(arguments.samples or 2000, 2000)
+        arguments.samples = min(arguments.samples or 1000, 1000)
     module = networks()
     rows: list[Row] = []
     for name in arguments.networks:
-        case = Case.of(name, module, arguments.samples, 2000 if arguments.quick else 10000)
+        case = Case.of(name, module, arguments.samples, 1000 if arguments.quick else 10000)
         for seed in arguments.seeds:
             torch.manual_seed(seed)
             model = case.build().eval()
