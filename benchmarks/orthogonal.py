@@ -7,9 +7,9 @@ Every network is trained from its random weights: three quarters of the epochs a
 layers expanded to chains of full rank, then cut, then the rest of the epochs. An expanded network is cut at its EVBMF
 ranks and fitted to 512 of its training images. Beside each of them the dense one is compressed to the same number of
 parameters by `rankwise.compress` (its default rule and metric, the same images) and trained on for as long. All see the
-same samples, in the same order, with AdamW, one rate for all and a tenth of it after the cut, and batch norms that follow
-the batches; a tenth of the samples (at most 1,024) is held out and chooses the state that stays. The test images are
-read at the end.
+same samples, in the same order, with AdamW, one rate for all and a tenth of it after the cut, and batch norms that
+follow the batches; a tenth of the samples (at most 1,024) is held out and chooses the state that stays. The test images
+are read at the end.
 """
 
 from __future__ import annotations
