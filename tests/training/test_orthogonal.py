@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from rankwise.training import OrthogonalPenalty, WeightSchedule, constrain_, deviation, expand_, merge_, release_
-from rankwise.training.orthogonal import KINDS, double, factors, soft, srip
+from rankwise.training.factors import factors
+from rankwise.training.orthogonal import KINDS, double, soft, srip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

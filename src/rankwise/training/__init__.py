@@ -5,14 +5,16 @@ from __future__ import annotations
 from .augment import augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction, find_blocks
+from .constrain import constrain_, release_
 from .distil import Distillation
 from .expand import expand_, merge_
+from .factors import deviation
 from .guard import Guard
 from .heal import HealReport, heal
 from .loop import Loop
 from .modes import trainable
 from .options import Look, LoopOptions, LoopReport
-from .orthogonal import OrthogonalPenalty, WeightSchedule, constrain_, deviation, release_
+from .orthogonal import OrthogonalPenalty, WeightSchedule
 from .rank_search import RankSearch
 from .samples import Samples
 from .schedule import Cosine

@@ -19,10 +19,12 @@ from ..plan import Plan
 from ..planner import check_request
 from ..ranks import Rule, get_rule
 from .augment import Augment, augmentation
+from .constrain import constrain_, release_
 from .expand import expand_, merge_
+from .factors import deviation
 from .loop import Loop
 from .options import Look, LoopOptions, LoopReport
-from .orthogonal import KINDS, OrthogonalPenalty, WeightSchedule, constrain_, deviation, release_
+from .orthogonal import KINDS, OrthogonalPenalty, WeightSchedule
 from .samples import Prepare, Samples
 from .together import shared, together, world
 from .truncate import truncate
