@@ -136,6 +136,7 @@ def train(
         OSError: if a checkpoint cannot be written.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(200, 16)
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
         >>> small, report = train(model, x, x[:, :4].argmax(1), keep={"params": 0.6}, epochs=4)
