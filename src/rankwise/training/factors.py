@@ -5,6 +5,7 @@ Letters: G groups, N rows, R columns of a factor (its rank).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,5 @@ def excess(U_GNR: Tensor) -> Tensor:
 def deviation(model: nn.Module) -> float:
     """Mean over the factors of `||U^T U - I||_F / sqrt(G R)`: 0 where all are orthonormal."""
     matrices = [factor.matrix().double() for factor in factors(model)]
-    return sum(
-        float((excess(U_GNR).square().sum() / (len(U_GNR) * U_GNR.shape[-1])).sqrt()) for U_GNR in matrices
-    ) / len(matrices)
+    squares = [float(excess(U_GNR).square().sum()) / (len(U_GNR) * U_GNR.shape[-1]) for U_GNR in matrices]
+    return sum(map(math.sqrt, squares)) / len(squares)
