@@ -45,12 +45,12 @@ FORMATS = {"default": ("svd", "spatial_svd", "tucker2"), "cp3": ("svd", "cp3")}
 # What each variant changes of the network's settings.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "no-blocks": {"blocks": False},
+    "blocks": {"blocks": True},
     "all": {"train": "all"},
     "statistics": {"statistics": True},
     "sgd": {"optimiser": "sgd", "rate": 0.02},
     "rate-2e-4": {"rate": 2e-4},
-    "rate-1e-3": {"rate": 1e-3},
+    "rate-5e-4": {"rate": 5e-4},
     "rate-3e-3": {"rate": 3e-3},
     "temperature-4": {"temperature": 4.0},
     "flip-crop": {"augment": "flip,crop"},
@@ -137,7 +137,7 @@ def measure(
 def _settings(name: str) -> dict[str, Any]:
     """How a network of that name is healed."""
     if name in CIFAR:
-        return {"augment": "flip,crop,mixup", "batch": 128}
+        return {"augment": "flip,crop,mixup", "batch": 128, "rate": 1e-3}
     return {"augment": "flip,crop", "batch": 16, "rate": 3e-4}
 
 

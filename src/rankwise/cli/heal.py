@@ -84,7 +84,7 @@ def heal(
     minutes: Minutes = None,
     epochs: Epochs = None,
     augment: Augment = None,
-    blocks: Blocks = 0.2,
+    blocks: Blocks = 0.0,
     train: Train = "factors",
     rate: Rate = 5e-4,
     temperature: Temperature = 2.0,

@@ -24,7 +24,7 @@ from .options import Look, LoopOptions, LoopReport
 from .samples import Prepare, Samples
 from .together import shared, together
 
-# Share of the time in which blocks learn by themselves.
+# Share of the time in which blocks learn by themselves, where they are to.
 BLOCKS = 0.2
 Progress = Callable[[str, Look], None]
 
@@ -72,7 +72,7 @@ def heal(
     epochs: float | None = None,
     augment: str | Augment | None = None,
     prepare: Prepare | None = None,
-    blocks: bool | float | Sequence[str] = True,
+    blocks: bool | float | Sequence[str] = False,
     train: str = "factors",
     logits: bool = True,
     temperature: float = 2.0,
@@ -84,9 +84,9 @@ def heal(
 ) -> tuple[nn.Module, HealReport]:
     """Train a factorised network to answer as the dense one does; no labels are needed.
 
-    Balance the factors, train all blocks side by side on the dense network's activations, then everything on its
-    answers. The state that is closest to the dense network on held-out samples is what comes back; if training helped
-    nowhere, that is the start.
+    Balance the factors, where asked for train all blocks side by side on the dense network's activations, then
+    everything on its answers. The state that is closest to the dense network on held-out samples is what comes back; if
+    training helped nowhere, that is the start.
 
     Args:
         small: the factorised network; left as it was.
