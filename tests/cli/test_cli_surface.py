@@ -35,6 +35,11 @@ OPTIONS = {
     | TIMING
     | {"DATA", "--artifact", "--out", "--test", "--minutes", "--epochs", "--augment", "--blocks", "--train", "--rate"}
     | {"--temperature", "--labels", "--regression", "--checkpoint", "--resume"},
+    "train": WORK
+    | TIMING
+    | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
+    | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
+    | {"--checkpoint", "--resume", "--device", "--tune-rate"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},

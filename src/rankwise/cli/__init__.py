@@ -1,6 +1,6 @@
 """The command line.
 
-`rankwise inspect | collect | compress | plan | pareto | apply | heal | evaluate | export | formats | demo`.
+`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | formats | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
@@ -22,6 +22,7 @@ from .heal import heal
 from .inspect import inspect
 from .pareto import pareto
 from .plan import plan
+from .train import train
 from .version import version
 
 __all__ = ["app", "main"]
@@ -63,7 +64,7 @@ def _paragraphs(docstring: str | None) -> str:
     return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
 
 
-for command in (inspect, collect, compress, plan, pareto, apply, heal, evaluate, export, formats, demo):
+for command in (inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, formats, demo):
     app.command(help=_paragraphs(command.__doc__))(command)
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 from .augment import augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction, find_blocks
+from .constrain import constrain_, release_
 from .distil import Distillation
+from .expand import expand_, merge_
+from .factors import deviation
 from .guard import Guard
 from .heal import HealReport, heal
 from .loop import Loop
 from .modes import trainable
 from .options import Look, LoopOptions, LoopReport
+from .orthogonal import OrthogonalPenalty, WeightSchedule
 from .rank_search import RankSearch
 from .samples import Samples
 from .schedule import Cosine
+from .train import TrainReport, train
+from .truncate import truncate
 
 __all__ = [
     "BlockReconstruction",
@@ -25,11 +31,21 @@ __all__ = [
     "Loop",
     "LoopOptions",
     "LoopReport",
+    "OrthogonalPenalty",
     "RankSearch",
     "Samples",
+    "TrainReport",
+    "WeightSchedule",
     "augmentation",
     "balance_",
+    "constrain_",
+    "deviation",
+    "expand_",
     "find_blocks",
     "heal",
+    "merge_",
+    "release_",
+    "train",
     "trainable",
+    "truncate",
 ]

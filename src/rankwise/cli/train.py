@@ -1,0 +1,302 @@
+"""`rankwise train`: train expanded with orthogonal factors, cut to the ranks that stand out of noise, train on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .compress import Out
+from .heal import Checkpoint, Epochs
+from .output import Output
+
+if TYPE_CHECKING:
+    from ..training import Look, TrainReport
+    from .data import Data
+    from .figures import Figures
+
+_TRAINING = "Training"
+
+Expand = Annotated[
+    str,
+    typer.Option(
+        "--expand",
+        metavar="FORMAT",
+        rich_help_panel=_TRAINING,
+        help="Chains of full rank that layers are trained as: tucker2 (linear and 1 x 1 layers as svd), or svd.",
+    ),
+]
+Orthogonal = Annotated[
+    str,
+    typer.Option(
+        "--orthogonal",
+        metavar="KIND:WEIGHT",
+        rich_help_panel=_TRAINING,
+        help="What keeps factors orthonormal: soft, double or srip with the weight of the penalty; hard; none.",
+    ),
+]
+Schedule = Annotated[
+    str,
+    typer.Option(
+        "--schedule", metavar="NAME", rich_help_panel=_TRAINING, help="Weight of the penalty: constant, cosine."
+    ),
+]
+Tune = Annotated[
+    float,
+    typer.Option(
+        "--tune", metavar="SHARE", rich_help_panel=_TRAINING, help="Share of the training that follows the cut."
+    ),
+]
+Calibration = Annotated[
+    int,
+    typer.Option(
+        "--calibration",
+        metavar="N",
+        rich_help_panel=_TRAINING,
+        help="Samples whose outputs the cut layers are fitted to; 0 fits them to their weights.",
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option("--minutes", metavar="N", rich_help_panel=_TRAINING, help="Time limit; 10 epochs without a limit."),
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        "--augment", metavar="STEPS", rich_help_panel=_TRAINING, help="Random changes of pictures: flip,crop or one."
+    ),
+]
+Rate = Annotated[float, typer.Option("--rate", metavar="R", rich_help_panel=_TRAINING, help="Largest learning rate.")]
+TuneRate = Annotated[
+    float | None,
+    typer.Option(
+        "--tune-rate",
+        metavar="R",
+        rich_help_panel=_TRAINING,
+        help="Largest learning rate after the cut; a tenth of --rate by default.",
+    ),
+]
+Optimiser = Annotated[
+    str, typer.Option("--optimiser", metavar="NAME", rich_help_panel=_TRAINING, help="adamw, or sgd with momentum.")
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        "--patience",
+        metavar="N",
+        rich_help_panel=_TRAINING,
+        help="So many looks at the held-out samples without a gain end a training.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", rich_help_panel=_TRAINING, help="cpu, cuda, mps; auto: cuda if there is."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", rich_help_panel=_TRAINING, help="Go on from --checkpoint; begin where there is none yet."),
+]
+
+
+def train(
+    model: options.Model,
+    data: options.Data,
+    out_folder: Out,
+    weights: options.Weights = None,
+    expand: Expand = "tucker2",
+    orthogonal: Orthogonal = "soft:0.01",
+    schedule: Schedule = "constant",
+    rule: options.Rule = "evbmf",
+    keep: options.Keep = None,
+    ignore: options.Ignore = None,
+    include: options.Include = None,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    tune: Tune = 0.25,
+    calibration: Calibration = 512,
+    augment: Augment = None,
+    rate: Rate = 1e-3,
+    tune_rate: TuneRate = None,
+    optimiser: Optimiser = "adamw",
+    patience: Patience = None,
+    checkpoint: Checkpoint = None,
+    resume: Resume = False,
+    device: Device = "auto",
+    test: options.Test = None,
+    transform: options.Transform = None,
+    size: options.Size = None,
+    normalise: options.Normalise = "auto",
+    batch: options.Batch = 64,
+    samples: options.TestSamples = None,
+    root: options.Root = Path("data"),
+    split: options.Split = None,
+    threads: options.Threads = 1,
+    latency_batch: options.LatencyBatch = 1,
+    engines: options.Engines = "auto",
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Train a network as chains of full rank, cut them to low rank, and train what is left; DATA needs labels.
+
+    Example: [bold]rankwise train nets.py:build pictures/ --size 32 --orthogonal soft:0.1 --epochs 20 -o out/[/bold]
+
+    From the weights of [bold]--weights FILE[/bold], or from new ones by [bold]--seed[/bold]. Ranks are those that stand
+    out of noise (EVBMF), scaled to [bold]--keep[/bold] where it is given. With [bold]--checkpoint FILE --resume[/bold]
+    the same command goes on wherever it was stopped and ends with the same network; torchrun runs it in several
+    processes.
+    """
+    with Output(json, debug=debug) as out:
+        import torch
+
+        from ..artifact import save
+        from ..training import train as train_network
+        from ..training.together import rank, together
+        from .constraints import parse_budgets, parse_rule
+        from .data import DataOptions
+        from .figures import Timing, figures_of, measure
+        from .loading import load_data
+        from .models import load_model
+        from .steps import check_folder
+        from .tables import figures_table, plan_table
+
+        timing = Timing.of(engines, threads, latency_batch)
+        torch.manual_seed(seed)
+        check_folder(out_folder)
+        how = DataOptions(
+            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+        )
+        with out.step("loading"):
+            network = load_model(model, weights).to(_device(device))
+            source = load_data(data, how, model=model, samples=samples)
+            held_out = None if test is None else load_data(test, how, model=model, default_split="test")
+        measured_on = held_out or source
+        measured_on.example(timing.batch)
+
+        def progress(stage: str, look: Look) -> None:
+            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: held-out loss {look.held_out:.5g}")
+
+        inputs, labels = _read(source)
+        with together(next(network.parameters()).device):
+            small, report = train_network(
+                network,
+                inputs,
+                labels,
+                expand=expand,
+                only=_only(network, measured_on, include, ignore),
+                orthogonal=orthogonal,
+                schedule=schedule,
+                rule=parse_rule(rule),
+                keep=parse_budgets(keep),
+                epochs=epochs,
+                minutes=minutes,
+                tune=tune,
+                calibration=calibration,
+                augment=augment,
+                checkpoint=checkpoint,
+                resume=resume and _begun(out, checkpoint),
+                progress=progress,
+                batch=batch,
+                rate=rate,
+                tune_rate=tune_rate,
+                optimiser=optimiser,
+                patience=patience,
+                seed=seed,
+            )
+            first = rank() == 0
+        if not first:
+            return
+        dense, cut, small = (each.cpu() for each in (report.dense, report.cut, small))
+        save(small, out_folder, plan=report.plan)  # before anything is measured, which may fail
+        report.plan.save(out_folder / "plan.yaml")
+        before = measure(out, {"dense": dense, "cut": cut}, measured_on, timing=Timing.of("none", 1, 1))
+        figures = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=timing)
+        told = _told(report, before)
+        save(small, out_folder, plan=report.plan, figures={**figures_of(figures, measured_on), "training": told})
+        out.show(plan_table(report.plan, _sites(dense, measured_on), out.console.width))
+        out.say("")
+        out.show(figures_table(figures, timing.batch))
+        if "top1" in before["cut"]:
+            parts = (before["dense"], before["cut"], figures["compressed"])
+            words = zip(("trained", "cut", "trained on"), parts, strict=True)
+            out.say("top-1 accuracy: " + ", ".join(f"{word} {part['top1']:.2f} %" for word, part in words))
+        out.say(str(report))
+        out.say(f"artifact: {out_folder}")
+        out.result(
+            "train",
+            {
+                "artifact": out_folder,
+                "plan": report.plan.to_dict(),
+                "figures": figures,
+                "training": told,
+                "measured_on": measured_on.name,
+                "held_out": held_out is not None,
+                "timing": timing.document(),
+                "seed": seed,
+            },
+        )
+
+
+def _read(data: Data) -> tuple[list[Any], Any]:
+    import torch
+
+    if not data.labelled:
+        raise ValueError(f"{data.name} has no labels, which training needs; rankwise heal learns without")
+    pairs = list(data.pairs)
+    return [inputs for inputs, _ in pairs], torch.cat([labels for _, labels in pairs])
+
+
+def _only(network: Any, data: Data, include: list[str] | None, ignore: list[str] | None) -> list[str]:
+    """Names of the layers to expand."""
+    from ..constraints import Constraints
+
+    free = Constraints(include=include or ("*",), ignore=ignore or ()).free(sites := _sites(network, data))
+    return [name for name in sites if name in free]
+
+
+def _sites(network: Any, data: Data) -> Any:
+    from ..find import find
+
+    return find(network, data.example())
+
+
+def _begun(out: Output, checkpoint: Path | None) -> bool:
+    """Whether there is something to go on from."""
+    if checkpoint is None:
+        raise ValueError("--resume goes on from a file; name it with --checkpoint FILE")
+    there = checkpoint.with_name(f"{checkpoint.name}.expanded").exists()
+    if not there:
+        out.note(f"there is no checkpoint {checkpoint} yet: training begins")
+    return there
+
+
+def _device(name: str) -> str:
+    import os
+
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":  # torchrun tells every process which one it is
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name!r} cannot be used here: {reason}; take --device cpu") from None
+    return name
+
+
+def _told(report: TrainReport, before: Figures) -> dict[str, Any]:
+    """For the artifact and `--json`."""
+    stages = {name: {k: v for k, v in asdict(stage).items() if k != "looks"} for name, stage in report.stages.items()}
+    return {
+        "losses": report.losses,
+        "deviation": report.deviation,
+        "seconds": report.seconds,
+        "stages": stages,
+        "figures_before": before,
+    }

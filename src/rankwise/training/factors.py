@@ -1,0 +1,87 @@
+"""The factors of chains that are to be orthonormal, as matrices.
+
+Letters: G groups, N rows, R columns of a factor (its rank).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..formats import LowRank
+from ..formats.modules import TransposedLinear
+from ..formats.weights import read
+from ..guards import unwrap
+from ..kinds import output_first, site_kind
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A layer of a chain whose weight, read as an N x R matrix for each group, is to have orthonormal columns.
+
+    Attributes:
+        layer: the layer.
+        groups: of the chain.
+        first: whether it stands before the core, so that its rows are the ranks, and not its columns.
+    """
+
+    layer: Any
+    groups: int
+    first: bool
+
+    def matrix(self, weight: Tensor | None = None) -> Tensor:
+        """G x N x R, of a weight as the layer stores it, by default its own; gradients flow through it."""
+        rows = self._swapped(self.layer.weight if weight is None else weight).flatten(1)
+        rows = rows.reshape(self.groups, -1, rows.shape[1])
+        return rows.mT if self.first else rows
+
+    def stored(self, matrix_GNR: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The inverse: a matrix as the layer stores it, whose weight with the outputs first has this shape."""
+        rows = matrix_GNR.mT if self.first else matrix_GNR
+        return self._swapped(rows.reshape(shape))
+
+    def _swapped(self, weight: Tensor) -> Tensor:
+        return output_first(site_kind(self.layer), weight, getattr(self.layer, "groups", 1))
+
+
+def factors(model: nn.Module) -> list[Factor]:
+    """The factors of all chains that are to be orthonormal: all layers of `svd` and `tucker2` but the core.
+
+    The core of `tucker2` is the layer with the kernel, that of `svd` the layer with the larger side of the weight, so
+    that these are the factors that `expand_` makes orthonormal.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found: dict[int, Factor] = {}
+    for chain in unwrap(model).modules():
+        if not isinstance(chain, LowRank) or chain.format not in ("svd", "tucker2"):
+            continue
+        first, last, groups = chain[0], chain[-1], getattr(chain, "groups", 1)
+        if isinstance(first, TransposedLinear):  # it shares the factors of an embedding's chain
+            continue
+        sides = [Factor(first, groups, True), Factor(last, groups, False)]
+        if chain.format == "svd":
+            wide = read(first)[0].numel() > read(last).shape[0] // groups
+            sides = sides[1:] if wide else sides[:1]
+        found.update({id(side.layer): side for side in sides})
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no chain of svd or tucker2; make some with expand_")
+    return list(found.values())
+
+
+def excess(U_GNR: Tensor) -> Tensor:
+    """`U^T U - I`."""
+    return U_GNR.mT @ U_GNR - torch.eye(U_GNR.shape[-1], dtype=U_GNR.dtype, device=U_GNR.device)
+
+
+@torch.no_grad()
+def deviation(model: nn.Module) -> float:
+    """Mean over the factors of `||U^T U - I||_F / sqrt(G R)`: 0 where all are orthonormal."""
+    matrices = [factor.matrix().double() for factor in factors(model)]
+    squares = [float(excess(U_GNR).square().sum()) / (len(U_GNR) * U_GNR.shape[-1]) for U_GNR in matrices]
+    return sum(map(math.sqrt, squares)) / len(squares)

@@ -1,0 +1,241 @@
+"""Train with more parameters than the network has, cut to the ranks that stand out of noise, train what is left."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..calling import call
+from ..find import find
+from ..guards import unwrap
+from ..plan import Plan
+from ..planner import check_request
+from ..ranks import Rule, get_rule
+from .augment import Augment, augmentation
+from .constrain import constrain_, release_
+from .expand import expand_, merge_
+from .factors import deviation
+from .loop import Loop
+from .options import Look, LoopOptions, LoopReport
+from .orthogonal import KINDS, OrthogonalPenalty, WeightSchedule
+from .samples import Prepare, Samples
+from .together import shared, together, world
+from .truncate import truncate
+
+Progress = Callable[[str, Look], None]
+WEIGHT = 1e-2
+CALIBRATION_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """What `train` did.
+
+    Attributes:
+        plan: formats and ranks of the small network.
+        dense: the trained network before it was cut, its chains merged into layers.
+        cut: the small network before its training.
+        deviation: of the factors from orthonormal ones before the cut, see `deviation`.
+        stages: "expanded" and "small": the two trainings, with all looks at the held-out samples.
+    """
+
+    plan: Plan
+    dense: nn.Module
+    cut: nn.Module
+    deviation: float
+    stages: dict[str, LoopReport]
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Held-out loss at the start, after training, after the cut, and at the end."""
+        wide, small = self.stages["expanded"], self.stages["small"]
+        return {"start": wide.before, "trained": wide.after, "cut": small.before, "end": small.after}
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock of both trainings."""
+        return sum(stage.seconds for stage in self.stages.values())
+
+    def __str__(self) -> str:
+        losses = ", ".join(f"{name} {loss:.4g}" for name, loss in self.losses.items())
+        return (
+            f"held-out loss: {losses}\n{self.plan.planned['params']:,} of {self.plan.dense['params']:,} parameters, "
+            f"factors {self.deviation:.2g} from orthonormal when they were cut, {self.seconds:.0f} s"
+        )
+
+
+def train(
+    model: nn.Module,
+    data: Any,
+    labels: Tensor | Sequence[int] | None = None,
+    *,
+    expand: str = "tucker2",
+    only: str | Iterable[str] = "*",
+    orthogonal: str = f"soft:{WEIGHT:g}",
+    schedule: str = "constant",
+    rule: str | Rule = "evbmf",
+    keep: Mapping[str, float] | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    tune: float = 0.25,
+    rate: float = 1e-3,
+    tune_rate: float | None = None,
+    calibration: int = 512,
+    loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
+    augment: str | Augment | None = None,
+    prepare: Prepare | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    statistics: bool = True,
+    **options: Any,
+) -> tuple[nn.Module, TrainReport]:
+    """Expand, train with orthogonal factors, choose ranks, cut, and train again: from any weights, also from new ones.
+
+        min  E loss(f(x), y) + lambda sum_U p(U)      over the factors of `expand_`; then  r = rule(merged weights)
+
+    Args:
+        model: the network; left as it was.
+        data: samples as for `Samples.of`: a batch, batches, or a map-style Dataset of inputs.
+        labels: one for each sample.
+        expand: "tucker2" or "svd", see `expand_`.
+        only: patterns of the layers that are expanded; all others stay dense.
+        orthogonal: "soft", "double" or "srip" with the weight of the penalty after a colon; "hard" for `constrain_`,
+            "none" for factors that are left to themselves.
+        schedule: "constant" or "cosine" for the weight of the penalty.
+        rule: how ranks are chosen, see `truncate`.
+        keep: budget for the small network, see `truncate`.
+        epochs: passes over the samples in both trainings together; 10 if no limit is given.
+        minutes: wall-clock limit of both.
+        tune: share of the epochs or minutes for the second training, between 0 and 1.
+        rate: largest learning rate of the first training.
+        tune_rate: that of the second, which starts from a trained network; a tenth of the first by default.
+        calibration: samples whose outputs the cut layers are fitted to; 0 fits them to their weights.
+        loss: of outputs and labels, a mean over the batch.
+        augment: random changes of a batch: "flip,crop" or a function.
+        prepare: what is done to each batch, such as normalising bytes.
+        checkpoint: file to go on from after an interruption; the first training has its own beside it, ".expanded".
+        resume: go on from there; rule, keep and calibration may be others as long as the second training has not begun.
+        progress: called with "expanded" or "small" and each look at the held-out samples.
+        statistics: batch norms follow the batches, as in ordinary training.
+        **options: further ones of `LoopOptions`: batch, optimiser, held_out, patience, amp, seed, ...
+
+    Returns:
+        The small network, of the same class, and a report.
+
+    Raises:
+        ValueError: for arguments that do not fit, a budget that cannot be met, training that diverges, or a checkpoint
+            of another run.
+        OSError: if a checkpoint cannot be written.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(200, 16)
+        >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> small, report = train(model, x, x[:, :4].argmax(1), keep={"params": 0.6}, epochs=4)
+        >>> report.plan.planned["params"] <= 0.6 * report.plan.dense["params"]
+        True
+    """
+    if labels is None:
+        raise ValueError("training needs labels, one for each sample; rankwise.heal learns without")
+    if isinstance(augment, str) and "mixup" in augment:
+        raise ValueError(f"augment {augment!r} mixes pictures, whose labels cannot be mixed; leave out mixup")
+    if not 0 < tune < 1:
+        raise ValueError(f"tune is {tune}; it is a share of the training between 0 and 1")
+    rule = get_rule(rule)
+    check_request(rule, keep, None)
+    kind, weight = parse_orthogonal(orthogonal)
+    samples, change = Samples.of(data, labels=labels, prepare=prepare), augmentation(augment)
+    if epochs is None and minutes is None:
+        epochs = 10
+    wanted = LoopOptions(epochs=epochs, minutes=minutes, rate=rate, statistics=statistics, **options)
+    tuning = replace(_part(wanted, tune), rate=rate / 10 if tune_rate is None else tune_rate)
+    numbers, _ = samples.split(wanted.held_out, wanted.seed)
+    example = samples.batch(numbers[:1])[0]
+    patterns = [only] if isinstance(only, str) else list(only)
+    wide = copy.deepcopy(unwrap(model))
+    expand_(wide, find(wide, example), expand, patterns)
+    if kind == "hard":
+        constrain_(wide)
+    device = next(wide.parameters()).device
+
+    def loop(network: nn.Module, stage: str, how: LoopOptions, file: Path | None, going_on: bool, **run: Any) -> Loop:
+        def task(inputs: Any, labels: Tensor | None) -> Tensor:
+            assert labels is not None
+            return loss(call(network, inputs), labels.to(device))
+
+        return Loop(
+            network,
+            task,
+            samples,
+            how,
+            augment=change,
+            checkpoint=file,
+            resume=going_on,
+            run={"stage": stage, "augment": str(augment) if augment else None, **run},
+            progress=None if progress is None else lambda look: progress(stage, look),
+        )
+
+    last = None if checkpoint is None else Path(checkpoint)
+    first = None if last is None else last.with_name(f"{last.name}.expanded")
+    identity = {"expand": expand, "only": patterns, "orthogonal": orthogonal, "schedule": schedule, "tune": tune}
+    with together(device):
+        training = loop(wide, "expanded", _part(wanted, 1 - tune), first, resume, **identity)
+        if kind in KINDS:
+            penalty = OrthogonalPenalty(wide, kind, weight)
+            scheduled = WeightSchedule(penalty, schedule)
+            training.penalties = (lambda: (scheduled(training.share), penalty())[1],)
+        stages = {"expanded": training.run()}
+        _agreed(wide)
+        release_(wide)
+        calibrating = [samples.batch(part)[0] for part in numbers[:calibration].split(CALIBRATION_BATCH)]
+        small, plan = truncate(wide, example, rule=rule, keep=keep, data=calibrating if calibration else None)
+        going_on = resume and last is not None and bool(shared(last.exists(), device))
+        identity |= {"rule": str(rule), "keep": dict(keep or {}), "calibration": calibration}
+        cut = copy.deepcopy(small)
+        stages["small"] = loop(small, "small", tuning, last, going_on, **identity).run()
+    return small, TrainReport(plan=plan, deviation=deviation(wide), dense=merge_(wide), cut=cut, stages=stages)
+
+
+def parse_orthogonal(text: str) -> tuple[str, float]:
+    """Kind and weight of "soft:0.01", "srip", "hard" or "none".
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> parse_orthogonal("srip:0.1"), parse_orthogonal("hard")
+        (('srip', 0.1), ('hard', 0.0))
+    """
+    kind, colon, number = text.partition(":")
+    if kind in ("hard", "none") and not colon:
+        return kind, 0.0
+    try:
+        weight = float(number) if colon else WEIGHT
+    except ValueError:
+        weight = -1.0
+    if kind not in KINDS or not 0 <= weight < float("inf"):
+        raise ValueError(
+            f"orthogonal {text!r} is neither hard nor none nor one of {', '.join(KINDS)} with a weight, such as "
+            "soft:0.01"
+        )
+    return kind, weight
+
+
+def _part(options: LoopOptions, share: float) -> LoopOptions:
+    limits = {name: getattr(options, name) for name in ("epochs", "minutes")}
+    return replace(options, **{name: limit and share * limit for name, limit in limits.items()})
+
+
+def _agreed(model: nn.Module) -> None:
+    """Take the first process's values: those of batch norms differ, and all must choose the same ranks."""
+    if world() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
