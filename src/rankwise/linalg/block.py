@@ -12,15 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .conjugate import conjugate_gradients
+from .conjugate import SINGLE_PRECISION, conjugate_gradients
 from .equation import Equation, arranged, contract
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
 # A matrix of at most this many rows is decomposed where one system serves many inputs, and for a preconditioner.
 IDENTITY_ROWS = 2048
-# From this many inputs on, conjugate gradients look for their correction in single precision.
-SINGLE_PRECISION = 512
 
 Operation = Callable[[Tensor], Tensor]
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
 
+# From this many inputs on, steps run in single precision: they look for a correction, which needs no more.
+SINGLE_PRECISION = 512
+
 
 def conjugate_gradients(apply: Operator, precondition: Operator, x: Tensor, residual: Tensor, steps: int) -> Tensor:
     """At most `steps` steps on `H x = b` from `x`; any number of them lowers `x^T H x / 2 - b^T x`.

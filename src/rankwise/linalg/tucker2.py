@@ -24,12 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .conjugate import conjugate_gradients
+from .conjugate import SINGLE_PRECISION, conjugate_gradients
 from .metric import Identity, Metric
 from .symmetric import cholesky, eigenvalues, eigh, orthonormal
 
-# From this size on, the start and the conjugate gradient steps run in single precision.
-SINGLE_PRECISION = 512
 # Sweeps and the relative decrease of the error at which they end; those in the weight metric cost little.
 EFFORT, WEIGHT_EFFORT = (4, 1e-3), (30, 1e-5)
 
@@ -159,7 +157,7 @@ def fit(
     A_TR, G_RSQ, error = _outputs_and_core(W_TD, metric, B_CS, output_rank, Q, total)
     if channel_rank == C:
         return Tucker2(A_TR, G_RSQ, B_CS, error)
-    if output_rank < T:  # the same start, for the weight with the outputs that were the best if all channels were kept
+    if output_rank < T and error > enough:  # the same start for the outputs that were the best with all channels kept
         kept_TR = eigh(metric.inner(W_TD))[1][:, :output_rank]
         kept_TCQ = (kept_TR @ (kept_TR.mT @ W_TD)).reshape(W_TCQ.shape)
         other_CS = channel_basis(kept_TCQ, metric)[:, :channel_rank]
