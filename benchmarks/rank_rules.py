@@ -34,6 +34,7 @@ from rankwise.profile import Curve
 
 ONE_RANK = ("svd", "spatial_svd")
 DEFAULT = "knapsack"
+CIFAR = ("resnet20", "resnet32")
 # Calibration samples that rules try plans on, and how many of them a quick run takes for everything.
 TRIED, QUICK = 256, 128
 COLUMNS = ("network", "method", "seed", "keep", "top1", "agreement", "macs_ratio", "params_ratio", "error", "loss")
@@ -217,7 +218,7 @@ def main() -> None:
     """Run the parts, and write all rows so far after each of them."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    options.add_argument("--network", choices=("resnet20", "resnet32"), help="of rules and seeds")
+    options.add_argument("--network", choices=TASKS, help="of rules and seeds")
     options.add_argument("--keeps", type=float, nargs="+", default=[0.5], help="of rules; the first one of seeds")
     options.add_argument("--rules", nargs="+", default=list(rw.RULES))
     options.add_argument("--rivals", nargs="+", help="of seeds; else the two best of the part rules")
@@ -227,6 +228,8 @@ def main() -> None:
     parts = [part for part in PARTS if part in arguments.parts]
     if "seeds" in parts and "rules" not in parts and not arguments.rivals:
         options.error("--parts seeds compares the best rules: run it with the part rules, or name --rivals")
+    if "seeds" in parts and arguments.network not in CIFAR:
+        options.error(f"--parts seeds draws CIFAR-10 images, which are none for {arguments.network}")
     start(arguments)
     rows: list[Row] = []
     for part in parts:
