@@ -258,21 +258,29 @@ def test_sensitivity_tries_sites_one_at_a_time_and_favours_those_that_matter() -
     assert loss(tuple(pick.option for pick in get_rule("knapsack").choose(asked))) > best
 
 
-def test_fisher_weighs_errors_by_the_energy_of_each_site() -> None:
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+def test_fisher_weighs_errors_by_the_energy_of_each_site(power: float) -> None:
     sites = [replace(own, importance=lambda own=own: float(WEIGHTS[own.name])) for own in SITES]
     asked = problem(*sites, params=70)
-    picks = get_rule("fisher").choose(asked)
+    picks = get_rule(f"fisher:power={power}").choose(asked)
     every = itertools.product(*(range(len(own.options)) for own in asked.sites))
 
     def loss(indices: tuple[int, ...]) -> float:
         pairs = zip(asked.sites, indices, strict=True)
-        return sum(WEIGHTS[own.name] * own.options[index].error for own, index in pairs)
+        return sum(WEIGHTS[own.name] ** power * own.options[index].error for own, index in pairs)
 
     best = min(loss(indices) for indices in every if asked.fits(indices))
     assert loss(tuple(pick.option for pick in picks)) == pytest.approx(best)
-    assert loss(tuple(pick.option for pick in get_rule("knapsack").choose(asked))) > best
+    unweighted = loss(tuple(pick.option for pick in get_rule("knapsack").choose(asked)))
+    assert unweighted > best if power else unweighted == pytest.approx(best)
     steep = asked.sites[0].options[picks[0].option]
     assert picks[0].why.startswith(f"fisher: predicted loss {WEIGHTS['steep'] * steep.error:.2g}, error")
+
+
+@pytest.mark.parametrize("power", [-0.1, 1.5, float("nan")])
+def test_fisher_refuses_a_power_that_trusts_energies_more_than_they_say(power: float) -> None:
+    with pytest.raises(ValueError, match=r"power is .*; it must be from 0 to 1"):
+        get_rule(f"fisher:power={power}")
 
 
 def test_interpolation() -> None:

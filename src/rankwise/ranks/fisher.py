@@ -18,6 +18,10 @@ class Fisher(Rule):
     "fisher" the error is measured in the same `G`, in others it is taken to spread over the outputs as they are. So
     errors of different sites are comparable without a single try. Losses of several sites are taken to add up.
 
+    Attributes:
+        power: of the energies; 0 is `knapsack`. Below 1 they are trusted less, since second derivatives say too little
+            of errors that are not small.
+
     Source: the Kronecker-factored Fisher information of Martens, Grosse, 2015, arXiv 1503.05671, and Grosse, Martens,
     2016, arXiv 1602.01407, in the place of the errors of `knapsack`.
     """
@@ -25,15 +29,21 @@ class Fisher(Rule):
     name: ClassVar[str] = "fisher"
     summary: ClassVar[str] = "least loss of the network that second derivatives predict; needs gradients"
     needs_gradients: ClassVar[bool] = True
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.power <= 1:
+            raise ValueError(f"rule 'fisher': power is {self.power}; it must be from 0 to 1")
 
     def choose(self, problem: Problem) -> list[Pick]:
-        losses = []
-        for site in problem.sites:
-            energy = site.importance() if len(site.options) > 1 else 0.0
-            losses.append([energy * option.error for option in site.options])
+        energies = [site.importance() if len(site.options) > 1 else 0.0 for site in problem.sites]
+        losses = [
+            [energy**self.power * option.error for option in site.options]
+            for site, energy in zip(problem.sites, energies, strict=True)
+        ]
         return [
             pick
             if site.options[pick.option].format == DENSE or len(site.options) == 1
-            else Pick(pick.option, f"fisher: predicted loss {own[pick.option]:.2g}, {pick.why}")
-            for site, pick, own in zip(problem.sites, least(problem, losses), losses, strict=True)
+            else Pick(pick.option, f"fisher: predicted loss {energy * site.options[pick.option].error:.2g}, {pick.why}")
+            for site, pick, energy in zip(problem.sites, least(problem, losses), energies, strict=True)
         ]
