@@ -60,7 +60,8 @@ class PackedConv2d(nn.Module):
         super().__init__()
         place: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         # As torch.utils.mkldnn does it; the tensor is opaque, so that it is no buffer.
-        self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(layer.weight.detach().to_mkldnn(), *place, seen.shape)
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        self.packed = reorder(layer.weight.detach().to_mkldnn(), *place, seen.shape)
         self.bias, self.place = layer.bias, place
 
     def forward(self, input: Tensor) -> Tensor:

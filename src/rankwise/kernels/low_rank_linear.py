@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Above this the middle of sixteen rows fills the registers of a multiprocessor's share, and two products are faster.
-LARGEST_RANK = 256
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Where the middle and a tile of each factor fit on chip. In float32 tiles are twice as large, and their exact products
+# unfold into code that takes minutes to compile.
+LARGEST_RANK = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 64}
 
 
 def low_rank_linear(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,10 +52,10 @@ def why_plain(x: Tensor, V_RI: Tensor, U_OR: Tensor) -> str | None:
         return f"there is no fused kernel for {x.device.type}"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if len({x.dtype, V_RI.dtype, U_OR.dtype}) > 1 or x.dtype not in DTYPES:
-        return f"the kernel is for factors and inputs of one of {', '.join(map(str, DTYPES))}"
-    if len(V_RI) > LARGEST_RANK:
-        return f"rank {len(V_RI)} is above {LARGEST_RANK}, the largest whose middle fits on chip"
+    if len({x.dtype, V_RI.dtype, U_OR.dtype}) > 1 or x.dtype not in LARGEST_RANK:
+        return f"the kernel is for factors and inputs of one of {', '.join(map(str, LARGEST_RANK))}"
+    if len(V_RI) > LARGEST_RANK[x.dtype]:
+        return f"rank {len(V_RI)} is above {LARGEST_RANK[x.dtype]}, the largest that fits on chip in {x.dtype}"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, V_RI, U_OR)):
         return "the kernel has no gradient"
     return None
