@@ -78,16 +78,9 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     """Every step in a process of its own; ratios to the mean of the two yardsticks."""
     rows: list[Row] = []
     for what in (YARDSTICK, *arguments.methods, YARDSTICK):
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.cost_resnet50",
-            "--step",
-            what,
-            "--samples",
-            str(arguments.samples),
-        ]
-        command += ["--seed", str(arguments.seed), "--threads", str(arguments.threads)]
+        given = {"step": what, "samples": arguments.samples, "seed": arguments.seed, "threads": arguments.threads}
+        command = [sys.executable, "-m", "benchmarks.cost_resnet50"]
+        command += [f"--{name}={value}" for name, value in given.items()]
         ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(ran.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)

@@ -8,7 +8,6 @@ import subprocess
 from typing import Any
 
 import pytest
-
 from benchmarks import cost_resnet50
 from benchmarks.cost_resnet50 import YARDSTICK
 
