@@ -63,9 +63,19 @@ def test_where_nothing_is_faster_the_copy_is_the_network(monkeypatch: pytest.Mon
     prefer(monkeypatch)
     model = net().eval()
     fast, report = optimised(model, torch.randn(1, 3, 12, 12), rounds=1)
+    assert report.layout == "as it is"
     assert {choice.form for choice in report.choices} == {"as it is"}
     assert fast is not model
     assert [type(module) for module in fast] == [type(module) for module in model]
+
+
+def test_a_network_with_the_channels_last_may_become_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "contiguous")
+    model: nn.Module = net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast, report = optimised(model, torch.randn(1, 3, 12, 12), rounds=1)
+    assert report.layout == "contiguous"
+    assert fast.get_submodule("3").weight.is_contiguous()
+    assert not model.get_submodule("3").weight.is_contiguous()
 
 
 def test_only_what_is_clearly_faster_is_taken() -> None:

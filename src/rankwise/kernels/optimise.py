@@ -20,7 +20,7 @@ from ..guards import mark_for_running, unwrap
 from ..surgery import replace
 from .forms import AS_IT_IS, Seen, forms_of, is_pair
 
-PLAIN, CHANNELS_LAST = "contiguous", "channels last"
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 # Another form has to be faster than the layer by this, so that noise decides nothing.
 LEAST_GAIN = 1.05
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -48,7 +48,7 @@ class RunReport:
     """What `optimised` chose, and what it is worth.
 
     Attributes:
-        layout: of the pictures, "contiguous" or "channels last".
+        layout: of the pictures, "contiguous" or "channels last"; "as it is" where nothing was faster.
         choices: of the layers, in the order of the forward.
         before, after: seconds of one forward of the network and of the copy, medians of the same rounds.
         difference: `max |copy - network| / max |network|` over the outputs for the example.
@@ -111,7 +111,7 @@ def optimised(
 
         tried = {AS_IT_IS: (copy.deepcopy(model), tuple(_kept(name) for name in layers))}
         pictures = any(isinstance(module, nn.Conv2d) for module in model.modules())
-        for layout in (PLAIN, CHANNELS_LAST) if pictures else (PLAIN,):
+        for layout in list(LAYOUTS)[: 2 if pictures else 1]:
             tried[layout] = _variant(model, layout, layers, args, kwargs, rounds)
         seconds = _medians({name: timed(module) for name, (module, _) in tried.items()}, rounds)
         best = _fastest(seconds)
@@ -125,7 +125,7 @@ def optimised(
         )
     mark_for_running(fast.eval().requires_grad_(False))
     return fast, RunReport(
-        layout=CHANNELS_LAST if best == CHANNELS_LAST else PLAIN,
+        layout=best,
         choices=choices,
         before=seconds[AS_IT_IS],
         after=seconds[best],
@@ -150,8 +150,7 @@ def _variant(
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
     """A copy in a layout, with the fastest form of each layer there."""
     result = copy.deepcopy(model)
-    if layout == CHANNELS_LAST:
-        result.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    result.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     inputs: dict[str, Seen] = {}
     hooks = [
         result.get_submodule(name).register_forward_pre_hook(_recorder(name, inputs), with_kwargs=True)
