@@ -5,7 +5,7 @@ small, report = rankwise.compress(model, batches, keep={"macs": 0.5})
 
 from __future__ import annotations
 
-from . import evaluate, export, training
+from . import evaluate, export, kernels, training
 from .artifact import load, save
 from .batches import Batches, inputs_only
 from .choose import choose
@@ -52,6 +52,7 @@ __all__ = [
     "get_rule",
     "heal",
     "inputs_only",
+    "kernels",
     "load",
     "pareto",
     "profile",

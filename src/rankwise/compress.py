@@ -109,16 +109,18 @@ def compress(
     if stats is None:
         gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
         collected = partial(collect, gradients=gradients, positions=positions, seed=seed, progress=progress)
-        stats = timed("collect", lambda: collected(model, batches))
-
-    def chosen(share: float) -> Plan:
-        return choose(model, stats, keep=keep, shrink=share, progress=progress, **constraints)
-
-    plan = timed("choose", lambda: chosen(shrink or 0.0))
+        stats = timed("collect", partial(collected, model, batches))
+    assert stats is not None
+    chosen = partial(choose, keep=keep, progress=progress, **constraints)
+    plan = timed("choose", partial(chosen, model, stats, shrink=shrink or 0.0))
     if held_out is not None and plan.metric != "weight" and plan.factorised:
         find_share = partial(choose_shrinkage, positions=positions, seed=seed, progress=progress)
-        share = timed("shrinkage", lambda: find_share(model, plan, stats, held_out))
-        plan = timed("choose", lambda: chosen(share)) if share else plan
+        share = timed("shrinkage", partial(find_share, model, plan, stats, held_out))
+        plan = timed("choose", partial(chosen, model, stats, shrink=share)) if share else plan
+    sites = stats.sites
+    # Sequentially the layers are fitted to moments of their own: those of the plan make room for them.
+    source: Statistics | Sites = sites if method == "sequential" and plan.metric != "fisher" else stats
+    del stats
     if method == "sequential":
         visits = iter([] if progress is None else progress(plan.factorised, "factorise"))
 
@@ -126,17 +128,17 @@ def compress(
             next(visits, None)
 
         def run() -> nn.Module:
-            small = factorise(model, plan, stats, data=batches, positions=positions, seed=seed, step=step)
+            small = factorise(model, plan, source, data=batches, positions=positions, seed=seed, step=step)
             deque(visits, maxlen=0)  # to its end, so that the bar is full
             return small
     else:
 
         def run() -> nn.Module:
-            return factorise(model, plan, stats)
+            return factorise(model, plan, source)
 
     small = timed("factorise", run)
     example = first_sample(batches.first())
     report = CompressReport(
-        sites=stats.sites, plan=plan, dense=size(model, example), compressed=size(small, example), seconds=seconds
+        sites=sites, plan=plan, dense=size(model, example), compressed=size(small, example), seconds=seconds
     )
     return small, report

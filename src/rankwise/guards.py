@@ -15,6 +15,8 @@ _OLD_NORMS = {
     SpectralNorm: ("spectral_norm", "torch.nn.utils.remove_spectral_norm(layer)"),
 }
 
+_RUNS_ONLY = "_rankwise_runs_only"
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
@@ -45,6 +47,25 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def mark_for_running(model: nn.Module) -> None:
+    """Mark a copy whose layers have forms that only run (`kernels.optimised`)."""
+    setattr(model, _RUNS_ONLY, True)
+
+
+def refuse_running_copy(model: nn.Module) -> None:
+    """Raise where a model is, or holds, a copy for running.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name, module in model.named_modules():
+        if getattr(module, _RUNS_ONLY, False):
+            raise ValueError(
+                f"{f'{name!r}' if name else 'the model'} is a copy for running that rankwise.kernels.optimised made; "
+                f"take the network that it was made of"
+            )
+
+
 def refuse_unsupported(model: nn.Module) -> None:
     """Raise where a model cannot be counted, copied and factorised faithfully.
 
@@ -52,9 +73,11 @@ def refuse_unsupported(model: nn.Module) -> None:
         model: an unwrapped module.
 
     Raises:
-        ValueError: a scripted, PEFT, FSDP, quantised or compiled part; old-style weight or spectral norm; parameters
-            that are lazy, on the meta device, or a tensor subclass. The message names the part and the fix.
+        ValueError: a copy for running; a scripted, PEFT, FSDP, quantised or compiled part; old-style weight or spectral
+            norm; parameters that are lazy, on the meta device, or a tensor subclass. The message names the part and the
+            fix.
     """
+    refuse_running_copy(model)
     for name, module in model.named_modules():
         _refuse_module(f"'{name}'" if name else "the model", module)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

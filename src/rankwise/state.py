@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .guards import refuse_running_copy
+
 # What safetensors can hold and every version of torch that we support knows.
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -46,8 +48,9 @@ def state_of(model: nn.Module) -> State:
     """The state dict of a model, each tensor once.
 
     Raises:
-        ValueError: naming the entry that is no plain tensor with values.
+        ValueError: naming the entry that is no plain tensor with values, or a copy for running.
     """
+    refuse_running_copy(model)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}

@@ -40,7 +40,7 @@ OPTIONS = {
     | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
     | {"--checkpoint", "--resume", "--device", "--tune-rate"},
-    "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage"},
+    "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage", "--roofline"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},

@@ -17,6 +17,12 @@ Artifact = Annotated[
 Storage = Annotated[
     bool, typer.Option("--storage", help="Show what is stored of each factorised layer: non-zeros, bytes, indices.")
 ]
+Roofline = Annotated[
+    bool,
+    typer.Option(
+        "--roofline", help="Show how close each layer comes to what this machine can do, for --latency-batch samples."
+    ),
+]
 
 
 def evaluate(
@@ -32,6 +38,7 @@ def evaluate(
     root: options.Root = Path("data"),
     split: options.Split = None,
     storage: Storage = False,
+    roofline: Roofline = False,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -51,7 +58,7 @@ def evaluate(
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
-        from .tables import figures_table, storage_table
+        from .tables import figures_table, roofline_table, storage_table
 
         timing = Timing.of(engines, threads, latency_batch)
         torch.manual_seed(seed)
@@ -74,4 +81,12 @@ def evaluate(
             kept = stored(networks.get("compressed", networks["dense"]))
             out.show(storage_table(kept))
             result["storage"] = asdict(kept)
+        if roofline:
+            from ..evaluate import roofline as measured
+
+            with out.step("timing layers"):
+                network = networks.get("compressed", networks["dense"])
+                lines = measured(network, test.example(timing.batch), threads)
+            out.show(roofline_table(lines))
+            result["roofline"] = asdict(lines)
         out.result("evaluate", result)

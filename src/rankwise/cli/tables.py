@@ -11,7 +11,7 @@ from rich.text import Text
 WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
-    from ..evaluate import Storage
+    from ..evaluate import Roofline, Storage
     from ..plan import Plan
     from ..sites import Sites
 
@@ -81,6 +81,29 @@ def storage_table(storage: Storage) -> Table:
         table.add_row(Text(layer.name), layer.format, *map("{:,}".format, numbers))
     table.add_section()
     table.add_row("whole network", "", f"{storage.nonzeros:,}", "", f"{storage.bytes:,}", f"{storage.index_bytes:,}")
+    return table
+
+
+def roofline_table(roofline: Roofline) -> Table:
+    """Every layer against the machine: what it computes and moves, how fast, and the share of what is possible."""
+    table = _table("layer", "kind", right=("MMACs", "MB", "MACs / byte", "ms", "GMAC/s", "limit", "achieved"))
+    for layer in roofline.layers:
+        table.add_row(
+            Text(layer.name),
+            layer.kind,
+            f"{layer.macs / 1e6:.3f}",
+            f"{layer.bytes / 1e6:.3f}",
+            f"{layer.intensity:.2f}",
+            f"{layer.seconds * 1e3:.3f}",
+            f"{layer.macs_per_second / 1e9:.2f}",
+            f"{layer.macs / layer.limit_seconds / 1e9:.2f}",
+            f"{layer.share:.0%}",
+        )
+    table.add_section()
+    limits = roofline.limits
+    peak = f"at most {limits.macs_per_second / 1e9:.1f} GMAC/s, {limits.bytes_per_second / 1e9:.1f} GB/s"
+    table.add_row("whole forward", "", *[""] * 3, f"{roofline.seconds * 1e3:.3f}", *[""] * 3)
+    table.caption, table.caption_justify = f"this machine: {peak}", "left"
     return table
 
 

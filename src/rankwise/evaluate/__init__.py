@@ -1,16 +1,21 @@
-"""Measure a network: accuracy, agreement with another one, latency, size."""
+"""Measure a network: accuracy, agreement with another one, latency, size; and the machine it runs on."""
 
 from __future__ import annotations
 
 from .accuracy import accuracy, agreement
 from .latency import Latency, latency
+from .limits import Limits, machine_limits
+from .roofline import LayerRoofline, Roofline, roofline
 from .size import Size, size
 from .storage import LayerStorage, Storage, sparse_bytes, storage
 from .trials import Trials, divergence
 
 __all__ = [
     "Latency",
+    "LayerRoofline",
     "LayerStorage",
+    "Limits",
+    "Roofline",
     "Size",
     "Storage",
     "Trials",
@@ -18,6 +23,8 @@ __all__ = [
     "agreement",
     "divergence",
     "latency",
+    "machine_limits",
+    "roofline",
     "size",
     "sparse_bytes",
     "storage",

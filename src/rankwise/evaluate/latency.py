@@ -78,8 +78,8 @@ def latency(
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     with torch.no_grad(), ExitStack() as stack:
         for model in models.values():
-            stack.enter_context(_evaluating(model))
-        stack.enter_context(_torch_threads(threads))
+            stack.enter_context(evaluating(model))
+        stack.enter_context(torch_threads(threads))
         if engine == "torch":
             runs = {name: _torch_run(model, example) for name, model in models.items()}
         else:
@@ -102,16 +102,22 @@ def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int)
     return seconds
 
 
+def synchronised(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The run until its work is done: the launch of a kernel on a GPU returns before."""
+    if device.type != "cuda":
+        return run
+
+    def waiting() -> None:
+        run()
+        torch.cuda.synchronize(device)
+
+    return waiting
+
+
 def _torch_run(model: nn.Module, example: Any) -> Callable[[], object]:
     args, kwargs = arguments(unwrap(model), example)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-    def run() -> None:
-        model(*args, **kwargs)
-        if device.type == "cuda":  # a kernel's launch returns before its work is done
-            torch.cuda.synchronize(device)
-
-    return run
+    return synchronised(lambda: model(*args, **kwargs), device)
 
 
 def _onnxruntime_run(model: nn.Module, example: Any, threads: int) -> Callable[[], object]:
@@ -127,7 +133,7 @@ def _onnxruntime_run(model: nn.Module, example: Any, threads: int) -> Callable[[
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no more: unlike `pristine`, fused kernels and compiled code stay on, as in real use."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -139,7 +145,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """So many threads inside, and torch's own setting again after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -80,7 +80,7 @@ def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what
             f"{[list(each.shape) for each in ours]}; export with dynamic_batch=False"
         )
     for index, (exact, other) in enumerate(zip(ours, theirs, strict=True)):
-        gap = _difference(other, exact)
+        gap = difference(other, exact)
         if not gap <= tolerance:
             raise ValueError(
                 f"at {what} output {index} of the exported file is off by {gap:.2g} relative to torch, tolerance is "
@@ -88,7 +88,7 @@ def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what
             )
 
 
-def _difference(other: Tensor, exact: Tensor) -> float:
+def difference(other: Tensor, exact: Tensor) -> float:
     """`max |other - exact| / max |exact|`; equal infinities and two NaN are equal."""
     other, exact = other.double(), exact.double()
     same = (other == exact) | (other.isnan() & exact.isnan())

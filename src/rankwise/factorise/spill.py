@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 logger = logging.getLogger("rankwise")
 
-DEFAULT_CAP = 4 * 2**30
+DEFAULT_CAP = 2**30
 
 
 class _OnDisk(NamedTuple):

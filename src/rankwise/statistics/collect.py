@@ -226,10 +226,10 @@ class _Collector:
         return all(use.count for use in uses)
 
     def moments(self, name: str) -> Moments:
-        """The moments of a site."""
+        """The moments of a site; its sums are given up, so that never two copies of all moments are held."""
         if name not in self.accumulators:
             return self.lookups[name].moments()
-        moments = self.accumulators[name].moments()
+        moments = self.accumulators.pop(name).moments()
         if name not in self.lookups:
             return moments
         seen_V = self.lookups[name].seen_V

@@ -1,0 +1,198 @@
+"""How close every layer comes to what the machine can do: the roofline of Williams, Waterman, Patterson."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..arguments import arguments
+from ..find import find
+from ..guards import unwrap
+from .latency import evaluating, torch_threads
+from .limits import Limits, machine_limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRoofline:
+    """One layer against the machine; in a factorised layer every layer of its chain.
+
+    Attributes:
+        name: qualified name.
+        kind: of the layer, such as "linear" or "conv2d".
+        macs: multiply-accumulates in one forward.
+        bytes: of its inputs, weights and outputs, each moved once.
+        seconds: in one forward, median.
+        limit_seconds: the least that the machine allows.
+    """
+
+    name: str
+    kind: str
+    macs: int
+    bytes: int
+    seconds: float
+    limit_seconds: float
+
+    @property
+    def intensity(self) -> float:
+        """Multiply-accumulates for each byte."""
+        return self.macs / self.bytes
+
+    @property
+    def macs_per_second(self) -> float:
+        """As achieved."""
+        return self.macs / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Achieved speed over the limit. Above 1 where weights come from a cache, which the limit does not count on."""
+        return self.limit_seconds / self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """The layers of a network against the machine.
+
+    Attributes:
+        layers: in the order of the forward.
+        limits: of the machine, at the same number of threads.
+        seconds: one whole forward, median; what lies between the layers is in it.
+        not_timed: layers that are counted and run inside others, so that they have no time of their own.
+    """
+
+    layers: tuple[LayerRoofline, ...]
+    limits: Limits
+    seconds: float
+    not_timed: tuple[str, ...]
+
+
+def roofline(
+    model: nn.Module,
+    example: Any,
+    threads: int = 1,
+    *,
+    rounds: int = 20,
+    warmup: int = 3,
+    limits: Limits | None = None,
+) -> Roofline:
+    """Time every layer and compare it with what the machine can do at most.
+
+    `limit_seconds = max(macs / peak MACs per second, bytes / bandwidth)`, `share = limit_seconds / seconds`.
+
+    All layers are timed in every round, inside the forward of the network: what a layer finds in the caches is what the
+    layers before it have left there, and what slows the machine down for a while slows all of them.
+
+    Args:
+        model: dense or compressed.
+        example: the input, as for `find`.
+        threads: of the CPU; torch's own setting is restored.
+        rounds: measured forwards.
+        warmup: forwards before them.
+        limits: of the machine, measured by default.
+
+    Returns:
+        Layers, limits and the whole forward.
+
+    Raises:
+        ValueError: if `threads`, `rounds` or `warmup` is out of range, or the model has no layer to time.
+
+    Example:
+        >>> for layer in roofline(small, torch.randn(1, 3, 224, 224)).layers:  # doctest: +SKIP
+        ...     print(f"{layer.name:30} {layer.intensity:6.1f} MAC/B {layer.share:6.1%}")
+
+    Source: Williams, Waterman, Patterson, "Roofline: An Insightful Visual Performance Model for Multicore
+    Architectures", 2009, Communications of the ACM 52(4).
+    """
+    for name, value, least in (("threads", threads, 1), ("rounds", rounds, 1), ("warmup", warmup, 0)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    model = unwrap(model)
+    sites = find(model, example)
+    counted = {site.name: site for site in sites.values() if site.macs}
+    layers = {model.get_submodule(name): site.name for site in counted.values() for name in (site.name, *site.aliases)}
+    weight = next(model.parameters(), torch.zeros(0))
+    with torch.no_grad(), evaluating(model), torch_threads(threads):
+        args, kwargs = arguments(model, example)
+        clock = _Clock(layers, weight.device)
+        with clock.attached():
+            for turn in range(warmup + rounds):
+                if turn == warmup:
+                    clock.forget()
+                clock.forward(lambda: model(*args, **kwargs))
+    if not clock.seconds:
+        raise ValueError(f"{type(model).__name__} calls no linear or convolutional layer for this input")
+    limits = limits or machine_limits(threads, device=weight.device, dtype=weight.dtype)
+    return Roofline(
+        layers=tuple(
+            LayerRoofline(
+                name=name,
+                kind=site.kind,
+                macs=site.macs,
+                bytes=clock.bytes[name],
+                seconds=statistics.median(clock.seconds[name]),
+                limit_seconds=limits.seconds(site.macs, clock.bytes[name]),
+            )
+            for name, site in counted.items()
+            if name in clock.seconds
+        ),
+        limits=limits,
+        seconds=statistics.median(clock.whole),
+        not_timed=tuple(name for name in counted if name not in clock.seconds),
+    )
+
+
+class _Clock:
+    """Seconds and bytes of layers by name, and the seconds of whole forwards."""
+
+    def __init__(self, layers: dict[nn.Module, str], device: torch.device) -> None:
+        self.layers, self.device = layers, device
+        self.began = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.whole: list[float] = []
+        self.seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self.bytes: dict[str, int] = {}
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Inside, the layers are timed."""
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.callback(layer.register_forward_pre_hook(self._before).remove)
+                stack.callback(layer.register_forward_hook(self._after, with_kwargs=True).remove)
+            yield
+
+    def forward(self, run: Any) -> None:
+        """One forward; several calls of one layer add up."""
+        self.turn: defaultdict[str, float] = defaultdict(float)
+        self.moved: defaultdict[str, int] = defaultdict(int)
+        began = self._now()
+        run()
+        self.whole.append(self._now() - began)
+        for name, seconds in self.turn.items():
+            self.seconds[name].append(seconds)
+        self.bytes = dict(self.moved)
+
+    def _before(self, layer: nn.Module, args: Any) -> None:
+        self.began = self._now()
+
+    def _after(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        name = self.layers[layer]
+        self.turn[name] += self._now() - self.began
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs, output)) if isinstance(leaf, Tensor)]
+        self.moved[name] += sum(tensor.nbytes for tensor in (*tensors, *layer.parameters()))
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

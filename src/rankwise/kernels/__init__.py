@@ -1,0 +1,8 @@
+"""Run a network as fast as its arithmetic says: layouts for the CPU, fused kernels for GPUs."""
+
+from __future__ import annotations
+
+from .low_rank_linear import low_rank_linear
+from .optimise import Choice, RunReport, optimised
+
+__all__ = ["Choice", "RunReport", "low_rank_linear", "optimised"]

@@ -1,0 +1,143 @@
+"""Other forms of a layer that compute the same and may be faster, for running only.
+
+`inputs first` (Linear, CPU): the same weight, stored by columns. Of a few rows a product with a weight of short rows
+spends its time adding up the ends of vector registers; by columns it adds whole vectors.
+
+`packed` (Conv2d, CPU): oneDNN computes in a blocked layout. Plain torch brings the weight into it in every call, which
+takes longer than the convolution where pictures are small and channels many; here it is done once.
+
+`product` (1 x 1 Conv2d, CPU, channels last): a matrix product of the pixels, which lie in memory as its rows.
+
+`fused` (pair of Linear, CUDA): one kernel that keeps the middle on chip (`low_rank_linear`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..formats import LowRank
+from ..formats.base import CHANNELS_LAST
+from .low_rank_linear import low_rank_linear, why_plain
+
+AS_IT_IS = "as it is"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a layer is called with.
+
+    Attributes:
+        shape: of its input.
+        channels_last: whether the input lies in memory with the channels last.
+    """
+
+    shape: tuple[int, ...]
+    channels_last: bool
+
+    @classmethod
+    def of(cls, x: Tensor) -> Seen:
+        """What is seen of an input."""
+        layout = CHANNELS_LAST.get(x.dim())
+        last = layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
+        return cls(shape=tuple(x.shape), channels_last=last)
+
+    def like(self, weight: Tensor) -> Tensor:
+        """Random numbers of that shape and layout, on the device and in the numbers of a weight."""
+        x = torch.randn(self.shape, device=weight.device, dtype=weight.dtype)
+        return x.contiguous(memory_format=CHANNELS_LAST[x.dim()]) if self.channels_last else x
+
+
+class PackedConv2d(nn.Module):
+    """A convolution whose weight oneDNN has brought into its own layout, for inputs of one size."""
+
+    def __init__(self, layer: nn.Conv2d, seen: Seen) -> None:
+        super().__init__()
+        place: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        # As torch.utils.mkldnn does it; the tensor is opaque, so that it is no buffer.
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        self.packed = reorder(layer.weight.detach().to_mkldnn(), *place, seen.shape)
+        self.bias, self.place = layer.bias, place
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            input, self.packed, self.bias, *self.place, "none", [], ""
+        )
+        return result
+
+
+class PixelProduct(nn.Module):
+    """A 1 x 1 convolution as a product of the pixels with the weight; its result has the channels last."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(layer.weight.detach().flatten(1).contiguous(), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class FusedLowRank(nn.Module):
+    """A pair of linear layers as one kernel."""
+
+    def __init__(self, chain: LowRank) -> None:
+        super().__init__()
+        first, last = chain
+        self.first, self.last = cast(nn.Linear, first), cast(nn.Linear, last)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return low_rank_linear(input, self.first.weight, self.last.weight, self.last.bias)
+
+
+def inputs_first(layer: nn.Linear) -> nn.Linear:
+    """The same layer with its weight stored by columns."""
+    weight = layer.weight.detach()
+    result = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    result.weight = nn.Parameter(weight.mT.contiguous().mT, requires_grad=False)
+    result.bias = layer.bias
+    return result
+
+
+def forms_of(layer: nn.Module, seen: Seen) -> dict[str, Callable[[], nn.Module]]:
+    """The forms that a layer can have for such an input, each as a function that makes it."""
+    weight = next(layer.parameters())
+    if weight.device.type == "cuda" and is_pair(layer):
+        chain: Any = layer
+        x = torch.empty(0, seen.shape[-1], device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            reason = why_plain(x, chain[0].weight, chain[1].weight)
+        return {"fused": lambda: FusedLowRank(chain)} if reason is None else {}
+    if weight.device.type != "cpu":
+        return {}
+    if type(layer) is nn.Linear:
+        return {"inputs first": lambda: inputs_first(layer)}
+    forms: dict[str, Callable[[], nn.Module]] = {}
+    if type(layer) is nn.Conv2d and len(seen.shape) == 4:
+        if packable(layer):
+            forms["packed"] = lambda: PackedConv2d(layer, seen)
+        if seen.channels_last and is_product(layer):
+            forms["product"] = lambda: PixelProduct(layer)
+    return forms
+
+
+def is_pair(layer: nn.Module) -> bool:
+    """Whether a layer is a factorised one of two linear layers."""
+    return isinstance(layer, LowRank) and [type(part) for part in layer] == [nn.Linear, nn.Linear]
+
+
+def packable(layer: nn.Conv2d) -> bool:
+    """Whether oneDNN is there and takes the layer as it is."""
+    plain = isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
+    return plain and layer.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def is_product(layer: nn.Conv2d) -> bool:
+    """Whether a convolution meets every pixel once, by itself."""
+    alone = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "same", "valid")
+    return alone and layer.groups == 1
