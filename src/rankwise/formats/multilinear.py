@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg import multilinear, tucker2
+from ..linalg.equation import Equation
 from ..linalg.metric import Identity, Metric
 from ..sites import Site
 from .base import (
@@ -46,16 +47,24 @@ CORE = 0.5
 
 
 class Effort(NamedTuple):
-    """Sweeps over all factors, the relative fall of the error at which they end, steps in factors that are large."""
+    """How long to fit: of one factor after the other, and of all at once (`multilinear.at_once`).
 
-    sweeps: int
-    tolerance: float
-    steps: int
+    Attributes:
+        alternating: moves of all factors, the relative fall of the error at which they end, and the steps of conjugate
+            gradients in one.
+        together: the same.
+    """
+
+    alternating: tuple[int, float, int]
+    together: tuple[int, float, int]
+
+    def of(self, equation: Equation, metric: Metric) -> tuple[int, float, int]:
+        return self.together if multilinear.at_once(equation, metric) else self.alternating
 
 
 # Of the core, or of everything from the start; and of the whole kernel after its core was fitted.
-THOROUGH = Effort(60, 1e-4, 8), Effort(8, 1e-4, 8)
-QUICK = Effort(8, 1e-2, 4), Effort(1, 1e-2, 4)
+THOROUGH = Effort((60, 1e-4, 8), (24, 3e-4, 6)), Effort((8, 1e-4, 8), (6, 3e-4, 6))
+QUICK = Effort((8, 1e-2, 4), (6, 1e-2, 5)), Effort((1, 1e-2, 4), (1, 1e-2, 4))
 
 
 class Multilinear(Format):
@@ -204,14 +213,16 @@ class Multilinear(Format):
             letters = network.factors[place]
             expanded = letters.replace(letter, "Z")
             factors[place] = torch.einsum(f"{expanded},{letter}Z->{letters}", factors[place], basis)
-        return multilinear.fit(W_TD, metric, network.equation, factors, *polish, enough=enough)
+        return multilinear.fit(
+            W_TD, metric, network.equation, factors, *polish.of(network.equation, metric), enough=enough
+        )
 
     def _best(
         self, network: Network, W_TD: Tensor, metric: Metric, effort: Effort, enough: float
     ) -> multilinear.Fitted:
         X = W_TD.reshape(network.shape(network.equation.kernel))
         fits = [
-            multilinear.fit(W_TD, metric, network.equation, start, *effort, enough=enough)
+            multilinear.fit(W_TD, metric, network.equation, start, *effort.of(network.equation, metric), enough=enough)
             for start in self.starts(network, X)
         ]
         return min(fits, key=lambda fit: fit.error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -68,14 +69,18 @@ class Block:
             self.reached, self.A_gram, WS = self.equation.outputs, None, problem.WS_TD
         self.others = [term for term in terms if term[0] != self.letters]
         states = [self.sizes[letter] for letter in self.reached]
-        right = self.reached + self.equation.inputs, WS.reshape(*states, *self.modes)
-        self.right = contract([right, *self.others], self.letters)
+        self.WS = self.reached + self.equation.inputs, WS.reshape(*states, *self.modes)
         self.grams = self._grams()
         marginal = self.metric.marginal(self.modes, [self.equation.inputs.index(letter) for letter in self.held])
         self.marginal = marginal
         means = [float(gram.diagonal().mean()) for _, gram in self.grams]
         self.problem = problem
         self.p = problem.proximal * math.prod(means) * float(marginal.diagonal().mean())
+
+    @cached_property
+    def right(self) -> Tensor:
+        """`J^T vec(W Sigma)`."""
+        return contract([self.WS, *self.others], self.letters)
 
     def count(self, letters: str) -> int:
         return math.prod(self.sizes[letter] for letter in letters)
@@ -132,13 +137,14 @@ class Block:
         missed = self.right - self._normal(self.f)
         if self.metric.dim >= SINGLE_PRECISION:
             self._round()
-        inverses = [_inverse(part, 1e-6) for part in (self.marginal, *(gram for _, gram in self.grams))]
-
-        def precondition(x: Tensor) -> Tensor:
-            return self._along(x, inverses)
-
+        precondition = self.preconditioner(self.marginal.dtype)
         missed = missed.to(self.marginal.dtype)
         return self.f + conjugate_gradients(self._apply, precondition, torch.zeros_like(missed), missed, steps)
+
+    def preconditioner(self, dtype: torch.dtype) -> Operation:
+        """The inverse of the normal matrix as if the inputs that the factor holds did not depend on others."""
+        inverses = [_inverse(part.to(dtype), 1e-6) for part in (self.marginal, *(gram for _, gram in self.grams))]
+        return lambda x: self._along(x, inverses)
 
     def _round(self) -> None:
         """Everything that the steps multiply with in single precision: a correction needs no more."""

@@ -13,7 +13,9 @@ Operator = Callable[[Tensor], Tensor]
 SINGLE_PRECISION = 512
 
 
-def conjugate_gradients(apply: Operator, precondition: Operator, x: Tensor, residual: Tensor, steps: int) -> Tensor:
+def conjugate_gradients(
+    apply: Operator, precondition: Operator, x: Tensor, residual: Tensor, steps: int, last: Tensor | None = None
+) -> Tensor:
     """At most `steps` steps on `H x = b` from `x`; any number of them lowers `x^T H x / 2 - b^T x`.
 
     Args:
@@ -22,7 +24,17 @@ def conjugate_gradients(apply: Operator, precondition: Operator, x: Tensor, resi
         x: where to start.
         residual: `b - H x` there.
         steps: how many; fewer at the solution, or where the curvature is lost in rounding.
+        last: a direction that is gone along first and that all others are conjugate to, in place of one step.
     """
+    if last is not None and (curvature := (last * (along := apply(last))).sum()) > 0:
+        alpha = (residual * last).sum() / curvature
+        x, residual, steps = x + alpha * last, residual - alpha * along, steps - 1
+        plain, weights = precondition, along / curvature
+
+        def precondition(r: Tensor) -> Tensor:
+            z = plain(r)
+            return z - (weights * z).sum() * last
+
     z = precondition(residual)
     direction, rho = z, (residual * z).sum()
     first = rho

@@ -1,4 +1,4 @@
-"""Kernels that are multilinear in their factors, fitted in a metric: one factor after the other by least squares.
+"""Kernels that are multilinear in their factors, fitted in a metric by least squares, block by block or all at once.
 
 `min ||(W - V) Sigma^(1/2)||_F^2` over `V = sum over the bonds of the product of the factors`, written as an equation
 of index letters, "ta,cb,abhw->tchw". Every block of the problem is linear least squares in one factor `f`:
@@ -13,7 +13,8 @@ degenerate, and vanishes at the solution.
 Letters: T outputs, D inputs, M bond states of the output factor.
 
 A sweep is followed by a jump further along the way from the sweep before, which is kept where it lowers the error:
-alternating steps are slow where factors resemble each other.
+alternating steps are slow where factors resemble each other. Of many inputs a sweep takes tens of products with Sigma;
+there all factors move at once instead, by the steps of `gauss_newton`.
 
 Sources: Kroonenberg, de Leeuw, 1980, and Carroll, Chang, 1970 (alternating least squares); Navasca, De Lathauwer,
 Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Mitchell, Ye, De Sterck,
@@ -31,7 +32,9 @@ import torch
 from torch import Tensor
 
 from .block import IDENTITY_ROWS, Block
+from .conjugate import SINGLE_PRECISION
 from .equation import Equation, arranged, compose, contract, equalised
+from .gauss_newton import Linearised
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
@@ -43,6 +46,14 @@ PROXIMAL = 1e-7
 # Sweeps end before the norm of all parts of a kernel is this much larger than its own: they would cancel each other,
 # and in half precision what is left of them would be rounding errors. Parts that are orthogonal have its norm.
 CANCELLING = 10.0
+# From so many inputs on all factors move at once. Below, blocks are solved directly, and sweeps end at lower errors.
+TOGETHER_INPUTS = 512
+# So many moves first go one factor after the other: far from the solution the first order is not right far enough.
+FIRST = 2
+# Every so many moves of all factors one conjugate gradient step more: the first order is then right further.
+LONGER = 4
+# A move that does not lower the error is halved this often.
+HALVINGS = 6
 # Errors below this fraction of the kernel's energy are not taken from a difference of energies: that would be rounding.
 DIFFERENCE = 1e-5
 
@@ -90,20 +101,12 @@ def fit(
         return Fitted(factors, 0.0, [0.0])
     enough = max(enough, 1e-14 * solver.total)
     factors, error = solver.settled(factors)
-    history, jump, swept = [error], 1.0, None
+    move: Alternating | Together = (
+        Together(solver, enough) if at_once(equation, metric) else Alternating(solver, enough)
+    )
+    history = [error]
     for _ in range(sweeps if error > enough else 0):
-        moved = list(factors)
-        for k in range(len(factors)):
-            if k != equation.output_factor:
-                moved[k] = solver.block(moved, k)
-        moved, moved_error = solver.settled(moved)
-        swept, last = moved, swept
-        if last is not None and moved_error > enough:  # further along the way since the last sweep
-            ahead = [after + jump * (after - before) for before, after in zip(last, moved, strict=True)]
-            ahead, ahead_error = solver.settled(ahead)
-            jump *= 1.5 if ahead_error < moved_error else 0.5
-            if ahead_error < moved_error:
-                moved, moved_error = ahead, ahead_error
+        moved, moved_error = move(factors, error)
         if not moved_error < error or solver.cancelling(moved):  # converged up to rounding, or degenerate
             break
         before, factors, error = error, equalised(equation, moved), moved_error
@@ -111,6 +114,56 @@ def fit(
         if before - error <= tolerance * before or error <= enough:
             break
     return Fitted(factors, error, history)
+
+
+def at_once(equation: Equation, metric: Metric) -> bool:
+    """Whether all factors move together: where one holds all outputs, and products with Sigma are what takes time."""
+    return equation.output_factor is not None and not isinstance(metric, Identity) and metric.dim >= TOGETHER_INPUTS
+
+
+class Alternating:
+    """One factor after the other, then a jump further along the way from the sweep before."""
+
+    def __init__(self, solver: Solver, enough: float) -> None:
+        self.solver, self.enough, self.jump = solver, enough, 1.0
+        self.swept: list[Tensor] | None = None
+
+    def __call__(self, factors: Sequence[Tensor], error: float) -> tuple[list[Tensor], float]:
+        solver, moved = self.solver, list(factors)
+        for k in range(len(moved)):
+            if k != solver.equation.output_factor:
+                moved[k] = solver.block(moved, k)
+        moved, moved_error = solver.settled(moved)
+        last, self.swept = self.swept, moved
+        if last is None or moved_error <= self.enough:
+            return moved, moved_error
+        ahead = [after + self.jump * (after - before) for before, after in zip(last, moved, strict=True)]
+        ahead, ahead_error = solver.settled(ahead)
+        self.jump *= 1.5 if ahead_error < moved_error else 0.5
+        return (ahead, ahead_error) if ahead_error < moved_error else (moved, moved_error)
+
+
+class Together:
+    """All factors at once, see `gauss_newton`; one after the other where that does not lower the error."""
+
+    def __init__(self, solver: Solver, enough: float) -> None:
+        self.solver, self.moves, self.alternating = solver, 0, Alternating(solver, enough)
+        self.precision = torch.float32 if solver.metric.dim >= SINGLE_PRECISION else torch.float64
+        self.change_N: Tensor | None = None
+
+    def __call__(self, factors: Sequence[Tensor], error: float) -> tuple[list[Tensor], float]:
+        if self.moves < FIRST:
+            self.moves += 1
+            return self.alternating(factors, error)
+        linear = Linearised(self.solver, factors, self.precision)
+        self.change_N = linear.solved(self.solver.steps + self.moves // LONGER, self.change_N)
+        self.moves += 1
+        for halvings in range(HALVINGS):
+            moved, moved_error = self.solver.settled(linear.moved(self.change_N / 2**halvings))
+            if moved_error < error and not self.solver.cancelling(moved):
+                return moved, moved_error
+        self.change_N = None
+        return self.alternating(factors, error)
 
 
 class Solver:
