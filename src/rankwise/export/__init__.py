@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .absorb import absorbed
+from .executorch import executorch
 from .onnx import onnx
 
-__all__ = ["absorbed", "onnx"]
+__all__ = ["absorbed", "executorch", "onnx"]
