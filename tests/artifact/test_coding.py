@@ -163,9 +163,9 @@ def test_streams_that_are_not_what_the_shape_needs(coder: str, what: str, coded:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c["norm.weight"].update(shape=[10**12]), r"coded must be a map of dtype, shape|fresh model"),
+        (lambda c: c["norm.weight"].update(shape=[10**12]), "does not have the dense_fingerprint"),
         (lambda c: c["norm.weight"].update(shape=[10**9, 10**9]), "coded must be a map of dtype, shape"),
-        (lambda c: c["norm.weight"].update(shape=[9]), r"made from another network|dense_fingerprint"),
+        (lambda c: c["norm.weight"].update(shape=[9]), "does not have the dense_fingerprint"),
         (lambda c: c["conv.0.weight"].update(shape=[10**6, 3, 1, 1]), "tensor 'conv.0.weight' has shape"),
         (lambda c: c["norm.weight"].update(dtype="object"), "coded must be a map of dtype"),
         (lambda c: c["norm.weight"].update(dtype="float64"), "its stored bytes are not those that the manifest says"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,27 @@ def feed(running: Any, given: Arguments) -> dict[str, Any]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
+def program(path: Path, threads: int | None = None) -> Callable[[Arguments], list[Tensor]]:
+    """The forward of an ONNX file, run by onnxruntime on the CPU.
+
+    Args:
+        path: the file.
+        threads: of onnxruntime, None for its own choice.
+
+    Returns:
+        A function of the arguments of the network's forward; it gives the output tensors.
+
+    Raises:
+        ValueError: if onnxruntime cannot run the file.
+    """
+    running = session(path, threads)
+
+    def run(given: Arguments) -> list[Tensor]:
+        return [torch.from_numpy(each) for each in running.run(None, feed(running, given))]
+
+    return run
+
+
 def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what: str) -> None:
     """Compare the outputs of a file with those of the network.
 
@@ -58,9 +80,9 @@ def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what
         ValueError: saying which output differs, and by how much.
     """
     exact = outputs(model, given, what)
-    running = session(path)
+    run = program(path)
     try:
-        made = [torch.from_numpy(each) for each in running.run(None, feed(running, given))]
+        made = run(given)
     except Exception as error:
         raise ValueError(
             f"onnxruntime fails on the exported file at {what}: {first_line(error)}; export with dynamic_batch=False"

@@ -7,6 +7,7 @@ import logging
 import operator
 import re
 from collections import Counter
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,24 @@ from ..files import replacing
 from ..guards import unwrap
 from .capture import captured, file_path, layer_of, quiet, root, site_of
 from .check_executorch import check
+from .check_executorch import program as run_by_executorch
+from .compare import tensors_in
+from .dtypes import calibrating, cast, check_dtype, gap
+from .executorch_int8 import rounded
 
 logger = logging.getLogger("rankwise")
 SHOWN = 4
 
 
-def executorch(model: nn.Module, example_input: Any, path: str | Path, *, tolerance: float = 1e-4) -> Path:
+def executorch(
+    model: nn.Module,
+    example_input: Any,
+    path: str | Path,
+    *,
+    tolerance: float = 1e-4,
+    dtype: str | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> Path:
     """Write a network as an ExecuTorch file whose outputs are those of the network.
 
     XNNPACK takes what it can, portable kernels, which are slow, run the rest; both are logged. The file is run in
@@ -37,7 +50,10 @@ def executorch(model: nn.Module, example_input: Any, path: str | Path, *, tolera
         model: a dense or compressed network; it is exported in eval mode and not changed.
         example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
         path: the file.
-        tolerance: largest `max |executorch - torch| / max |torch|` over an output.
+        tolerance: largest `max |executorch - torch| / max |torch|` over an output; it holds without a `dtype`.
+        dtype: "fp16"; "int8", weights and activations by XNNPACK's quantiser; "int8-dynamic", linear layers alone.
+            None for the network's own. What it changes in the outputs is logged, not limited.
+        calibration: batches of inputs that ranges of "int8" come from, and on which the change is measured.
 
     Returns:
         The path.
@@ -52,16 +68,28 @@ def executorch(model: nn.Module, example_input: Any, path: str | Path, *, tolera
     """
     need_executorch()
     model, path = unwrap(model), file_path(path, ".pte")
+    check_dtype("executorch", dtype, calibration, model)
     if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
         model = copy.deepcopy(model).cpu()
     with pristine(model), quiet():
         example = arguments(model, example_input)
-        made, told = lowered(captured(model, example, dynamic_batch=False))
+        batches = calibrating(model, calibration, example)
+        if dtype in ("int8", "int8-dynamic"):
+            program = rounded(captured(model, example, dynamic_batch=False), example, batches, dtype)
+        else:
+            program = captured(model if dtype is None else cast(model, dtype), example, dynamic_batch=False)
+        made, told = lowered(program)
         with replacing(path) as written:
             with written.open("wb") as file:
                 made.write_to_file(file)
-            check(model, written, example, tolerance, f"batch size {samples_in(pytree.tree_leaves(example))}")
+            if dtype is None:
+                check(model, written, example, tolerance, f"batch size {samples_in(pytree.tree_leaves(example))}")
+            else:
+                run = run_by_executorch(written)
+                off = gap(model, lambda given: run(tensors_in(given)), batches, dtype)
     logger.info(told)
+    if dtype is not None:
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
     return path
 
 

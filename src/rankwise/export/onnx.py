@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from ..guards import unwrap
 from ..state import state_of
 from .capture import captured, file_path, quiet, resized, root, site_of
 from .check import check
+from .check import program as run_by_onnxruntime
+from .dtypes import calibrating, check_dtype, gap
+from .onnx_dtypes import reduced
 
+logger = logging.getLogger("rankwise")
 # A protobuf file ends at 2 GB; above this the weights go to a file beside it.
 LARGEST_FILE = 1_900_000_000
 
@@ -32,6 +37,8 @@ def onnx(
     opset: int | None = None,
     dynamic_batch: bool = True,
     tolerance: float = 1e-5,
+    dtype: str | None = None,
+    calibration: Iterable[Any] | None = None,
 ) -> Path:
     """Write a network as an ONNX file whose outputs are those of the network.
 
@@ -44,7 +51,10 @@ def onnx(
         path: the file. Weights beyond 1.9 GB go to `PATH.data` beside it.
         opset: ONNX operator set, None for the exporter's own.
         dynamic_batch: leave the first dimension of the inputs open.
-        tolerance: largest `max |onnx - torch| / max |torch|` over an output.
+        tolerance: largest `max |onnx - torch| / max |torch|` over an output, before numbers are rounded to `dtype`.
+        dtype: "fp16"; "int8", weights and activations by onnxruntime's quantiser; "int8-dynamic", linear layers alone.
+            None for the network's own. What it changes in the outputs is logged, not limited.
+        calibration: batches of inputs that ranges of "int8" come from, and on which the change is measured.
 
     Returns:
         The path.
@@ -61,6 +71,9 @@ def onnx(
     model, path = unwrap(model), file_path(path, ".onnx")
     if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values() if isinstance(tensor, Tensor)):
         raise ValueError("onnxruntime runs no bfloat16 on the CPU, so the file cannot be checked; export model.float()")
+    check_dtype("onnx", dtype, calibration, model)
+    if dtype is not None and state_of(model).bytes > LARGEST_FILE:
+        raise ValueError(f"dtype {dtype} is for networks of up to {LARGEST_FILE:,} bytes; export this one without")
     with pristine(model), quiet():
         example = arguments(model, example_input)
         size = samples_in(pytree.tree_leaves(example))
@@ -72,8 +85,14 @@ def onnx(
             check(model, written, example, tolerance, f"batch size {size}")
             if dynamic_batch:
                 check(model, written, resized(example, size + 2), tolerance, f"batch size {size + 2}")
+            if dtype is not None:
+                batches = calibrating(model, calibration, example)
+                reduced(written, dtype, batches)
+                off = gap(model, run_by_onnxruntime(written), batches, dtype)
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights beside the file come first
                 os.replace(file, path.parent / file.name)
+    if dtype is not None:
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
     return path
 
 

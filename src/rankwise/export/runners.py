@@ -1,0 +1,72 @@
+"""Run an exported file in its engine, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor
+
+from .compare import Arguments, tensors_in
+
+# Target -> (suffix of its files, package that runs them, extra that installs it).
+TARGETS = {
+    "onnx": (".onnx", "onnxruntime", "onnx"),
+    "executorch": (".pte", "executorch", "executorch"),
+    "pt2": (".pt2", "torch", ""),
+}
+
+
+def target_of(path: Path, target: str | None = None) -> str:
+    """The target of a file: the one that is named, else by its suffix.
+
+    Raises:
+        ValueError: for an unknown target or suffix.
+        ImportError: if its engine is not installed.
+    """
+    if target is not None and target not in TARGETS:
+        raise ValueError(f"there is no target {target!r}; the targets are {', '.join(TARGETS)}")
+    found = target or next((name for name, (suffix, _, _) in TARGETS.items() if path.suffix == suffix), None)
+    if found is None:
+        known = ", ".join(f"{suffix} ({name})" for name, (suffix, _, _) in TARGETS.items())
+        raise ValueError(f"{path} does not say what it is to be: the suffixes are {known}; or name the target")
+    _, package, extra = TARGETS[found]
+    if find_spec(package) is None:
+        there = [name for name, (_, other, _) in TARGETS.items() if find_spec(other) is not None]
+        raise ImportError(
+            f"target {found} needs {package}: pip install 'rankwise[{extra}]'; installed are {', '.join(there)}"
+        )
+    return found
+
+
+def runner(path: Path, threads: int | None = None) -> Callable[[Arguments], list[Tensor]]:
+    """The forward of an exported file, known by its suffix.
+
+    Args:
+        path: .onnx, .pte or .pt2.
+        threads: of onnxruntime or ExecuTorch, None for the engine's own choice; torch has its own setting.
+
+    Returns:
+        A function of the arguments of the network's forward; it gives the output tensors.
+
+    Raises:
+        ValueError: if the engine cannot run the file, or the suffix is unknown.
+        ImportError: if the engine is not installed.
+
+    Example:
+        >>> runner(Path("small.onnx"), threads=1)(((torch.randn(1, 3, 32, 32),), {}))  # doctest: +SKIP
+    """
+    target = target_of(path)
+    if target == "onnx":
+        from .check import program as run_by_onnxruntime
+
+        return run_by_onnxruntime(path, threads)
+    if target == "executorch":
+        from .check_executorch import program as run_by_executorch
+
+        run = run_by_executorch(path, threads)
+        return lambda given: run(tensors_in(given))
+    from .pt2 import run_by_torch
+
+    return run_by_torch(path)
