@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import logging
@@ -23,7 +24,7 @@ from ..folding import folds_of
 from ..guards import unwrap
 from ..plan import Plan
 from ..state import state_of
-from .coding import STORAGES, encode
+from .coding import STORAGES, decode, encode
 from .directory import current, replacing
 from .manifest import Chain, Manifest, fingerprint, outline
 from .restore import restored
@@ -128,6 +129,32 @@ def load(fresh_model: nn.Module, directory: str | Path) -> nn.Module:
         raise ValueError(f"cannot load {directory}: {error}") from error
 
 
+def as_stored(model: nn.Module, storage: str) -> nn.Module:
+    """The network that `load` gives back after `save(model, ..., storage=storage)`.
+
+    Args:
+        model: a compressed network; it is not changed.
+        storage: as for `save`.
+
+    Returns:
+        The model itself where no number changes, else a copy with rounded weights.
+
+    Example:
+        >>> layer = as_stored(nn.Linear(8, 8), "int8+entropy")
+        >>> len(layer.weight[0].unique()) <= 255
+        True
+    """
+    if storage != "int8+entropy":
+        return model
+    made = copy.deepcopy(model)
+    tensors = state_of(made).tensors
+    stored, coded, _ = encode(tensors, storage)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(decode(name, stored[name], coded[name]))
+    return made
+
+
 def read(directory: str | Path) -> Manifest:
     """What an artifact says about itself: structure, plan, figures, provenance. No tensor is read.
 
@@ -205,4 +232,4 @@ def _provenance(model: nn.Module) -> dict[str, str]:
     }
 
 
-__all__ = ["MANIFEST", "STORAGES", "WEIGHTS", "Chain", "Manifest", "load", "read", "save"]
+__all__ = ["MANIFEST", "STORAGES", "WEIGHTS", "Chain", "Manifest", "as_stored", "load", "read", "save"]

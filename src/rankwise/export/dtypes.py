@@ -98,7 +98,7 @@ def gap(model: nn.Module, run: Callable[[Arguments], list[Tensor]], batches: Ite
         for made, exact in zip(run(given), outputs(model, given, "the calibration samples"), strict=True):
             if bool((~made.isfinite() & exact.isfinite()).any()):
                 raise ValueError(
-                    f"in {dtype} the outputs are not finite: its range is too small for this network; take another dtype"
+                    f"in {dtype} outputs are not finite: its range is too small for this network; take another dtype"
                 )
             worst = max(worst, difference(made, exact))
     return worst

@@ -44,7 +44,7 @@ def _fp16(path: Path, batches: Sequence[Arguments]) -> None:
 def _int8(path: Path, batches: Sequence[Arguments]) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             running = session(path)
             self.feeds: Iterator[dict[str, Any]] = (feed(running, given) for given in batches)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
+import torch
 from torch import Tensor
 
+from ..evaluate.latency import in_turns
 from .compare import Arguments, tensors_in
 
 # Target -> (suffix of its files, package that runs them, extra that installs it).
@@ -40,12 +44,13 @@ def target_of(path: Path, target: str | None = None) -> str:
     return found
 
 
-def runner(path: Path, threads: int | None = None) -> Callable[[Arguments], list[Tensor]]:
-    """The forward of an exported file, known by its suffix.
+def runner(path: Path, threads: int | None = None, target: str | None = None) -> Callable[[Arguments], list[Tensor]]:
+    """The forward of an exported file.
 
     Args:
-        path: .onnx, .pte or .pt2.
+        path: the file.
         threads: of onnxruntime or ExecuTorch, None for the engine's own choice; torch has its own setting.
+        target: a key of `TARGETS`, None to go by the suffix.
 
     Returns:
         A function of the arguments of the network's forward; it gives the output tensors.
@@ -57,7 +62,7 @@ def runner(path: Path, threads: int | None = None) -> Callable[[Arguments], list
     Example:
         >>> runner(Path("small.onnx"), threads=1)(((torch.randn(1, 3, 32, 32),), {}))  # doctest: +SKIP
     """
-    target = target_of(path)
+    target = target_of(path, target)
     if target == "onnx":
         from .check import program as run_by_onnxruntime
 
@@ -70,3 +75,24 @@ def runner(path: Path, threads: int | None = None) -> Callable[[Arguments], list
     from .pt2 import run_by_torch
 
     return run_by_torch(path)
+
+
+def medians(
+    files: Mapping[str, Path], given: Arguments, *, threads: int = 1, target: str | None = None, rounds: int = 30
+) -> dict[str, float]:
+    """Median seconds for one forward of exported files that take turns, so that their ratio holds on a busy machine.
+
+    Args:
+        files: by name.
+        given: arguments of the network's forward.
+        threads: of the engine; torch's own setting is restored.
+        target: a key of `TARGETS`, None to go by the suffixes.
+        rounds: measured ones, after three others.
+    """
+    runs = {name: partial(runner(path, threads, target), given) for name, path in files.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return {name: median(seconds) for name, seconds in in_turns(runs, rounds, 3).items()}
+    finally:
+        torch.set_num_threads(before)
