@@ -3,13 +3,14 @@
     python -m benchmarks.deploy [--quick] [--networks resnet18 resnet20] [--json FILE]
 
 `resnet18` has random weights, which does not matter for speed: dense and at half its MACs (ranks in multiples of 16),
-with and without folded batch norms, in onnxruntime, ExecuTorch, eager torch and torch.compile, at batch 1 on one thread.
-`difference` is `max |engine - torch| / max |torch|` over the outputs. `resnet20` is trained: the bytes of its artifact at
-half its MACs in each storage, and top-1 of its 8-bit forms on 1,000 test images.
+with and without folded batch norms, in onnxruntime, ExecuTorch, eager torch and torch.compile, at batch 1 on one
+thread. `difference` is `max |engine - torch| / max |torch|` over the outputs. `resnet20` is trained: the bytes of its
+artifact at half its MACs in each storage, and top-1 of its 8-bit forms on 1,000 test images.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -55,9 +56,7 @@ def main() -> None:
         if "resnet18" in arguments.networks:
             rounds = 10 if arguments.quick else 40
             rows += engine_rows(Path(folder), {engine: CASES[engine] for engine in arguments.engines}, rounds)
-            report(
-                rows, ENGINES, "batch 1, one thread, interleaved medians; speedup over dense in the same row of engine"
-            )
+            report(rows, ENGINES, "batch 1, one thread, interleaved medians; speedup over dense")
         if "resnet20" in arguments.networks:
             task = TASKS["resnet20"](networks())
             small, _ = rw.compress(task.model, task.batches()[: 4 if arguments.quick else None], keep={"macs": 0.5})
@@ -67,7 +66,7 @@ def main() -> None:
             report(rounded, EIGHT_BITS, "top-1 on 1,000 test images")
             rows += stored + rounded
     if arguments.json is not None:
-        report(rows, (), "all rows", arguments.json)
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def engine_rows(folder: Path, cases: Mapping[str, tuple[str | None, ...]], rounds: int) -> list[Row]:
@@ -153,11 +152,11 @@ def eight_bit_rows(folder: Path, task: Task, models: Mapping[str, nn.Module]) ->
 def top1(scores: Callable[[Tensor], Tensor], task: Task, images: int = 1000) -> float:
     """Percent of right answers; the last batch is filled up, since some files take one batch size alone."""
     right = 0
-    for start in range(0, images, task.batch):
-        stop = min(start + task.batch, images)
-        index = torch.arange(start, start + task.batch).clamp(max=stop - 1)
-        answers = scores(task.normalise(task.images[index])).argmax(1)[: stop - start]
-        right += int((answers == task.labels[start:stop]).sum())
+    for first in range(0, images, task.batch):
+        stop = min(first + task.batch, images)
+        index = torch.arange(first, first + task.batch).clamp(max=stop - 1)
+        answers = scores(task.normalise(task.images[index])).argmax(1)[: stop - first]
+        right += int((answers == task.labels[first:stop]).sum())
     return 100 * right / images
 
 
