@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import rankwise as rw
-from benchmarks.common import Row, networks, parser, report, start
+from benchmarks.common import Row, interleaved, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
 from rankwise.artifact import STORAGES, as_stored, read
-from rankwise.evaluate.latency import in_turns
 from rankwise.export.compare import difference
 from rankwise.export.runners import TARGETS, runner
 from rankwise.torchvision_shim import import_torchvision
@@ -95,7 +94,7 @@ def engine_rows(folder: Path, cases: Mapping[str, tuple[str | None, ...]], round
                 else:
                     runs[name] = torch_run(each, example, compiled=engine == "torch.compile")
             gaps = {name: difference(run()[0], exact[name]) for name, run in runs.items()}
-            seconds = {name: float(torch.tensor(each).median()) for name, each in in_turns(runs, rounds, 3).items()}
+            seconds = interleaved(runs, rounds)
             for name in variants:
                 row: Row = {"network": "resnet18", "engine": engine, "dtype": dtype or "fp32", "what": name}
                 row |= {"bytes": bytes_of[name]} if name in bytes_of else {}

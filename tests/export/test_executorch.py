@@ -126,3 +126,15 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "net.pte").write_bytes(b"something else")
     with pytest.raises(ValueError, match="ExecuTorch cannot load"):
         program(tmp_path / "net.pte")
+
+
+def test_threads_do_not_change_under_a_program(tmp_path: Path) -> None:
+    """XNNPACK's pool is one for the process; to replace it under a program in use is a crash."""
+    x = torch.randn(2, 4)
+    path = export.executorch(nn.Linear(4, 3), x, tmp_path / "net.pte")
+    first = program(path, threads=1)
+    with pytest.raises(ValueError, match="programs of this process run on 1 threads, so this one cannot have 2"):
+        program(path, threads=2)
+    assert torch.equal(first([x])[0], program(path, threads=1)([x])[0])
+    del first
+    assert program(path, threads=2)([x])[0].shape == (2, 3)

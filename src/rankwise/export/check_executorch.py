@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
 from .capture import quiet
 from .compare import Arguments, compare, first_line, outputs, tensors_in
+
+_alive: WeakSet[Callable[[Sequence[Tensor]], list[Tensor]]] = WeakSet()
 
 
 def program(path: Path, threads: int | None = None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
@@ -16,19 +19,25 @@ def program(path: Path, threads: int | None = None) -> Callable[[Sequence[Tensor
 
     Args:
         path: the file.
-        threads: of XNNPACK. One pool serves the whole process, so this holds for all programs; None leaves it.
+        threads: of XNNPACK. One pool serves all programs of a process; None takes it as it is.
 
     Returns:
         A function of the input tensors, in the order of `forward`; it gives the output tensors.
 
     Raises:
-        ValueError: if ExecuTorch cannot run the file, or fails on inputs.
+        ValueError: if ExecuTorch cannot run the file, or fails on inputs, or other programs run on another number of
+            threads.
     """
     with quiet():
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime, Verification
 
-    if threads is not None and portable_lib._threadpool_get_thread_count() != threads:
+    if threads is not None and (there := portable_lib._threadpool_get_thread_count()) != threads:
+        if _alive:  # they hold pointers to the pool, and would crash
+            raise ValueError(
+                f"ExecuTorch programs of this process run on {there} threads, so this one cannot have {threads}; "
+                f"let go of them first, or use another process"
+            )
         portable_lib._unsafe_reset_threadpool(threads)
     try:
         loaded = Runtime.get().load_program(path, verification=Verification.Minimal)
@@ -46,6 +55,7 @@ def program(path: Path, threads: int | None = None) -> Callable[[Sequence[Tensor
                 f"a .pte file takes the shapes and types that it was exported with"
             ) from error
 
+    _alive.add(run)
     return run
 
 
