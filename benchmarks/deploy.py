@@ -3,7 +3,7 @@
     python -m benchmarks.deploy [--quick] [--networks resnet18 resnet20] [--json FILE]
 
 `resnet18` has random weights, which does not matter for speed: dense and at half its MACs (ranks in multiples of 16),
-with and without folded batch norms, in onnxruntime, ExecuTorch, eager torch and torch.compile, at batch 1 on one
+and in float32 with folded batch norms too, in onnxruntime, ExecuTorch, eager torch and torch.compile, at batch 1 on one
 thread. `difference` is `max |engine - torch| / max |torch|` over the outputs. `resnet20` is trained: the bytes of its
 artifact at half its MACs in each storage, and top-1 of its 8-bit forms on 1,000 test images.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -82,9 +83,10 @@ def engine_rows(folder: Path, cases: Mapping[str, tuple[str | None, ...]], round
     rows: list[Row] = []
     for engine, dtypes in cases.items():
         for dtype in dtypes:
+            begin = time.perf_counter()
             runs: dict[str, Run] = {}
             bytes_of: dict[str, int] = {}
-            for name, each in variants.items():
+            for name, each in (variants if dtype is None else plain).items():
                 if engine in WRITERS:
                     file = folder / f"{name}{TARGETS[engine][0]}"
                     given: Any = calibration if dtype == "int8" else None
@@ -95,7 +97,8 @@ def engine_rows(folder: Path, cases: Mapping[str, tuple[str | None, ...]], round
                     runs[name] = torch_run(each, example, compiled=engine == "torch.compile")
             gaps = {name: difference(run()[0], exact[name]) for name, run in runs.items()}
             seconds = interleaved(runs, rounds)
-            for name in variants:
+            print(f"{engine}, {dtype or 'fp32'}: {time.perf_counter() - begin:.0f} s", flush=True)
+            for name in runs:
                 row: Row = {"network": "resnet18", "engine": engine, "dtype": dtype or "fp32", "what": name}
                 row |= {"bytes": bytes_of[name]} if name in bytes_of else {}
                 row |= {"milliseconds": 1000 * seconds[name], "speedup": seconds["dense"] / seconds[name]}

@@ -24,11 +24,13 @@ from rankwise.artifact.coding import _LZMA, CODERS, decode, encode
 from rankwise.state import DTYPES
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES.values() if dtype != torch.bool])
+@pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize("shape", [(), (0, 3), (7,), (5, 4, 3)])
 def test_every_bit_comes_back(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     count = torch.empty(shape, dtype=dtype).nbytes
-    bits = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    bits = torch.randint(
+        0, 2 if dtype == torch.bool else 256, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     tensor = bits.view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
     stored, coded, errors = encode({"it": tensor}, "entropy")
     back = decode("it", stored["it"], coded["it"])

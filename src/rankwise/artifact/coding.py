@@ -67,7 +67,7 @@ def encode(tensors: Mapping[str, Tensor], storage: str) -> tuple[dict[str, Tenso
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         rounds = storage == "int8+entropy" and tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() > 0
-        if rounds and not tensor.isfinite().all():
+        if rounds and not tensor.float().isfinite().all():
             raise ValueError(f"tensor {name!r} is not finite, so it has no 8-bit form; store it with storage='entropy'")
         if rounds:
             numbers, scales = _rounded(tensor)

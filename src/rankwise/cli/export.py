@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,7 +87,6 @@ def export(
         import torch
 
         from ..arguments import arguments
-        from ..export import absorbed, folded
         from ..export.runners import medians, target_of
         from .data import DataOptions
         from .figures import input_shape_of
@@ -108,23 +108,37 @@ def export(
         example = load_example(data, shape, how, model)
         inputs = None if calibration is None else load_data(calibration, how, model=model, samples=samples).inputs
         write = _writer(target, dtype=dtype, calibration=inputs, opset=opset, fixed_batch=fixed_batch)
+        prepare = partial(_prepared, fold=fold, absorb=absorb)
         with tempfile.TemporaryDirectory() as folder:
             *beside, wanted = networks
-            files = {wanted: file} | {name: Path(folder) / f"{name}{file.suffix}" for name in beside}
-            for name in (wanted, *beside):
-                network = folded(networks[name]) if fold else networks[name]
+            files = {wanted: file}
+            with out.step(f"exporting {wanted}"):
+                write(prepare(networks[wanted]), example, file)
+            for name in beside:
                 with out.step(f"exporting {name}"):
-                    write(absorbed(network) if absorb else network, example, files[name])
+                    try:
+                        files[name] = write(prepare(networks[name]), example, Path(folder) / f"{name}{file.suffix}")
+                    except ValueError as error:  # the file that was asked for is there all the same
+                        out.note(f"the {name} network was not exported beside it: {error}")
             with out.step("measuring"):
-                times = medians(files, arguments(networks["dense"], example), threads=threads, target=target)
+                times = medians(files, arguments(networks[wanted], example), threads=threads, target=target)
             rows = [
                 {"network": name, "bytes": files[name].stat().st_size, "milliseconds": times[name] * 1e3}
                 for name in networks
+                if name in files
             ]
         out.show(exports_table(rows, threads))
         out.say(f"{file}: {target}{f' in {dtype}' if dtype else ''}, {file.stat().st_size:,} bytes, checked")
         result = {"file": file, "bytes": file.stat().st_size, "target": target, "dtype": dtype, "rows": rows}
         out.result("export", result)
+
+
+def _prepared(network: nn.Module, *, fold: bool, absorb: bool) -> nn.Module:
+    """The network with what the options want done before it is exported."""
+    from ..export import absorbed, folded
+
+    network = folded(network) if fold else network
+    return absorbed(network) if absorb else network
 
 
 def _writer(
@@ -135,8 +149,6 @@ def _writer(
     Raises:
         ValueError: for an option that the target does not have.
     """
-    from functools import partial
-
     from ..export import executorch, onnx, pt2
 
     if opset is not None and target != "onnx":

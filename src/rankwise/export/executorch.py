@@ -69,7 +69,7 @@ def executorch(
     need_executorch()
     model, path = unwrap(model), file_path(path, ".pte")
     check_dtype("executorch", dtype, calibration, model)
-    if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
+    if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
         model = copy.deepcopy(model).cpu()
     with pristine(model), quiet():
         example = arguments(model, example_input)
