@@ -16,13 +16,12 @@ from rankwise.export.runners import runner
 from rankwise.formats import FORMATS
 from rankwise.surgery import replace
 
-pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
-pytest.importorskip("executorch", reason="the extra [executorch] is not installed")
 WRITERS: dict[str, Callable[..., Path]] = {
     "onnx": export.onnx,
     "executorch": export.executorch,
     "pt2": export.pt2,
 }
+PACKAGES = {"onnx": "onnxruntime", "executorch": "executorch", "pt2": "torch"}
 SUFFIXES = {"onnx": ".onnx", "executorch": ".pte", "pt2": ".pt2"}
 
 
@@ -35,6 +34,10 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.conv(x)).relu().mean((2, 3), keepdim=True).flatten(1))
+
+
+def need(engine: str) -> None:
+    pytest.importorskip(PACKAGES[engine], reason=f"the extra [{engine}] is not installed")
 
 
 def compressed() -> nn.Module:
@@ -65,6 +68,7 @@ def images(samples: int) -> Tensor:
 def test_every_type(
     engine: str, dtype: str, least: float, most: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    need(engine)
     model, name = compressed(), f"net{SUFFIXES[engine]}"
     calibration = [images(5), images(3)] if dtype == "int8" else None
     with caplog.at_level(logging.INFO, "rankwise"):
@@ -93,12 +97,14 @@ def test_every_type(
     ],
 )
 def test_what_an_engine_does_not_have(engine: str, dtype: str, message: str, tmp_path: Path) -> None:
+    need(engine)
     with pytest.raises(ValueError, match=message):
         WRITERS[engine](compressed(), images(2), tmp_path / "net", dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
+    need("onnx")
     for kind, message in (
         ({"calibration": [images(2)]}, "calibration is given without a dtype"),
         ({"dtype": "fp16"}, r"is torch.float16 already; give it as model\.float\(\)"),
