@@ -27,11 +27,15 @@ def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(format_version=2), "format_version is 2, this rankwise reads 1; install"),
+        (lambda c: c.update(format_version=3), "format_version is 3, this rankwise reads up to 2; install"),
         (lambda c: c.pop("aliases"), "the field 'aliases' is missing"),
         (lambda c: c.update(code="import os"), "unknown field 'code'"),
         (lambda c: c.update(tensors_bytes=True), "tensors_bytes must be a positive integer, not 'True'"),
         (lambda c: c.update(structure={}), "structure must be a list of objects"),
+        (lambda c: c.update(storage="pickle"), "storage must be one of plain, entropy, int8.entropy, not 'pickle'"),
+        (lambda c: c.update(storage="entropy"), "coded: it must name exactly the stored tensors"),
+        (lambda c: c.update(folds={"norm": "conv"}), "dense_fingerprint|fresh model lacks"),
+        (lambda c: c.update(folds={"conv": "norm"}), "'conv' was folded into 'norm', the fresh model has no such pair"),
         (lambda c: c.update(plan=[]), "plan must be an object or null"),
         (lambda c: c.update(plan={"rows": 3}), "plan: rows must be a list"),
         (lambda c: c.update(aliases={"a": 3}), "aliases must be a map of strings"),

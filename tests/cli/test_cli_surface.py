@@ -23,14 +23,19 @@ WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
-    "compress": WORK | BUDGET | TIMING | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"},
+    "compress": WORK
+    | BUDGET
+    | TIMING
+    | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"}
+    | {"--fold", "--storage"},
     "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
     | (BUDGET - {"--keep", "--target-drop", "--minimise"})
     | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
     "apply": WORK
     | TIMING
-    | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape", "--importance"},
+    | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape", "--importance"}
+    | {"--fold", "--storage"},
     "heal": WORK
     | TIMING
     | {"DATA", "--artifact", "--out", "--test", "--minutes", "--epochs", "--augment", "--blocks", "--train", "--rate"}
@@ -41,7 +46,10 @@ OPTIONS = {
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
     | {"--checkpoint", "--resume", "--device", "--tune-rate"},
     "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage", "--roofline"},
-    "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"},
+    "export": SHARED
+    | DATA
+    | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
+    | {"--to", "--dtype", "--calibration", "--samples", "--fold", "--opset", "--fixed-batch", "--threads"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
 }

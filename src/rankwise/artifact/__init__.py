@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -18,9 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..folding import folds_of
 from ..guards import unwrap
 from ..plan import Plan
 from ..state import state_of
+from .coding import STORAGES, decode, encode
 from .directory import current, replacing
 from .manifest import Chain, Manifest, fingerprint, outline
 from .restore import restored
@@ -30,8 +34,16 @@ MANIFEST = "rankwise.json"
 WEIGHTS = "model.safetensors"
 
 
+logger = logging.getLogger("rankwise")
+
+
 def save(
-    model: nn.Module, directory: str | Path, *, plan: Plan | None = None, figures: Mapping[str, Any] | None = None
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    plan: Plan | None = None,
+    figures: Mapping[str, Any] | None = None,
+    storage: str = "plain",
 ) -> Path:
     """Write a compressed network to a directory, all of it or nothing.
 
@@ -42,23 +54,29 @@ def save(
         directory: a new or empty directory, or an artifact.
         plan: the plan it was made by, stored beside it.
         figures: measured figures, stored beside it: anything that JSON can hold.
+        storage: "plain"; "entropy", smaller files with the same bits back; "int8+entropy", weights rounded to 8 bits
+            first, one scale for each entry of their first dimension. What the last one loses is logged and stored.
 
     Returns:
         The directory.
 
     Raises:
-        ValueError: if the model or the figures hold what cannot be stored, or the directory holds something else.
+        ValueError: if the model or the figures hold what cannot be stored, the directory holds something else, or the
+            storage is unknown.
         OSError: naming the directory, if it cannot be written; an artifact that was there is unchanged.
 
     Example:
         >>> save(small, "out/", plan=plan, figures={"top1": 91.2})  # doctest: +SKIP
         PosixPath('out')
     """
+    if storage not in STORAGES:
+        raise ValueError(f"storage is {storage!r}; it must be one of {', '.join(STORAGES)}")
     model, directory = unwrap(model), Path(directory)
     state, structure = state_of(model), chains_of(model)
     dense = {name: chain.dense for chain in structure for name in chain.names}
     with replacing(directory, MANIFEST, own=(MANIFEST, WEIGHTS)) as new:
         _write_tensors(state.tensors, new / WEIGHTS)
+        coding = {} if storage == "plain" else _code_tensors(state.tensors, new / WEIGHTS, storage)
         manifest = Manifest(
             structure=structure,
             dense_fingerprint=fingerprint(outline(state.shapes(), dense)),
@@ -70,6 +88,8 @@ def save(
             plan=plan,
             figures=dict(figures or {}),
             provenance=_provenance(model),
+            folds=folds_of(model),
+            **coding,
         )
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         # safetensors makes a file that only its owner may read; give it the permissions that a plain file gets here
@@ -109,6 +129,32 @@ def load(fresh_model: nn.Module, directory: str | Path) -> nn.Module:
         raise ValueError(f"cannot load {directory}: {error}") from error
 
 
+def as_stored(model: nn.Module, storage: str) -> nn.Module:
+    """The network that `load` gives back after `save(model, ..., storage=storage)`.
+
+    Args:
+        model: a compressed network; it is not changed.
+        storage: as for `save`.
+
+    Returns:
+        The model itself where no number changes, else a copy with rounded weights.
+
+    Example:
+        >>> layer = as_stored(nn.Linear(8, 8), "int8+entropy")
+        >>> len(layer.weight[0].unique()) <= 255
+        True
+    """
+    if storage != "int8+entropy":
+        return model
+    made = copy.deepcopy(model)
+    tensors = state_of(made).tensors
+    stored, coded, _ = encode(tensors, storage)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(decode(name, stored[name], coded[name]))
+    return made
+
+
 def read(directory: str | Path) -> Manifest:
     """What an artifact says about itself: structure, plan, figures, provenance. No tensor is read.
 
@@ -143,6 +189,21 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
+def _code_tensors(tensors: Mapping[str, Tensor], path: Path, storage: str) -> dict[str, Any]:
+    """Write the tensors anew, coded; what the manifest says about that."""
+    plain_bytes = path.stat().st_size
+    stored, coded, errors = encode(tensors, storage)
+    _write_tensors(stored, path)
+    now = path.stat().st_size
+    text = f"{plain_bytes:,} bytes of tensors became {now:,} ({now / plain_bytes:.1%}) by storage {storage!r}"
+    if errors:
+        worst = max(errors, key=errors.__getitem__)
+        text += f"; weights were rounded to 8 bits, the largest relative error is {errors[worst]:.2%} in {worst}"
+    logger.info(text)
+    largest = max(errors.values()) if errors else None
+    return {"storage": storage, "coded": coded, "plain_bytes": plain_bytes, "largest_error": largest}
+
+
 def _check_tensors_file(path: Path, manifest: Manifest) -> None:
     fix = "the file is damaged or an incomplete copy: copy it again, or save the artifact again"
     if not path.is_file():
@@ -171,4 +232,4 @@ def _provenance(model: nn.Module) -> dict[str, str]:
     }
 
 
-__all__ = ["MANIFEST", "WEIGHTS", "Chain", "Manifest", "load", "read", "save"]
+__all__ = ["MANIFEST", "STORAGES", "WEIGHTS", "Chain", "Manifest", "as_stored", "load", "read", "save"]

@@ -10,8 +10,11 @@ from typing import Any
 
 from ..kinds import KINDS
 from ..plan import Plan
+from .coding import STORAGES, Coded, coded_from, is_coded
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What version 1 did not have.
+_SINCE_2: dict[str, Any] = {"storage": "plain", "coded": {}, "folds": {}, "plain_bytes": None, "largest_error": None}
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers compute in
 
 
@@ -58,6 +61,11 @@ class Manifest:
         plan: the plan that the model was made by.
         figures: measured figures, as they were handed to `save`.
         provenance: what wrote the artifact: versions, model class, time.
+        storage: how the tensors are stored, one of `coding.STORAGES`.
+        coded: name of every tensor -> how it was coded; empty where they are plain.
+        folds: name of every folded batch norm -> the layer that does its work.
+        plain_bytes: length of `model.safetensors` without coding, None where there is none.
+        largest_error: largest `||V - W|| / ||W||` of a tensor that was rounded to 8 bits, None without rounding.
         format_version: of this file.
     """
 
@@ -71,6 +79,11 @@ class Manifest:
     plan: Plan | None = None
     figures: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, str]
+    storage: str = "plain"
+    coded: dict[str, Coded] = field(default_factory=dict)
+    folds: dict[str, str] = field(default_factory=dict)
+    plain_bytes: int | None = None
+    largest_error: float | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -81,6 +94,7 @@ class Manifest:
         """
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
         plain["structure"] = [asdict(chain) for chain in self.structure]
+        plain["coded"] = {name: asdict(coded) for name, coded in self.coded.items()}
         plain["plan"] = None if self.plan is None else self.plan.to_dict()
         # the version comes first, so that a person sees it and a reader of another version finds it
         plain = {"format_version": plain.pop("format_version"), **plain}
@@ -107,12 +121,15 @@ class Manifest:
         if not isinstance(plain, dict):
             raise ValueError(f"a JSON object is needed, not {type(plain).__name__}")
         version = plain.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
+        if version not in range(1, FORMAT_VERSION + 1) or isinstance(version, bool):
             raise ValueError(
-                f"format_version is {version!r}, this rankwise reads {FORMAT_VERSION}; install the version that "
+                f"format_version is {version!r}, this rankwise reads up to {FORMAT_VERSION}; install the version that "
                 f"wrote the artifact, or save it again with this one"
             )
+        if version == 1:
+            plain = {**_SINCE_2, **plain}
         values = _checked(cls, plain, _MANIFEST, "")
+        values["coded"] = {name: coded_from(item) for name, item in values["coded"].items()}
         structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(values.pop("structure")))
         plan = None if values["plan"] is None else Plan.from_dict(values["plan"])
         return cls(**{**values, "structure": structure, "plan": plan})
@@ -172,6 +189,11 @@ _MANIFEST: dict[str, tuple[_Test, str]] = {
     "plan": (lambda value: value is None or isinstance(value, dict), "an object or null"),
     "figures": (lambda value: isinstance(value, dict), "an object"),
     "provenance": (_map_of(_is_text), "a map of strings"),
+    "storage": (lambda value: value in STORAGES, f"one of {', '.join(STORAGES)}"),
+    "coded": (_map_of(is_coded), "a map of dtype, shape, planes and int8"),
+    "folds": (_map_of(_is_text), "a map of strings"),
+    "plain_bytes": (lambda value: value is None or (_is_int(value) and value > 0), "a positive integer or null"),
+    "largest_error": (lambda value: value is None or isinstance(value, (int, float)), "a number or null"),
 }
 _CHAIN: dict[str, tuple[_Test, str]] = {
     "names": (_list_of(lambda value: isinstance(value, str) and value != "", least=1), "a list of module names"),

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..folding import refolded
 from ..formats import get_format
 from ..kinds import is_convolution, site_kind
 from ..sites import Site
 from ..state import DTYPES, NAMES, state_of
 from ..surgery import rebuild
+from .coding import decode
 from .manifest import Chain, Manifest, described, fingerprint, outline
 from .structure import can_be_channels_last, empty
 
@@ -24,12 +26,24 @@ SHOWN = 4
 def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
     """A copy of `fresh` with the stored chains and tensors.
 
-    Everything is compared before anything is built, and `fresh` is not changed.
+    Everything is compared before anything is built, and `fresh` is not changed. Coded tensors are compared by their
+    outlines and decoded last.
+
+    Args:
+        fresh: the dense architecture.
+        manifest: what the artifact says about itself.
+        tensors: as they are in the file.
 
     Raises:
         ValueError: saying what differs between the artifact and the fresh model.
     """
-    stored = _with_aliases(manifest, tensors)
+    if manifest.coded.keys() != (tensors.keys() if manifest.storage != "plain" else set()):
+        raise ValueError(
+            "coded: it must name exactly the stored tensors, or none of plain ones; save the artifact again"
+        )
+    outlines = {name: coded.outline() for name, coded in manifest.coded.items()}
+    stored = _with_aliases(manifest, outlines or tensors)
+    fresh = refolded(fresh, manifest.folds)
     _check_outline(fresh, manifest, stored)
     _check_ties(fresh, manifest, stored)
     tied = _tied(manifest, stored)
@@ -45,6 +59,9 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
                 rebuild(model, chain.names, get_format(chain.format), chain.ranks, chain.bias)
         for table, head in tied:
             rebuild(model, [*table.names, *head.names], get_format(head.format), head.ranks, head.bias)
+    _check_filling(model, stored)
+    if manifest.coded:
+        stored = _with_aliases(manifest, {name: decode(name, tensors[name], it) for name, it in manifest.coded.items()})
     _fill(model, manifest, stored)
     return model
 
@@ -143,8 +160,8 @@ def _check_tied(fresh: nn.Module, table: Chain, head: Chain) -> None:
         raise ValueError(f"{one!r} and {other!r} share factors of different formats or ranks; save the artifact again")
 
 
-def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
-    """Give every tensor of the model the shape, dtype, memory format and values of the stored one."""
+def _check_filling(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """Every tensor of the model must have a stored one of its shape and kind, shared with the same others."""
     own, state = model.state_dict(keep_vars=True), state_of(model)
     for name in sorted(own.keys() | stored.keys()):
         ours = tuple(own[name].shape) if name in own else None
@@ -162,6 +179,11 @@ def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) ->
             raise ValueError(
                 f"the model shares {name!r} with {first!r}, the artifact holds a value for each; save it again"
             )
+
+
+def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
+    """Give every tensor of the model the shape, dtype, memory format and values of the stored one."""
+    own, state = model.state_dict(keep_vars=True), state_of(model)
     model.zero_grad(set_to_none=True)
     for name, tensor in own.items():
         first = state.aliases.get(name, name)

@@ -33,6 +33,8 @@ def apply(
     method: options.Method = "auto",
     shrink: options.Shrink = None,
     importance: options.Importance = None,
+    fold: options.Fold = False,
+    storage: options.Stored = "plain",
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -53,8 +55,9 @@ def apply(
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
-        from .steps import Job, finish
+        from .steps import Job, check_storage, finish
 
+        check_storage(storage)
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         selection = Selection.of(importance)
         wanted = Plan.load(plan)
@@ -72,10 +75,11 @@ def apply(
             test=test,
             input_shape=input_shape,
             folder=out_folder,
+            fold=fold,
             gradients=wanted.metric == "fisher",
         )
         wanted = job.shrunk(job.edited(wanted), share, method)
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
         small = job.factorise(wanted, method, selection)
-        finish(job, small, wanted, out_folder, command="apply", timing=timing)
+        finish(job, small, wanted, out_folder, command="apply", timing=timing, storage=storage)

@@ -47,6 +47,8 @@ def compress(
     method: options.Method = "auto",
     shrink: options.Shrink = None,
     importance: options.Importance = None,
+    fold: options.Fold = False,
+    storage: options.Stored = "plain",
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -68,9 +70,10 @@ def compress(
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
-        from .steps import Job, finish, wishes_gradients
+        from .steps import Job, check_storage, finish, wishes_gradients
         from .trying import what_tries
 
+        check_storage(storage)
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         selection = Selection.of(importance)
         wishes = choose_options(
@@ -104,10 +107,11 @@ def compress(
             test=test,
             input_shape=input_shape,
             folder=out_folder,
+            fold=fold,
             gradients=wishes_gradients(wishes),
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
         plan = job.plan({**wishes, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method, selection)
-        finish(job, small, plan, out_folder, command="compress", timing=timing)
+        finish(job, small, plan, out_folder, command="compress", timing=timing, storage=storage)

@@ -1,14 +1,20 @@
-"""`rankwise export`: the compressed network as an ONNX file."""
+"""`rankwise export`: the network as a file for another engine."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Artifact = Annotated[
     Path | None,
@@ -17,16 +23,46 @@ Artifact = Annotated[
 Absorb = Annotated[
     bool, typer.Option("--absorb", help="Let neighbours take over the index operations of slr, where that is legal.")
 ]
-OnnxFile = Annotated[
-    Path, typer.Option("-o", "--out", metavar="FILE", show_default=False, help="The ONNX file to write.")
+File = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", show_default=False, help="The file to write.")]
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to", metavar="NAME", help="onnx, executorch or pt2 (torch.export); by the suffix: .onnx, .pte, .pt2."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="fp16, int8 (give --calibration) or int8-dynamic (linear layers) for onnx and executorch; fp16 or bf16 "
+        "for pt2; without it as the network is.",
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration", metavar="DATA", help="Inputs that the ranges of int8 come from; see DATA of other commands."
+    ),
+]
+Opset = Annotated[int | None, typer.Option("--opset", metavar="N", help="Operator set of ONNX.")]
+FixedBatch = Annotated[
+    bool, typer.Option("--fixed-batch", help="Fix the batch size at one; it is open without this, but in ExecuTorch.")
 ]
 
 
 def export(
     model: options.Model,
-    onnx_file: OnnxFile,
+    file: File,
     artifact: Artifact = None,
+    to: To = None,
+    dtype: Dtype = None,
+    calibration: Calibration = None,
+    samples: options.Samples = 512,
+    fold: options.Fold = False,
     absorb: Absorb = False,
+    opset: Opset = None,
+    fixed_batch: FixedBatch = False,
     weights: options.Weights = None,
     data: options.DataOption = None,
     input_shape: options.InputShape = None,
@@ -35,35 +71,91 @@ def export(
     normalise: options.Normalise = "auto",
     root: options.Root = Path("data"),
     split: options.Split = None,
+    threads: options.Threads = 1,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Write an ONNX file and check it against onnxruntime.
+    """Write a file for onnxruntime, ExecuTorch or torch, and check it in that engine.
 
     Example: [bold]rankwise export nets.py:build --artifact out/ -o model.onnx[/bold]
 
-    The artifact knows the shape of its input; elsewhere give [bold]--input-shape[/bold] or [bold]--data[/bold].
+    The artifact knows the shape of its input; elsewhere give [bold]--input-shape[/bold] or [bold]--data[/bold]. Beside
+    the compressed network the dense one is exported too, to show sizes and times of both.
     """
     with Output(json, debug=debug) as out:
         import torch
 
-        from ..export import absorbed, onnx
+        from ..arguments import arguments
+        from ..export.runners import medians, target_of
         from .data import DataOptions
         from .figures import input_shape_of
-        from .loading import load_example
+        from .loading import load_data, load_example
         from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
+        from .tables import exports_table
 
         torch.manual_seed(seed)
+        target = target_of(file, to)
         how = DataOptions(transform=transform, size=size, normalise=normalise, root=root, split=split, seed=seed)
         with out.step("loading"):
-            network = load_model(model, weights) if artifact is None else load_artifact(model, artifact)
+            networks = {"dense": load_model(model, weights)}
+            if artifact is not None:
+                networks["compressed"] = load_artifact(model, artifact)
         if artifact is None:
             warn_about_random_weights(out, model, weights)
         shape = input_shape or (None if data or artifact is None else input_shape_of(artifact))
         example = load_example(data, shape, how, model)
-        with out.step("exporting"):
-            written = Path(onnx(absorbed(network) if absorb else network, example, onnx_file))
-        out.say(f"{written}: {written.stat().st_size:,} bytes, agrees with onnxruntime")
-        out.result("export", {"file": written, "bytes": written.stat().st_size})
+        inputs = None if calibration is None else load_data(calibration, how, model=model, samples=samples).inputs
+        write = _writer(target, dtype=dtype, calibration=inputs, opset=opset, fixed_batch=fixed_batch)
+        prepare = partial(_prepared, fold=fold, absorb=absorb)
+        with tempfile.TemporaryDirectory() as folder:
+            *beside, wanted = networks
+            files = {wanted: file}
+            with out.step(f"exporting {wanted}"):
+                write(prepare(networks[wanted]), example, file)
+            for name in beside:
+                with out.step(f"exporting {name}"):
+                    try:
+                        files[name] = write(prepare(networks[name]), example, Path(folder) / f"{name}{file.suffix}")
+                    except ValueError as error:  # the file that was asked for is there all the same
+                        out.note(f"the {name} network was not exported beside it: {error}")
+            with out.step("measuring"):
+                times = medians(files, arguments(networks[wanted], example), threads=threads, target=target)
+            rows = [
+                {"network": name, "bytes": files[name].stat().st_size, "milliseconds": times[name] * 1e3}
+                for name in networks
+                if name in files
+            ]
+        out.show(exports_table(rows, threads))
+        out.say(f"{file}: {target}{f' in {dtype}' if dtype else ''}, {file.stat().st_size:,} bytes, checked")
+        result = {"file": file, "bytes": file.stat().st_size, "target": target, "dtype": dtype, "rows": rows}
+        out.result("export", result)
+
+
+def _prepared(network: nn.Module, *, fold: bool, absorb: bool) -> nn.Module:
+    """The network with what the options want done before it is exported."""
+    from ..export import absorbed, folded
+
+    network = folded(network) if fold else network
+    return absorbed(network) if absorb else network
+
+
+def _writer(
+    target: str, *, dtype: str | None, calibration: Any, opset: int | None, fixed_batch: bool
+) -> Callable[[nn.Module, Any, Path], Path]:
+    """The function that writes a network for a target.
+
+    Raises:
+        ValueError: for an option that the target does not have.
+    """
+    from ..export import executorch, onnx, pt2
+
+    if opset is not None and target != "onnx":
+        raise ValueError(f"--opset {opset} is of ONNX; {target} has no operator sets")
+    common: Mapping[str, Any] = {"dtype": dtype, "calibration": calibration}
+    if target == "executorch":
+        return partial(executorch, **common)
+    if target == "pt2":
+        return partial(pt2, dynamic_batch=not fixed_batch, **common)
+    return partial(onnx, dynamic_batch=not fixed_batch, opset=opset, **common)

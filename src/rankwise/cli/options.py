@@ -264,6 +264,22 @@ Importance = Annotated[
     ),
 ]
 
+Fold = Annotated[
+    bool,
+    typer.Option(
+        "--fold", help="Let layers do the work of the batch norms after them. An artifact remembers that it was done."
+    ),
+]
+Stored = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        metavar="NAME",
+        rich_help_panel=_OUTPUT,
+        help="plain; entropy: a smaller file with the same bits; int8+entropy: weights rounded to 8 bits first.",
+    ),
+]
+
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", rich_help_panel=_OUTPUT, help="Threads when latency is measured.")
 ]

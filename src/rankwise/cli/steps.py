@@ -72,17 +72,19 @@ class Job:
         input_shape: str | None = None,
         folder: Path | None = None,
         gradients: bool = False,
+        fold: bool = False,
     ) -> Job:
         """Load everything that the command names, before any long work begins."""
         import torch
 
         from ..find import find
+        from ..folding import folded
 
         torch.manual_seed(how.seed)
         if folder is not None:
             check_folder(folder)
         with out.step("loading the network"):
-            network = load_model(spec, weights)
+            network = folded(load_model(spec, weights)) if fold else load_model(spec, weights)
         warn_about_random_weights(out, spec, weights)
         with out.step("reading the data"):
             calibration = None if data is None else load_data(data, how, model=spec, samples=samples)
@@ -228,9 +230,11 @@ class Job:
             return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step, formats=formats)
 
 
-def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing) -> None:
+def finish(
+    job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing, storage: str = "plain"
+) -> None:
     """Write the artifact, measure it, and show what came out."""
-    from ..artifact import save
+    from ..artifact import as_stored, save
     from .figures import figures_of, measure
     from .tables import figures_table, plan_table
 
@@ -239,8 +243,8 @@ def finish(job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str
     save(small, folder, plan=plan)
     plan.save(folder / "plan.yaml")
     data = job.measured_on
-    figures = measure(job.out, {"dense": job.network, "compressed": small}, data, timing=timing)
-    save(small, folder, plan=plan, figures=figures_of(figures, data))
+    figures = measure(job.out, {"dense": job.network, "compressed": as_stored(small, storage)}, data, timing=timing)
+    save(small, folder, plan=plan, figures=figures_of(figures, data), storage=storage)
     job.out.show(plan_table(plan, job.sites, job.out.console.width))
     job.out.say("")
     job.out.show(figures_table(figures, timing.batch))
@@ -268,6 +272,14 @@ def wishes_gradients(wishes: Mapping[str, Any]) -> bool:
     from ..choose import needs_gradients
 
     return needs_gradients(wishes["metric"], wishes.get("rule", "knapsack"))
+
+
+def check_storage(storage: str) -> None:
+    """Refuse an unknown `--storage` before any long work begins."""
+    from ..artifact import STORAGES
+
+    if storage not in STORAGES:
+        raise ValueError(f"--storage {storage!r} is not one of {', '.join(STORAGES)}")
 
 
 def check_folder(folder: Path) -> None:

@@ -107,6 +107,17 @@ def roofline_table(roofline: Roofline) -> Table:
     return table
 
 
+def exports_table(rows: Sequence[Mapping[str, Any]], threads: int) -> Table:
+    """Size and time of exported files; rows as `rankwise export --json` writes them, dense first."""
+    table = _table("", right=("bytes", "share", f"ms, threads {threads}", ""))
+    for row in rows:
+        first = row is rows[0]
+        share = "" if first else _compared(rows[0]["bytes"], row["bytes"], "share")
+        speed = "" if first else _compared(rows[0]["milliseconds"], row["milliseconds"], "speed")
+        table.add_row(row["network"], f"{row['bytes']:,}", share, f"{row['milliseconds']:.3f}", speed)
+    return table
+
+
 # Figure -> (title, how to print it, what the last column says).
 _FIGURES: dict[str, tuple[str, str, str]] = {
     "params": ("parameters", "{:,.0f}", "share"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from ..folding import folded
 from .absorb import absorbed
+from .executorch import executorch
 from .onnx import onnx
+from .pt2 import pt2
 
-__all__ = ["absorbed", "onnx"]
+__all__ = ["absorbed", "executorch", "folded", "onnx", "pt2"]

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from ..formats import LowRank
 from ..formats.nested import Bands, Branches
 from ..guards import unwrap
+from ..tracing import traced
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -30,11 +31,6 @@ ALIKE = (
 )
 FUNCTIONS = (F.relu, F.gelu, F.silu, F.leaky_relu, torch.relu, torch.tanh, torch.sigmoid, F.tanh, F.sigmoid, F.dropout)
 METHODS = ("relu", "tanh", "sigmoid")
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LowRank) or super().is_leaf_module(m, module_qualified_name)
 
 
 @torch.no_grad()
@@ -61,12 +57,7 @@ def absorbed(model: nn.Module) -> nn.Module:
         )
     """
     made = copy.deepcopy(unwrap(model))
-    try:
-        graph = _Tracer().trace(made)
-    except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
-        raise ValueError(
-            f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}); export it with its indices"
-        ) from error
+    graph = traced(made, "export it with its indices")
     modules = dict(made.named_modules())
     uses = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     owners = Counter(id(parameter) for _, parameter in made.named_parameters(remove_duplicate=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from .compare import Arguments, compare, first_line, outputs
 
 
 def session(path: Path, threads: int | None = None) -> Any:
@@ -44,6 +45,27 @@ def feed(running: Any, given: Arguments) -> dict[str, Any]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
 
 
+def program(path: Path, threads: int | None = None) -> Callable[[Arguments], list[Tensor]]:
+    """The forward of an ONNX file, run by onnxruntime on the CPU.
+
+    Args:
+        path: the file.
+        threads: of onnxruntime, None for its own choice.
+
+    Returns:
+        A function of the arguments of the network's forward; it gives the output tensors.
+
+    Raises:
+        ValueError: if onnxruntime cannot run the file.
+    """
+    running = session(path, threads)
+
+    def run(given: Arguments) -> list[Tensor]:
+        return [torch.from_numpy(each) for each in running.run(None, feed(running, given))]
+
+    return run
+
+
 def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what: str) -> None:
     """Compare the outputs of a file with those of the network.
 
@@ -57,46 +79,12 @@ def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what
     Raises:
         ValueError: saying which output differs, and by how much.
     """
-    args, kwargs = given
+    exact = outputs(model, given, what)
+    run = program(path)
     try:
-        with torch.no_grad():
-            output = model(*args, **kwargs)
-    except Exception as error:
-        raise ValueError(
-            f"{type(model).__name__} itself does not run at {what} ({first_line(error)}); "
-            f"export with dynamic_batch=False"
-        ) from error
-    ours = [leaf.cpu() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    running = session(path)
-    try:
-        theirs = [torch.from_numpy(each) for each in running.run(None, feed(running, given))]
+        made = run(given)
     except Exception as error:
         raise ValueError(
             f"onnxruntime fails on the exported file at {what}: {first_line(error)}; export with dynamic_batch=False"
         ) from error
-    if [each.shape for each in ours] != [each.shape for each in theirs]:
-        raise ValueError(
-            f"at {what} the exported file gives outputs of shapes {[list(each.shape) for each in theirs]}, torch "
-            f"{[list(each.shape) for each in ours]}; export with dynamic_batch=False"
-        )
-    for index, (exact, other) in enumerate(zip(ours, theirs, strict=True)):
-        gap = difference(other, exact)
-        if not gap <= tolerance:
-            raise ValueError(
-                f"at {what} output {index} of the exported file is off by {gap:.2g} relative to torch, tolerance is "
-                f"{tolerance:g}; export model.float() where it is half precision, or accept it with a larger tolerance"
-            )
-
-
-def difference(other: Tensor, exact: Tensor) -> float:
-    """`max |other - exact| / max |exact|`; equal infinities and two NaN are equal."""
-    other, exact = other.double(), exact.double()
-    same = (other == exact) | (other.isnan() & exact.isnan())
-    gap = torch.where(same, 0.0, (other - exact).abs())
-    scale = float(torch.where(exact.isfinite(), exact.abs(), 0.0).amax()) if exact.numel() else 0.0
-    return (float(gap.amax()) if gap.numel() else 0.0) / (scale or 1.0)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message that is not empty."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    compare(made, exact, tolerance, what)

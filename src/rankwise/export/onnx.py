@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,15 @@ from ..arguments import arguments
 from ..batches import pristine, samples_in
 from ..guards import unwrap
 from ..state import state_of
-from .check import Arguments, check, first_line
+from .capture import captured, file_path, quiet, resized, root, site_of
+from .check import check
+from .check import program as run_by_onnxruntime
+from .dtypes import calibrating, check_dtype, gap
+from .onnx_dtypes import reduced
 
+logger = logging.getLogger("rankwise")
 # A protobuf file ends at 2 GB; above this the weights go to a file beside it.
 LARGEST_FILE = 1_900_000_000
-_LOUD = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 
 def onnx(
@@ -36,6 +37,8 @@ def onnx(
     opset: int | None = None,
     dynamic_batch: bool = True,
     tolerance: float = 1e-5,
+    dtype: str | None = None,
+    calibration: Iterable[Any] | None = None,
 ) -> Path:
     """Write a network as an ONNX file whose outputs are those of the network.
 
@@ -48,7 +51,10 @@ def onnx(
         path: the file. Weights beyond 1.9 GB go to `PATH.data` beside it.
         opset: ONNX operator set, None for the exporter's own.
         dynamic_batch: leave the first dimension of the inputs open.
-        tolerance: largest `max |onnx - torch| / max |torch|` over an output.
+        tolerance: largest `max |onnx - torch| / max |torch|` over an output, before numbers are rounded to `dtype`.
+        dtype: "fp16"; "int8", weights and activations by onnxruntime's quantiser; "int8-dynamic", linear layers alone.
+            None for the network's own. What it changes in the outputs is logged, not limited.
+        calibration: batches of inputs that ranges of "int8" come from, and on which the change is measured.
 
     Returns:
         The path.
@@ -62,45 +68,32 @@ def onnx(
         PosixPath('small.onnx')
     """
     _need_extra()
-    model, path = unwrap(model), Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; name a file, such as {path / 'model.onnx'}")
+    model, path = unwrap(model), file_path(path, ".onnx")
     if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values() if isinstance(tensor, Tensor)):
         raise ValueError("onnxruntime runs no bfloat16 on the CPU, so the file cannot be checked; export model.float()")
-    with pristine(model), _quiet():
+    check_dtype("onnx", dtype, calibration, model)
+    if dtype is not None and state_of(model).bytes > LARGEST_FILE:
+        raise ValueError(f"dtype {dtype} is for networks of up to {LARGEST_FILE:,} bytes; export this one without")
+    with pristine(model), quiet():
         example = arguments(model, example_input)
         size = samples_in(pytree.tree_leaves(example))
-        # a traced size of 1 would be taken for a constant
-        traced = _resized(example, size, max(size, 2)) if dynamic_batch else example
-        leaves = zip(pytree.tree_leaves(example), pytree.tree_leaves(traced), strict=True)
-        program = _captured(model, traced, [long for leaf, long in leaves if dynamic_batch and _batched(leaf, size)])
+        program = captured(model, example, dynamic_batch)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
             written = Path(folder) / path.name
             _convert(program, written, opset, state_of(model).bytes > LARGEST_FILE)
             check(model, written, example, tolerance, f"batch size {size}")
             if dynamic_batch:
-                check(model, written, _resized(example, size, size + 2), tolerance, f"batch size {size + 2}")
+                check(model, written, resized(example, size + 2), tolerance, f"batch size {size + 2}")
+            if dtype is not None:
+                batches = calibrating(model, calibration, example)
+                reduced(written, dtype, batches)
+                off = gap(model, run_by_onnxruntime(written), batches, dtype)
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights beside the file come first
                 os.replace(file, path.parent / file.name)
+    if dtype is not None:
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
     return path
-
-
-def _captured(model: nn.Module, given: Arguments, batched: list[Tensor]) -> torch.export.ExportedProgram:
-    shapes = torch.export.ShapesCollection()
-    for tensor in batched:
-        shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
-    args, kwargs = given
-    try:
-        dynamic = shapes.dynamic_shapes(model, args, kwargs) if batched else None
-        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:
-        if frozen := re.search(r"You marked (\S+) as dynamic .* to be a constant \((\d+)\)", str(error)):
-            reason = f"forward takes the batch size {frozen[1]} for the constant {frozen[2]}"
-            fix = "export with dynamic_batch=False, or read the size from the input"
-        else:
-            reason, fix = first_line(error), "take Python control flow that depends on tensor values out of forward"
-        raise ValueError(f"torch.export cannot capture {type(model).__name__}: {reason}; {fix}") from error
 
 
 def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | None, external: bool) -> None:
@@ -117,9 +110,9 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
         raise
     except Exception as error:
         operator = _operator(error)
-        where = f" in {_site_of(program, operator)}" if operator else ""
+        where = f" in {site_of(program, operator)}" if operator else ""
         raise ValueError(
-            f"ONNX has no translation for {operator or 'an operator'}{where}: {_root(error)}; "
+            f"ONNX has no translation for {operator or 'an operator'}{where}: {root(error)}; "
             f"compute it with other operators, or try another opset"
         ) from error
     got = {each.domain: each.version for each in onnx.load(str(path), load_external_data=False).opset_import}[""]
@@ -139,59 +132,12 @@ def _select(self: Any, dim: int, index: Any) -> Any:
     return op.GatherElements(self, op.Expand(index, others), axis=rank - 1)
 
 
-def _resized(given: Arguments, size: int, wanted: int) -> Arguments:
-    """The same arguments with samples repeated, or left out, until there are `wanted`."""
-    index = torch.arange(wanted) % size
-
-    def resize(leaf: Any) -> Any:
-        return leaf[index.to(leaf.device)] if _batched(leaf, size) else leaf
-
-    resized: Arguments = pytree.tree_map(resize, given)
-    return resized
-
-
-def _batched(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
-
-
 def _operator(error: BaseException | None) -> str | None:
     while error is not None:
         if found := re.search(r"op='([\w.:]+)'", str(error)):
             return found[1]
         error = error.__cause__
     return None
-
-
-def _site_of(program: torch.export.ExportedProgram, operator: str) -> str:
-    """The qualified name of the layer that calls an operator."""
-    for graph in (program.graph, program.run_decompositions().graph):
-        for node in graph.nodes:
-            if operator in str(node.target) and (stack := node.meta.get("nn_module_stack")):
-                name, kind = list(stack.values())[-1]
-                return f"layer {name!r} ({kind})" if name else "the model's own forward"
-    return "the network"
-
-
-def _root(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _LOUD]
-    levels = [logger.level for logger in loggers]
-    # the exporters print progress, and on failure whole graphs
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _need_extra() -> None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
 from ..evaluate.latency import evaluating, in_turns, synchronised, torch_threads
-from ..export.check import difference
+from ..export.compare import difference
 from ..find import find
 from ..guards import mark_for_running, unwrap
 from ..surgery import replace

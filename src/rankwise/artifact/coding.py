@@ -1,0 +1,205 @@
+"""Tensors coded for the disk: byte planes, each by the coder of the standard library that makes it smallest.
+
+The bytes of neighbouring numbers are alike at the same place: signs and exponents repeat, low mantissa bits are noise.
+Plane k holds byte k of every number; a plane of noise is stored as it is.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..state import DTYPES, NAMES
+
+STORAGES = ("plain", "entropy", "int8+entropy")
+# A plane that Huffman's code leaves larger than this share is noise, on which slower coders would be wasted.
+NOISE = 0.97
+# The dictionary is fixed here and not read from the file, so that the file cannot ask for memory.
+_LZMA: Any = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 22}]}
+CODERS = ("raw", "zlib", "lzma")
+_LARGEST = 1 << 48  # bytes of a tensor; far beyond memory, far below the overflow of their product
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """How a tensor was coded.
+
+    Attributes:
+        dtype: of the tensor, for instance "float32".
+        shape: of the tensor.
+        planes: coder and stored bytes of every byte plane; the stored tensor is their concatenation.
+        int8: whether its numbers were rounded to 8 bits, one scale for each entry of the first dimension.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    planes: tuple[tuple[str, int], ...]
+    int8: bool
+
+    def outline(self) -> Tensor:
+        """A tensor of that shape and dtype without memory."""
+        return torch.empty(self.shape, dtype=DTYPES[self.dtype], device="meta")
+
+
+def encode(tensors: Mapping[str, Tensor], storage: str) -> tuple[dict[str, Tensor], dict[str, Coded], dict[str, float]]:
+    """Code tensors.
+
+    Args:
+        tensors: on the CPU, contiguous or not.
+        storage: "entropy" keeps every bit; "int8+entropy" rounds weights (two dimensions and more) to 8 bits first.
+
+    Returns:
+        Bytes to store, how they were coded, and for each rounded tensor `||V - W|| / ||W||`.
+
+    Raises:
+        ValueError: if a tensor that is to be rounded is not finite.
+    """
+    stored: dict[str, Tensor] = {}
+    coded: dict[str, Coded] = {}
+    errors: dict[str, float] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        rounds = storage == "int8+entropy" and tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() > 0
+        if rounds and not tensor.float().isfinite().all():
+            raise ValueError(f"tensor {name!r} is not finite, so it has no 8-bit form; store it with storage='entropy'")
+        if rounds:
+            numbers, scales = _rounded(tensor)
+            planes = [_bytes(numbers), *_planes(scales)]
+            norm = float(tensor.double().norm())
+            gap = float((_unrounded(numbers, scales, tensor.dtype).double() - tensor.double()).norm())
+            errors[name] = gap / norm if norm else gap
+        else:
+            planes = _planes(tensor)
+        made = [_compressed(plane) for plane in planes]
+        stored[name] = torch.frombuffer(bytearray(b"".join(data for _, data in made) or b"\0"), dtype=torch.uint8)
+        coded[name] = Coded(
+            dtype=NAMES[tensor.dtype],
+            shape=tuple(tensor.shape),
+            planes=tuple((coder, len(data)) for coder, data in made),
+            int8=rounds,
+        )
+    return stored, coded, errors
+
+
+def decode(name: str, stored: Tensor, coded: Coded) -> Tensor:
+    """The tensor, from its stored bytes.
+
+    No more than the bytes of the declared shape are ever made, so compare that shape with the network's first.
+
+    Raises:
+        ValueError: naming a tensor whose bytes are not what they should be.
+    """
+    dtype, numbers = DTYPES[coded.dtype], math.prod(coded.shape)
+    scales = coded.shape[0] if coded.int8 else 0
+    sizes = [numbers, *[scales] * 4] if coded.int8 else [numbers] * dtype.itemsize
+    lengths = [length for _, length in coded.planes]
+    if len(lengths) != len(sizes) or stored.dtype != torch.uint8 or stored.dim() != 1 or sum(lengths) > len(stored):
+        raise ValueError(f"tensor {name!r}: its stored bytes are not those that the manifest says")
+    data, start, planes = stored.numpy().tobytes(), 0, []
+    for (coder, length), size in zip(coded.planes, sizes, strict=True):
+        planes.append(_expanded(name, coder, data[start : start + length], size))
+        start += length
+    if coded.int8:
+        rows = _joined(planes[1:], torch.float32)
+        return _unrounded(_tensor(planes[0], torch.int8).reshape(coded.shape), rows, dtype)
+    return _joined(planes, dtype).reshape(coded.shape)
+
+
+def is_coded(value: Any) -> bool:
+    """Whether a plain value of JSON is a `Coded` that can be outlined."""
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "planes", "int8"}:
+        return False
+    dtype, shape, planes, int8 = (value[key] for key in ("dtype", "shape", "planes", "int8"))
+    if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(int8, bool):
+        return False
+    if not isinstance(shape, list) or not all(_is_count(side) for side in shape):
+        return False
+    if math.prod(shape) * DTYPES[dtype].itemsize > _LARGEST or (int8 and len(shape) < 2):
+        return False
+    pairs = isinstance(planes, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in planes)
+    return pairs and all(coder in CODERS and _is_count(length) for coder, length in planes)
+
+
+def coded_from(plain: Mapping[str, Any]) -> Coded:
+    """The object of a plain value that `is_coded`."""
+    planes = tuple((coder, length) for coder, length in plain["planes"])
+    return Coded(dtype=plain["dtype"], shape=tuple(plain["shape"]), planes=planes, int8=plain["int8"])
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
+
+
+def _rounded(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127, and one scale for each entry of the first dimension."""
+    rows = tensor.float().flatten(1)
+    scales = rows.abs().amax(1) / 127
+    numbers = (rows / torch.where(scales > 0, scales, 1.0)[:, None]).round().clamp(-127, 127)
+    return numbers.to(torch.int8).reshape(tensor.shape), scales
+
+
+def _unrounded(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return (numbers.float() * scales.reshape(-1, *[1] * (numbers.dim() - 1))).to(dtype)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()) if tensor.numel() else b""
+
+
+def _planes(tensor: Tensor) -> list[bytes]:
+    width = tensor.dtype.itemsize
+    whole = _bytes(tensor)
+    return [whole[place::width] for place in range(width)]
+
+
+def _joined(planes: list[bytes], dtype: torch.dtype) -> Tensor:
+    whole = bytearray(len(planes[0]) * len(planes))
+    for place, plane in enumerate(planes):
+        whole[place :: len(planes)] = plane
+    return _tensor(whole, dtype)
+
+
+def _tensor(data: bytes | bytearray, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+
+def _compressed(plane: bytes) -> tuple[str, bytes]:
+    """The shortest form of a plane."""
+    huffman = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
+    ways = [("raw", plane), ("zlib", huffman.compress(plane) + huffman.flush())]
+    if len(ways[1][1]) < NOISE * len(plane):
+        ways += [("zlib", zlib.compress(plane, 9)), ("lzma", lzma.compress(plane, **_LZMA))]
+    return min(ways, key=lambda way: len(way[1]))
+
+
+def _expanded(name: str, coder: str, data: bytes, size: int) -> bytes:
+    """A plane of `size` bytes; a stream that holds more is not read to its end."""
+    if coder == "raw":
+        made, left = data, False
+    elif not size:
+        raise ValueError(f"tensor {name!r}: an empty plane is stored as it is, not by {coder}")
+    else:
+        try:
+            stream: Any = zlib.decompressobj() if coder == "zlib" else lzma.LZMADecompressor(**_LZMA)
+            made = stream.decompress(data, size)
+            # the end of the stream may still wait in the input: one byte more shows whether it holds numbers
+            rest = stream.unconsumed_tail if coder == "zlib" else b""
+            left = not stream.eof and bool(stream.decompress(rest, 1))
+            left = left or not stream.eof or bool(stream.unused_data)
+        except (zlib.error, lzma.LZMAError, EOFError) as error:
+            raise ValueError(
+                f"tensor {name!r}: its {coder} stream is damaged ({error}); save the artifact again"
+            ) from error
+    if left or len(made) != size:
+        raise ValueError(
+            f"tensor {name!r}: its {coder} stream does not hold the {size:,} bytes that its shape needs; "
+            f"save the artifact again"
+        )
+    return made

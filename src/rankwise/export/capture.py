@@ -1,0 +1,120 @@
+"""What all exports share: a captured program, and where an operator of it comes from."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..batches import samples_in
+from .compare import Arguments, first_line
+
+_LOUD = (
+    *("torch.onnx", "torch.export", "torch.fx", "torch.utils._pytree", "onnxscript", "onnx_ir"),
+    *("executorch", "torchao"),
+)
+
+
+def captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> torch.export.ExportedProgram:
+    """The program of a network, with the first dimension of its inputs open or as it is.
+
+    Raises:
+        ValueError: saying why `torch.export` cannot capture the network.
+    """
+    size = samples_in(pytree.tree_leaves(given))
+    # a traced size of 1 would be taken for a constant
+    traced = resized(given, max(size, 2)) if dynamic_batch else given
+    leaves = zip(pytree.tree_leaves(given), pytree.tree_leaves(traced), strict=True)
+    shapes = torch.export.ShapesCollection()
+    batched = [long for leaf, long in leaves if dynamic_batch and _batched(leaf, size)]
+    for tensor in batched:
+        shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
+    args, kwargs = traced
+    try:
+        dynamic = shapes.dynamic_shapes(model, args, kwargs) if batched else None
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        if frozen := re.search(r"You marked (\S+) as dynamic .* to be a constant \((\d+)\)", str(error)):
+            reason = f"forward takes the batch size {frozen[1]} for the constant {frozen[2]}"
+            fix = "export with dynamic_batch=False, or read the size from the input"
+        else:
+            reason, fix = first_line(error), "take Python control flow that depends on tensor values out of forward"
+        raise ValueError(f"torch.export cannot capture {type(model).__name__}: {reason}; {fix}") from error
+
+
+def resized(given: Arguments, wanted: int) -> Arguments:
+    """The same arguments with samples repeated, or left out, until there are `wanted`."""
+    size = samples_in(pytree.tree_leaves(given))
+    index = torch.arange(wanted) % size
+
+    def resize(leaf: Any) -> Any:
+        return leaf[index.to(leaf.device)] if _batched(leaf, size) else leaf
+
+    made: Arguments = pytree.tree_map(resize, given)
+    return made
+
+
+def _batched(leaf: Any, size: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
+
+
+def site_of(program: torch.export.ExportedProgram, operator: str) -> str:
+    """The layer that calls an operator, in words."""
+    for graph in (program.graph, program.run_decompositions().graph):
+        for node in graph.nodes:
+            if operator in str(node.target) and (where := layer_of(node)):
+                return where
+    return "the network"
+
+
+def layer_of(node: fx.Node) -> str | None:
+    """The layer that a node of a program belongs to, in words."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    name, kind = list(stack.values())[-1]
+    return f"layer {name!r} ({kind})" if name else "the model's own forward"
+
+
+def root(error: BaseException) -> str:
+    """The first line of what an error came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def file_path(path: str | Path, suffix: str) -> Path:
+    """The path of a file to write.
+
+    Raises:
+        ValueError: if it is a directory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; name a file, such as {path / ('model' + suffix)}")
+    return path
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence for exporters, which print progress, and on failure whole graphs."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,74 @@
+"""The outputs of an exported file beside those of the network it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in a nested value, in the order in which programs take and give them."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def outputs(model: nn.Module, given: Arguments, what: str) -> list[Tensor]:
+    """The outputs of a network on the CPU.
+
+    Raises:
+        ValueError: if the network does not run.
+    """
+    args, kwargs = given
+    try:
+        with torch.no_grad():
+            return [leaf.cpu() for leaf in tensors_in(model(*args, **kwargs))]
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} itself does not run at {what} ({first_line(error)}); "
+            f"export with dynamic_batch=False"
+        ) from error
+
+
+def compare(made: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float, what: str) -> None:
+    """Refuse outputs that differ from the network's.
+
+    Args:
+        made: outputs of the exported file.
+        exact: outputs of the network.
+        tolerance: largest `max |made - exact| / max |exact|` over an output.
+        what: what is special about the inputs, for messages.
+
+    Raises:
+        ValueError: saying which output differs, and by how much.
+    """
+    if [each.shape for each in exact] != [each.shape for each in made]:
+        raise ValueError(
+            f"at {what} the exported file gives outputs of shapes {[list(each.shape) for each in made]}, torch "
+            f"{[list(each.shape) for each in exact]}; export with dynamic_batch=False"
+        )
+    for index, (one, other) in enumerate(zip(made, exact, strict=True)):
+        gap = difference(one, other)
+        if not gap <= tolerance:
+            raise ValueError(
+                f"at {what} output {index} of the exported file is off by {gap:.2g} relative to torch, tolerance is "
+                f"{tolerance:g}; export model.float() where it is half precision, or accept it with a larger tolerance"
+            )
+
+
+def difference(made: Tensor, exact: Tensor) -> float:
+    """`max |made - exact| / max |exact|`; equal infinities and two NaN are equal."""
+    made, exact = made.double(), exact.double()
+    same = (made == exact) | (made.isnan() & exact.isnan())
+    gap = torch.where(same, 0.0, (made - exact).abs())
+    scale = float(torch.where(exact.isfinite(), exact.abs(), 0.0).amax()) if exact.numel() else 0.0
+    return (float(gap.amax()) if gap.numel() else 0.0) / (scale or 1.0)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that is not empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,127 @@
+"""Number types of exported files: which engine has which, and how far the outputs go from the network's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..arguments import arguments
+from ..batches import Batches, samples_in
+from .capture import resized
+from .compare import Arguments, difference, outputs
+
+FLOATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {
+    "onnx": ("fp16", "int8", "int8-dynamic"),
+    "executorch": ("fp16", "int8", "int8-dynamic"),
+    "pt2": ("fp16", "bf16"),
+}
+
+
+def check_dtype(engine: str, dtype: str | None, calibration: Any, model: nn.Module) -> None:
+    """Refuse what an engine cannot do.
+
+    Args:
+        engine: a key of `DTYPES`.
+        dtype: of the file, None for the network's own.
+        calibration: inputs, or None.
+        model: the network.
+
+    Raises:
+        ValueError: saying what can be had.
+    """
+    if dtype is None:
+        if calibration is not None:
+            raise ValueError("calibration is given without a dtype; name one, such as dtype='int8'")
+        return
+    if dtype not in DTYPES[engine]:
+        elsewhere = [other for other, names in DTYPES.items() if dtype in names]
+        there = f"{' and '.join(elsewhere)} can hold {dtype}" if elsewhere else f"no file can hold {dtype}"
+        raise ValueError(f"dtype is {dtype!r}; {engine} files can hold {', '.join(DTYPES[engine])}; {there}")
+    if dtype == "int8" and calibration is None:
+        raise ValueError(
+            "dtype int8 fixes the ranges of all activations, which takes samples: give calibration, some hundred "
+            "inputs such as the network will see, or take int8-dynamic, which rounds linear layers alone"
+        )
+    if other := {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}:
+        raise ValueError(f"the network is {other.pop()} already; give it as model.float() with dtype={dtype!r}")
+
+
+def cast(model: nn.Module, dtype: str) -> nn.Module:
+    """A copy that computes in another type; its inputs and outputs stay float32.
+
+    Example:
+        >>> cast(nn.Linear(2, 1), "bf16")(torch.ones(1, 2)).dtype
+        torch.float32
+    """
+    made, inside = copy.deepcopy(model).to(FLOATS[dtype]), FLOATS[dtype]
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return _floats_to((args, kwargs), inside)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        return _floats_to(output, torch.float32)
+
+    made.register_forward_pre_hook(enter, with_kwargs=True)
+    made.register_forward_hook(leave)
+    return made
+
+
+def calibrating(model: nn.Module, calibration: Iterable[Any] | None, example: Arguments) -> list[Arguments]:
+    """Arguments of the forward for all calibration samples, as many in each as in the example; else the example."""
+    if calibration is None:
+        return [example]
+    size = samples_in(pytree.tree_leaves(example))
+    given = (arguments(model, batch) for batch in Batches.of(calibration))
+    return [part for whole in given for part in _parts(whole, size)]
+
+
+def gap(model: nn.Module, run: Callable[[Arguments], list[Tensor]], batches: Iterable[Arguments], dtype: str) -> float:
+    """The largest `max |made - exact| / max |exact|` of an output over batches.
+
+    Args:
+        model: the network.
+        run: the exported file.
+        batches: arguments of the forward.
+        dtype: of the file, for the message.
+
+    Raises:
+        ValueError: if an output is not finite where the network's is.
+    """
+    worst = 0.0
+    for given in batches:
+        for made, exact in zip(run(given), outputs(model, given, "the calibration samples"), strict=True):
+            if bool((~made.isfinite() & exact.isfinite()).any()):
+                raise ValueError(
+                    f"in {dtype} outputs are not finite: its range is too small for this network; take another dtype"
+                )
+            worst = max(worst, difference(made, exact))
+    return worst
+
+
+def _parts(given: Arguments, size: int) -> Iterator[Arguments]:
+    """The same samples, `size` at a time; the last ones are repeated where they do not fill a part."""
+    samples = samples_in(pytree.tree_leaves(given))
+    for start in range(0, samples, size):
+        stop = min(start + size, samples)
+
+        def cut(leaf: Any, start: int = start, stop: int = stop) -> Any:
+            whole = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == samples
+            return leaf[start:stop] if whole else leaf
+
+        yield resized(pytree.tree_map(cut, given), size)
+
+
+def _floats_to(value: Any, dtype: torch.dtype) -> Any:
+    def to(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(to, value)
+
+
+__all__ = ["DTYPES", "FLOATS", "calibrating", "cast", "check_dtype", "gap"]

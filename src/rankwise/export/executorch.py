@@ -1,0 +1,157 @@
+"""ExecuTorch files for phones and small devices, checked in ExecuTorch before they appear."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..arguments import arguments
+from ..batches import pristine, samples_in
+from ..files import replacing
+from ..guards import unwrap
+from .capture import captured, file_path, layer_of, quiet, root, site_of
+from .check_executorch import check
+from .check_executorch import program as run_by_executorch
+from .compare import tensors_in
+from .dtypes import calibrating, cast, check_dtype, gap
+from .executorch_int8 import rounded
+
+logger = logging.getLogger("rankwise")
+SHOWN = 4
+
+
+def executorch(
+    model: nn.Module,
+    example_input: Any,
+    path: str | Path,
+    *,
+    tolerance: float = 1e-4,
+    dtype: str | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> Path:
+    """Write a network as an ExecuTorch file whose outputs are those of the network.
+
+    XNNPACK takes what it can, portable kernels, which are slow, run the rest; both are logged. The file is run in
+    ExecuTorch on the example and appears at `path` only when it agrees. It takes the shapes of the example, batch size
+    included: memory is planned when the file is made.
+
+    Args:
+        model: a dense or compressed network; it is exported in eval mode and not changed.
+        example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
+        path: the file.
+        tolerance: largest `max |executorch - torch| / max |torch|` over an output; it holds without a `dtype`.
+        dtype: "fp16"; "int8", weights and activations by XNNPACK's quantiser; "int8-dynamic", linear layers alone.
+            None for the network's own. What it changes in the outputs is logged, not limited.
+        calibration: batches of inputs that ranges of "int8" come from, and on which the change is measured.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the network cannot be lowered, naming the operator and the layer, or the outputs disagree.
+        ImportError: if the extra `[executorch]` is not installed.
+
+    Example:
+        >>> executorch(small, torch.randn(1, 3, 32, 32), "small.pte")  # doctest: +SKIP
+        PosixPath('small.pte')
+    """
+    need_executorch()
+    model, path = unwrap(model), file_path(path, ".pte")
+    check_dtype("executorch", dtype, calibration, model)
+    if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
+        model = copy.deepcopy(model).cpu()
+    with pristine(model), quiet():
+        example = arguments(model, example_input)
+        batches = calibrating(model, calibration, example)
+        if dtype in ("int8", "int8-dynamic"):
+            program = rounded(captured(model, example, dynamic_batch=False), example, batches, dtype)
+        else:
+            program = captured(model if dtype is None else cast(model, dtype), example, dynamic_batch=False)
+        made, told = lowered(program)
+        with replacing(path) as written:
+            with written.open("wb") as file:
+                made.write_to_file(file)
+            if dtype is None:
+                check(model, written, example, tolerance, f"batch size {samples_in(pytree.tree_leaves(example))}")
+            else:
+                run = run_by_executorch(written)
+                off = gap(model, lambda given: run(tensors_in(given)), batches, dtype)
+    logger.info(told)
+    if dtype is not None:
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
+    return path
+
+
+def lowered(program: torch.export.ExportedProgram) -> tuple[Any, str]:
+    """The program for ExecuTorch, and a sentence about who runs it: XNNPACK, and portable kernels if any.
+
+    Raises:
+        ValueError: naming the operator and the layer that cannot be lowered.
+    """
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.runtime import Runtime
+
+        try:
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            told = _told(edge.exported_program())
+            made = edge.to_executorch()
+        except Exception as error:
+            found = re.search(r"\baten(\.|::)(\w+)", str(error))
+            raise ValueError(_refusal(program, f"aten.{found[2]}" if found else None, root(error))) from error
+    there = Runtime.get().operator_registry.operator_names
+    for plan in made.executorch_program.execution_plan:
+        for kernel in plan.operators:
+            if f"{kernel.name}.{kernel.overload}".rstrip(".") not in there:
+                name = kernel.name.replace("::", ".")
+                raise ValueError(_refusal(program, name, "the runtime has no kernel for it"))
+    return made, told
+
+
+def _refusal(program: torch.export.ExportedProgram, name: str | None, reason: str) -> str:
+    where = f"{name} in {site_of(program, name)}" if name else "an operator"
+    return f"ExecuTorch cannot run {where}: {reason}; compute it with other operators, or export to ONNX"
+
+
+def _told(program: torch.export.ExportedProgram) -> str:
+    """Who runs the nodes of a lowered program."""
+    parts, inside = 0, 0
+    portable: Counter[str] = Counter()
+    for node in program.graph.nodes:
+        if node.op == "get_attr" and hasattr(part := getattr(program.graph_module, node.target), "original_module"):
+            parts += 1
+            inside += sum(_computes(each) for each in part.original_module.graph.nodes)
+        elif _computes(node) and "executorch_call_delegate" not in str(node.target):
+            portable[f"{node.target._name} in {layer_of(node) or 'the network'}"] += 1
+    told = f"XNNPACK runs {inside} operators in {parts} part{'' if parts == 1 else 's'}"
+    if not portable:
+        return f"{told}, and nothing is left for portable kernels"
+    rest = [f"{name}{f' ({count} times)' if count > 1 else ''}" for name, count in portable.most_common(SHOWN)]
+    more = f" and {len(portable) - SHOWN} more" if len(portable) > SHOWN else ""
+    return f"{told}; portable kernels, which are slower, run {', '.join(rest)}{more}"
+
+
+def _computes(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and node.target is not operator.getitem
+
+
+def need_executorch() -> None:
+    """Refuse to go on without the extra.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    if find_spec("executorch") is None:
+        raise ImportError("ExecuTorch export needs executorch: pip install 'rankwise[executorch]'")

@@ -1,0 +1,106 @@
+"""torch.export files, checked after reading them back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..arguments import arguments
+from ..batches import pristine, samples_in
+from ..files import replacing
+from ..guards import unwrap
+from .capture import captured, file_path, quiet, resized
+from .compare import Arguments, compare, first_line, outputs, tensors_in
+from .dtypes import calibrating, cast, check_dtype, gap
+
+logger = logging.getLogger("rankwise")
+
+
+def pt2(
+    model: nn.Module,
+    example_input: Any,
+    path: str | Path,
+    *,
+    dynamic_batch: bool = True,
+    tolerance: float = 1e-5,
+    dtype: str | None = None,
+    calibration: Iterable[Any] | None = None,
+) -> Path:
+    """Write a network as a file of `torch.export`, which runs without the Python source of the network.
+
+    The file is read back and run on the example, and with `dynamic_batch` on another batch size too, and appears at
+    `path` only when it agrees. `torch.export.load(path).module()` is the network again, for `torch.compile` or
+    `torch._inductor.aoti_compile_and_package` as well.
+
+    Args:
+        model: a dense or compressed network; it is exported in eval mode and not changed.
+        example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
+        path: the file.
+        dynamic_batch: leave the first dimension of the inputs open.
+        tolerance: largest `max |file - torch| / max |torch|` over an output.
+        dtype: "fp16" or "bf16", with inputs and outputs in float32; None for the network's own. What it changes in
+            the outputs is logged, not limited.
+        calibration: batches of inputs on which the change is measured; else the example.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the network cannot be captured, or the outputs disagree.
+
+    Example:
+        >>> pt2(small, torch.randn(1, 3, 32, 32), "small.pt2")  # doctest: +SKIP
+        PosixPath('small.pt2')
+    """
+    model, path = unwrap(model), file_path(path, ".pt2")
+    check_dtype("pt2", dtype, calibration, model)
+    with pristine(model), quiet():
+        example = arguments(model, example_input)
+        size = samples_in(pytree.tree_leaves(example))
+        source = model if dtype is None else cast(model, dtype)
+        program = captured(source, example, dynamic_batch)
+        with replacing(path) as written:
+            with written.open("wb") as file:
+                torch.export.save(program, file)
+            run = run_by_torch(written)
+            for batch in (size, size + 2) if dynamic_batch else (size,):
+                given, what = resized(example, batch), f"batch size {batch}"
+                exact = outputs(source, given, what)
+                compare(_tried(run, given, what), exact, tolerance, what)
+            if dtype is not None:
+                off = gap(model, run, calibrating(model, calibration, example), dtype)
+    if dtype is not None:
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
+    return path
+
+
+def run_by_torch(path: Path) -> Callable[[Arguments], list[Tensor]]:
+    """The forward of a .pt2 file.
+
+    Returns:
+        A function of the arguments of the network's forward; it gives the output tensors.
+    """
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(given: Arguments) -> list[Tensor]:
+        args, kwargs = given
+        with torch.no_grad():
+            return [each.cpu() for each in tensors_in(module(*args, **kwargs))]
+
+    return run
+
+
+def _tried(run: Callable[[Arguments], list[Tensor]], given: Arguments, what: str) -> list[Tensor]:
+    try:
+        return run(given)
+    except Exception as error:
+        raise ValueError(
+            f"the exported file does not run at {what} ({first_line(error)}); export with dynamic_batch=False"
+        ) from error

@@ -1,0 +1,98 @@
+"""Run an exported file in its engine, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ..evaluate.latency import in_turns
+from .compare import Arguments, tensors_in
+
+# Target -> (suffix of its files, package that runs them, extra that installs it).
+TARGETS = {
+    "onnx": (".onnx", "onnxruntime", "onnx"),
+    "executorch": (".pte", "executorch", "executorch"),
+    "pt2": (".pt2", "torch", ""),
+}
+
+
+def target_of(path: Path, target: str | None = None) -> str:
+    """The target of a file: the one that is named, else by its suffix.
+
+    Raises:
+        ValueError: for an unknown target or suffix.
+        ImportError: if its engine is not installed.
+    """
+    if target is not None and target not in TARGETS:
+        raise ValueError(f"there is no target {target!r}; the targets are {', '.join(TARGETS)}")
+    found = target or next((name for name, (suffix, _, _) in TARGETS.items() if path.suffix == suffix), None)
+    if found is None:
+        known = ", ".join(f"{suffix} ({name})" for name, (suffix, _, _) in TARGETS.items())
+        raise ValueError(f"{path} does not say what it is to be: the suffixes are {known}; or name the target")
+    _, package, extra = TARGETS[found]
+    if find_spec(package) is None:
+        there = [name for name, (_, other, _) in TARGETS.items() if find_spec(other) is not None]
+        raise ImportError(
+            f"target {found} needs {package}: pip install 'rankwise[{extra}]'; installed are {', '.join(there)}"
+        )
+    return found
+
+
+def runner(path: Path, threads: int | None = None, target: str | None = None) -> Callable[[Arguments], list[Tensor]]:
+    """The forward of an exported file.
+
+    Args:
+        path: the file.
+        threads: of onnxruntime or ExecuTorch, None for the engine's own choice; torch has its own setting.
+        target: a key of `TARGETS`, None to go by the suffix.
+
+    Returns:
+        A function of the arguments of the network's forward; it gives the output tensors.
+
+    Raises:
+        ValueError: if the engine cannot run the file, or the suffix is unknown.
+        ImportError: if the engine is not installed.
+
+    Example:
+        >>> runner(Path("small.onnx"), threads=1)(((torch.randn(1, 3, 32, 32),), {}))  # doctest: +SKIP
+    """
+    target = target_of(path, target)
+    if target == "onnx":
+        from .check import program as run_by_onnxruntime
+
+        return run_by_onnxruntime(path, threads)
+    if target == "executorch":
+        from .check_executorch import program as run_by_executorch
+
+        run = run_by_executorch(path, threads)
+        return lambda given: run(tensors_in(given))
+    from .pt2 import run_by_torch
+
+    return run_by_torch(path)
+
+
+def medians(
+    files: Mapping[str, Path], given: Arguments, *, threads: int = 1, target: str | None = None, rounds: int = 30
+) -> dict[str, float]:
+    """Median seconds for one forward of exported files that take turns, so that their ratio holds on a busy machine.
+
+    Args:
+        files: by name.
+        given: arguments of the network's forward.
+        threads: of the engine; torch's own setting is restored.
+        target: a key of `TARGETS`, None to go by the suffixes.
+        rounds: measured ones, after three others.
+    """
+    runs = {name: partial(runner(path, threads, target), given) for name, path in files.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return {name: median(seconds) for name, seconds in in_turns(runs, rounds, 3).items()}
+    finally:
+        torch.set_num_threads(before)

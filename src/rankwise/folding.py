@@ -1,0 +1,162 @@
+"""Fold batch norms into the layers before them: `gamma (W x + b - mu) / sqrt(var + eps) + beta` is one layer.
+
+Letters: s = gamma / sqrt(var + eps), one number for each output.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .formats import LowRank
+from .formats.convolution import PLAIN, TRANSPOSED
+from .guards import unwrap
+from .tracing import traced
+
+logger = logging.getLogger("rankwise")
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LAYERS = (nn.Linear, *PLAIN, *TRANSPOSED)
+SHOWN = 4
+
+
+class Folded(nn.Identity):
+    """What stands in the place of a batch norm that was folded.
+
+    Attributes:
+        into: qualified name of the layer that does its work.
+    """
+
+    def __init__(self, into: str) -> None:
+        super().__init__()
+        self.into = into
+
+
+@torch.no_grad()
+def folded(model: nn.Module) -> nn.Module:
+    """A copy of the network whose layers do the work of the batch norms after them, as these do it in eval mode.
+
+    `y = s (W x + b - mu) + beta = (s W) x + (s (b - mu) + beta)`
+
+    Linear layers, convolutions, transposed convolutions, and chains that end in one, each followed by nothing but its
+    batch norm. Layers and norms that are used more than once or share tensors stay, and so do norms without running
+    statistics; a log message names norms that stay. The copy is an ordinary network: it can be factorised, saved
+    (`load` folds the fresh model by itself) and exported. It is made for inference; training is not what it was.
+
+    Args:
+        model: dense or compressed, in any mode.
+
+    Returns:
+        The copy; in eval mode the same outputs up to rounding.
+
+    Raises:
+        ValueError: if the network cannot be traced.
+
+    Example:
+        >>> folded(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
+        Sequential(
+          (0): Linear(in_features=4, out_features=2, bias=True)
+          (1): Folded()
+        )
+
+    Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference, 2018, section 3.2, arXiv:1712.05877.
+    """
+    made = copy.deepcopy(unwrap(model))
+    graph = traced(made, "use it with its batch norms")
+    modules: dict[str, Any] = dict(made.named_modules())
+    uses = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    owners = Counter(id(tensor) for tensor in (*_tensors(made),))
+    done: set[str] = set()
+    for node in graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[str(node.target)], NORMS):
+            continue
+        name, norm, before = str(node.target), modules[str(node.target)], node.all_input_nodes[0]
+        if before.op != "call_module" or len(before.users) > 1:
+            continue
+        layer = modules[str(before.target)]
+        last = _last(layer)
+        alone = all(uses[id(it)] == 1 for it in (layer, norm))
+        alone = alone and all(owners[id(tensor)] == 1 for it in (layer, norm) for tensor in _tensors(it))
+        if last is not None and alone and norm.running_mean is not None and _outputs(last) == norm.num_features:
+            _fold(last, norm)
+            made.set_submodule(name, Folded(str(before.target)))
+            done.add(name)
+    stay = [name for name, module in modules.items() if isinstance(module, NORMS) and name not in done]
+    if stay:
+        more = f" and {len(stay) - SHOWN} more" if len(stay) > SHOWN else ""
+        logger.info("batch norms that cannot be folded stay: %s%s", ", ".join(stay[:SHOWN]), more)
+    return made
+
+
+def folds_of(model: nn.Module) -> dict[str, str]:
+    """Name of every batch norm that was folded -> the layer that does its work."""
+    return {name: module.into for name, module in model.named_modules() if isinstance(module, Folded)}
+
+
+def refolded(fresh: nn.Module, folds: Mapping[str, str]) -> nn.Module:
+    """A copy of a fresh model with the same batch norms folded; without tracing, for values that come from elsewhere.
+
+    Args:
+        fresh: the architecture, folded already or not.
+        folds: what `folds_of` gave.
+
+    Raises:
+        ValueError: naming what the fresh model lacks.
+    """
+    if folds_of(fresh) == dict(folds):
+        return fresh
+    if folds_of(fresh):
+        raise ValueError("other batch norms of the fresh model are folded; give it as it is built")
+    made = copy.deepcopy(fresh)
+    modules: dict[str, Any] = dict(made.named_modules())
+    for name, into in folds.items():
+        norm, layer = modules.get(name), modules.get(into)
+        if not isinstance(norm, NORMS) or type(layer) not in LAYERS or _outputs(layer) != norm.num_features:
+            raise ValueError(f"the batch norm {name!r} was folded into {into!r}, the fresh model has no such pair")
+        _give_bias(layer)
+        made.set_submodule(name, Folded(into))
+    return made
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    both = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    return [tensor for each in both for _, tensor in each]
+
+
+def _last(layer: nn.Module) -> Any:
+    """The plain layer that makes the outputs, None where there is none."""
+    last = layer[-1] if isinstance(layer, LowRank) else layer
+    return last if type(last) in LAYERS else None
+
+
+def _outputs(layer: Any) -> int:
+    outputs: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return outputs
+
+
+def _give_bias(layer: Any) -> None:
+    if layer.bias is None:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(_outputs(layer)), requires_grad=layer.weight.requires_grad)
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    """Let the layer do what the norm does in eval mode."""
+    _give_bias(layer)
+    s_O = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        s_O = s_O * norm.weight.double()
+    shift_O = s_O * (layer.bias.double() - norm.running_mean.double())
+    layer.bias.copy_(shift_O if norm.bias is None else shift_O + norm.bias.double())
+    weight = layer.weight.double()
+    if isinstance(layer, TRANSPOSED):  # I x O/G [x kernel]
+        weight_GIO = weight.reshape(layer.groups, weight.shape[0] // layer.groups, weight.shape[1], -1)
+        scaled = (weight_GIO * s_O.reshape(layer.groups, 1, -1, 1)).reshape(weight.shape)
+    else:
+        scaled = weight * s_O.reshape(-1, *[1] * (weight.dim() - 1))
+    layer.weight.copy_(scaled)
