@@ -1,0 +1,54 @@
+"""Networks as ExecuTorch runs them with XNNPACK."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .engine import Running, Work
+
+
+class ExecuTorch(Running):
+    """ExecuTorch's runtime with XNNPACK; each layer is exported, which takes a second or so."""
+
+    name: ClassVar[str] = "executorch"
+    summary: ClassVar[str] = "ExecuTorch with XNNPACK on the CPU"
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        try:
+            import executorch.runtime  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                f"engine 'executorch' needs {error.name}: pip install 'rankwise[executorch]'"
+            ) from error
+
+    @property
+    def version(self) -> str:
+        return version("executorch")
+
+    def prepare(self, work: Work) -> Callable[[], object]:
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+
+        from .. import export
+
+        portable_lib._unsafe_reset_threadpool(self.threads)
+        args, kwargs = work.given
+        with tempfile.TemporaryDirectory() as folder:
+            path: Any = export.executorch(work.module, kwargs or args, Path(folder) / "model.pte", tolerance=0.05)
+            program = Runtime.get().load_program(path.read_bytes())
+        method = program.load_method("forward")
+        assert method is not None
+        inputs = [leaf for leaf in pytree.tree_leaves(work.given) if isinstance(leaf, Tensor)]
+
+        def run() -> object:
+            return method.execute(inputs)
+
+        return run
