@@ -57,7 +57,7 @@ def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
             raise ValueError(f"unknown budget {unit!r}; the budgets are {', '.join(BUDGETS)}")
         if unit == "latency" and isinstance(amount, str):
             amount = microseconds(amount)
-        if not is_number(amount) or not 0 < amount < math.inf:
+        if isinstance(amount, str) or not is_number(amount) or not 0 < amount < math.inf:
             raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}")
         amounts[unit] = number = plain(amount)
         if number > 1 and number != int(number):
@@ -112,18 +112,19 @@ class Prices:
         self._model = model
         self._sites = sites
         self._clock = clock
-        self._freed: dict[str, int] = {}  # site -> bytes that go with it
+        self._freed: dict[str, float] = {}  # site -> bytes that go with it
         self.dense: dict[str, float] = self.planned(())
 
     def planned(self, rows: Sequence[PlanRow]) -> dict[str, float]:
         """Counts of the network that rows make, and what it takes where there is a clock."""
-        planned: dict[str, float] = dict(counts(self._model, self._sites, rows))
+        planned = counts(self._model, self._sites, rows)
         if self._clock is not None:
             saved = 0.0
             for row in rows:
                 if row.format != DENSE:
-                    site = self._sites[row.site]
-                    dense, own = self._clock.costs(site, [dense_option(site), option_of(row)])
+                    dense, own = self._clock.costs(
+                        self._sites[row.site], [dense_option(self._sites[row.site]), option_of(row)]
+                    )
                     saved += dense - own
             planned["latency"] = round(self._clock.dense - saved, 3)
         return planned
@@ -151,14 +152,14 @@ class Prices:
             raise ValueError(NEEDS_EXAMPLE)
         return amount * self.dense[unit] if isinstance(amount, float) and amount <= 1 else float(amount)
 
-    def _own_bytes(self, site: Site) -> int:
+    def _own_bytes(self, site: Site) -> float:
         if site.name not in self._freed:
             others = stored_bytes(self._model, without=(site.name, *site.aliases))
             self._freed[site.name] = self.dense["bytes"] - others
         return self._freed[site.name]
 
 
-def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict[str, int]:
+def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict[str, float]:
     """Parameters, MACs for the example input, and bytes as stored, each tensor once, of the network that rows make."""
     built = [(row, sites[row.site]) for row in rows if row.format != DENSE]
     gone = [name for _, site in built for name in (site.name, *site.aliases)]
@@ -186,7 +187,10 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
-    return replace(plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows))
+    latency = plan.latency if tuple(rows) == plan.rows else None  # which was measured, of these very rows
+    return replace(
+        plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows), latency=latency
+    )
 
 
 def _chain_bytes(site: Site, built: Option | PlanRow) -> int:

@@ -71,7 +71,8 @@ def choose(
         target_drop: give the smallest network that loses no more than this, in the unit of `drop`.
         drop: measures what a plan loses, on held-out data, for `target_drop`; such as `evaluate.Trials` of "agreement"
             (percentage points).
-        minimise: "params", "macs", "bytes" or "latency": what is smallest, for `target_drop`; `keep` then holds further budgets.
+        minimise: "params", "macs", "bytes" or "latency": what is smallest, for `target_drop`; `keep` then holds
+            further budgets.
         formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
             whose curves need no fits.
         metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"

@@ -86,7 +86,7 @@ class Plan(Mapping[str, PlanRow]):
     Attributes:
         rows: one row per site, in execution order.
         keep: the budget as it was asked, for instance {"macs": 0.5}.
-        dense: counts of the dense network, for instance {"params": ..., "macs": ...}.
+        dense: counts of the dense network, for instance {"params": ..., "macs": ...}; "latency" in microseconds.
         planned: the same counts of the compressed network.
         metric: "input", "diagonal", "fisher" or "weight".
         shrink: share of the weight metric in the input metric, from 0 to 1; one-shot fits use it.
@@ -100,8 +100,8 @@ class Plan(Mapping[str, PlanRow]):
 
     rows: tuple[PlanRow, ...]
     keep: dict[str, float] = field(default_factory=dict)
-    dense: dict[str, int] = field(default_factory=dict)
-    planned: dict[str, int] = field(default_factory=dict)
+    dense: dict[str, float] = field(default_factory=dict)
+    planned: dict[str, float] = field(default_factory=dict)
     metric: str = "input"
     shrink: float = 0.0
     rule: str = "knapsack"

@@ -294,8 +294,8 @@ class Planner:
         units = list(limits)
         unit, earlier = units[error.unit], units[: error.unit]
         limit, dense, least = limits[unit], self.prices.dense[unit], error.least + self.prices.rest(unit)
-        beside = f" together with at most {' and '.join(f'{limits[u]:,.0f} {_NAMES.get(u, u)}' for u in earlier)}" if earlier else ""
-        name = _NAMES.get(unit, unit)
+        name, others = _NAMES.get(unit, unit), [f"{limits[u]:,.0f} {_NAMES.get(u, u)}" for u in earlier]
+        beside = f" together with at most {' and '.join(others)}" if others else ""
         return ValueError(
             f"a budget of {limit:,.0f} {name} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
             f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); raise the "

@@ -54,7 +54,7 @@ class TimedPlanner(Planner):
         return cls(**{**own, "prices": Prices(planner.model, planner.sites, meter)}, meter=meter)
 
     def faster(self) -> Planner:
-        """A planner of the options that, as far as is known now, are faster than the dense layer where that may stay."""
+        """A planner of the options that, as far as is known now, are faster than the dense layer."""
         options = {}
         for name, (curve, why) in self.options.items():
             if not why and any(option.format == DENSE for option in curve):
@@ -128,9 +128,9 @@ class TimedPlanner(Planner):
         if not kept:
             best = min(map(_measured, checked))
             raise ValueError(
-                f"a latency of {limit:,.0f} microseconds ({limit / self.meter.dense:.3f} of dense) was not reached: of "
-                f"{len(checked)} networks that were built the fastest takes {best:,.0f} ({best / self.meter.dense:.3f}); "
-                f"raise the budget, or allow more sites or lower ranks"
+                f"a budget of {limit:,.0f} microseconds ({limit / self.meter.dense:.3f} of dense) was not met: of "
+                f"{len(checked)} networks that were built the fastest takes {best:,.0f} "
+                f"({best / self.meter.dense:.3f}); raise the budget, or allow more sites or lower ranks"
             )
         return min(kept, key=lambda plan: (not _is_near(plan), sum(row.error or 0.0 for row in plan.rows)))
 

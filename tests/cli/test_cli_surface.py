@@ -19,13 +19,19 @@ BUDGET = {
     "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
 }  # fmt: skip
 TIMING = {"--threads", "--engines", "--latency-batch"}
+TIMED = {"--engine", "--threads", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
-    "compress": WORK | BUDGET | TIMING | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"},
-    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
+    "compress": WORK
+    | BUDGET
+    | TIMING
+    | TIMED
+    | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"},
+    "plan": WORK | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
+    | TIMED
     | (BUDGET - {"--keep", "--target-drop", "--minimise"})
     | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
     "apply": WORK
@@ -43,6 +49,7 @@ OPTIONS = {
     "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage"},
     "export": SHARED | DATA | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
+    "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
 }
 

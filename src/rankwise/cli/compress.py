@@ -47,6 +47,7 @@ def compress(
     method: options.Method = "auto",
     shrink: options.Shrink = None,
     importance: options.Importance = None,
+    engine: options.Engine = "torch",
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -64,12 +65,12 @@ def compress(
     is enough, also of other data.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import check_budget, choose_options, parse_shrink
+        from .constraints import check_budget, choose_options, is_timed, parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
         from .steps import Job, finish, wishes_gradients
-        from .trying import what_tries
+        from .trying import what_times, what_tries
 
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         selection = Selection.of(importance)
@@ -108,6 +109,7 @@ def compress(
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        plan = job.plan({**wishes, **what_tries(job, wishes, method)}, share, method)
+        times = what_times(job, is_timed(wishes), engine, threads, latency_batch)
+        plan = job.plan({**wishes, **times, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing)

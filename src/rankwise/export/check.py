@@ -26,7 +26,8 @@ def session(file: Path | bytes, threads: int | None = None) -> Any:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
         return onnxruntime.InferenceSession(
-            file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"])
+            file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
         raise ValueError(
             f"onnxruntime {onnxruntime.__version__} cannot run the exported file: {first_line(error)}; "

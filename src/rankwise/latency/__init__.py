@@ -9,9 +9,7 @@ from .onnxruntime_engine import OnnxRuntime
 from .roofline import Roofline
 from .torch_engines import Compiled, Cuda, Eager
 
-ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (Eager, Compiled, OnnxRuntime, ExecuTorch, Cuda)
-}
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Eager, Compiled, OnnxRuntime, ExecuTorch, Cuda)}
 
 
 def get_engine(name: str | Engine, threads: int = 1) -> Engine:

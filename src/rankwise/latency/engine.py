@@ -61,7 +61,7 @@ class Engine(ABC):
     def __str__(self) -> str:
         return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
-    def hold(self, work: Work) -> None:
+    def hold(self, work: Work) -> None:  # noqa: B027  # an engine that prepares nothing has nothing to hold
         """Prepare a network once for all calls of `times`; whoever asks for it keeps the network alive."""
 
     @contextmanager

@@ -25,25 +25,24 @@ class ExecuTorch(Running):
         try:
             import executorch.runtime  # noqa: F401
         except ImportError as error:
-            raise ImportError(
-                f"engine 'executorch' needs {error.name}: pip install 'rankwise[executorch]'"
-            ) from error
+            raise ImportError(f"engine 'executorch' needs {error.name}: pip install 'rankwise[executorch]'") from error
 
     @property
     def version(self) -> str:
         return version("executorch")
 
     def prepare(self, work: Work) -> Callable[[], object]:
-        from executorch.extension.pybindings import portable_lib
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime
 
         from .. import export
 
-        portable_lib._unsafe_reset_threadpool(self.threads)
+        writer: Any = export
         args, kwargs = work.given
         with tempfile.TemporaryDirectory() as folder:
-            path: Any = export.executorch(work.module, kwargs or args, Path(folder) / "model.pte", tolerance=0.05)
+            path = writer.executorch(work.module, kwargs or args, Path(folder) / "model.pte", tolerance=0.05)
             program = Runtime.get().load_program(path.read_bytes())
+        _unsafe_reset_threadpool(self.threads)
         method = program.load_method("forward")
         assert method is not None
         inputs = [leaf for leaf in pytree.tree_leaves(work.given) if isinstance(leaf, Tensor)]

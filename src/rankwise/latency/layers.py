@@ -113,7 +113,7 @@ def layers_of(model: nn.Module, site: Site, option: Option, bias: bool) -> Itera
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """The module with values that are as large as those of a trained layer: time depends on the rare ones that vanish."""
+    """The module with values about as large as trained ones: numbers that nearly vanish would take longer."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

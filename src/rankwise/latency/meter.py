@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from ..arguments import arguments
 from ..batches import pristine
 from ..formats import get_format
-from ..plan import DENSE, PlannedLatency, Plan
+from ..plan import Plan, PlannedLatency
 from ..profile import Option, dense_option
 from ..sites import Site, Sites
 from ..surgery import rebuild
@@ -28,8 +28,8 @@ class Meter:
 
     `T(plan) = T(dense network) + gain * sum over sites of (t(option) - t(dense layer))`
 
-    The layers are measured by themselves, where nothing is fused with them and they find their inputs as they like; what
-    a network really saves is `gain` times what they save. It is 1 until a planned network has been measured.
+    The layers are measured by themselves, where nothing is fused with them and they find their inputs as they like;
+    what a network really saves is `gain` times what they save. It is 1 until a planned network has been measured.
 
     Args:
         engine: that will run the network.
@@ -67,15 +67,13 @@ class Meter:
     def costs(self, site: Site, options: Sequence[Option]) -> tuple[float, ...]:
         """Microseconds of every option of a site; of its dense layer what it takes by itself."""
         dense = self.table.seconds(site.name, dense_option(site)).median
-        return tuple(
-            [MICRO * (dense + self.gain * (self.table.seconds(site.name, o).median - dense)) for o in options]
-        )
+        return tuple([MICRO * (dense + self.gain * (self.table.seconds(site.name, o).median - dense)) for o in options])
 
     def check(self, plan: Plan) -> PlannedLatency:
         """Build the planned network and run it beside the dense one; the gain is corrected by what comes out.
 
-        The measured figure is the ratio of both in this run times the dense network's first one, so that a machine which
-        is slower now is no fault of the plan.
+        The measured figure is the ratio of both in this run times the dense network's first one, so that a machine
+        which is slower now is no fault of the plan.
 
         Returns:
             The figures in milliseconds: as the plan said, and as it came out.
@@ -108,6 +106,4 @@ class Meter:
 
     def _times(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
         works = {name: Work(network, self._given) for name, network in {"dense": self._network, **networks}.items()}
-        return {
-            name: time.median for name, time in self.engine.times(works, rounds=ROUNDS, warmup=WARMUP).items()
-        }
+        return {name: time.median for name, time in self.engine.times(works, rounds=ROUNDS, warmup=WARMUP).items()}

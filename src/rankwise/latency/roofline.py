@@ -33,7 +33,7 @@ class Device:
         overhead: seconds that every operator costs beside its work.
 
     Raises:
-        ValueError: for a number that is not above 0 (`overhead`: below 0).
+        ValueError: for a number that is not above 0; the overhead may be 0.
 
     Example:
         >>> device = Device(name="small", peak=1e9, bandwidth=1e9, tile=8, overhead=1e-6)
@@ -50,11 +50,12 @@ class Device:
     def __post_init__(self) -> None:
         for field in ("peak", "bandwidth", "tile", "overhead"):
             value = getattr(self, field)
-            least = "at least 0" if field == "overhead" else "above 0"
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not good or value < 0 or (value == 0 and field != "overhead") or (field == "tile" and value != int(value)):
+            if field == "overhead" and value == 0:
+                continue
+            good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+            if not good or (field == "tile" and value != int(value)):
                 kind = "a whole number" if field == "tile" else "a number"
-                raise ValueError(f"roofline: {field} must be {kind} {least}, not {value!r}")
+                raise ValueError(f"roofline: {field} must be {kind} above 0, not {value!r}")
 
     def seconds(self, *, macs: float, moved: float) -> float:
         """Seconds of one operator with so many MACs, padded, that moves so many bytes."""
@@ -83,8 +84,8 @@ class Device:
         known = {field.name for field in fields(cls)}
         if not isinstance(plain, dict) or not {"peak", "bandwidth"} <= plain.keys() <= known:
             raise ValueError(
-                f"{path}: a roofline needs peak (MAC/s) and bandwidth (bytes/s), and may have name, tile (channels) and "
-                f"overhead (s)"
+                f"{path}: a roofline needs peak (MAC/s) and bandwidth (bytes/s), and may have name, tile (channels) "
+                f"and overhead (s)"
             )
         try:
             return cls(**{"name": Path(path).stem, **plain})
