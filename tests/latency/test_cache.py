@@ -54,5 +54,5 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     cache = Cache(get_engine("torch"), folder=tmp_path)
     cache.add({"a": TIME})
     cache.path.write_text('{"layers": {"a": {"median": 1}}}', encoding="utf-8")
-    with pytest.raises(ValueError, match="is no file of measured times .* delete it"):
+    with pytest.raises(ValueError, match=r"is no file of measured times .* delete it"):
         Cache(get_engine("torch"), folder=tmp_path)

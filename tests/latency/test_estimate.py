@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ def test_one_rank_is_exact_where_measured_and_between_its_neighbours(times: dict
     ladder = sorted(times)
     for rank in ladder:
         assert found((rank,)) == at(times[rank])
-    for below, above in zip(ladder, ladder[1:], strict=False):
+    for below, above in pairwise(ladder):
         least, most = sorted((times[below], times[above]))
         for rank in range(below, above):
             assert least * (1 - 1e-9) <= found((rank,)).median <= most * (1 + 1e-9)
@@ -74,9 +76,11 @@ def test_two_ranks_never_get_faster_by_growing(times: list[float]) -> None:
 
 def test_coefficients_that_would_be_negative_are_none() -> None:
     x = torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]], dtype=torch.float64)
-    torch.testing.assert_close(nonnegative(x, x @ torch.tensor([0.5, 2.0], dtype=x.dtype)), torch.tensor([0.5, 2.0]).double())
+    torch.testing.assert_close(
+        nonnegative(x, x @ torch.tensor([0.5, 2.0], dtype=x.dtype)), torch.tensor([0.5, 2.0]).double()
+    )
     falling = nonnegative(x, torch.tensor([3.0, 2.0, 1.0], dtype=x.dtype))
-    torch.testing.assert_close(falling, torch.tensor([2.0, 0.0]).double())
+    torch.testing.assert_close(falling, torch.tensor([2.0, 0.0], dtype=x.dtype))
 
 
 def test_spread_takes_ends_and_middles() -> None:

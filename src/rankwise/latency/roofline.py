@@ -155,10 +155,12 @@ class Roofline(Engine):
 
 # Inputs that are multiplied: the places of both factors among the arguments.
 _PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "mv": (0, 1), "addmv": (1, 2)}
-_FUSED = {
+# What costs nothing: fused with the operator before, done when the file is made, or a name for memory.
+_FREE = {
     *("relu", "relu_", "hardtanh", "hardtanh_", "gelu", "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_"),
     *("hardsigmoid", "leaky_relu", "leaky_relu_", "elu", "native_batch_norm", "_native_batch_norm_legit_no_training"),
-    *("cudnn_batch_norm", "native_dropout", "dropout", "clone", "_to_copy", "contiguous"),
+    *("cudnn_batch_norm", "native_dropout", "dropout", "clone", "_to_copy", "_unsafe_view", "detach", "lift_fresh"),
+    *("empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "full", "arange", "scalar_tensor"),
 }
 
 
@@ -173,7 +175,7 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if not func.is_view and name not in _FUSED:
+        if not func.is_view and name not in _FREE:
             moved = sum(map(_bytes, {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))}.values()))
             self.seconds += self.device.seconds(macs=self._macs(name, args, result), moved=moved)
         return result
