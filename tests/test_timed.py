@@ -132,6 +132,7 @@ def test_what_is_not_faster_stays_dense(net: tuple[nn.Module, rw.Sites]) -> None
     slow = Roofline(Device(name="slow", peak=1e12, bandwidth=1e12, overhead=1e-3))
     plan = planned(net, {"latency": 1.0, "params": 1.0}, slow, rule="knapsack")
     assert not plan.factorised
+    assert {row.why for row in plan.rows} == {"no format is faster than dense"}
     with pytest.raises(ValueError, match=r"budget of .* microseconds .0.900 of dense. cannot be met"):
         planned(net, {"latency": 0.9}, slow)
     with pytest.raises(ValueError, match=r"budget of .* params .* cannot be met"):
