@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import builtins
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rankwise import export
 from rankwise.formats import FORMATS
 from rankwise.latency import Work, get_engine
 from rankwise.latency.layers import randomised
 
+HAS_EXECUTORCH = find_spec("executorch") is not None and hasattr(export, "executorch")
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime", pytest.param("compile", marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "torch",
+        "onnxruntime",
+        pytest.param("compile", marks=pytest.mark.slow),
+        pytest.param(
+            "executorch",
+            marks=[pytest.mark.slow, pytest.mark.skipif(not HAS_EXECUTORCH, reason="ExecuTorch is not installed")],
+        ),
+    ],
+)
 def test_layers_run(engine: str) -> None:
     layer, x = nn.Conv2d(4, 4, 3), torch.randn(1, 4, 6, 6)
     chain = randomised(FORMATS["svd"].build(layer, (2,), True))

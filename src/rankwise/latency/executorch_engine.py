@@ -26,14 +26,17 @@ class ExecuTorch(Running):
             import executorch.runtime  # noqa: F401
         except ImportError as error:
             raise ImportError(f"engine 'executorch' needs {error.name}: pip install 'rankwise[executorch]'") from error
+        from executorch.extension.pybindings import portable_lib
+
+        if portable_lib._threadpool_get_thread_count() != threads:  # one pool of the process, for all its programs
+            portable_lib._unsafe_reset_threadpool(threads)
 
     @property
     def version(self) -> str:
         return version("executorch")
 
     def prepare(self, work: Work) -> Callable[[], object]:
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-        from executorch.runtime import Runtime
+        from executorch.runtime import Runtime, Verification
 
         from .. import export
 
@@ -41,13 +44,11 @@ class ExecuTorch(Running):
         args, kwargs = work.given
         with tempfile.TemporaryDirectory() as folder:
             path = writer.executorch(work.module, kwargs or args, Path(folder) / "model.pte", tolerance=0.05)
-            program = Runtime.get().load_program(path.read_bytes())
-        _unsafe_reset_threadpool(self.threads)
+            program = Runtime.get().load_program(path, verification=Verification.Minimal)
         method = program.load_method("forward")
-        assert method is not None
-        inputs = [leaf for leaf in pytree.tree_leaves(work.given) if isinstance(leaf, Tensor)]
+        inputs = [leaf.contiguous() for leaf in pytree.tree_leaves(work.given) if isinstance(leaf, Tensor)]
 
-        def run() -> object:
+        def run(program: Any = program) -> object:  # a method does not keep its program alive
             return method.execute(inputs)
 
         return run
