@@ -53,12 +53,19 @@ class TimedPlanner(Planner):
         own = {field.name: getattr(planner, field.name) for field in fields(Planner)}
         return cls(**{**own, "prices": Prices(planner.model, planner.sites, meter)}, meter=meter)
 
-    def faster(self) -> Planner:
-        """A planner of the options that, as far as is known now, are faster than the dense layer."""
-        options = {}
+    def faster(self, *, measured: bool = False) -> Planner:
+        """A planner of the options that, as far as is known now, are faster than the dense layer.
+
+        Where a cap forbids the dense layer, all options stay.
+
+        Args:
+            measured: leave out those whose times are estimates.
+        """
+        options, table = {}, self.meter.table
         for name, (curve, why) in self.options.items():
             if not why and any(option.format == DENSE for option in curve):
-                curve = tuple(o for o in curve if o.format == DENSE or self.meter.table.is_faster(name, o))
+                curve = tuple(o for o in curve if o.format == DENSE or table.is_faster(name, o))
+                curve = tuple(o for o in curve if (name, o) in table) if measured else curve
             options[name] = curve, why
         own = {field.name: getattr(self, field.name) for field in fields(Planner)}
         return Planner(**{**own, "options": options})
@@ -84,9 +91,9 @@ class TimedPlanner(Planner):
             plan = self.faster().draft(rule, keep, floor=floor, within=within)
             chosen = [(row.site, option_of(row)) for row in plan.factorised]
             if all(pair in self.meter.table for pair in chosen):
-                break
+                return plan
             self.meter.table.measure(chosen)
-        return plan
+        return self.faster(measured=True).draft(rule, keep, floor=floor, within=within)
 
     def plan(
         self,

@@ -43,7 +43,7 @@ class Net(nn.Module):
         self.head = nn.Linear(16, 12)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.same(self.same(self.one(x))).mean((2, 3)))
+        return self.head(input=self.same(self.same(self.one(x))).mean((2, 3)))
 
 
 def table(folder: Path, engine: Counting, model: nn.Module | None = None) -> tuple[Table, rw.Sites, dict[str, Curve]]:

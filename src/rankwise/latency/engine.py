@@ -10,6 +10,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,10 @@ class Engine(ABC):
     Attributes:
         name: as users write it.
         summary: what it is, for a person to read.
-        measures: whether its figures are measured, not computed.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    measures: ClassVar[bool] = True
 
     def __init__(self, threads: int = 1) -> None:
         if threads < 1:
@@ -62,7 +61,7 @@ class Engine(ABC):
         return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def hold(self, work: Work) -> None:  # noqa: B027  # an engine that prepares nothing has nothing to hold
-        """Prepare a network once for all calls of `times`; whoever asks for it keeps the network alive."""
+        """Prepare a network once for all calls of `times`, as long as it lives."""
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -104,11 +103,11 @@ class Running(Engine):
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
-        self._held: dict[int, Callable[[], object]] = {}
+        self._held: WeakKeyDictionary[nn.Module, Callable[[], object]] = WeakKeyDictionary()
 
     def hold(self, work: Work) -> None:
         with self.ready():
-            self._held[id(work.module)] = self.prepare(work)
+            self._held[work.module] = self.prepare(work)
 
     @abstractmethod
     def prepare(self, work: Work) -> Callable[[], object]:
@@ -133,14 +132,14 @@ class Running(Engine):
             if around:  # weights come from where they lie in a network, the input was written last
                 others.sum()
                 for leaf in pytree.tree_leaves(works[name].given):
-                    if isinstance(leaf, Tensor):
+                    if isinstance(leaf, Tensor) and leaf.device.type == "cpu":
                         leaf.sum()
 
         with self.ready():
             runs: dict[str, Callable[[], object]] = {}
             for name, work in works.items():
                 try:
-                    runs[name] = self._held.get(id(work.module)) or self.prepare(work)
+                    runs[name] = self._held.get(work.module) or self.prepare(work)
                 except ValueError as error:
                     if layers is None:
                         raise

@@ -75,11 +75,11 @@ def calls_of(model: nn.Module, sites: Sites, example: Any) -> Calls:
             for name in layers.values():
                 seen = calls[site.name][name]
 
-                def look(module: nn.Module, given: tuple[Any, ...], seen: list[Input] = seen) -> None:
-                    if given and isinstance(given[0], Tensor):
-                        seen.append(Input.of(given[0]))
+                def look(module: nn.Module, args: Any, kwargs: Any, seen: list[Input] = seen) -> None:
+                    seen.append(Input.of(next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))))
 
-                stack.callback(model.get_submodule(name).register_forward_pre_hook(look).remove)
+                hook = model.get_submodule(name).register_forward_pre_hook(look, with_kwargs=True)
+                stack.callback(hook.remove)
         call(model, example)
     return calls
 

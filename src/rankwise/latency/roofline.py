@@ -106,7 +106,6 @@ class Roofline(Engine):
 
     name: ClassVar[str] = "roofline"
     summary: ClassVar[str] = "computed for a device that a file describes"
-    measures: ClassVar[bool] = False
 
     def __init__(self, description: Device) -> None:
         super().__init__(threads=1)
