@@ -185,7 +185,7 @@ def complaints(rows: Sequence[Row]) -> list[str]:
         where = f"{row['network']}, {row['what']}, {row['engine']}"
         if row["what"] == "latency 0.5" and row.get("ratio", 0) > MOST_RATIO:
             found.append(f"{where}: {row['ratio']:.3f} of the dense time, above {MOST_RATIO}")
-        if row["what"].startswith("latency") and abs(row.get("off", 0)) > MOST_OFF:
+        if abs(row.get("off", 0)) > MOST_OFF:
             found.append(f"{where}: the prediction is off by {row['off']:+.0%}")
         if "macs 0.5" in row["what"] and row.get("of_macs", 1) < LEAST_OF_MACS:
             found.append(f"{where}: the speed-up is {row['of_macs']:.2f} of what the MACs say, below {LEAST_OF_MACS}")
