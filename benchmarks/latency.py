@@ -103,6 +103,7 @@ def equal_accuracy(names: Sequence[str], engines: Sequence[str], rounds: int, qu
         for engine in engines:
             built: dict[str, nn.Module] = {"dense": model}
             found: dict[str, Row] = {}
+            predicted: dict[str, float] = {}
             for unit, shares in SHARES.items():
                 curves = rw.profile(model, stats, round_to=VECTOR if unit == "latency" else "auto")
                 for share in shares[1:3] if quick else shares:
@@ -121,6 +122,7 @@ def equal_accuracy(names: Sequence[str], engines: Sequence[str], rounds: int, qu
                     row["top1"] = 100 * float(right.double().mean())
                     if plan.latency is not None:
                         row["predicted_ms"] = plan.latency.predicted
+                        predicted[what] = plan.latency.predicted / plan.latency.dense
                     found[what] = row
                     _show(row)
             times = rw.evaluate.latency(built, example, engine=engine, threads=1, rounds=3 * rounds)
@@ -128,6 +130,8 @@ def equal_accuracy(names: Sequence[str], engines: Sequence[str], rounds: int, qu
                 row |= {"dense_ms": 1e3 * times["dense"].median, "measured_ms": 1e3 * times[what].median}
                 row["ratio"] = times[what].median / times["dense"].median
                 row["speedup"] = 1 / row["ratio"]
+                if what in predicted:
+                    row["off"] = predicted[what] / row["ratio"] - 1
             by_macs = {row["agreement"]: row["ratio"] for what, row in found.items() if what.startswith("macs")}
             for what, row in found.items():
                 if what.startswith("latency") and (own := _between(by_macs, row["agreement"])) is not None:
