@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, parser, report, start
 from rankwise.evaluate import Limits, machine_limits
-from rankwise.evaluate.latency import in_turns, synchronised
 from rankwise.formats import FORMATS
+from rankwise.latency.clock import in_turns, synchronised
 
 COLUMNS = (
     "layer",

@@ -69,7 +69,7 @@ def main() -> None:
             row |= {"milliseconds": 1000 * times[name].median, "speedup": times["dense"].median / times[name].median}
             row |= {"low": 1000 * times[name].low, "high": 1000 * times[name].high}
             rows.append(row)
-    report(rows, COLUMNS, "latency at batch 1, one thread (interleaved medians, quartiles)", arguments.json)
+    report(rows, COLUMNS, "latency at batch 1, one thread (interleaved medians, 95 % intervals)", arguments.json)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,15 +16,29 @@ from .formats import get_format
 from .formats.both_sides import refuses
 from .guards import unwrap
 from .plan import DENSE, Plan, PlanRow, site_of
-from .profile import Option, dense_option
+from .profile import Option, dense_option, option_of
 from .sites import Site, Sites
 from .state import stored_bytes
 
-BUDGETS = ("params", "macs", "bytes")
+COUNTS = ("params", "macs", "bytes")
+# Latency is measured, in microseconds: a budget above 1 is a number of them.
+BUDGETS = (*COUNTS, "latency")
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
-def check_keep(keep: Mapping[str, float]) -> dict[str, int | float]:
+class Clock(Protocol):
+    """Microseconds of a network and of the options of its sites."""
+
+    dense: float
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        """Of every option."""
+
+
+def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
     """Budgets as plain numbers: a fraction of the dense count as a float up to 1, else a whole number.
+
+    A latency may be written with its unit, and is a number of microseconds then.
 
     Raises:
         ValueError: if there is none, one is unknown, or its amount is neither a fraction nor a whole number above 0.
@@ -31,6 +46,8 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, int | float]:
     Example:
         >>> check_keep({"macs": 0.5, "params": 120_000})
         {'macs': 0.5, 'params': 120000}
+        >>> check_keep({"latency": "1.5ms"})
+        {'latency': 1500}
     """
     if not isinstance(keep, Mapping) or not keep:
         raise ValueError(f"keep needs a budget, for instance {{'macs': 0.5}}, not {keep!r}")
@@ -38,12 +55,30 @@ def check_keep(keep: Mapping[str, float]) -> dict[str, int | float]:
     for unit, amount in keep.items():
         if unit not in BUDGETS:
             raise ValueError(f"unknown budget {unit!r}; the budgets are {', '.join(BUDGETS)}")
-        if not is_number(amount) or not 0 < amount < math.inf:
+        if unit == "latency" and isinstance(amount, str):
+            amount = microseconds(amount)
+        if isinstance(amount, str) or not is_number(amount) or not 0 < amount < math.inf:
             raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}")
         amounts[unit] = number = plain(amount)
         if number > 1 and number != int(number):
             raise ValueError(f"the {unit} budget {amount!r} is neither a fraction up to 1.0 nor a whole number")
     return amounts
+
+
+def microseconds(text: str) -> int:
+    """A time such as "8ms" or "0.5s" as a whole number of microseconds.
+
+    Raises:
+        ValueError: for anything else, or less than two microseconds.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|µs|ms|s)\s*", text)
+    try:
+        amount = round(float(found[1]) * _SECONDS[found[2]] * 1e6) if found else 0
+    except (ValueError, OverflowError):
+        amount = 0
+    if amount < 2:
+        raise ValueError(f"the latency {text!r} is no time such as 8ms, 800us or 0.5s, of at least 2us")
+    return amount
 
 
 def is_number(value: object) -> bool:
@@ -56,25 +91,50 @@ def plain(value: Any) -> int | float:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
+NEEDS_EXAMPLE = (
+    "a latency budget is measured: pass an input as example=, and engine= and threads= for what will run the network"
+)
+
+
 class Prices:
     """What the options of a network's sites cost in each unit.
 
     Args:
         model: the dense network.
         sites: of it.
+        clock: tells times, where latency is a budget.
 
     Attributes:
         dense: counts of the dense network.
     """
 
-    def __init__(self, model: nn.Module, sites: Sites) -> None:
+    def __init__(self, model: nn.Module, sites: Sites, clock: Clock | None = None) -> None:
         self._model = model
         self._sites = sites
-        self._freed: dict[str, int] = {}  # site -> bytes that go with it
-        self.dense = counts(model, sites)
+        self._clock = clock
+        self._freed: dict[str, float] = {}  # site -> bytes that go with it
+        self.dense: dict[str, float] = self.planned(())
 
-    def of(self, site: Site, options: Sequence[Option], unit: str) -> tuple[int, ...]:
+    def planned(self, rows: Sequence[PlanRow]) -> dict[str, float]:
+        """Counts of the network that rows make, and what it takes where there is a clock."""
+        planned = counts(self._model, self._sites, rows)
+        if self._clock is not None:
+            saved = 0.0
+            for row in rows:
+                if row.format != DENSE:
+                    dense, own = self._clock.costs(
+                        self._sites[row.site], [dense_option(self._sites[row.site]), option_of(row)]
+                    )
+                    saved += dense - own
+            planned["latency"] = round(self._clock.dense - saved, 3)
+        return planned
+
+    def of(self, site: Site, options: Sequence[Option], unit: str) -> Sequence[float]:
         """Cost of every option of a site."""
+        if unit == "latency":
+            if self._clock is None:
+                raise ValueError(NEEDS_EXAMPLE)
+            return self._clock.costs(site, options)
         if unit == "params":
             return tuple([option.params for option in options])
         if unit == "macs":
@@ -82,22 +142,24 @@ class Prices:
         own = self._own_bytes(site)
         return tuple([own if option.format == DENSE else _chain_bytes(site, option) for option in options])
 
-    def rest(self, unit: str) -> int:
-        """What the network costs beside its sites."""
+    def rest(self, unit: str) -> float:
+        """What the network costs beside its sites; a time may be below 0, as layers by themselves take a bit longer."""
         return self.dense[unit] - sum(self.of(site, [dense_option(site)], unit)[0] for site in self._sites.values())
 
     def limit(self, unit: str, amount: int | float) -> float:
         """A budget for the whole network as an absolute number."""
+        if unit not in self.dense:
+            raise ValueError(NEEDS_EXAMPLE)
         return amount * self.dense[unit] if isinstance(amount, float) and amount <= 1 else float(amount)
 
-    def _own_bytes(self, site: Site) -> int:
+    def _own_bytes(self, site: Site) -> float:
         if site.name not in self._freed:
             others = stored_bytes(self._model, without=(site.name, *site.aliases))
             self._freed[site.name] = self.dense["bytes"] - others
         return self._freed[site.name]
 
 
-def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict[str, int]:
+def counts(model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = ()) -> dict[str, float]:
     """Parameters, MACs for the example input, and bytes as stored, each tensor once, of the network that rows make."""
     built = [(row, sites[row.site]) for row in rows if row.format != DENSE]
     gone = [name for _, site in built for name in (site.name, *site.aliases)]
@@ -125,7 +187,10 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
-    return replace(plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows))
+    latency = plan.latency if tuple(rows) == plan.rows else None  # which was measured, of these very rows
+    return replace(
+        plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows), latency=latency
+    )
 
 
 def _chain_bytes(site: Site, built: Option | PlanRow) -> int:

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from .budgets import NEEDS_EXAMPLE, check_keep
 from .constraints import Constraints, Pin
+from .latency import Engine, get_engine
+from .latency.meter import Meter
 from .plan import Plan
 from .planner import Planner, check_request
 from .profile import Curve
@@ -16,6 +19,7 @@ from .refine import refined
 from .sites import Sites
 from .statistics import Statistics
 from .target import smallest
+from .timed import VECTOR, TimedPlanner
 
 
 def needs_gradients(metric: str, rule: str | Rule) -> bool:
@@ -27,7 +31,7 @@ def choose(
     model: nn.Module,
     source: Statistics | Sites,
     *,
-    keep: Mapping[str, float] | None = None,
+    keep: Mapping[str, float | str] | None = None,
     rule: str | Rule = "knapsack",
     floor_rule: str | Rule | None = None,
     evaluate: Callable[[Plan], float] | None = None,
@@ -46,6 +50,9 @@ def choose(
     round_to: int | str | None = None,
     curves: Mapping[str, Curve] | None = None,
     refine: bool = True,
+    example: Any = None,
+    engine: str | Engine = "torch",
+    threads: int = 1,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Plan:
     """Choose format and ranks of every site by a rule; by default with the least total error within the budgets.
@@ -55,8 +62,8 @@ def choose(
     Args:
         model: the dense network.
         source: statistics of it, or only its sites for `metric="weight"`.
-        keep: "params", "macs", "bytes", one or several, each with a fraction of the dense count (a float up to 1) or a
-            number; all are met. Rules that need no budget may do without.
+        keep: "params", "macs", "bytes", "latency", one or several, each with a fraction of the dense count (a float up
+            to 1) or a number (of a latency a time, "8ms"); all are met. Rules that need no budget may do without.
         rule: how ranks are chosen: a name of `RULES`, with settings after a colon ("energy:share=0.99"), or a `Rule`.
         floor_rule: a rule whose wish is the least that every factorised site gets, for instance "stable_rank".
         evaluate: tries a plan and tells its loss, 0 for the dense network, such as `evaluate.Trials`; for rules that
@@ -64,7 +71,8 @@ def choose(
         target_drop: give the smallest network that loses no more than this, in the unit of `drop`.
         drop: measures what a plan loses, on held-out data, for `target_drop`; such as `evaluate.Trials` of "agreement"
             (percentage points).
-        minimise: "params", "macs" or "bytes": what is smallest, for `target_drop`; `keep` then holds further budgets.
+        minimise: "params", "macs", "bytes" or "latency": what is smallest, for `target_drop`; `keep` then holds
+            further budgets.
         formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
             whose curves need no fits.
         metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
@@ -78,17 +86,22 @@ def choose(
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise; a capped site cannot stay dense, unless it is ignored.
         tie: patterns; all sites that one of them matches get the same format and ranks. They must have one shape.
-        round_to: ranks are multiples of this; "auto", the default, is 8 where the smaller side is at least 128, else 1.
+        round_to: ranks are multiples of this; "auto", the default, is 8 where the smaller side is at least 128, else 1,
+            and 16 where latency is a budget.
         curves: result of `profile`, to try several budgets without computing it again; `formats` and `round_to` are
             those that it was made with, and cannot be given once more.
         refine: fit formats whose curves are estimates thoroughly near the ranks that the budget asks for, and decide
             with those errors; formats with a closed form need none of it.
+        example: an input of the batch size that latency is measured with, as for `find`; for a latency budget.
+        engine: where it is measured: "torch", "compile", "onnxruntime", "executorch", "cuda", "roofline:FILE.yaml".
+        threads: of the CPU, for a latency budget.
         progress: wraps the sites, for a progress bar.
 
     Returns:
         The plan; its counts are those of the network that `factorise` builds.
 
     Raises:
+        ImportError: for an engine that is not installed.
         ValueError: for a budget that cannot be met (with the least that can), an unknown rule or pattern (with near
             names), contradicting constraints, an unknown format or metric, a rule without what it needs or for a format
             that it does not apply to, a share outside 0 to 1, curves that do not belong to the network and metric.
@@ -101,9 +114,16 @@ def choose(
         True
     """
     rule, floor_of_rule = get_rule(rule), get_floor(floor_rule)
+    keep = None if keep is None else check_keep(keep)
     if (target_drop is None) != (drop is None):
         raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
     check_request(rule, {minimise: 1.0, **(keep or {})} if drop else keep, evaluate)
+    timed = "latency" in (keep or {}) or (drop is not None and minimise == "latency")
+    if timed and example is None:
+        raise ValueError(NEEDS_EXAMPLE)
+    if timed and curves is None and round_to in (None, "auto"):
+        round_to = VECTOR
+    running = get_engine(engine, threads) if timed else None
     planner = Planner.of(
         model,
         source,
@@ -118,6 +138,9 @@ def choose(
         curves=curves,
         progress=progress,
     )
+    if running is not None:
+        meter = Meter(running, planner.model, planner.sites, example, metric=metric)
+        planner = TimedPlanner.timed(planner, meter, progress)
     if target_drop is None or drop is None:
         if keep and refine:
             planner = refined(planner, rule, [keep], floor=floor_of_rule, progress=progress)

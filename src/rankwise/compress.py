@@ -45,6 +45,8 @@ class CompressReport:
         for name in ("params", "macs", "bytes"):
             before, after = getattr(self.dense, name), getattr(self.compressed, name)
             lines.append(f"{name:>7} {before:>15,} -> {after:>15,}  ({after / before:.3f})")
+        if self.plan.latency is not None:
+            lines.append(f"latency {self.plan.latency}")
         factorised = len(self.plan.factorised)
         lines.append(f"{factorised} of {len(self.plan)} sites factorised in {sum(self.seconds.values()):.1f} s")
         return "\n".join(lines)
@@ -54,7 +56,7 @@ def compress(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    keep: Mapping[str, float] | None = None,
+    keep: Mapping[str, float | str] | None = None,
     method: str = "sequential",
     stats: Statistics | None = None,
     shrink: float | None = None,
@@ -77,8 +79,8 @@ def compress(
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
         progress: wraps batches and sites, for progress bars.
-        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of
-            `choose`.
+        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of `choose`;
+            of a latency budget engine, threads and example, by default the first sample.
 
     Returns:
         The compressed network, of the same class, and a report.
@@ -111,6 +113,8 @@ def compress(
         collected = partial(collect, gradients=gradients, positions=positions, seed=seed, progress=progress)
         stats = timed("collect", partial(collected, model, batches))
     assert stats is not None
+    if "latency" in (keep or {}) and constraints.get("example") is None:
+        constraints["example"] = first_sample(batches.first())
     chosen = partial(choose, keep=keep, progress=progress, **constraints)
     plan = timed("choose", partial(chosen, model, stats, shrink=shrink or 0.0))
     if held_out is not None and plan.metric != "weight" and plan.factorised:

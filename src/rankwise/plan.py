@@ -43,18 +43,56 @@ class PlanRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedLatency:
+    """What one forward takes on an engine, in milliseconds.
+
+    Attributes:
+        engine: that runs the network, such as "onnxruntime".
+        device: that it runs on.
+        threads: of the CPU.
+        dense: of the dense network, measured.
+        predicted: of the planned network, from its layers.
+        measured: of the planned network as a whole, beside the dense one; of a roofline it is computed, as all is.
+
+    Raises:
+        ValueError: for a figure that is no number above 0.
+    """
+
+    engine: str
+    device: str
+    threads: int
+    dense: float
+    predicted: float
+    measured: float
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "dense", "predicted", "measured"):
+            if not _number(getattr(self, name)) or not getattr(self, name) > 0:
+                raise ValueError(f"plan: the latency's {name} must be a number above 0, not {getattr(self, name)!r}")
+
+    def __str__(self) -> str:
+        computed = self.engine.startswith("roofline")
+        where = f"roofline of {self.device}" if computed else f"{self.engine} {self.threads} thread"
+        return (
+            f"predicted {self.predicted:.3g} ms, {'computed' if computed else 'measured'} {self.measured:.3g} ms, "
+            f"dense {self.dense:.3g} ms, {where}{'s' * (self.threads > 1)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan(Mapping[str, PlanRow]):
     """Format and ranks for every site of a network, and the budget they meet.
 
     Attributes:
         rows: one row per site, in execution order.
         keep: the budget as it was asked, for instance {"macs": 0.5}.
-        dense: counts of the dense network, for instance {"params": ..., "macs": ...}.
+        dense: counts of the dense network, for instance {"params": ..., "macs": ...}; "latency" in microseconds.
         planned: the same counts of the compressed network.
         metric: "input", "diagonal", "fisher" or "weight".
         shrink: share of the weight metric in the input metric, from 0 to 1; one-shot fits use it.
         rule: the rule that chose the ranks.
         fingerprint: structure of the network that the plan was made for.
+        latency: predicted and measured, where latency was a budget.
 
     Raises:
         ValueError: for an unknown metric, a share outside 0 to 1, or a site with more than one row.
@@ -62,12 +100,13 @@ class Plan(Mapping[str, PlanRow]):
 
     rows: tuple[PlanRow, ...]
     keep: dict[str, float] = field(default_factory=dict)
-    dense: dict[str, int] = field(default_factory=dict)
-    planned: dict[str, int] = field(default_factory=dict)
+    dense: dict[str, float] = field(default_factory=dict)
+    planned: dict[str, float] = field(default_factory=dict)
     metric: str = "input"
     shrink: float = 0.0
     rule: str = "knapsack"
     fingerprint: str = ""
+    latency: PlannedLatency | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -119,6 +158,9 @@ class Plan(Mapping[str, PlanRow]):
         for name in ("metric", "rule", "fingerprint"):
             if not isinstance(values.get(name, ""), str):
                 raise ValueError(f"plan: {name} must be a string, not {values[name]!r}")
+        if values.get("latency") is not None:
+            names = {item.name for item in fields(PlannedLatency)}
+            values["latency"] = PlannedLatency(**_fields_of(PlannedLatency, values["latency"], "plan latency", names))
         return cls(rows=rows, **values)
 
     def to_yaml(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .budgets import Prices, check_keep, counts
+from .budgets import Prices, check_keep
 from .constraints import Constraints
 from .curves import check_curves, check_option, pinned
 from .formats.weights import site_weight
@@ -30,6 +30,11 @@ NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
     "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
 )
+
+
+# Times are no whole numbers, and plans hold them in thousandths of a microsecond.
+ROUNDING = {"params": 0.0, "macs": 0.0, "bytes": 0.0, "latency": 0.01}
+_NAMES = {"latency": "microseconds"}
 
 
 def check_request(rule: Rule, keep: Mapping[str, float] | None, evaluate: Callable[[Plan], float] | None) -> None:
@@ -164,6 +169,17 @@ class Planner:
         floor: FreeRule | None = None,
         within: Plan | None = None,
     ) -> Plan:
+        """The plan to give out; here it is the `draft`, and arguments are the same."""
+        return self.draft(rule, keep, floor=floor, within=within)
+
+    def draft(
+        self,
+        rule: Rule,
+        keep: Mapping[str, float] | None = None,
+        *,
+        floor: FreeRule | None = None,
+        within: Plan | None = None,
+    ) -> Plan:
         """The plan of a rule, within budgets where there are some.
 
         Args:
@@ -189,7 +205,7 @@ class Planner:
                 check_option(self.sites[name], option, self.metric)
                 rows[name] = PlanRow(site=name, **vars(option), why=group.reasons[name] or group.told(pick.why))
         plan = self._plan([rows[name] for name in self.sites], str(rule), amounts)
-        assert all(plan.planned[unit] <= limit for unit, limit in limits.items())
+        assert all(plan.planned[unit] <= limit + ROUNDING[unit] for unit, limit in limits.items())
         return plan
 
     def problem(
@@ -267,7 +283,7 @@ class Planner:
             rows=tuple(rows),
             keep=dict(amounts),
             dense=self.prices.dense,
-            planned=counts(self.model, self.sites, rows),
+            planned=self.prices.planned(rows),
             metric=self.metric,
             shrink=self.shrink,
             rule=rule,
@@ -278,9 +294,10 @@ class Planner:
         units = list(limits)
         unit, earlier = units[error.unit], units[: error.unit]
         limit, dense, least = limits[unit], self.prices.dense[unit], error.least + self.prices.rest(unit)
-        beside = f" together with at most {' and '.join(f'{limits[u]:,.0f} {u}' for u in earlier)}" if earlier else ""
+        name, others = _NAMES.get(unit, unit), [f"{limits[u]:,.0f} {_NAMES.get(u, u)}" for u in earlier]
+        beside = f" together with at most {' and '.join(others)}" if others else ""
         return ValueError(
-            f"a budget of {limit:,.0f} {unit} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
+            f"a budget of {limit:,.0f} {name} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
             f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); raise the "
             f"budget, or allow more sites or lower ranks"
         )

@@ -17,7 +17,7 @@ from .formats.both_sides import curve, refuses
 from .formats.weights import site_weight, weight_metrics
 from .guards import unwrap
 from .linalg.two_sided import TwoSided
-from .plan import DENSE, METRICS
+from .plan import DENSE, METRICS, PlanRow
 from .sites import Site, Sites
 from .statistics import Statistics
 
@@ -161,3 +161,8 @@ def _least_error(options: Sequence[Option], cost: Cost) -> float:
 def dense_option(site: Site) -> Option:
     """The site as it is."""
     return Option(format=DENSE, ranks=(), params=site.params, macs=site.macs, error=0.0)
+
+
+def option_of(row: PlanRow) -> Option:
+    """What a row of a plan chooses."""
+    return Option(format=row.format, ranks=row.ranks, params=row.params, macs=row.macs, error=row.error or 0.0)

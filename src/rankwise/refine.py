@@ -49,7 +49,7 @@ def refined(
         for _ in range(ROUNDS):
             if not fitted:
                 return planner
-            plan = planner.plan(rule, keep, floor=floor)
+            plan = planner.draft(rule, keep, floor=floor)
             wanted = [pair for name in sorted(fitted) for pair in _worth(planner, plan, name, keep)]
             todo = [(name, option) for name, option in wanted if (name, option.format) not in done]
             if not todo:

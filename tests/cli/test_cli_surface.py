@@ -19,6 +19,7 @@ BUDGET = {
     "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
 }  # fmt: skip
 TIMING = {"--threads", "--engines", "--latency-batch"}
+TIMED = {"--engine", "--threads", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
@@ -26,10 +27,12 @@ OPTIONS = {
     "compress": WORK
     | BUDGET
     | TIMING
+    | TIMED
     | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"}
     | {"--fold", "--storage"},
-    "plan": WORK | BUDGET | {"[DATA]", "--out", "--input-shape", "--test"},
+    "plan": WORK | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
+    | TIMED
     | (BUDGET - {"--keep", "--target-drop", "--minimise"})
     | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
     "apply": WORK
@@ -51,6 +54,7 @@ OPTIONS = {
     | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
     | {"--to", "--dtype", "--calibration", "--samples", "--fold", "--opset", "--fixed-batch", "--threads"},
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
+    "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
 }
 

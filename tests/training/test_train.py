@@ -155,6 +155,7 @@ def test_only_named_layers_and_weights_alone() -> None:
         ({"augment": "mixup"}, "leave out mixup"),
         ({"rule": "knapsack", "keep": None}, "needs a budget"),
         ({"rule": "sensitivity"}, "has to try plans"),
+        ({"keep": {"latency": 0.5}}, "cut by counts: keep params, macs or bytes"),
     ],
 )
 def test_what_it_refuses(more: dict[str, Any], message: str) -> None:

@@ -1,12 +1,14 @@
 """The command line.
 
-`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | formats | demo`.
+`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | formats |
+roofline | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -22,6 +24,7 @@ from .heal import heal
 from .inspect import inspect
 from .pareto import pareto
 from .plan import plan
+from .roofline import roofline
 from .train import train
 from .version import version
 
@@ -64,7 +67,10 @@ def _paragraphs(docstring: str | None) -> str:
     return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
 
 
-for command in (inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, formats, demo):
+_COMMANDS: list[Callable[..., None]] = [
+    *(inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, formats, roofline, demo),
+]
+for command in _COMMANDS:
     app.command(help=_paragraphs(command.__doc__))(command)
 
 

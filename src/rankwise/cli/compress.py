@@ -49,6 +49,7 @@ def compress(
     importance: options.Importance = None,
     fold: options.Fold = False,
     storage: options.Stored = "plain",
+    engine: options.Engine = "torch",
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -66,12 +67,12 @@ def compress(
     is enough, also of other data.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import check_budget, choose_options, parse_shrink
+        from .constraints import check_budget, choose_options, is_timed, parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
         from .steps import Job, check_storage, finish, wishes_gradients
-        from .trying import what_tries
+        from .trying import what_times, what_tries
 
         check_storage(storage)
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
@@ -112,6 +113,7 @@ def compress(
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        plan = job.plan({**wishes, **what_tries(job, wishes, method)}, share, method)
+        times = what_times(job, is_timed(wishes), engine, threads, latency_batch)
+        plan = job.plan({**wishes, **times, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing, storage=storage)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..ranks import Rule
 
-BUDGETS = ("macs", "params", "bytes")
+BUDGETS = ("macs", "params", "bytes", "latency")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 METHODS = ("auto", "sequential", "one-shot")
 
@@ -62,6 +62,12 @@ def check_budget(wishes: Mapping[str, Any]) -> None:
         )
 
 
+def is_timed(wishes: Mapping[str, Any]) -> bool:
+    """Whether latency is a budget of a plan by these keyword arguments of `choose`."""
+    minimised = wishes["target_drop"] is not None and wishes["minimise"] == "latency"
+    return minimised or "latency" in (wishes["keep"] or {})
+
+
 def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:
     """All budgets together, None for none.
 
@@ -112,6 +118,8 @@ def parse_floor(text: str | None) -> Rule | None:
 def parse_keep(text: str) -> dict[str, float | int]:
     """`macs=0.5`, `macs=50%`, `params=1.5M`: a fraction of the dense count as a float, an absolute number as an int.
 
+    `latency=8ms` is a number of microseconds.
+
     Raises:
         ValueError: where the budget is unknown or not a positive number.
     """
@@ -119,7 +127,21 @@ def parse_keep(text: str) -> dict[str, float | int]:
     if name not in BUDGETS or not value:
         examples = ", ".join(f"{budget}=0.5" for budget in BUDGETS)
         raise ValueError(f"--keep {text!r}: write {examples} or an absolute number")
-    return {name: _amount(text, value.strip().lower())}
+    return {name: (_time if name == "latency" else _amount)(text, value.strip().lower())}
+
+
+def _time(text: str, value: str) -> float | int:
+    from ..budgets import microseconds
+
+    if value.endswith("s"):
+        try:
+            return microseconds(value)
+        except ValueError as error:
+            raise ValueError(f"--keep {text!r}: {error}") from None
+    amount = _amount(text, value)
+    if isinstance(amount, int):
+        raise ValueError(f"--keep {text!r}: a latency is a fraction (0.6, 60%) or a time with its unit (8ms, 800us)")
+    return amount
 
 
 def _amount(text: str, value: str) -> float | int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Figures = dict[str, dict[str, Any]]
-ENGINES = ("torch", "onnxruntime")
+DEFAULT_ENGINES = ("torch", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,11 @@ class Timing:
         """
         if threads < 1 or batch < 1:
             raise ValueError(f"--threads {threads} and --latency-batch {batch} must be at least 1")
+        from ..latency import ENGINES
+
         if engines == "auto":
-            names: tuple[str, ...] = ENGINES if find_spec("onnxruntime") and find_spec("onnx") else ENGINES[:1]
+            both = find_spec("onnxruntime") and find_spec("onnx")
+            names: tuple[str, ...] = DEFAULT_ENGINES if both else DEFAULT_ENGINES[:1]
         else:
             names = tuple(name.strip() for name in engines.split(",")) if engines != "none" else ()
         for name in names:

@@ -129,7 +129,8 @@ Keep = Annotated[
         metavar="WHAT=HOW MUCH",
         rich_help_panel=_BUDGET,
         show_default=False,
-        help="macs, params or bytes to keep: macs=0.5, macs=50%, params=1.5M; repeated, all are met.",
+        help="macs, params, bytes or latency to keep: macs=0.5, macs=50%, params=1.5M, latency=0.6, latency=8ms; "
+        "repeated, all are met.",
     ),
 ]
 Rule = Annotated[
@@ -212,7 +213,7 @@ RoundTo = Annotated[
         "--round-to",
         metavar="N",
         rich_help_panel=_BUDGET,
-        help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones.",
+        help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones, 16 for a latency budget.",
     ),
 ]
 FloorRule = Annotated[
@@ -239,7 +240,7 @@ Minimise = Annotated[
         "--minimise",
         metavar="WHAT",
         rich_help_panel=_BUDGET,
-        help="macs, params or bytes: what --target-drop makes small; --keep then adds limits.",
+        help="macs, params, bytes or latency: what --target-drop makes small; --keep then adds limits.",
     ),
 ]
 Method = Annotated[
@@ -280,6 +281,16 @@ Stored = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        rich_help_panel=_BUDGET,
+        help="Where a latency budget is measured: torch, compile, onnxruntime, executorch, cuda, or roofline:FILE.yaml "
+        "for a device that is not here.",
+    ),
+]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", rich_help_panel=_OUTPUT, help="Threads when latency is measured.")
 ]
@@ -289,7 +300,8 @@ Engines = Annotated[
         "--engines",
         metavar="NAME,NAME",
         rich_help_panel=_OUTPUT,
-        help="Where latency is measured: torch, onnxruntime, none; auto: both, where onnxruntime is installed.",
+        help="Where the latency of the figures is measured: torch, compile, onnxruntime, executorch, cuda, none; auto: "
+        "torch, and onnxruntime where it is installed.",
     ),
 ]
 LatencyBatch = Annotated[

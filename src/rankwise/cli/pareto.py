@@ -14,8 +14,10 @@ from .output import Output
 if TYPE_CHECKING:
     from ..plan import Plan
 
-Along = Annotated[str, typer.Option("--along", metavar="WHAT", help="macs, params or bytes: what the budgets are of.")]
-At = Annotated[str, typer.Option("--at", metavar="SHARE,SHARE", help="Shares of the dense count to keep.")]
+Along = Annotated[
+    str, typer.Option("--along", metavar="WHAT", help="macs, params, bytes or latency: what the budgets are of.")
+]
+At = Annotated[str, typer.Option("--at", metavar="SHARE,SHARE", help="Shares of the dense count, or time, to keep.")]
 Own = Annotated[bool, typer.Option("--own", help="Each plan by itself, not inside the next larger one.")]
 Measure = Annotated[
     bool,
@@ -55,6 +57,9 @@ def pareto(
     tie: options.Tie = None,
     round_to: options.RoundTo = "auto",
     shrink: options.Shrink = None,
+    engine: options.Engine = "torch",
+    threads: options.Threads = 1,
+    latency_batch: options.LatencyBatch = 1,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -73,7 +78,7 @@ def pareto(
         from .data import DataOptions
         from .steps import Job, wishes_gradients
         from .tables import pareto_table
-        from .trying import trials, what_tries
+        from .trying import trials, what_times, what_tries
 
         keeps, share = parse_shares(along, at), parse_shrink(shrink)
         if share == "auto":
@@ -97,7 +102,8 @@ def pareto(
             gradients=wishes_gradients(wishes),
         )
         evaluate = what_tries(job, wishes).get("evaluate")
-        planner = job.planner(wishes, float(share or 0), evaluate)
+        times = what_times(job, along == "latency", engine, threads, latency_batch)
+        planner = job.planner(wishes, float(share or 0), evaluate, times)
         plans = plans_for(planner, keeps, wishes["rule"], nested=not own, floor=wishes["floor_rule"])
         drops: list[float] = []
         if measure:

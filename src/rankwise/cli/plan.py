@@ -43,6 +43,9 @@ def plan(
     round_to: options.RoundTo = "auto",
     shrink: options.Shrink = None,
     test: options.Test = None,
+    engine: options.Engine = "torch",
+    threads: options.Threads = 1,
+    latency_batch: options.LatencyBatch = 1,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -54,15 +57,18 @@ def plan(
     [bold]--rule[/bold] says how ranks are chosen, [bold]--target-drop 1.0[/bold] finds the smallest network that loses
     no more than a point on [bold]--test[/bold].
 
+    [bold]--keep latency=0.6 --engine onnxruntime[/bold] plans for measured time, first of layers, then of the whole
+    planned network.
+
     With [bold]--stats FILE[/bold] the data is run over once, and every further plan takes seconds. With
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import check_budget, choose_options, parse_shrink
+        from .constraints import check_budget, choose_options, is_timed, parse_shrink
         from .data import DataOptions
         from .steps import Job, wishes_gradients
         from .tables import plan_table
-        from .trying import what_tries
+        from .trying import what_times, what_tries
 
         wishes = choose_options(
             keep,
@@ -97,8 +103,11 @@ def plan(
             input_shape=input_shape,
             gradients=wishes_gradients(wishes),
         )
-        chosen = job.plan({**wishes, **what_tries(job, wishes)}, share)
+        times = what_times(job, is_timed(wishes), engine, threads, latency_batch)
+        chosen = job.plan({**wishes, **times, **what_tries(job, wishes)}, share)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.sites, out.console.width))
+        if chosen.latency is not None:
+            out.say(f"latency: {chosen.latency}")
         out.say(f"plan: {plan_file} (edit it, then: rankwise apply {model} {plan_file} DATA -o out/)")
         out.result("plan", {"plan_file": plan_file, "plan": chosen.to_dict()})

@@ -183,24 +183,32 @@ class Job:
         self.out.say(f"shrinkage towards the weight metric: {share:g}, chosen on {self.data.name}")
         return replace(plan, shrink=share)
 
-    def planner(self, wishes: Mapping[str, Any], shrink: float, evaluate: Any) -> Planner:
-        """What makes plans for many budgets; `wishes` are keyword arguments of `choose`."""
+    def planner(
+        self, wishes: Mapping[str, Any], shrink: float, evaluate: Any, times: Mapping[str, Any] | None = None
+    ) -> Planner:
+        """What makes plans for many budgets; `wishes` and `times` are keyword arguments of `choose`."""
         from ..constraints import Constraints
+        from ..latency.meter import Meter
         from ..planner import Planner
+        from ..timed import VECTOR, TimedPlanner
 
-        return Planner.of(
+        planner = Planner.of(
             self.network,
             self.source(wishes),
             metric=wishes["metric"],
             shrink=shrink,
             formats=wishes["formats"],
-            round_to=wishes["round_to"],
+            round_to=VECTOR if times and wishes["round_to"] == "auto" else wishes["round_to"],
             constraints=Constraints(
                 **{name: wishes[name] for name in ("include", "ignore", "pin", "floor", "cap", "tie")}
             ),
             evaluate=evaluate,
             progress=self.out.track,
         )
+        if not times:
+            return planner
+        meter = Meter(times["engine"], planner.model, planner.sites, times["example"], metric=wishes["metric"])
+        return TimedPlanner.timed(planner, meter, self.out.track)
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
@@ -246,6 +254,8 @@ def finish(
     figures = measure(job.out, {"dense": job.network, "compressed": as_stored(small, storage)}, data, timing=timing)
     save(small, folder, plan=plan, figures=figures_of(figures, data), storage=storage)
     job.out.show(plan_table(plan, job.sites, job.out.console.width))
+    if plan.latency is not None:
+        job.out.say(f"latency: {plan.latency}")
     job.out.say("")
     job.out.show(figures_table(figures, timing.batch))
     where = "held-out samples" if job.test else "the calibration samples themselves (name others with --test)"

@@ -58,16 +58,19 @@ def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
     table.add_section()
     for name in plan.dense:
         share = plan.planned[name] / plan.dense[name] if plan.dense[name] else 1.0
-        table.add_row(f"all {name}", "", "", "", f"{plan.planned[name]:,}", f"{share:.1%}", "")
+        amount = f"{plan.planned[name] / 1000:.3f} ms" if name == "latency" else f"{plan.planned[name]:,}"
+        table.add_row(f"all {name}", "", "", "", amount, f"{share:.1%}", "")
     return table
 
 
 def pareto_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One row for each budget; rows as `rankwise pareto --json` writes them."""
     measured = ("agreement",) if "agreement" in rows[0] else ()
-    table = _table(right=("keep", "params", "MACs", "bytes", "layers factorised", "sum of errors", *measured))
+    counted = ("params", "macs", "bytes", *(("latency",) if "latency_ratio" in rows[0] else ()))
+    titles = ("MACs" if unit == "macs" else unit for unit in counted)
+    table = _table(right=("keep", *titles, "layers factorised", "sum of errors", *measured))
     for row in rows:
-        ratios = (f"{row[f'{unit}_ratio']:.1%}" for unit in ("params", "macs", "bytes"))
+        ratios = (f"{row[f'{unit}_ratio']:.1%}" for unit in counted)
         agreement = [f"{row['agreement']:.2f} %"] if measured else []
         table.add_row(f"{row['keep']:g}", *ratios, f"{row['factorised']}", f"{row['error']:.3f}", *agreement)
     return table
@@ -123,8 +126,16 @@ _FIGURES: dict[str, tuple[str, str, str]] = {
     "params": ("parameters", "{:,.0f}", "share"),
     "macs": ("MACs per input", "{:,.0f}", "share"),
     "bytes": ("bytes on disk", "{:,.0f}", "share"),
-    "latency_torch_ms": ("ms in torch, batch {batch}", "{:.3f}", "speed"),
-    "latency_onnxruntime_ms": ("ms in onnxruntime, batch {batch}", "{:.3f}", "speed"),
+    **{
+        f"latency_{engine}_ms": (f"ms in {name}, batch {{batch}}", "{:.3f}", "speed")
+        for engine, name in (
+            ("torch", "torch"),
+            ("compile", "torch.compile"),
+            ("onnxruntime", "onnxruntime"),
+            ("executorch", "ExecuTorch"),
+            ("cuda", "torch on CUDA"),
+        )
+    },
     "top1": ("top-1 accuracy", "{:.2f} %", "points"),
     "top5": ("top-5 accuracy", "{:.2f} %", "points"),
     "agreement": ("same answer as dense", "{:.2f} %", ""),

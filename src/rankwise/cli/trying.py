@@ -1,4 +1,4 @@
-"""What rules try plans with, and what measures a loss, from the data at hand."""
+"""What rules try plans with, what measures a loss and what measures time, from the data at hand."""
 
 from __future__ import annotations
 
@@ -41,6 +41,20 @@ def what_tries(job: Job, wishes: Mapping[str, Any], method: str = "auto") -> dic
         job.out.say(f"target: at most {wishes['target_drop']:g} points of {measure} lost on {where}")
         found["drop"] = trials(job, measure, method)
     return found
+
+
+def what_times(job: Job, timed: bool, engine: str, threads: int, batch: int) -> dict[str, Any]:
+    """The arguments `example`, `engine` and `threads` of `choose`, where latency is a budget.
+
+    Raises:
+        ValueError: for an unknown engine, or where there are fewer samples than the batch wants.
+        ImportError: for an engine that is not installed.
+    """
+    if not timed:
+        return {}
+    from ..latency import get_engine
+
+    return {"example": job.measured_on.example(batch), "engine": get_engine(engine, threads), "threads": threads}
 
 
 def trials(job: Job, measure: str, method: str, held_out: bool = True) -> Trials:

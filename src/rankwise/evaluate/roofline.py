@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from ..arguments import arguments
 from ..find import find
 from ..guards import unwrap
-from .latency import evaluating, torch_threads
+from ..latency.clock import torch_threads
+from .latency import evaluating
 from .limits import Limits, machine_limits
 
 

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from .compare import Arguments, compare, first_line, outputs
 
 
-def session(path: Path, threads: int | None = None) -> Any:
-    """An onnxruntime session on the CPU.
+def session(file: Path | bytes, threads: int | None = None) -> Any:
+    """An onnxruntime session on the CPU, of a file or of what is in one.
 
     Raises:
         ValueError: if onnxruntime cannot run the file.
@@ -26,7 +26,9 @@ def session(path: Path, threads: int | None = None) -> Any:
     if threads is not None:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
         raise ValueError(
             f"onnxruntime {onnxruntime.__version__} cannot run the exported file: {first_line(error)}; "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 from torch import Tensor, nn
@@ -45,18 +47,21 @@ def program(path: Path, threads: int | None = None) -> Callable[[Sequence[Tensor
     except (RuntimeError, OSError) as error:
         raise ValueError(f"ExecuTorch cannot load {path}: {first_line(error)}; export it again") from error
 
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        try:
-            return tensors_in(method.execute([tensor.detach().cpu().contiguous() for tensor in inputs]))
-        except RuntimeError as error:
-            shapes = [list(tensor.shape) for tensor in inputs]
-            raise ValueError(
-                f"ExecuTorch fails on inputs of shapes {shapes} ({first_line(error)}); "
-                f"a .pte file takes the shapes and types that it was exported with"
-            ) from error
-
+    run = partial(_run, method, loaded)
     _alive.add(run)
     return run
+
+
+def _run(method: Any, loaded: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """One forward; the loaded program is an argument because a method does not keep it alive."""
+    try:
+        return tensors_in(method.execute([tensor.detach().cpu().contiguous() for tensor in inputs]))
+    except RuntimeError as error:
+        shapes = [list(tensor.shape) for tensor in inputs]
+        raise ValueError(
+            f"ExecuTorch fails on inputs of shapes {shapes} ({first_line(error)}); "
+            f"a .pte file takes the shapes and types that it was exported with"
+        ) from error
 
 
 def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what: str) -> None:

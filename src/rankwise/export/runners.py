@@ -8,10 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
-import torch
 from torch import Tensor
 
-from ..evaluate.latency import in_turns
+from ..latency.clock import in_turns, torch_threads
 from .compare import Arguments, tensors_in
 
 # Target -> (suffix of its files, package that runs them, extra that installs it).
@@ -90,9 +89,5 @@ def medians(
         rounds: measured ones, after three others.
     """
     runs = {name: partial(runner(path, threads, target), given) for name, path in files.items()}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         return {name: median(seconds) for name, seconds in in_turns(runs, rounds, 3).items()}
-    finally:
-        torch.set_num_threads(before)

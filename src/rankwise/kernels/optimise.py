@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
-from ..evaluate.latency import evaluating, in_turns, synchronised, torch_threads
+from ..evaluate.latency import evaluating
 from ..export.compare import difference
 from ..find import find
 from ..guards import mark_for_running, unwrap
+from ..latency.clock import in_turns, synchronised, torch_threads
 from ..surgery import replace
 from .forms import AS_IT_IS, Seen, forms_of, is_pair
 

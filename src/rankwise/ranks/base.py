@@ -117,7 +117,7 @@ def described(site: Candidates, index: int) -> str:
     option = site.options[index]
     if option.format == DENSE:
         if len(site.options) == 1:
-            return "no format costs less than dense"
+            return "no format is faster than dense" if "latency" in site.costs else "no format costs less than dense"
         return "dense: within the budget no factorisation is worth its error"
     dense = site.dense
     share, unit = (option.macs / dense.macs, "MACs") if dense.macs else (option.params / dense.params, "parameters")

@@ -151,6 +151,8 @@ def train(
         raise ValueError(f"tune is {tune}; it is a share of the training between 0 and 1")
     rule = get_rule(rule)
     check_request(rule, keep, None)
+    if "latency" in (keep or {}):
+        raise ValueError("a network is cut by counts: keep params, macs or bytes, and plan for latency afterwards")
     kind, weight = parse_orthogonal(orthogonal)
     samples, change = Samples.of(data, labels=labels, prepare=prepare), augmentation(augment)
     if epochs is None and minutes is None:

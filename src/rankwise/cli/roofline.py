@@ -1,0 +1,44 @@
+"""`rankwise roofline`: describe this device in four numbers, as a file that plans can be made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .output import Output
+
+DeviceOut = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The YAML file to write.")]
+
+
+def roofline(
+    device_file: DeviceOut = Path("device.yaml"),
+    engine: options.Engine = "torch",
+    threads: options.Threads = 1,
+    json: options.Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """Measure peak, bandwidth, tile and overhead of this device on an engine.
+
+    Example: [bold]rankwise roofline --engine onnxruntime -o cpu.yaml[/bold]
+
+    [bold]--engine roofline:cpu.yaml[/bold] then plans without the device. For one that is elsewhere, write its numbers
+    into such a file.
+    """
+    with Output(json, debug=debug) as out:
+        from dataclasses import asdict
+
+        from ..latency import get_engine
+        from ..latency.roofline_fit import measured_device
+
+        with out.step(f"measuring in {engine}"):
+            device = measured_device(get_engine(engine, threads))
+        device.save(device_file)
+        out.say(
+            f"{device.name}: {device.peak / 1e9:.3g} GMAC/s, {device.bandwidth / 1e9:.3g} GB/s, channels in multiples "
+            f"of {device.tile}, {device.overhead * 1e6:.3g} us for each operator"
+        )
+        out.say(f"roofline: {device_file} (then: rankwise plan ... --engine roofline:{device_file})")
+        out.result("roofline", {"device_file": device_file, "device": asdict(device)})

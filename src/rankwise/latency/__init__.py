@@ -1,0 +1,35 @@
+"""Seconds on the engine that will run the network: of whole networks, and of what each layer may become."""
+
+from __future__ import annotations
+
+from .clock import Latency
+from .engine import Engine, Work
+from .executorch_engine import ExecuTorch
+from .onnxruntime_engine import OnnxRuntime
+from .roofline import Roofline
+from .torch_engines import Compiled, Cuda, Eager
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Eager, Compiled, OnnxRuntime, ExecuTorch, Cuda)}
+
+
+def get_engine(name: str | Engine, threads: int = 1) -> Engine:
+    """The engine of that name; `roofline:FILE.yaml` for a device that is described by a file.
+
+    Raises:
+        ValueError: for an unknown name, or a device or file that is not there.
+        ImportError: for an engine that is not installed, with the command that installs it.
+
+    Example:
+        >>> str(get_engine("torch", threads=1))
+        'torch, 1 thread'
+    """
+    if isinstance(name, Engine):
+        return name
+    if name.startswith("roofline:"):
+        return Roofline.load(name.removeprefix("roofline:"))
+    if name not in ENGINES:
+        raise ValueError(f"engine is {name!r}; it must be one of {', '.join(ENGINES)}, roofline:FILE.yaml")
+    return ENGINES[name](threads)
+
+
+__all__ = ["ENGINES", "Engine", "Latency", "Work", "get_engine"]

@@ -1,0 +1,155 @@
+"""What an engine is: something that runs networks, and tells how long they take."""
+
+from __future__ import annotations
+
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .clock import Latency, in_turns, summary, torch_threads
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Work(NamedTuple):
+    """A network or a layer, and the arguments of its forward."""
+
+    module: nn.Module
+    given: Arguments
+
+
+class Engine(ABC):
+    """Where networks run.
+
+    Args:
+        threads: of the CPU.
+
+    Attributes:
+        name: as users write it.
+        summary: what it is, for a person to read.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def __init__(self, threads: int = 1) -> None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1")
+        self.threads = threads
+
+    @property
+    def version(self) -> str:
+        """What a new release may change: the version of the library that runs the network."""
+        return version("torch")
+
+    @property
+    def device(self) -> str:
+        """The device that figures belong to."""
+        return processor()
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def hold(self, work: Work) -> None:  # noqa: B027  # an engine that prepares nothing has nothing to hold
+        """Prepare a network once for all calls of `times`, as long as it lives."""
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """No gradients, and torch's own number of threads, for a while."""
+        with torch_threads(self.threads), torch.no_grad():
+            yield
+
+    @abstractmethod
+    def times(
+        self,
+        works: Mapping[str, Work],
+        *,
+        rounds: int = 30,
+        warmup: int = 3,
+        around: int = 0,
+        layers: Mapping[str, str] | None = None,
+    ) -> dict[str, Latency]:
+        """Seconds of one forward of each, all under the same conditions.
+
+        Args:
+            works: what to time, by name.
+            rounds: measured runs of each.
+            warmup: runs before them.
+            around: bytes that are read between two runs, as the other layers of a network are.
+            layers: the layer of the network that a work stands for, for messages.
+
+        Raises:
+            ValueError: if the engine cannot run one of them, naming its layer.
+        """
+
+
+class Running(Engine):
+    """An engine that is here: what it says was measured, in turns."""
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        self._held: WeakKeyDictionary[nn.Module, Callable[[], object]] = WeakKeyDictionary()
+
+    def hold(self, work: Work) -> None:
+        with self.ready():
+            self._held[work.module] = self.prepare(work)
+
+    @abstractmethod
+    def prepare(self, work: Work) -> Callable[[], object]:
+        """A function that runs the work once and returns when it is done.
+
+        Raises:
+            ValueError: if the engine cannot run it.
+        """
+
+    def times(
+        self,
+        works: Mapping[str, Work],
+        *,
+        rounds: int = 30,
+        warmup: int = 3,
+        around: int = 0,
+        layers: Mapping[str, str] | None = None,
+    ) -> dict[str, Latency]:
+        others = torch.ones(around // 4)
+
+        def between(name: str) -> None:
+            if around:  # weights come from where they lie in a network, the input was written last
+                others.sum()
+                for leaf in pytree.tree_leaves(works[name].given):
+                    if isinstance(leaf, Tensor) and leaf.device.type == "cpu":
+                        leaf.sum()
+
+        with self.ready():
+            runs: dict[str, Callable[[], object]] = {}
+            for name, work in works.items():
+                try:
+                    runs[name] = self._held.get(work.module) or self.prepare(work)
+                except ValueError as error:
+                    if layers is None:
+                        raise
+                    raise ValueError(f"layer {layers[name]!r} as {name.rpartition(': ')[2]}: {error}") from error
+            before = {name: partial(between, name) for name in runs}
+            seconds = in_turns(runs, rounds, warmup, before)
+        return {name: summary(values) for name, values in seconds.items()}
+
+
+@cache
+def processor() -> str:
+    """Name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return next(named, "") or platform.processor() or platform.machine()

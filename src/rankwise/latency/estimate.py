@@ -1,0 +1,108 @@
+"""The time of ranks that were not measured, from those that were.
+
+Letters: N measured ranks, F features.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import log, prod
+
+import torch
+from torch import Tensor
+
+from ..formats import Ranks
+from .clock import Latency
+
+# Sweeps of coordinate descent over at most some dozen coefficients.
+SWEEPS = 2000
+
+
+def spread(candidates: Sequence[Ranks], count: int) -> list[Ranks]:
+    """Ranks to measure: the smallest, then always the one that is farthest, in logarithms, from those taken.
+
+    Example:
+        >>> spread([(16,), (32,), (48,), (64,), (256,)], 3)
+        [(16,), (256,), (64,)]
+    """
+    logs = {ranks: [log(rank) for rank in ranks] for ranks in candidates}
+
+    def between(one: Ranks, other: Ranks) -> float:
+        return max(abs(a - b) for a, b in zip(logs[one], logs[other], strict=True))
+
+    taken = [min(candidates, key=prod)] if candidates else []
+    gaps = {ranks: between(ranks, taken[0]) for ranks in candidates}
+    while len(taken) < min(count, len(gaps)):
+        taken.append(max(gaps, key=gaps.__getitem__))
+        gaps = {ranks: min(gap, between(ranks, taken[-1])) for ranks, gap in gaps.items()}
+    return taken
+
+
+class Estimate:
+    """Times of one format at one layer, as they were measured, and in between.
+
+    One rank: a straight line between the measured neighbours. Several: `t = sum_f c_f x_f(ranks)` with `c >= 0`, where
+    the features are 1, the ranks, their products in pairs (a layer of a chain joins two) and the MACs; least squares of
+    the relative errors. Either way what was measured is what is returned for it, and time grows with the ranks if what
+    was measured does.
+
+    Args:
+        measured: ranks to time.
+        macs: of every option of the format, for several ranks.
+    """
+
+    def __init__(self, measured: Mapping[Ranks, Latency], macs: Mapping[Ranks, int]) -> None:
+        self._measured = dict(measured)
+        self._macs = macs
+        self._single = all(len(ranks) == 1 for ranks in measured)
+        if self._single:
+            self._ladder = sorted(rank for (rank,) in measured)
+        else:
+            x_NF = torch.tensor([self._features(ranks) for ranks in measured], dtype=torch.float64)
+            t_N = torch.tensor([time.median for time in measured.values()], dtype=torch.float64)
+            self._coefficients = nonnegative(x_NF / t_N[:, None], torch.ones_like(t_N)).tolist()
+
+    def __call__(self, ranks: Ranks) -> Latency:
+        """The time at these ranks."""
+        if ranks in self._measured:
+            return self._measured[ranks]
+        if not self._single:
+            time = sum(c * x for c, x in zip(self._coefficients, self._features(ranks), strict=True))
+            return Latency(median=time, low=time, high=time)
+        (rank,) = ranks
+        place = bisect(self._ladder, rank)
+        if place in (0, len(self._ladder)):  # beyond what was measured: no less than the end, and in proportion above
+            end = self._ladder[min(place, len(self._ladder) - 1)]
+            return self._measured[(end,)] * max(rank / end, 1.0)
+        below, above = self._ladder[place - 1 : place + 1]
+        share = (rank - below) / (above - below)
+        one, other = self._measured[(below,)], self._measured[(above,)]
+        mixed = {name: (1 - share) * getattr(one, name) + share * getattr(other, name) for name in vars(one)}
+        return Latency(**mixed)
+
+    def _features(self, ranks: Ranks) -> list[float]:
+        return [1.0, *ranks, *(a * b for a, b in combinations(ranks, 2)), float(self._macs[ranks])]
+
+
+def nonnegative(x_NF: Tensor, y_N: Tensor) -> Tensor:
+    """`argmin over c >= 0 of ||x c - y||`, by coordinate descent.
+
+    Example:
+        >>> nonnegative(torch.tensor([[1.0, 1.0], [1.0, 2.0]]), torch.tensor([3.0, 5.0])).round(decimals=3)
+        tensor([1., 2.])
+    """
+    scale_F = x_NF.norm(dim=0).clamp_min(torch.finfo(x_NF.dtype).tiny)
+    x_NF = x_NF / scale_F
+    gram, right = (x_NF.mT @ x_NF).tolist(), (x_NF.mT @ y_N).tolist()
+    c = [0.0] * len(right)
+    for _ in range(SWEEPS):
+        moved = 0.0
+        for f, row in enumerate(gram):
+            if row[f]:
+                new = max(0.0, c[f] + (right[f] - sum(a * b for a, b in zip(row, c, strict=True))) / row[f])
+                moved, c[f] = max(moved, abs(new - c[f])), new
+        if moved < 1e-9:
+            break
+    return torch.tensor(c, dtype=x_NF.dtype) / scale_F

@@ -1,0 +1,41 @@
+"""Networks as ExecuTorch runs them with XNNPACK."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+from .engine import Running, Work
+
+
+class ExecuTorch(Running):
+    """ExecuTorch's runtime with XNNPACK; each layer is exported, which takes a second or so."""
+
+    name: ClassVar[str] = "executorch"
+    summary: ClassVar[str] = "ExecuTorch with XNNPACK on the CPU"
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        try:
+            import executorch.runtime  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"engine 'executorch' needs {error.name}: pip install 'rankwise[executorch]'") from error
+
+    @property
+    def version(self) -> str:
+        return version("executorch")
+
+    def prepare(self, work: Work) -> Callable[[], object]:
+        from ..export import executorch
+        from ..export.check_executorch import program
+        from ..export.compare import tensors_in
+
+        args, kwargs = work.given
+        with tempfile.TemporaryDirectory() as folder:
+            path = executorch(work.module, kwargs or args, Path(folder) / "model.pte", tolerance=0.05)
+            run = program(path, self.threads)
+        inputs = tensors_in(work.given)
+        return lambda: run(inputs)

@@ -1,0 +1,157 @@
+"""The layers that a site may become, with inputs of the sizes that they get in the network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import pristine
+from ..calling import call
+from ..formats import get_format
+from ..formats.svd import SVD
+from ..plan import DENSE
+from ..profile import Option
+from ..sites import Site, Sites
+from .engine import Work
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a layer is called with.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor.
+        channels_last: whether its channels lie together.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, x: Tensor) -> Input:
+        """Of a tensor."""
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return cls(tuple(x.shape), x.dtype, last)
+
+    def tensor(self, layer: nn.Module) -> Tensor:
+        """Random numbers, or row numbers of an embedding; always the same ones."""
+        generator = torch.Generator().manual_seed(0)
+        if not self.dtype.is_floating_point:
+            rows: Any = getattr(layer, "num_embeddings", 1)
+            return torch.randint(rows, self.shape, generator=generator, dtype=self.dtype)
+        x = torch.randn(self.shape, generator=generator).to(self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"{size} {str(self.dtype).removeprefix('torch.')}{' channels last' * self.channels_last}"
+
+
+# Site -> name of a layer of it -> what it is called with, once for each call in one forward.
+Calls = Mapping[str, Mapping[str, list[Input]]]
+
+
+def calls_of(model: nn.Module, sites: Sites, example: Any) -> Calls:
+    """Run the model once and look at what its sites are called with.
+
+    Raises:
+        ValueError: if the model rejects the example.
+    """
+    calls: dict[str, dict[str, list[Input]]] = {name: defaultdict(list) for name in sites}
+    with ExitStack() as stack:
+        stack.enter_context(pristine(model))
+        for site in sites.values():
+            layers = {id(model.get_submodule(name)): name for name in (*reversed(site.aliases), site.name)}
+            for name in layers.values():
+                seen = calls[site.name][name]
+
+                def look(module: nn.Module, args: Any, kwargs: Any, seen: list[Input] = seen) -> None:
+                    seen.append(Input.of(next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))))
+
+                hook = model.get_submodule(name).register_forward_pre_hook(look, with_kwargs=True)
+                stack.callback(hook.remove)
+        call(model, example)
+    return calls
+
+
+def layers_of(model: nn.Module, site: Site, option: Option, bias: bool) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that a site consists of with an option, by the names of those that they replace; values are random.
+
+    Args:
+        model: the dense network, which is not changed.
+        site: in it.
+        option: dense, or a format and ranks.
+        bias: whether a chain has a bias.
+    """
+    names = (site.name, *site.aliases) if site.is_tied else (site.name,)
+    layers = {name: model.get_submodule(name) for name in names}
+    if option.format == DENSE:
+        yield from layers.items()
+        return
+    format = get_format(option.format)
+    if not site.is_tied:
+        chains: dict[str, nn.Module] = {site.name: format.build(layers[site.name], option.ranks, bias)}
+    else:
+        assert isinstance(format, SVD)
+        tables = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Embedding)}
+        table = format.build(next(iter(tables.values())), option.ranks, bias=False)
+        chains = {
+            name: table if name in tables else format.build_head(layer, table, bias) for name, layer in layers.items()
+        }
+    for name, chain in chains.items():
+        yield name, randomised(chain)
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """The module with values about as large as trained ones: numbers that nearly vanish would take longer."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            fan_in = math.prod(parameter.shape[1:]) if parameter.dim() > 1 else 1
+            parameter.copy_(values / math.sqrt(max(fan_in, 1)))
+    return module
+
+
+def work_of(layer: nn.Module, given: Input) -> Work:
+    """A layer and an input, on the layer's device; the layer is a copy in eval mode."""
+    layer = copy.deepcopy(layer).eval().requires_grad_(False)
+    device = next((parameter.device for parameter in layer.parameters()), torch.device("cpu"))
+    return Work(layer, ((given.tensor(layer).to(device),), {}))
+
+
+def signature(site: Site, layer: nn.Module, given: Input, option: Option, bias: bool) -> str:
+    """What tells two measurements apart: the dense layer, what it is called with, and what takes its place.
+
+    Example:
+        >>> site = Site(name="fc", kind="linear", weight_shape=(8, 4))
+        >>> option = Option(format="svd", ranks=(2,), params=24, macs=24, error=0.1)
+        >>> signature(site, nn.Linear(4, 8), Input((1, 4), torch.float32), option, True)
+        'linear 8x4 float32 bias @ 1x4 float32: svd 2 bias'
+    """
+    kind = "embedding" if isinstance(layer, nn.Embedding) else site.kind
+    words = [kind, "x".join(map(str, site.weight_shape)), site.dtype]
+    if site.is_convolution:
+        words += [f"{name}{_joined(getattr(site, name))}" for name in ("stride", "padding", "dilation")]
+        words += [f"output_padding{_joined(site.output_padding)}"] * any(site.output_padding)
+        words += [f"groups{site.groups}"] * (site.groups > 1)
+        words += [site.padding_mode] * (site.padding_mode != "zeros")
+    weight: Any = layer.weight
+    words += ["channels last"] * (weight.dim() == 4 and not weight.is_contiguous())
+    words += ["bias"] * site.has_bias
+    built = " ".join([option.format, *([",".join(map(str, option.ranks))] if option.ranks else [])])
+    return f"{' '.join(words)} @ {given}: {built}{' bias' * (bias and option.format != DENSE)}"
+
+
+def _joined(values: tuple[int, ...] | str) -> str:
+    return values if isinstance(values, str) else ",".join(map(str, values))

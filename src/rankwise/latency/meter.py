@@ -1,0 +1,109 @@
+"""What a network takes on an engine, and what each option saves: the prices of a latency budget, in microseconds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..arguments import arguments
+from ..batches import pristine
+from ..formats import get_format
+from ..plan import Plan, PlannedLatency
+from ..profile import Option, dense_option
+from ..sites import Site, Sites
+from ..surgery import rebuild
+from .engine import Engine, Work
+from .layers import randomised
+from .table import Table
+
+ROUNDS, WARMUP = 30, 3
+MICRO = 1e6
+
+
+class Meter:
+    """Times of plans, before they are built and after.
+
+    `T(plan) = T(dense network) + gain * sum over sites of (t(option) - t(dense layer))`
+
+    The layers are measured by themselves, where nothing is fused with them and they find their inputs as they like;
+    what a network really saves is `gain` times what they save. It is 1 until a planned network has been measured.
+
+    Args:
+        engine: that will run the network.
+        model: the dense network.
+        sites: of it.
+        example: an input, as for `find`.
+        metric: of the plans.
+        table: times of the layers; by default one of the engine's own.
+
+    Attributes:
+        dense: microseconds of the dense network.
+        gain: see above.
+        table: times of the layers.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: nn.Module,
+        sites: Sites,
+        example: Any,
+        *,
+        metric: str = "input",
+        table: Table | None = None,
+    ) -> None:
+        self.engine, self.gain = engine, 1.0
+        self._model, self._sites, self._metric = model, sites, metric
+        self.table = table or Table(engine, model, sites, example, metric=metric)
+        with pristine(model):
+            self._given = arguments(model, example)
+        self._network = copy.deepcopy(model).eval().requires_grad_(False)
+        engine.hold(Work(self._network, self._given))
+        self.dense = self._times({})["dense"] * MICRO
+
+    def costs(self, site: Site, options: Sequence[Option]) -> tuple[float, ...]:
+        """Microseconds of every option of a site; of its dense layer what it takes by itself."""
+        dense = self.table.seconds(site.name, dense_option(site)).median
+        return tuple([MICRO * (dense + self.gain * (self.table.seconds(site.name, o).median - dense)) for o in options])
+
+    def check(self, plan: Plan) -> PlannedLatency:
+        """Build the planned network and run it beside the dense one; the gain is corrected by what comes out.
+
+        The measured figure is the ratio of both in this run times the dense network's first one, so that a machine
+        which is slower now is no fault of the plan.
+
+        Returns:
+            The figures in milliseconds: as the plan said, and as it came out.
+        """
+        predicted = plan.planned["latency"]
+        if plan.factorised:
+            times = self._times({"planned": self.built(plan)})
+            measured = self.dense * times["planned"] / times["dense"]
+            if predicted < self.dense:
+                self.gain *= max(self.dense - measured, 0.01 * self.dense) / (self.dense - predicted)
+        else:
+            measured = self.dense
+        return PlannedLatency(
+            engine=self.engine.name,
+            device=self.engine.device,
+            threads=self.engine.threads,
+            dense=self.dense / 1000,
+            predicted=predicted / 1000,
+            measured=measured / 1000,
+        )
+
+    def built(self, plan: Plan) -> nn.Module:
+        """The planned network with random factors, which are as fast as fitted ones."""
+        network = copy.deepcopy(self._network)
+        for row in plan.factorised:
+            site = self._sites[row.site]
+            format, bias = get_format(row.format), site.chain_bias(self._metric)
+            randomised(rebuild(network, (site.name, *site.aliases), format, row.ranks, bias))
+        return network.eval().requires_grad_(False)
+
+    def _times(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+        works = {name: Work(network, self._given) for name, network in {"dense": self._network, **networks}.items()}
+        return {name: time.median for name, time in self.engine.times(works, rounds=ROUNDS, warmup=WARMUP).items()}

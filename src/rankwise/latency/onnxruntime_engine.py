@@ -1,0 +1,52 @@
+"""Networks as onnxruntime runs them on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+from ..export.check import feed, session
+from .engine import Running, Work
+from .onnx_chain import chain_file
+
+
+class OnnxRuntime(Running):
+    """onnxruntime on the CPU; layers are written directly, networks by `rankwise.export.onnx`."""
+
+    name: ClassVar[str] = "onnxruntime"
+    summary: ClassVar[str] = "onnxruntime on the CPU"
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"engine 'onnxruntime' needs {error.name}: pip install 'rankwise[onnx]'") from error
+
+    @property
+    def version(self) -> str:
+        return version("onnxruntime")
+
+    def prepare(self, work: Work) -> Callable[[], object]:
+        written = chain_file(work.module, *work.given[0]) if len(work.given[0]) == 1 and not work.given[1] else None
+        if written is not None:
+            running = session(written, self.threads)
+        else:
+            from ..export.onnx import onnx
+
+            args, kwargs = work.given
+            if args and kwargs:
+                raise ValueError("onnxruntime runs networks with positional or with named inputs, not with both")
+            with tempfile.TemporaryDirectory() as folder:
+                # only this batch size is run; half precision rounds differently there, and is as fast all the same
+                path = Path(folder) / "model.onnx"
+                running = session(
+                    onnx(work.module, kwargs or args, path, dynamic_batch=False, tolerance=0.05), self.threads
+                )
+        inputs = feed(running, work.given)
+        return lambda: running.run(None, inputs)

@@ -1,0 +1,202 @@
+"""A device that is described by four numbers: every operator is bound by arithmetic or by memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..files import replacing
+from .clock import Latency
+from .engine import Engine, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What a device can do.
+
+    `seconds of an operator = overhead + max(padded MACs / peak, bytes / bandwidth)`
+
+    Attributes:
+        name: of the device, for a person to read.
+        peak: multiply-accumulates per second, in the network's own precision.
+        bandwidth: bytes per second between memory and the arithmetic units.
+        tile: channels count as if there were a multiple of it.
+        overhead: seconds that every operator costs beside its work.
+
+    Raises:
+        ValueError: for a number that is not above 0; the overhead may be 0.
+
+    Example:
+        >>> device = Device(name="small", peak=1e9, bandwidth=1e9, tile=8, overhead=1e-6)
+        >>> device.seconds(macs=1e6, moved=4e3)
+        0.001001
+    """
+
+    name: str
+    peak: float
+    bandwidth: float
+    tile: int = 1
+    overhead: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("peak", "bandwidth", "tile", "overhead"):
+            value = getattr(self, field)
+            if field == "overhead" and value == 0:
+                continue
+            good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+            if not good or (field == "tile" and value != int(value)):
+                kind = "a whole number" if field == "tile" else "a number"
+                raise ValueError(f"roofline: {field} must be {kind} above 0, not {value!r}")
+
+    def seconds(self, *, macs: float, moved: float) -> float:
+        """Seconds of one operator with so many MACs, padded, that moves so many bytes."""
+        return self.overhead + max(macs / self.peak, moved / self.bandwidth)
+
+    def padded(self, channels: int) -> int:
+        """Channels as they count."""
+        return -(-channels // self.tile) * self.tile
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML file that `engine="roofline:FILE.yaml"` reads."""
+        with replacing(Path(path)) as new:
+            new.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Device:
+        """Read the YAML file.
+
+        Raises:
+            ValueError: naming the file, if it cannot be read, or a number is missing, unknown or out of range.
+        """
+        try:
+            plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"cannot read the roofline file {str(path)!r}: {error}") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(plain, dict) or not {"peak", "bandwidth"} <= plain.keys() <= known:
+            raise ValueError(
+                f"{path}: a roofline needs peak (MAC/s) and bandwidth (bytes/s), and may have name, tile (channels) "
+                f"and overhead (s)"
+            )
+        try:
+            return cls(**{"name": Path(path).stem, **plain})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+class Roofline(Engine):
+    """Times of a device that nobody here has, from its `Device`.
+
+    Multiplications by weights and attention cost as the roofline says. Normalisation and activations that follow them
+    are taken as fused with them, which engines for inference do; what else moves data (additions, pooling, softmax)
+    costs that.
+
+    Args:
+        description: what the device can do.
+    """
+
+    name: ClassVar[str] = "roofline"
+    summary: ClassVar[str] = "computed for a device that a file describes"
+
+    def __init__(self, description: Device) -> None:
+        super().__init__(threads=1)
+        self.description = description
+
+    @classmethod
+    def load(cls, path: str | Path) -> Roofline:
+        """Of a file; see `Device.load`."""
+        return cls(Device.load(path))
+
+    @property
+    def version(self) -> str:
+        """The numbers themselves: other numbers are another device."""
+        return " ".join(f"{name}={value:g}" for name, value in asdict(self.description).items() if name != "name")
+
+    @property
+    def device(self) -> str:
+        return self.description.name
+
+    def __str__(self) -> str:
+        return f"roofline of {self.description.name}"
+
+    def times(
+        self,
+        works: Mapping[str, Work],
+        *,
+        rounds: int = 30,
+        warmup: int = 3,
+        around: int = 0,
+        layers: Mapping[str, str] | None = None,
+    ) -> dict[str, Latency]:
+        """See `Engine.times`; each is run once, to see its operators."""
+        return {name: self._time(work) for name, work in works.items()}
+
+    def _time(self, work: Work) -> Latency:
+        args, kwargs = work.given
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # which hides a whole layer in one operator
+        try:
+            with torch.no_grad(), _Operators(self.description) as operators:
+                work.module(*args, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+        return Latency(median=operators.seconds, low=operators.seconds, high=operators.seconds)
+
+
+# Inputs that are multiplied: the places of both factors among the arguments.
+_PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "mv": (0, 1), "addmv": (1, 2)}
+# What costs nothing: fused with the operator before, done when the file is made, or a name for memory.
+_FREE = {
+    *("relu", "relu_", "hardtanh", "hardtanh_", "gelu", "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_"),
+    *("hardsigmoid", "leaky_relu", "leaky_relu_", "elu", "native_batch_norm", "_native_batch_norm_legit_no_training"),
+    *("cudnn_batch_norm", "native_dropout", "dropout", "clone", "_to_copy", "_unsafe_view", "detach", "lift_fresh"),
+    *("empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "full", "arange", "scalar_tensor"),
+}
+
+
+class _Operators(TorchDispatchMode):
+    """Adds up the seconds of all operators that run inside."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in _FREE:
+            moved = sum(map(_bytes, {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))}.values()))
+            self.seconds += self.device.seconds(macs=self._macs(name, args, result), moved=moved)
+        return result
+
+    def _macs(self, name: str, args: Any, result: Any) -> int:
+        """Padded multiply-accumulates of an operator; 0 for one that multiplies no matrices."""
+        pad = self.device.padded
+        if name == "convolution":
+            x, weight, transposed, groups = args[0], args[1], args[6], args[8]
+            outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+            positions = (x if transposed else result)[:, :1].numel()
+            return int(positions * groups * pad(outputs) * pad(inputs) * weight[0, 0].numel())
+        if name in _PRODUCTS:
+            left, right = (args[place] for place in _PRODUCTS[name])
+            rows = left.shape[:-1].numel()
+            return int(rows * pad(left.shape[-1]) * pad(right.shape[-1] if right.dim() > 1 else 1))
+        if "attention" in name:
+            query, key, value = args[:3]
+            pairs = query.shape[:-1].numel() * key.shape[-2]
+            return int(pairs * (pad(query.shape[-1]) + pad(value.shape[-1])))
+        return 0
+
+
+def _bytes(leaf: Any) -> int:
+    return leaf.numel() * leaf.element_size() if isinstance(leaf, Tensor) else 0

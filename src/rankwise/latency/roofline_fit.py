@@ -1,0 +1,61 @@
+"""The four numbers of a roofline, measured on a device that is at hand."""
+
+from __future__ import annotations
+
+from statistics import correlation
+
+import torch
+from torch import nn
+
+from .engine import Engine
+from .layers import Input, randomised, work_of
+from .roofline import Device
+
+# Output channels of the layers that tell how wide the arithmetic units are, and the widths that they may have.
+CHANNELS = (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+TILES = (1, 2, 4, 8, 16, 32)
+# Layers in a row that tell what one more of them costs.
+LAYERS = 33
+
+
+def measured_device(engine: Engine) -> Device:
+    """Measure what an engine gets out of the device that it runs on.
+
+    Peak: the best of a 3 x 3 convolution and a linear layer, both large. Bandwidth: a linear layer of one row, whose
+    weights are read once. Overhead: small layers in a row, per layer. Tile: the multiple of channels with which the
+    times of a convolution go along best, by their correlation.
+
+    Args:
+        engine: such as `get_engine("onnxruntime", threads=1)`.
+
+    Example:
+        >>> from rankwise.latency import get_engine
+        >>> measured_device(get_engine("torch")).save("cpu.yaml")  # doctest: +SKIP
+    """
+    layers: dict[str, tuple[nn.Module, tuple[int, ...], float]] = {  # layer, its input, MACs or bytes
+        "convolution": (nn.Conv2d(256, 256, 3, padding=1), (1, 256, 28, 28), 28**2 * 9 * 256**2),
+        "linear": (nn.Linear(1024, 1024), (256, 1024), 256 * 1024**2),
+        "row": (nn.Linear(4096, 4096), (1, 4096), 4 * 4096**2),
+        "small": (nn.Linear(16, 16), (1, 16), 0.0),
+        "small in a row": (nn.Sequential(*[nn.Linear(16, 16) for _ in range(LAYERS)]), (1, 16), 0.0),
+    }
+    for channels in CHANNELS:
+        layers[f"{channels} channels"] = nn.Conv2d(64, channels, 3, padding=1), (1, 64, 28, 28), 0.0
+    works = {
+        name: work_of(randomised(layer), Input(shape, torch.float32)) for name, (layer, shape, _) in layers.items()
+    }
+    times = {name: time.median for name, time in engine.times(works, around=32 << 20).items()}
+    overhead = max(0.0, (times["small in a row"] - times["small"]) / (LAYERS - 1))
+
+    seconds = [times[f"{count} channels"] for count in CHANNELS]
+
+    def misfit(tile: int) -> float:
+        return 1 - correlation([float(-(-count // tile) * tile) for count in CHANNELS], seconds)
+
+    return Device(
+        name=f"{engine.device}, {engine}",
+        peak=max(layers[name][2] / times[name] for name in ("convolution", "linear")),
+        bandwidth=layers["row"][2] / times["row"],
+        tile=min(TILES, key=misfit),
+        overhead=overhead,
+    )

@@ -1,0 +1,191 @@
+"""What the layers of a network, and everything that they may become, take on an engine."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..formats import Ranks
+from ..plan import DENSE
+from ..profile import Curve, Option, dense_option
+from ..sites import Sites
+from .cache import Cache
+from .clock import Latency
+from .engine import Engine, Work
+from .estimate import Estimate, spread
+from .layers import Input, calls_of, layers_of, signature, work_of
+
+# Measured ranks of a format: so many, and so many more for each rank that it has beyond the first.
+PROBES, PROBES_MORE = 6, 3
+ROUNDS, WARMUP = 20, 2
+# Between two runs of a layer a network reads the weights of all others; caches of CPUs hold no more than this.
+AROUND = 32 << 20
+# Layers that are timed in turns hold at most so many bytes of weights together.
+TOGETHER = 1 << 29
+
+
+class _Part(NamedTuple):
+    """One layer of a site with one of its inputs."""
+
+    site: str
+    layer: str
+    input: Input
+
+
+class Table:
+    """Seconds of every option of every site, measured or between measured ones.
+
+    A site takes the sum over its calls. Layers of the same shape that are called with the same sizes are measured once,
+    also for several networks: what was measured is kept on disk.
+
+    Args:
+        engine: that will run the network.
+        model: the dense network.
+        sites: of it.
+        example: an input, as for `find`.
+        metric: of the plans; it says whether a chain has a bias.
+        cache: where times are kept; by default the engine's file.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: nn.Module,
+        sites: Sites,
+        example: Any,
+        *,
+        metric: str = "input",
+        cache: Cache | None = None,
+    ) -> None:
+        self.engine, self._model, self._sites = engine, model, sites
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        self._around = min(1 << max(weights.bit_length() - 1, 0), AROUND)
+        self._cache = Cache(engine, self._around) if cache is None else cache
+        self._bias = {name: site.chain_bias(metric) for name, site in sites.items()}
+        calls = calls_of(model, sites, example)
+        self._parts = {
+            name: Counter(_Part(name, layer, given) for layer, inputs in calls[name].items() for given in inputs)
+            for name in sites
+        }
+        self._estimates: dict[tuple[str, str], Estimate] = {}
+        self._options: dict[str, Curve] = {}
+
+    def learn(
+        self,
+        options: Mapping[str, Sequence[Option]],
+        progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+    ) -> None:
+        """Measure as many options of every site as it takes to tell the others.
+
+        Args:
+            options: of the sites that may be factorised.
+            progress: wraps what is measured together, for a progress bar.
+
+        Raises:
+            ValueError: naming the layer, if the engine cannot run it.
+        """
+        self._options = {name: tuple(curve) for name, curve in options.items()}
+        self.measure([pair for name, curve in options.items() for pair in _probes(name, curve)], progress)
+
+    def measure(
+        self,
+        wanted: Iterable[tuple[str, Option]],
+        progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+    ) -> None:
+        """Measure options of sites, those that were not yet; each beside its dense layer.
+
+        The times of one batch are scaled so that its dense layers take what they took when they were first measured: a
+        machine that is slower today is as slow for both.
+
+        Args:
+            wanted: names of sites, and options.
+            progress: wraps what is measured together, for a progress bar.
+
+        Raises:
+            ValueError: naming the layer, if the engine cannot run it.
+        """
+        todo: dict[str, dict[str, tuple[_Part, Option]]] = defaultdict(dict)  # dense signature -> signature -> what
+        for name, option in wanted:
+            for part in self._parts[name]:
+                key = self._key(part, option)
+                if key not in self._cache:
+                    dense = dense_option(self._sites[name])
+                    todo[self._key(part, dense)] |= {self._key(part, dense): (part, dense), key: (part, option)}
+        batches = list(self._batches(todo))
+        for batch in batches if progress is None or not batches else progress(batches, "latency"):
+            self._measure(batch)
+        self._estimates.clear()
+
+    def __contains__(self, pair: tuple[str, Option]) -> bool:
+        """Whether the option of a site was measured."""
+        name, option = pair
+        return all(self._key(part, option) in self._cache for part in self._parts[name])
+
+    def seconds(self, name: str, option: Option) -> Latency:
+        """Of an option of a site, in one forward."""
+        if (name, option) in self:
+            return self._measured(name, option)
+        if (name, option.format) not in self._estimates:
+            same = [each for each in self._options[name] if each.format == option.format]
+            known: dict[Ranks, Latency] = {
+                each.ranks: self._measured(name, each) for each in same if (name, each) in self
+            }
+            self._estimates[name, option.format] = Estimate(known, {each.ranks: each.macs for each in same})
+        return self._estimates[name, option.format](option.ranks)
+
+    def is_faster(self, name: str, option: Option) -> bool:
+        """Whether an option takes less than the dense layer, by more than the noise: the intervals do not meet."""
+        return self.seconds(name, option).high < self.seconds(name, dense_option(self._sites[name])).low
+
+    def _measured(self, name: str, option: Option) -> Latency:
+        times = [self._cache[self._key(part, option)] * count for part, count in self._parts[name].items()]
+        return Latency(**{field: sum(getattr(time, field) for time in times) for field in ("median", "low", "high")})
+
+    def _key(self, part: _Part, option: Option) -> str:
+        site, layer = self._sites[part.site], self._model.get_submodule(part.layer)
+        return signature(site, layer, part.input, option, self._bias[part.site])
+
+    def _batches(
+        self, todo: Mapping[str, dict[str, tuple[_Part, Option]]]
+    ) -> Iterator[dict[str, dict[str, tuple[_Part, Option]]]]:
+        batch: dict[str, dict[str, tuple[_Part, Option]]] = {}
+        size = 0
+        for dense, each in todo.items():
+            own = sum(4 * option.params for _, option in each.values())
+            if batch and size + own > TOGETHER:
+                yield batch
+                batch, size = {}, 0
+            batch[dense] = each
+            size += own
+        if batch:
+            yield batch
+
+    def _measure(self, batch: Mapping[str, dict[str, tuple[_Part, Option]]]) -> None:
+        works: dict[str, Work] = {}
+        for each in batch.values():
+            for key, (part, option) in each.items():
+                chains = dict(layers_of(self._model, self._sites[part.site], option, self._bias[part.site]))
+                works[key] = work_of(chains[part.layer], part.input)
+        layers = {key: part.layer for each in batch.values() for key, (part, _) in each.items()}
+        times = self.engine.times(works, rounds=ROUNDS, warmup=WARMUP, around=self._around, layers=layers)
+        for dense, each in batch.items():
+            drift = self._cache[dense].median / times[dense].median if dense in self._cache else 1.0
+            for key in each:
+                times[key] = times[key] * drift
+        self._cache.add({key: time for key, time in times.items() if key not in self._cache})
+
+
+def _probes(name: str, curve: Sequence[Option]) -> Iterator[tuple[str, Option]]:
+    """The options of a site to measure: dense, and some ranks of every format."""
+    formats: dict[str, dict[Ranks, Option]] = defaultdict(dict)
+    for option in curve:
+        formats[option.format][option.ranks] = option
+    for format, options in formats.items():
+        if format == DENSE:
+            yield from ((name, option) for option in options.values())
+        else:
+            count = PROBES + PROBES_MORE * (len(next(iter(options))) - 1)
+            yield from ((name, options[ranks]) for ranks in spread(list(options), count))

@@ -1,0 +1,79 @@
+"""Networks that torch itself runs: eagerly, compiled, on a graphics card."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import types
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .clock import synchronised
+from .engine import Running, Work
+
+_numbers = itertools.count()
+
+
+class Eager(Running):
+    """Torch as it is, one kernel after the other, on the device where the network is."""
+
+    name: ClassVar[str] = "torch"
+    summary: ClassVar[str] = "eager torch"
+
+    def prepare(self, work: Work) -> Callable[[], object]:
+        module, (args, kwargs) = work
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        return synchronised(lambda: module(*args, **kwargs), device)
+
+
+class Compiled(Eager):
+    """Torch with `torch.compile`; compiling takes seconds for each layer and minutes for a network."""
+
+    name: ClassVar[str] = "compile"
+    summary: ClassVar[str] = "torch.compile"
+
+    def prepare(self, work: Work) -> Callable[[], object]:
+        compiled = torch.compile(_own_code(work.module), dynamic=False)
+        args, kwargs = work.given
+        try:
+            compiled(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise ValueError(f"torch.compile cannot compile {type(work.module).__name__}: {error}") from error
+        return lambda: compiled(*args, **kwargs)
+
+
+class Cuda(Eager):
+    """Eager torch on the first CUDA device; networks are copied there."""
+
+    name: ClassVar[str] = "cuda"
+    summary: ClassVar[str] = "eager torch on a CUDA device"
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__(threads)
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "engine 'cuda' needs a CUDA device and a torch built for it (pip install torch); torch finds none"
+            )
+
+    @property
+    def device(self) -> str:
+        return torch.cuda.get_device_name()
+
+    def prepare(self, work: Work) -> Callable[[], object]:
+        module = copy.deepcopy(work.module).cuda()
+        given = pytree.tree_map(lambda leaf: leaf.cuda() if isinstance(leaf, torch.Tensor) else leaf, work.given)
+        return super().prepare(Work(module, given))
+
+
+def _own_code(module: nn.Module) -> Callable[..., Any]:
+    """A function of the module with a code object of its own: torch.compile keeps at most eight results for each."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return module(*args, **kwargs)
+
+    code = forward.__code__.replace(co_name=f"forward_{next(_numbers)}")
+    return types.FunctionType(code, globals(), code.co_name, None, forward.__closure__)
