@@ -106,6 +106,10 @@ def test_a_copy_for_running_only_runs(tmp_path: Path) -> None:
         lambda: rw.collect(fast, [x]),
         lambda: optimised(nn.Sequential(fast), x),
         lambda: rw.evaluate.size(fast),
+        lambda: rw.export.folded(fast),
+        lambda: rw.export.absorbed(fast),
+        lambda: rw.export.pt2(fast, x, tmp_path / "out"),
+        lambda: rw.artifact.as_stored(fast, "int8+entropy"),
     ):
         with pytest.raises(ValueError, match=message):
             refused()

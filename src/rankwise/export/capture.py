@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..batches import samples_in
+from ..guards import refuse_running_copy
 from .compare import Arguments, first_line
 
 _LOUD = (
@@ -28,8 +29,9 @@ def captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> torch.e
     """The program of a network, with the first dimension of its inputs open or as it is.
 
     Raises:
-        ValueError: saying why `torch.export` cannot capture the network.
+        ValueError: saying why `torch.export` cannot capture the network, or if it is a copy for running.
     """
+    refuse_running_copy(model)
     size = samples_in(pytree.tree_leaves(given))
     # a traced size of 1 would be taken for a constant
     traced = resized(given, max(size, 2)) if dynamic_batch else given
