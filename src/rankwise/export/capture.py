@@ -98,11 +98,13 @@ def file_path(path: str | Path, suffix: str) -> Path:
     """The path of a file to write.
 
     Raises:
-        ValueError: if it is a directory.
+        ValueError: if it is a directory, or something else than a file, such as /dev/null.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a directory; name a file, such as {path / ('model' + suffix)}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, so nothing could be read back from it; name another")
     return path
 
 
