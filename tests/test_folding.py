@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import rankwise as rw
 from rankwise.folding import Folded, folded
@@ -102,6 +103,66 @@ def test_what_stays(caplog: pytest.LogCaptureFixture) -> None:
     assert "batch norms that cannot be folded stay: norm_of_twice, norm_of_read, " in caplog.text
     assert "and 2 more" in caplog.text
     same(small, model, torch.randn(2, 4, 3, 3))
+
+
+class Read(nn.Module):
+    """A layer whose weight, or whose output where it is not trained, is used elsewhere."""
+
+    def __init__(self, weight: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.weight = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.weight:
+            return self.norm(y) + nn.functional.conv2d(x, self.conv.weight)
+        return self.norm(y) if self.training else self.norm(y) + y
+
+
+def pruned() -> nn.Module:
+    layer = nn.Conv2d(4, 4, 1)
+    with torch.no_grad():  # pruning makes a weight that could not be copied otherwise
+        prune.random_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Read(weight=True),
+        Read(weight=False),
+        nn.Sequential(pruned(), nn.BatchNorm2d(4)),
+        nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4)),
+        # the last dimension is the layer's, the second the norm's
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4)),
+    ],
+    ids=["weight read", "output read in eval mode", "pruned", "parametrised", "other dimension"],
+)
+def test_what_would_be_wrong_stays(model: nn.Module) -> None:
+    model = trained(model).train()
+    small = folded(model)
+    assert model.training
+    assert small.training
+    assert not any(isinstance(module, Folded) for module in small.modules())
+    same(small.eval(), model.eval(), torch.randn(2, 4, 4, 4))
+
+
+def test_channels_that_are_no_outputs_are_refused() -> None:
+    model = trained(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()))
+    small = folded(model)
+    same(small, model, torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"folded into '0' works on 2 dimensions, and got \[3, 4, 4\]"):
+        small(torch.randn(3, 4, 4))
+    assert torch.fx.symbolic_trace(small)(torch.ones(3, 4)).shape == (3, 4)
+    exported = torch.export.export(small, (torch.ones(3, 4),))
+    torch.testing.assert_close(exported.module()(torch.ones(3, 4)), small(torch.ones(3, 4)))
+
+
+def test_layers_that_cannot_be_copied_are_named() -> None:
+    with pytest.warns(FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"'0' carries the old torch\.nn\.utils\.weight_norm"):
+        folded(nn.Sequential(layer, nn.BatchNorm1d(4)))
 
 
 def test_a_network_that_cannot_be_traced() -> None:

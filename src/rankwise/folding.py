@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 
 from .formats import LowRank
 from .formats.convolution import PLAIN, TRANSPOSED
-from .guards import unwrap
-from .tracing import traced
+from .guards import refuse_unsupported, unwrap
+from .tracing import traced, used_once
 
 logger = logging.getLogger("rankwise")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Dimensions of a layer's outputs -> the norm whose channels they can be.
+FITTING = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 LAYERS = (nn.Linear, *PLAIN, *TRANSPOSED)
 SHOWN = 4
 
@@ -28,13 +29,31 @@ SHOWN = 4
 class Folded(nn.Identity):
     """What stands in the place of a batch norm that was folded.
 
+    `BatchNorm1d` takes the last dimension of 2 for channels, but the middle one of 3: of a linear layer these are no
+    outputs. Which of the two comes is known when the network runs, and the other one is refused.
+
     Attributes:
         into: qualified name of the layer that does its work.
+        dims: dimensions of what that layer makes.
     """
 
-    def __init__(self, into: str) -> None:
+    def __init__(self, into: str, dims: int) -> None:
         super().__init__()
         self.into = into
+        self.dims = dims
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _of_dims(input, self.dims, self.into)
+
+
+@torch.fx.wrap
+def _of_dims(x: Tensor, dims: int, into: str) -> Tensor:
+    if x.dim() != dims:
+        raise ValueError(
+            f"the batch norm that was folded into {into!r} works on {dims} dimensions, and got {list(x.shape)}: there "
+            f"its channels are not the outputs of that layer; use this network without folding"
+        )
+    return x
 
 
 @torch.no_grad()
@@ -44,9 +63,9 @@ def folded(model: nn.Module) -> nn.Module:
     `y = s (W x + b - mu) + beta = (s W) x + (s (b - mu) + beta)`
 
     Linear layers, convolutions, transposed convolutions, and chains that end in one, each followed by nothing but its
-    batch norm. Layers and norms that are used more than once or share tensors stay, and so do norms without running
-    statistics; a log message names norms that stay. The copy is an ordinary network: it can be factorised, saved
-    (`load` folds the fresh model by itself) and exported. It is made for inference; training is not what it was.
+    batch norm. Layers and norms that are used more than once, share tensors or have hooks stay, and so do norms without
+    running statistics; a log message names norms that stay. The copy is an ordinary network: it can be factorised,
+    saved (`load` folds the fresh model by itself) and exported. It is made for inference; training is not what it was.
 
     Args:
         model: dense or compressed, in any mode.
@@ -55,7 +74,7 @@ def folded(model: nn.Module) -> nn.Module:
         The copy; in eval mode the same outputs up to rounding.
 
     Raises:
-        ValueError: if the network cannot be traced.
+        ValueError: if the network cannot be traced or copied.
 
     Example:
         >>> folded(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
@@ -67,11 +86,12 @@ def folded(model: nn.Module) -> nn.Module:
     Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference, 2018, section 3.2, arXiv:1712.05877.
     """
-    made = copy.deepcopy(unwrap(model))
+    model = unwrap(model)
+    refuse_unsupported(model)
+    made = copy.deepcopy(model)
     graph = traced(made, "use it with its batch norms")
     modules: dict[str, Any] = dict(made.named_modules())
-    uses = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
-    owners = Counter(id(tensor) for tensor in (*_tensors(made),))
+    alone = used_once(made, graph)
     done: set[str] = set()
     for node in graph.nodes:
         if node.op != "call_module" or not isinstance(modules[str(node.target)], NORMS):
@@ -81,11 +101,11 @@ def folded(model: nn.Module) -> nn.Module:
             continue
         layer = modules[str(before.target)]
         last = _last(layer)
-        alone = all(uses[id(it)] == 1 for it in (layer, norm))
-        alone = alone and all(owners[id(tensor)] == 1 for it in (layer, norm) for tensor in _tensors(it))
-        if last is not None and alone and norm.running_mean is not None and _outputs(last) == norm.num_features:
+        if last is None:
+            continue
+        if norm.running_mean is not None and _fits(last, norm) and alone(layer) and alone(norm):
             _fold(last, norm)
-            made.set_submodule(name, Folded(str(before.target)))
+            made.set_submodule(name, Folded(str(before.target), _dims(last)))
             done.add(name)
     stay = [name for name, module in modules.items() if isinstance(module, NORMS) and name not in done]
     if stay:
@@ -117,22 +137,28 @@ def refolded(fresh: nn.Module, folds: Mapping[str, str]) -> nn.Module:
     modules: dict[str, Any] = dict(made.named_modules())
     for name, into in folds.items():
         norm, layer = modules.get(name), modules.get(into)
-        if not isinstance(norm, NORMS) or type(layer) not in LAYERS or _outputs(layer) != norm.num_features:
+        if not isinstance(norm, NORMS) or type(layer) not in LAYERS or not _fits(layer, norm):
             raise ValueError(f"the batch norm {name!r} was folded into {into!r}, the fresh model has no such pair")
         _give_bias(layer)
-        made.set_submodule(name, Folded(into))
+        made.set_submodule(name, Folded(into, _dims(layer)))
     return made
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    both = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    return [tensor for each in both for _, tensor in each]
 
 
 def _last(layer: nn.Module) -> Any:
     """The plain layer that makes the outputs, None where there is none."""
     last = layer[-1] if isinstance(layer, LowRank) else layer
     return last if type(last) in LAYERS else None
+
+
+def _fits(layer: Any, norm: Any) -> bool:
+    """Whether the channels of a norm can be the outputs of a layer."""
+    return isinstance(norm, FITTING[_dims(layer)]) and _outputs(layer) == norm.num_features
+
+
+def _dims(layer: Any) -> int:
+    """Dimensions of a layer's outputs: as many as its weight has."""
+    dims: int = layer.weight.dim()
+    return dims
 
 
 def _outputs(layer: Any) -> int:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from collections import Counter
+from collections.abc import Callable
+from functools import reduce
+
+from torch import Tensor, fx, nn
 
 from .formats import LowRank
+from .pristine import pristine
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LowRank) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (LowRank, nn.Identity)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def traced(model: nn.Module, otherwise: str) -> fx.Graph:
-    """The graph of a network's forward; its modules are the network's own.
+    """The graph of a network's forward in eval mode; its modules are the network's own.
 
     Args:
         model: the network.
@@ -27,8 +32,40 @@ def traced(model: nn.Module, otherwise: str) -> fx.Graph:
         ['placeholder', 'call_module', 'output']
     """
     try:
-        return _Tracer().trace(model)
+        with pristine(model):
+            return _Tracer().trace(model)
     except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
         raise ValueError(
             f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}); {otherwise}"
         ) from error
+
+
+def used_once(model: nn.Module, graph: fx.Graph) -> Callable[[nn.Module], bool]:
+    """A test of modules: called once, by nothing but its call, with tensors that nothing else owns or reads.
+
+    What such a module holds can be changed if its outputs, or what reads them, are changed accordingly. Hooks count as
+    readers: pruning and old-style weight norm write the weight in them.
+
+    Args:
+        model: the network.
+        graph: of its forward.
+    """
+    modules = dict(model.named_modules())
+    calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    owners = Counter(id(tensor) for tensor in _tensors(model))
+    owners.update(id(_attribute(model, str(node.target))) for node in graph.nodes if node.op == "get_attr")
+
+    def test(module: nn.Module) -> bool:
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+        return calls[id(module)] == 1 and not hooked and all(owners[id(tensor)] == 1 for tensor in _tensors(module))
+
+    return test
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    both = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    return [tensor for each in both for _, tensor in each]
+
+
+def _attribute(model: nn.Module, target: str) -> object:
+    return reduce(getattr, target.split("."), model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rankwise.artifact import load, read, save
+from rankwise.artifact import as_stored, load, read, save
 from rankwise.artifact.coding import _LZMA, CODERS, decode, encode
 from rankwise.state import DTYPES
 
@@ -32,7 +33,7 @@ def test_every_bit_comes_back(dtype: torch.dtype, shape: tuple[int, ...]) -> Non
         0, 2 if dtype == torch.bool else 256, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     tensor = bits.view(dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
-    stored, coded, errors = encode({"it": tensor}, "entropy")
+    stored, coded, errors = encode({"it": tensor}, ())
     back = decode("it", stored["it"], coded["it"])
     assert (back.dtype, back.shape, errors) == (dtype, tensor.shape, {})
     assert bytes(back.reshape(-1).view(torch.uint8).numpy()) == bytes(bits.numpy())
@@ -41,15 +42,15 @@ def test_every_bit_comes_back(dtype: torch.dtype, shape: tuple[int, ...]) -> Non
 @given(st.binary(min_size=4, max_size=400).map(lambda data: data[: len(data) // 4 * 4]))
 def test_any_bytes(data: bytes) -> None:
     tensor = torch.frombuffer(bytearray(data), dtype=torch.float32)
-    stored, coded, _ = encode({"it": tensor}, "entropy")
+    stored, coded, _ = encode({"it": tensor}, ())
     assert decode("it", stored["it"], coded["it"]).numpy().tobytes() == data
 
 
 def test_weights_of_one_scale_get_smaller() -> None:
     weight = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
     bytes_of = {}
-    for storage in ("entropy", "int8+entropy"):
-        stored, coded, errors = encode({"weight": weight}, storage)
+    for storage, rounds in (("entropy", ()), ("int8+entropy", ("weight",))):
+        stored, coded, errors = encode({"weight": weight}, rounds)
         bytes_of[storage] = len(stored["weight"])
         assert {coder for coder, _ in coded["weight"].planes} <= set(CODERS)
     # the byte of sign and exponent has about 3 of 8 bits of entropy; rows in steps of 2.8 sigma / 127 have 7.5
@@ -60,13 +61,13 @@ def test_weights_of_one_scale_get_smaller() -> None:
 
 def test_eight_bits_round_to_half_a_step() -> None:
     weight = torch.tensor([[127.0, 1.4, -1.6], [0.0, 0.0, 0.0], [-2.54, 0.02, 0.0]])
-    stored, coded, errors = encode({"weight": weight, "bias": weight[0]}, "int8+entropy")
+    stored, coded, errors = encode({"weight": weight, "bias": weight[0]}, ["weight"])
     expected = torch.tensor([[127.0, 1.0, -2.0], [0.0, 0.0, 0.0], [-2.54, 0.02, 0.0]])
     torch.testing.assert_close(decode("weight", stored["weight"], coded["weight"]), expected)
     assert torch.equal(decode("bias", stored["bias"], coded["bias"]), weight[0])
     assert errors.keys() == {"weight"}
-    with pytest.raises(ValueError, match=r"'weight' is not finite, .* store it with storage='entropy'"):
-        encode({"weight": weight / 0}, "int8+entropy")
+    with pytest.raises(ValueError, match=r"'weight' is not finite in float32, .* take storage='entropy'"):
+        encode({"weight": weight / 0}, ["weight"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -96,6 +97,33 @@ def test_an_artifact_in_eight_bits(small: nn.Module, tmp_path: Path, caplog: pyt
         assert gap <= (error * value.float().norm() * 1.0001 if value.dim() > 1 else 0)
 
 
+class Several(nn.Module):
+    """A weight, and all that has as many dimensions and is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm = nn.Linear(6, 4), nn.LayerNorm((3, 4))
+        self.bias = nn.Parameter(torch.empty(3, 4))
+        self.register_buffer("mean", torch.empty(3, 4))
+        self.register_buffer("places", torch.arange(12, dtype=torch.int32).reshape(3, 4))
+        self.whole = nn.Parameter(torch.tensor(0.5))
+        self.none = nn.Parameter(torch.empty(0, 3))
+
+
+def test_only_weights_are_rounded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Several()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.dim():
+            tensor.normal_()
+    save(model, tmp_path / "out", storage="int8+entropy")
+    loaded = load(Several(), tmp_path / "out").state_dict()
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(loaded[name], value)]
+    assert changed == ["mix.weight"]
+    rounded = as_stored(model, "int8+entropy").state_dict()
+    assert all(torch.equal(rounded[name], value) for name, value in loaded.items())
+
+
 def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
     model = Tied()
     save(model, tmp_path / "out", storage="entropy")
@@ -106,6 +134,8 @@ def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
 def test_an_unknown_storage(small: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="storage is 'zip'; it must be one of plain, entropy"):
         save(small, tmp_path / "out", storage="zip")
+    with pytest.raises(ValueError, match="storage is 'zip'"):
+        as_stored(small, "zip")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,6 +197,11 @@ def test_streams_that_are_not_what_the_shape_needs(coder: str, what: str, coded:
     [
         (lambda c: c["norm.weight"].update(shape=[10**12]), "does not have the dense_fingerprint"),
         (lambda c: c["norm.weight"].update(shape=[10**9, 10**9]), "coded must be a map of dtype, shape"),
+        # strides overflow although there are no numbers
+        (lambda c: c["norm.weight"].update(shape=[0, 2**47, 2**47]), "coded must be a map of dtype, shape"),
+        # the product of all sides would take minutes
+        (lambda c: c["norm.weight"].update(shape=[2**40] * 300_000), "coded must be a map of dtype, shape"),
+        (lambda c: c["norm.num_batches_tracked"].update(int8=True, shape=[1, 1]), "coded must be a map of dtype"),
         (lambda c: c["norm.weight"].update(shape=[9]), "does not have the dense_fingerprint"),
         (lambda c: c["conv.0.weight"].update(shape=[10**6, 3, 1, 1]), "tensor 'conv.0.weight' has shape"),
         (lambda c: c["norm.weight"].update(dtype="object"), "coded must be a map of dtype"),
@@ -176,7 +211,8 @@ def test_streams_that_are_not_what_the_shape_needs(coder: str, what: str, coded:
         (planes("norm.weight", ("pickle", 8)), "coded must be a map of dtype"),
         (planes("norm.weight", ("raw", -8)), "coded must be a map of dtype"),
         (planes("norm.weight", *[("raw", 10**9)] * 4), "its stored bytes are not those that the manifest says"),
-        (planes("norm.weight", *[("raw", 7)] * 4), "its raw stream does not hold the 8 bytes"),
+        (planes("norm.weight", *[("raw", 7)] * 4), "its stored bytes are not those that the manifest says"),
+        (planes("norm.weight", *[("raw", side) for side in (7, 9, 8, 8)]), "its raw stream does not hold the 8 bytes"),
         (lambda c: c.pop("norm.weight"), "coded: it must name exactly the stored tensors"),
         (lambda c: c.update(more=c["norm.weight"]), "coded: it must name exactly the stored tensors"),
     ],
@@ -185,6 +221,16 @@ def test_a_crafted_manifest(change: Callable[[dict[str, Any]], Any], message: st
     craft(coded, {}, change)
     with pytest.raises(ValueError, match=message):
         load(Net(), coded)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite(scale: float) -> None:
+    weight = torch.ones(2, 3)
+    _, coded, _ = encode({"weight": weight}, ["weight"])
+    numbers, planes = torch.ones(6, dtype=torch.uint8), torch.tensor([1.0, scale]).view(torch.uint8).reshape(2, 4).T
+    crafted = dataclasses.replace(coded["weight"], planes=(("raw", 6), *[("raw", 2)] * 4))
+    with pytest.raises(ValueError, match="'weight': a scale of its 8-bit numbers is not finite"):
+        decode("weight", torch.cat([numbers, planes.reshape(-1)]), crafted)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 300, -1])

@@ -24,9 +24,9 @@ def test_compress_as_published(project: Path, cli: Callable[..., Any], importanc
     row = Plan.load(project / "out" / "plan.yaml")["7"]
     assert (row.format, row.ranks) == ("slr", (2, 6, 16, 12))
     assert ("the loss of the labels" in result.stderr) == (importance in ("cost", "curvature"))
-    measured = cli("evaluate", *MODEL, "--artifact", "out", "--engines", "none", "--storage", "--json", "-")
+    measured = cli("evaluate", *MODEL, "--artifact", "out", "--engines", "none", "--stored", "--json", "-")
     assert measured.exit_code == 0, measured.output
-    (layer,) = json.loads(measured.stdout)["storage"]["layers"]
+    (layer,) = json.loads(measured.stdout)["stored"]["layers"]
     assert (layer["format"], layer["index_bytes"]) == ("slr", 4 * (16 + 24))
     assert layer["nonzeros"] == 2 * (32 + 24) + 6 * (16 + 12) + 24
 

@@ -48,7 +48,7 @@ OPTIONS = {
     | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
     | {"--checkpoint", "--resume", "--device", "--tune-rate"},
-    "evaluate": WORK | TIMING | {"DATA", "--artifact", "--storage", "--roofline"},
+    "evaluate": WORK | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
     "export": SHARED
     | DATA
     | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}

@@ -94,6 +94,30 @@ def test_where_it_is_not_legal_indices_stay() -> None:
     torch.testing.assert_close(sorted_(x), small(x))
 
 
+class Shared(nn.Module):
+    """A norm that is called twice between the two layers, and a weight that is read elsewhere."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(F.relu(self.norm(self.first(x))))
+        return self.norm(y) if self.twice else y + F.conv2d(x, self.first.weight)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_what_is_used_elsewhere_keeps_its_order(twice: bool) -> None:
+    x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    model = make(lambda: Shared(twice))
+    torch.nn.init.uniform_(model.norm.running_mean, 0.5, 2.0)
+    small = reduced(model.eval(), x, {"last": ("slr", (2, 2, 4, 5))})
+    sorted_ = absorbed(small)
+    assert gathers(sorted_, x) == gathers(small, x)
+    torch.testing.assert_close(sorted_(x), small(x))
+
+
 def test_a_network_that_cannot_be_traced() -> None:
     class Asking(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

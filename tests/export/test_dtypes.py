@@ -86,6 +86,19 @@ def test_every_type(
         assert runner(path)(((images(4),), {}))[0].shape == (4, 32)
 
 
+@pytest.mark.parametrize("engine", ["onnx", "executorch"])
+def test_ranges_are_those_of_the_samples(engine: str, tmp_path: Path) -> None:
+    need(engine)
+    model, path = compressed(), tmp_path / f"net{SUFFIXES[engine]}"
+    # samples so small that all others are cut off; the example is no sample
+    WRITERS[engine](model, images(2), path, dtype="int8", calibration=[images(4) / 100])
+    with torch.no_grad():
+        exact = model(images(2)) - model(torch.zeros(2, 3, 16, 16))
+    (made,) = runner(path, threads=1)(((images(2),), {}))
+    (none,) = runner(path, threads=1)(((torch.zeros(2, 3, 16, 16),), {}))
+    assert (made - none).norm() < 0.2 * exact.norm()
+
+
 @pytest.mark.parametrize(
     "engine, dtype, message",
     [

@@ -48,6 +48,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "net.pt2").read_text() == "the file of before"
     with pytest.raises(ValueError, match=r"is a directory; name a file, such as .*model\.pt2"):
         export.pt2(small(), torch.randn(2, 3, 6, 6), tmp_path)
+    with pytest.raises(ValueError, match="/dev/null is no regular file"):
+        export.pt2(small(), torch.randn(2, 3, 6, 6), "/dev/null")
 
 
 def test_torch_compile_takes_the_whole_network() -> None:

@@ -28,8 +28,8 @@ def test_gradients_flow() -> None:
 class OnCuda:
     """What `why_plain` looks at, of a tensor on a GPU that is not there."""
 
-    def __init__(self, rank: int, dtype: torch.dtype, requires_grad: bool = False) -> None:
-        self.device, self.dtype, self.requires_grad = torch.device("cuda"), dtype, requires_grad
+    def __init__(self, rank: int, dtype: torch.dtype, requires_grad: bool = False, index: int = 0) -> None:
+        self.device, self.dtype, self.requires_grad = torch.device("cuda", index), dtype, requires_grad
         self.rank = rank
 
     def __len__(self) -> int:
@@ -52,3 +52,6 @@ def test_why_there_are_two_products() -> None:
     assert reason(requires_grad=True) == "the kernel has no gradient"
     with torch.no_grad():
         assert reason(requires_grad=True) is None
+    plain, trained, far = (OnCuda(8, torch.float16, *other) for other in ((), (True,), (False, 1)))
+    assert why_plain(plain, plain, plain, trained) == "the kernel has no gradient"  # type: ignore[arg-type]
+    assert why_plain(plain, plain, far) == "factors and inputs are on several devices"  # type: ignore[arg-type]

@@ -78,6 +78,44 @@ def test_a_network_with_the_channels_last_may_become_contiguous(monkeypatch: pyt
     assert not model.get_submodule("3").weight.is_contiguous()
 
 
+class Volumes(nn.Module):
+    """Pictures first, then volumes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(4, 4, (1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.deep(self.flat(x)[:, :, None])
+
+
+def test_channels_last_is_a_layout_of_pictures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "channels last")
+    model = Volumes()
+    fast, _ = optimised(model, torch.randn(1, 3, 9, 9), rounds=1)
+    assert fast.flat.weight.is_contiguous(memory_format=torch.channels_last)
+    assert fast.deep.weight.is_contiguous()
+
+
+class Roots(nn.Module):
+    """Its second output is not finite where a form gives other signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x)
+        return y.abs(), y.abs().sqrt() if type(self.layer) is nn.Linear else torch.full_like(y, float("nan"))
+
+
+def test_what_is_no_number_in_one_output_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch, "contiguous", "wrong")
+    monkeypatch.setattr(optimise, "forms_of", lambda layer, seen: {"wrong": lambda: Doubled(8, 4)})
+    with pytest.raises(ValueError, match="is off by nan relative to the network"):
+        optimised(Roots(), torch.randn(1, 8), rounds=1, tolerance=1e9)
+
+
 def test_only_what_is_clearly_faster_is_taken() -> None:
     assert optimise._fastest({"as it is": 1.0, "packed": 0.97}) == "as it is"
     assert optimise._fastest({"as it is": 1.0, "packed": 0.9, "product": 0.8}) == "product"
@@ -87,7 +125,10 @@ def test_the_model_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     prefer(monkeypatch, "channels last", "packed", "inputs first")
     model = net().train()
     before = {name: (tensor.clone(), tensor.stride()) for name, tensor in model.state_dict().items()}
-    optimised(model, torch.randn(1, 3, 12, 12), rounds=1)
+    x = torch.randn(1, 3, 12, 12)
+    random = torch.get_rng_state()
+    optimised(model, x, rounds=1)
+    assert torch.equal(torch.get_rng_state(), random)
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
     for name, tensor in model.state_dict().items():
@@ -106,6 +147,10 @@ def test_a_copy_for_running_only_runs(tmp_path: Path) -> None:
         lambda: rw.collect(fast, [x]),
         lambda: optimised(nn.Sequential(fast), x),
         lambda: rw.evaluate.size(fast),
+        lambda: rw.export.folded(fast),
+        lambda: rw.export.absorbed(fast),
+        lambda: rw.export.pt2(fast, x, tmp_path / "out"),
+        lambda: rw.artifact.as_stored(fast, "int8+entropy"),
     ):
         with pytest.raises(ValueError, match=message):
             refused()

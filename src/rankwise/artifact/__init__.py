@@ -28,7 +28,7 @@ from .coding import STORAGES, decode, encode
 from .directory import current, replacing
 from .manifest import Chain, Manifest, fingerprint, outline
 from .restore import restored
-from .structure import chains_of, channels_last_of, unsaved_buffers_of
+from .structure import chains_of, channels_last_of, unsaved_buffers_of, weights_of
 
 MANIFEST = "rankwise.json"
 WEIGHTS = "model.safetensors"
@@ -56,6 +56,7 @@ def save(
         figures: measured figures, stored beside it: anything that JSON can hold.
         storage: "plain"; "entropy", smaller files with the same bits back; "int8+entropy", weights rounded to 8 bits
             first, one scale for each entry of their first dimension. What the last one loses is logged and stored.
+            Biases, norms, buffers and indices keep their bits.
 
     Returns:
         The directory.
@@ -69,14 +70,13 @@ def save(
         >>> save(small, "out/", plan=plan, figures={"top1": 91.2})  # doctest: +SKIP
         PosixPath('out')
     """
-    if storage not in STORAGES:
-        raise ValueError(f"storage is {storage!r}; it must be one of {', '.join(STORAGES)}")
+    _check_storage(storage)
     model, directory = unwrap(model), Path(directory)
     state, structure = state_of(model), chains_of(model)
     dense = {name: chain.dense for chain in structure for name in chain.names}
     with replacing(directory, MANIFEST, own=(MANIFEST, WEIGHTS)) as new:
         _write_tensors(state.tensors, new / WEIGHTS)
-        coding = {} if storage == "plain" else _code_tensors(state.tensors, new / WEIGHTS, storage)
+        coding = {} if storage == "plain" else _code_tensors(model, state.tensors, new / WEIGHTS, storage)
         manifest = Manifest(
             structure=structure,
             dense_fingerprint=fingerprint(outline(state.shapes(), dense)),
@@ -139,16 +139,21 @@ def as_stored(model: nn.Module, storage: str) -> nn.Module:
     Returns:
         The model itself where no number changes, else a copy with rounded weights.
 
+    Raises:
+        ValueError: if the storage is unknown, or the model holds what cannot be stored in it.
+
     Example:
         >>> layer = as_stored(nn.Linear(8, 8), "int8+entropy")
         >>> len(layer.weight[0].unique()) <= 255
         True
     """
+    _check_storage(storage)
     if storage != "int8+entropy":
         return model
-    made = copy.deepcopy(model)
-    tensors = state_of(made).tensors
-    stored, coded, _ = encode(tensors, storage)
+    made = copy.deepcopy(unwrap(model))
+    rounds = weights_of(made)
+    tensors = {name: tensor for name, tensor in state_of(made).tensors.items() if name in rounds}
+    stored, coded, _ = encode(tensors, rounds)
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(decode(name, stored[name], coded[name]))
@@ -189,10 +194,15 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
-def _code_tensors(tensors: Mapping[str, Tensor], path: Path, storage: str) -> dict[str, Any]:
+def _check_storage(storage: str) -> None:
+    if storage not in STORAGES:
+        raise ValueError(f"storage is {storage!r}; it must be one of {', '.join(STORAGES)}")
+
+
+def _code_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, storage: str) -> dict[str, Any]:
     """Write the tensors anew, coded; what the manifest says about that."""
     plain_bytes = path.stat().st_size
-    stored, coded, errors = encode(tensors, storage)
+    stored, coded, errors = encode(tensors, weights_of(model) if storage == "int8+entropy" else ())
     _write_tensors(stored, path)
     now = path.stat().st_size
     text = f"{plain_bytes:,} bytes of tensors became {now:,} ({now / plain_bytes:.1%}) by storage {storage!r}"

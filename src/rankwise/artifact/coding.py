@@ -9,8 +9,9 @@ from __future__ import annotations
 import lzma
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -48,12 +49,15 @@ class Coded:
         return torch.empty(self.shape, dtype=DTYPES[self.dtype], device="meta")
 
 
-def encode(tensors: Mapping[str, Tensor], storage: str) -> tuple[dict[str, Tensor], dict[str, Coded], dict[str, float]]:
+def encode(
+    tensors: Mapping[str, Tensor], rounds: Collection[str]
+) -> tuple[dict[str, Tensor], dict[str, Coded], dict[str, float]]:
     """Code tensors.
 
     Args:
-        tensors: on the CPU, contiguous or not.
-        storage: "entropy" keeps every bit; "int8+entropy" rounds weights (two dimensions and more) to 8 bits first.
+        tensors: contiguous or not.
+        rounds: names of those that are rounded to 8 bits first, floating-point numbers of two dimensions and more; of
+            all others every bit is kept.
 
     Returns:
         Bytes to store, how they were coded, and for each rounded tensor `||V - W|| / ||W||`.
@@ -66,10 +70,11 @@ def encode(tensors: Mapping[str, Tensor], storage: str) -> tuple[dict[str, Tenso
     errors: dict[str, float] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
-        rounds = storage == "int8+entropy" and tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() > 0
-        if rounds and not tensor.float().isfinite().all():
-            raise ValueError(f"tensor {name!r} is not finite, so it has no 8-bit form; store it with storage='entropy'")
-        if rounds:
+        if name in rounds:
+            if not tensor.float().isfinite().all():
+                raise ValueError(
+                    f"tensor {name!r} is not finite in float32, so it has no 8-bit form; take storage='entropy'"
+                )
             numbers, scales = _rounded(tensor)
             planes = [_bytes(numbers), *_planes(scales)]
             norm = float(tensor.double().norm())
@@ -83,7 +88,7 @@ def encode(tensors: Mapping[str, Tensor], storage: str) -> tuple[dict[str, Tenso
             dtype=NAMES[tensor.dtype],
             shape=tuple(tensor.shape),
             planes=tuple((coder, len(data)) for coder, data in made),
-            int8=rounds,
+            int8=name in rounds,
         )
     return stored, coded, errors
 
@@ -100,7 +105,8 @@ def decode(name: str, stored: Tensor, coded: Coded) -> Tensor:
     scales = coded.shape[0] if coded.int8 else 0
     sizes = [numbers, *[scales] * 4] if coded.int8 else [numbers] * dtype.itemsize
     lengths = [length for _, length in coded.planes]
-    if len(lengths) != len(sizes) or stored.dtype != torch.uint8 or stored.dim() != 1 or sum(lengths) > len(stored):
+    whole = stored.dtype == torch.uint8 and stored.dim() == 1 and len(stored) == (sum(lengths) or 1)
+    if len(lengths) != len(sizes) or not whole:
         raise ValueError(f"tensor {name!r}: its stored bytes are not those that the manifest says")
     data, start, planes = stored.numpy().tobytes(), 0, []
     for (coder, length), size in zip(coded.planes, sizes, strict=True):
@@ -108,6 +114,8 @@ def decode(name: str, stored: Tensor, coded: Coded) -> Tensor:
         start += length
     if coded.int8:
         rows = _joined(planes[1:], torch.float32)
+        if not rows.isfinite().all():
+            raise ValueError(f"tensor {name!r}: a scale of its 8-bit numbers is not finite; save the artifact again")
         return _unrounded(_tensor(planes[0], torch.int8).reshape(coded.shape), rows, dtype)
     return _joined(planes, dtype).reshape(coded.shape)
 
@@ -119,9 +127,9 @@ def is_coded(value: Any) -> bool:
     dtype, shape, planes, int8 = (value[key] for key in ("dtype", "shape", "planes", "int8"))
     if not isinstance(dtype, str) or dtype not in DTYPES or not isinstance(int8, bool):
         return False
-    if not isinstance(shape, list) or not all(_is_count(side) for side in shape):
+    if not isinstance(shape, list) or not _is_shape(shape, DTYPES[dtype].itemsize):
         return False
-    if math.prod(shape) * DTYPES[dtype].itemsize > _LARGEST or (int8 and len(shape) < 2):
+    if int8 and (len(shape) < 2 or not DTYPES[dtype].is_floating_point):
         return False
     pairs = isinstance(planes, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in planes)
     return pairs and all(coder in CODERS and _is_count(length) for coder, length in planes)
@@ -131,6 +139,12 @@ def coded_from(plain: Mapping[str, Any]) -> Coded:
     """The object of a plain value that `is_coded`."""
     planes = tuple((coder, length) for coder, length in plain["planes"])
     return Coded(dtype=plain["dtype"], shape=tuple(plain["shape"]), planes=planes, int8=plain["int8"])
+
+
+def _is_shape(shape: list[Any], width: int) -> bool:
+    """Whether all sides are counts, and their product, zeros left out as in strides, can be the size of a tensor."""
+    sizes = accumulate(shape, lambda size, side: size * max(side, 1), initial=width)
+    return all(map(_is_count, shape)) and all(size <= _LARGEST for size in sizes)
 
 
 def _is_count(value: Any) -> bool:

@@ -18,6 +18,9 @@ from .manifest import FLOATS, Chain
 
 _PLAIN = (nn.Linear, nn.Embedding, *PLAIN, *TRANSPOSED, Arrange, Bias, GroupedLinear, TransposedLinear)
 
+# Norms over several dimensions have as many in their parameters.
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+
 
 def chains_of(model: nn.Module) -> tuple[Chain, ...]:
     """Every factorised layer of a model, with all its names.
@@ -98,3 +101,14 @@ def unsaved_buffers_of(model: nn.Module) -> dict[str, str]:
         for name, buffer in model.named_buffers(remove_duplicate=False)
         if name not in stored and NAMES.get(buffer.dtype) in FLOATS
     }
+
+
+def weights_of(model: nn.Module) -> frozenset[str]:
+    """Names of the weights: parameters of two dimensions and more that are no biases and of no norms."""
+    return frozenset(
+        f"{module_name}.{name}" if module_name else name
+        for module_name, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, _NORMS)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name != "bias" and NAMES.get(parameter.dtype) in FLOATS and parameter.dim() > 1 and parameter.numel() > 0
+    )

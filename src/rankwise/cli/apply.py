@@ -34,7 +34,7 @@ def apply(
     shrink: options.Shrink = None,
     importance: options.Importance = None,
     fold: options.Fold = False,
-    storage: options.Stored = "plain",
+    storage: options.Storage = "plain",
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",

@@ -48,7 +48,7 @@ def compress(
     shrink: options.Shrink = None,
     importance: options.Importance = None,
     fold: options.Fold = False,
-    storage: options.Stored = "plain",
+    storage: options.Storage = "plain",
     engine: options.Engine = "torch",
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,

@@ -14,8 +14,8 @@ from .output import Output
 Artifact = Annotated[
     Path | None, typer.Option("--artifact", metavar="DIR", help="A compressed network to measure beside the dense one.")
 ]
-Storage = Annotated[
-    bool, typer.Option("--storage", help="Show what is stored of each factorised layer: non-zeros, bytes, indices.")
+Stored = Annotated[
+    bool, typer.Option("--stored", help="Show what is stored of each factorised layer: non-zeros, bytes, indices.")
 ]
 Roofline = Annotated[
     bool,
@@ -37,7 +37,7 @@ def evaluate(
     samples: options.TestSamples = None,
     root: options.Root = Path("data"),
     split: options.Split = None,
-    storage: Storage = False,
+    stored: Stored = False,
     roofline: Roofline = False,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
@@ -75,12 +75,12 @@ def evaluate(
         figures = measure(out, networks, test, timing=timing)
         out.show(figures_table(figures, timing.batch))
         result = {"figures": figures, "measured_on": test.name, "timing": timing.document(), "seed": seed}
-        if storage:
-            from ..evaluate import storage as stored
+        if stored:
+            from ..evaluate import storage
 
-            kept = stored(networks.get("compressed", networks["dense"]))
+            kept = storage(networks.get("compressed", networks["dense"]))
             out.show(storage_table(kept))
-            result["storage"] = asdict(kept)
+            result["stored"] = asdict(kept)
         if roofline:
             from ..evaluate import roofline as measured
 

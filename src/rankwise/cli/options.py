@@ -271,7 +271,7 @@ Fold = Annotated[
         "--fold", help="Let layers do the work of the batch norms after them. An artifact remembers that it was done."
     ),
 ]
-Stored = Annotated[
+Storage = Annotated[
     str,
     typer.Option(
         "--storage",

@@ -10,7 +10,6 @@ Letters: p the new order of the neurons of a value, `x' = x[p]`.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from ..formats import LowRank
 from ..formats.nested import Bands, Branches
-from ..guards import unwrap
-from ..tracing import traced
+from ..guards import refuse_unsupported, unwrap
+from ..tracing import traced, used_once
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -48,7 +47,7 @@ def absorbed(model: nn.Module) -> nn.Module:
         The copy; the same outputs up to rounding.
 
     Raises:
-        ValueError: if the network cannot be traced.
+        ValueError: if the network cannot be traced or copied.
 
     Example:
         >>> absorbed(nn.Sequential(nn.Linear(4, 2)))
@@ -56,30 +55,32 @@ def absorbed(model: nn.Module) -> nn.Module:
           (0): Linear(in_features=4, out_features=2, bias=True)
         )
     """
-    made = copy.deepcopy(unwrap(model))
+    model = unwrap(model)
+    refuse_unsupported(model)
+    made = copy.deepcopy(model)
     graph = traced(made, "export it with its indices")
     modules = dict(made.named_modules())
-    uses = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    owners = Counter(id(parameter) for _, parameter in made.named_parameters(remove_duplicate=False))
+    alone = used_once(made, graph)
     for node in graph.nodes:
-        if node.op != "call_module" or uses[str(node.target)] > 1:
+        if node.op != "call_module":
             continue
         between, reader = _to_reader(node, modules)
-        if reader is None or uses[str(reader.target)] > 1:
+        if reader is None:
             continue
         layers = [modules[str(node.target)], *between, modules[str(reader.target)]]
-        tied = any(owners[id(parameter)] > 1 for layer in layers for parameter in layer.parameters())
+        # what has no tensors, such as an activation, may well be called elsewhere too
+        if not all(alone(layer) for layer in (layers[0], layers[-1], *_norms(between))):
+            continue
         first, last = _end(layers[0], makes=True), _end(layers[-1], makes=False)
-        if tied or first is None or last is None or _spatial(first) != _spatial(last):
+        if first is None or last is None or _spatial(first) != _spatial(last):
             continue
         if _spatial(first) == 0 and any(isinstance(layer, (*NORMS, *POOLS)) for layer in between):
             continue
         order = _wanted(first, last)
         if order is not None:
             _make(first, order)
-            for layer in between:
-                if isinstance(layer, NORMS):
-                    _permute(layer, order)
+            for norm in _norms(between):
+                _permute(norm, order)
             _read(last, order)
     return made
 
@@ -101,6 +102,10 @@ def _to_reader(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[list[nn.Mo
         ):
             break
     return between, None
+
+
+def _norms(layers: list[nn.Module]) -> list[nn.Module]:
+    return [layer for layer in layers if isinstance(layer, NORMS)]
 
 
 def _end(layer: Any, makes: bool) -> nn.Module | None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..batches import samples_in
+from ..guards import refuse_running_copy
 from .compare import Arguments, first_line
 
 _LOUD = (
@@ -28,8 +29,9 @@ def captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> torch.e
     """The program of a network, with the first dimension of its inputs open or as it is.
 
     Raises:
-        ValueError: saying why `torch.export` cannot capture the network.
+        ValueError: saying why `torch.export` cannot capture the network, or if it is a copy for running.
     """
+    refuse_running_copy(model)
     size = samples_in(pytree.tree_leaves(given))
     # a traced size of 1 would be taken for a constant
     traced = resized(given, max(size, 2)) if dynamic_batch else given
@@ -96,11 +98,13 @@ def file_path(path: str | Path, suffix: str) -> Path:
     """The path of a file to write.
 
     Raises:
-        ValueError: if it is a directory.
+        ValueError: if it is a directory, or something else than a file, such as /dev/null.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a directory; name a file, such as {path / ('model' + suffix)}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, so nothing could be read back from it; name another")
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,11 @@ def difference(made: Tensor, exact: Tensor) -> float:
     gap = torch.where(same, 0.0, (made - exact).abs())
     scale = float(torch.where(exact.isfinite(), exact.abs(), 0.0).amax()) if exact.numel() else 0.0
     return (float(gap.amax()) if gap.numel() else 0.0) / (scale or 1.0)
+
+
+def largest(differences: Iterable[float]) -> float:
+    """The largest, NaN where one is NaN, 0 of none."""
+    return float(torch.tensor([0.0, *differences], dtype=torch.float64).amax())
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ..arguments import arguments
 from ..batches import Batches, samples_in
 from .capture import resized
-from .compare import Arguments, difference, outputs
+from .compare import Arguments, difference, largest, outputs
 
 FLOATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = {
@@ -93,15 +93,15 @@ def gap(model: nn.Module, run: Callable[[Arguments], list[Tensor]], batches: Ite
     Raises:
         ValueError: if an output is not finite where the network's is.
     """
-    worst = 0.0
+    differences = []
     for given in batches:
         for made, exact in zip(run(given), outputs(model, given, "the calibration samples"), strict=True):
             if bool((~made.isfinite() & exact.isfinite()).any()):
                 raise ValueError(
                     f"in {dtype} outputs are not finite: its range is too small for this network; take another dtype"
                 )
-            worst = max(worst, difference(made, exact))
-    return worst
+            differences.append(difference(made, exact))
+    return largest(differences)
 
 
 def _parts(given: Arguments, size: int) -> Iterator[Arguments]:

@@ -49,7 +49,8 @@ class Seen:
 
     def like(self, weight: Tensor) -> Tensor:
         """Random numbers of that shape and layout, on the device and in the numbers of a weight."""
-        x = torch.randn(self.shape, device=weight.device, dtype=weight.dtype)
+        own = torch.Generator(weight.device).manual_seed(0)  # the caller's random numbers stay as they are
+        x = torch.randn(self.shape, device=weight.device, dtype=weight.dtype, generator=own)
         return x.contiguous(memory_format=CHANNELS_LAST[x.dim()]) if self.channels_last else x
 
 
@@ -111,7 +112,7 @@ def forms_of(layer: nn.Module, seen: Seen) -> dict[str, Callable[[], nn.Module]]
         chain: Any = layer
         x = torch.empty(0, seen.shape[-1], device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
-            reason = why_plain(x, chain[0].weight, chain[1].weight)
+            reason = why_plain(x, chain[0].weight, chain[1].weight, chain[1].bias)
         return {"fused": lambda: FusedLowRank(chain)} if reason is None else {}
     if weight.device.type != "cpu":
         return {}

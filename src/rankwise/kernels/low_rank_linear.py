@@ -39,23 +39,26 @@ def low_rank_linear(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None =
         tensor([[4., 4., 4., 4.],
                 [4., 4., 4., 4.]])
     """
-    if why_plain(x, V_RI, U_OR) is None:
+    if why_plain(x, V_RI, U_OR, bias) is None:
         from .triton_low_rank import fused
 
         return fused(x, V_RI, U_OR, bias)
     return F.linear(F.linear(x, V_RI), U_OR, bias)
 
 
-def why_plain(x: Tensor, V_RI: Tensor, U_OR: Tensor) -> str | None:
+def why_plain(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None = None) -> str | None:
     """Why two products are run instead of one kernel; None where the kernel is."""
     if x.device.type != "cuda":
         return f"there is no fused kernel for {x.device.type}"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if len({x.dtype, V_RI.dtype, U_OR.dtype}) > 1 or x.dtype not in LARGEST_RANK:
+    tensors = [tensor for tensor in (x, V_RI, U_OR, bias) if tensor is not None]
+    if len({tensor.device for tensor in tensors}) > 1:
+        return "factors and inputs are on several devices"
+    if len({tensor.dtype for tensor in tensors}) > 1 or x.dtype not in LARGEST_RANK:
         return f"the kernel is for factors and inputs of one of {', '.join(map(str, LARGEST_RANK))}"
     if len(V_RI) > LARGEST_RANK[x.dtype]:
         return f"rank {len(V_RI)} is above {LARGEST_RANK[x.dtype]}, the largest that fits on chip in {x.dtype}"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, V_RI, U_OR)):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "the kernel has no gradient"
     return None

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
 from ..evaluate.latency import evaluating
-from ..export.compare import difference
+from ..export.compare import difference, largest
 from ..find import find
 from ..guards import mark_for_running, unwrap
 from ..latency.clock import in_turns, synchronised, torch_threads
@@ -151,7 +151,9 @@ def _variant(
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
     """A copy in a layout, with the fastest form of each layer there."""
     result = copy.deepcopy(model)
-    result.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    for tensor in (*result.parameters(), *result.buffers()):
+        if tensor.dim() == 4:  # of pictures; those of volumes have a layout of their own
+            tensor.data = tensor.contiguous(memory_format=LAYOUTS[layout])
     inputs: dict[str, Seen] = {}
     hooks = [
         result.get_submodule(name).register_forward_pre_hook(_recorder(name, inputs), with_kwargs=True)
@@ -217,7 +219,7 @@ def _kept(name: str) -> Choice:
 def _apart(exact: Any, other: Any) -> float:
     """The largest difference of two networks' outputs."""
     pairs = zip(pytree.tree_leaves(exact), pytree.tree_leaves(other), strict=True)
-    return max((difference(b, a) for a, b in pairs if isinstance(a, Tensor)), default=0.0)
+    return largest(difference(b, a) for a, b in pairs if isinstance(a, Tensor))
 
 
 def _tolerance(model: nn.Module) -> float:

@@ -120,14 +120,15 @@ def fused(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None, blocks: di
         return triton.cdiv(M, meta["BLOCK_M"]), min(meta["SPLITS"], triton.cdiv(O, meta["BLOCK_O"]))
 
     kernel: Any = _tuned if blocks is None else _kernel
-    kernel[grid](
-        *(x_MI, V_RI, U_OR, y_MO if bias is None else bias, y_MO),
-        *(M, I, O, R),
-        *(*x_MI.stride(), *V_RI.stride(), *U_OR.stride(), *y_MO.stride()),
-        HAS_BIAS=bias is not None,
-        # the interpreter, which alone runs on a CPU, would multiply the bits of bfloat16 as whole numbers
-        WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16,
-        BLOCK_R=block_of_rank(R),
-        **(blocks or {}),
-    )
+    with torch.cuda.device_of(x_MI):  # Triton launches on the current device
+        kernel[grid](
+            *(x_MI, V_RI, U_OR, y_MO if bias is None else bias, y_MO),
+            *(M, I, O, R),
+            *(*x_MI.stride(), *V_RI.stride(), *U_OR.stride(), *y_MO.stride()),
+            HAS_BIAS=bias is not None,
+            # the interpreter, which alone runs on a CPU, would multiply the bits of bfloat16 as whole numbers
+            WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16,
+            BLOCK_R=block_of_rank(R),
+            **(blocks or {}),
+        )
     return y_MO.reshape(*x.shape[:-1], O)
