@@ -226,6 +226,21 @@ def test_compress(net: tuple[nn.Module, rw.Sites]) -> None:
     assert "latency predicted" in str(report)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"engine": "onnxruntime", "threads": 4}, "engine= and threads= of choose is for latency budgets alone"),
+        ({"example": EXAMPLE}, "example= of choose is for latency budgets alone"),
+        ({"minimise": "latency"}, "minimise='latency' has no effect without target_drop"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    net: tuple[nn.Module, rw.Sites], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rw.choose(*net, keep={"macs": 0.5}, metric="weight", **options)
+
+
 def test_an_example_is_needed(net: tuple[nn.Module, rw.Sites]) -> None:
     with pytest.raises(ValueError, match="a latency budget is measured: pass an input as example="):
         rw.choose(*net, keep={"latency": 0.5}, metric="weight")
