@@ -65,7 +65,7 @@ def test_file(tmp_path: Path) -> None:
     engine = get_engine(f"roofline:{tmp_path / 'phone.yaml'}")
     assert isinstance(engine, Roofline)
     assert engine.description == device
-    assert (engine.device, str(engine)) == ("phone", "roofline of phone")
+    assert (engine.device(nn.Linear(2, 2)), str(engine)) == ("phone", "roofline of phone")
 
 
 @pytest.mark.parametrize(

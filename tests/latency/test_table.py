@@ -51,7 +51,7 @@ def table(folder: Path, engine: Counting, model: nn.Module | None = None) -> tup
     x = torch.randn(1, 16, 8, 8)
     sites = rw.find(model, x)
     curves = rw.profile(model, sites, metric="weight", round_to=2)
-    return Table(engine, model, sites, x, metric="weight", cache=Cache(engine, folder=folder)), sites, curves
+    return Table(engine, model, sites, x, metric="weight", cache=Cache(engine, model, folder=folder)), sites, curves
 
 
 def test_inputs_of_every_call() -> None:
@@ -143,7 +143,7 @@ def test_an_embedding_and_its_tied_head(tmp_path: Path) -> None:
     engine, model, x = Counting(), Language().eval(), torch.arange(5)[None]
     sites = rw.find(model, x)
     curves = rw.profile(model, sites, metric="weight", formats="svd")
-    found = Table(engine, model, sites, x, metric="weight", cache=Cache(engine, folder=tmp_path))
+    found = Table(engine, model, sites, x, metric="weight", cache=Cache(engine, model, folder=tmp_path))
     ((name, curve),) = curves.items()
     found.learn(curves)
     option = next(each for each in curve if each.ranks == (2,))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -119,10 +119,9 @@ class Roofline(Engine):
     @property
     def version(self) -> str:
         """The numbers themselves: other numbers are another device."""
-        return " ".join(f"{name}={value:g}" for name, value in asdict(self.description).items() if name != "name")
+        return " ".join(f"{name}={value}" for name, value in asdict(self.description).items() if name != "name")
 
-    @property
-    def device(self) -> str:
+    def device(self, network: nn.Module) -> str:
         return self.description.name
 
     def __str__(self) -> str:

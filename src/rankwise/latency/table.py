@@ -63,7 +63,7 @@ class Table:
         self.engine, self._model, self._sites = engine, model, sites
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         self._around = min(1 << max(weights.bit_length() - 1, 0), AROUND)
-        self._cache = Cache(engine, self._around) if cache is None else cache
+        self._cache = Cache(engine, model, self._around) if cache is None else cache
         self._bias = {name: site.chain_bias(metric) for name, site in sites.items()}
         calls = calls_of(model, sites, example)
         self._parts = {
