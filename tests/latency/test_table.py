@@ -73,6 +73,24 @@ def test_one_shape_is_measured_once(tmp_path: Path) -> None:
     assert dense[2] == pytest.approx(DEVICE.overhead + 16 * 12 / DEVICE.peak)
 
 
+def test_a_layer_and_all_that_it_may_become_share_one_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs: dict[str, set[int]] = {}
+
+    class Looking(Counting):
+        def times(self, works: Mapping[str, Work], **options: Any) -> dict[str, Latency]:
+            for name, work in works.items():
+                inputs.setdefault(name.partition(": ")[0], set()).add(id(work.given[0][0]))
+            return super().times(works, **options)
+
+    monkeypatch.setattr("rankwise.latency.table.TOGETHER", 4 * 16 * 64)  # bytes of one input: a layer at a time
+    engine = Looking()
+    asked: list[int] = []
+    found, _, curves = table(tmp_path, engine)
+    found.learn(curves, lambda batches, _: asked.append(len(list(batches))) or batches)  # type: ignore[func-returns-value]
+    assert asked == [2]
+    assert all(len(each) == 1 for each in inputs.values())
+
+
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     for expected in (True, False):
         engine = Counting()

@@ -123,9 +123,11 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
-def work_of(layer: nn.Module, given: Input) -> Work:
-    """A layer and an input, on the layer's device; the layer is a copy in eval mode."""
+def work_of(layer: nn.Module, given: Input | Work) -> Work:
+    """A layer and an input, new or that of another work, on its device; the layer is a copy in eval mode."""
     layer = copy.deepcopy(layer).eval().requires_grad_(False)
+    if isinstance(given, Work):
+        return Work(layer, given.given)
     return Work(layer, ((given.tensor(layer).to(device_of(layer)),), {}))
 
 
