@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,11 +51,10 @@ def planned(
     model, example = NETWORKS[name]()
     sites = rw.find(model, example)
     row: Row = {"network": name, "what": what, "engine": engine}
+    where: dict[str, Any] = {"engine": planned_for or engine, "example": example} if "latency" in keep else {}
     begin = time.perf_counter()
     try:
-        plan = rw.choose(
-            model, sites, keep=keep, metric="weight", engine=planned_for or engine, threads=1, example=example
-        )
+        plan = rw.choose(model, sites, keep=keep, metric="weight", **where)
     except ValueError as error:
         print(f"{name}, {what}: {error}")
         if not (shares := re.findall(r"\((0\.\d+)\)", str(error))):
@@ -106,12 +106,11 @@ def equal_accuracy(names: Sequence[str], engines: Sequence[str], rounds: int, qu
             predicted: dict[str, float] = {}
             for unit, shares in SHARES.items():
                 curves = rw.profile(model, stats, round_to=VECTOR if unit == "latency" else "auto")
+                where: dict[str, Any] = {"engine": engine, "example": example} if unit == "latency" else {}
                 for share in shares[1:3] if quick else shares:
                     what, row = f"{unit} {share:g}", {"network": name, "engine": engine}
                     try:
-                        plan = rw.choose(
-                            model, stats, keep={unit: share}, curves=curves, engine=engine, threads=1, example=example
-                        )
+                        plan = rw.choose(model, stats, keep={unit: share}, curves=curves, **where)
                     except ValueError as error:
                         print(f"{name}, {what}: {error}")
                         continue

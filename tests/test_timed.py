@@ -180,6 +180,39 @@ def test_a_refusal_rests_on_the_fastest_network(net: tuple[nn.Module, rw.Sites])
     assert plan.latency.measured <= share * plan.latency.dense * (1 + NOISE)
 
 
+def test_a_refusal_before_fits_rests_on_the_fastest_network_too() -> None:
+    """Formats whose curves are fitted are drafted before the plan is made."""
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1)).eval()
+    small, options = (model, rw.find(model, EXAMPLE)), {"formats": "btd"}
+    with pytest.raises(ValueError, match="cannot be met") as refused:
+        planned(small, {"latency": 0.01}, **options)
+    share = float(str(refused.value).rpartition("(")[2].partition(")")[0]) - 0.05
+    plan = planned(small, {"latency": share}, Elsewhere(1.2), **options)
+    assert plan.latency is not None
+    assert plan.latency.measured <= share * plan.latency.dense * (1 + NOISE)
+
+
+def test_the_fastest_within_a_loss_where_networks_save_less_than_layers(net: tuple[nn.Module, rw.Sites]) -> None:
+    """The search meets shares that no network reaches, and goes on."""
+    options: dict[str, Any] = {"metric": "weight", "example": EXAMPLE, "engine": Elsewhere(0.7)}
+    plan = rw.choose(*net, target_drop=100.0, drop=lambda plan: 0.0, minimise="latency", **options)
+    assert plan.latency is not None
+    assert plan.latency.measured < 0.75 * plan.latency.dense
+
+
+def test_layers_may_promise_more_than_there_is(net: tuple[nn.Module, rw.Sites]) -> None:
+    """Alone the layers take three times what the network takes; what is predicted comes right after one network."""
+
+    class Fused(Elsewhere):
+        def times(self, works: Mapping[str, Work], **options: Any) -> dict[str, Latency]:
+            times = super().times(works, **options)
+            return {name: time * (0.3 if "dense" in works else 1.0) for name, time in times.items()}
+
+    plan = planned(net, {"latency": 1.0, "params": 0.4}, Fused(1.0))
+    assert plan.latency is not None
+    assert plan.latency.predicted == pytest.approx(plan.latency.measured, rel=0.05)
+
+
 def test_networks_that_never_come_below_the_budget(net: tuple[nn.Module, rw.Sites]) -> None:
     with pytest.raises(ValueError, match=r"keeps at least|of \d networks that were built the fastest takes"):
         planned(net, {"latency": 0.6}, Elsewhere(0.1))
@@ -196,22 +229,26 @@ def test_figures_are_in_the_plan_and_survive_its_file(net: tuple[nn.Module, rw.S
         str(PlannedLatency(**figures, measured=7.34))  # type: ignore[arg-type]
         == "predicted 7.1 ms, measured 7.34 ms, dense 14.2 ms, onnxruntime 1 thread"
     )
+    with pytest.raises(ValueError, match="the latency's engine must be a name, not 3"):
+        PlannedLatency(**{**figures, "engine": 3, "measured": 7.0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the latency's measured must be a number above 0, not 0"):
         PlannedLatency(**figures, measured=0)  # type: ignore[arg-type]
 
 
 def test_an_edited_plan_has_no_latency(net: tuple[nn.Module, rw.Sites]) -> None:
     plan = planned(net, {"latency": 0.6})
-    assert recount(net[0], plan, net[1]).latency == plan.latency
+    assert recount(net[0], plan, net[1]) == plan
     edited = replace(plan, rows=(rw.PlanRow(site=plan.rows[0].site, params=0, macs=0), *plan.rows[1:]))
-    assert recount(net[0], edited, net[1]).latency is None
+    again = recount(net[0], edited, net[1])
+    assert again.latency is None
+    assert "latency" not in again.planned
 
 
 def test_the_smallest_within_a_loss_can_be_the_fastest(net: tuple[nn.Module, rw.Sites]) -> None:
     def drop(plan: rw.Plan) -> float:
         return sum(row.error or 0.0 for row in plan.rows)
 
-    options = {"metric": "weight", "example": EXAMPLE, "engine": Roofline(DEVICE)}
+    options: dict[str, Any] = {"metric": "weight", "example": EXAMPLE, "engine": Roofline(DEVICE)}
     plan = rw.choose(*net, target_drop=0.5, drop=drop, minimise="latency", **options)
     assert drop(plan) <= 0.5
     assert plan.planned["latency"] < 0.9 * plan.dense["latency"]
@@ -224,6 +261,21 @@ def test_compress(net: tuple[nn.Module, rw.Sites]) -> None:
     small, report = rw.compress(model, batches, keep={"latency": 0.6}, engine=Roofline(DEVICE))
     assert seconds(small) <= 0.6 * seconds(model) + 2e-6  # biases that correct means are read too
     assert "latency predicted" in str(report)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"engine": "onnxruntime", "threads": 4}, "engine= and threads= of choose is for latency budgets alone"),
+        ({"example": EXAMPLE}, "example= of choose is for latency budgets alone"),
+        ({"minimise": "latency"}, "minimise='latency' has no effect without target_drop"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    net: tuple[nn.Module, rw.Sites], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rw.choose(*net, keep={"macs": 0.5}, metric="weight", **options)
 
 
 def test_an_example_is_needed(net: tuple[nn.Module, rw.Sites]) -> None:

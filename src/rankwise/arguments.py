@@ -8,8 +8,11 @@ from torch import nn
 
 from .batches import call
 
+# Positional and keyword arguments of a forward.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+
+def arguments(model: nn.Module, batch: Any) -> Arguments:
     """Positional and keyword arguments as `call` hands them over: on the model's device, in its dtype.
 
     Runs the model once.
@@ -23,7 +26,7 @@ def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
         >>> args[0].shape, kwargs
         (torch.Size([4, 3]), {})
     """
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    seen: list[Arguments] = []
 
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append((args, kwargs))

@@ -187,10 +187,10 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(plan.metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
-    latency = plan.latency if tuple(rows) == plan.rows else None  # which was measured, of these very rows
-    return replace(
-        plan, rows=tuple(rows), dense=counts(model, sites), planned=counts(model, sites, rows), latency=latency
-    )
+    dense, planned = counts(model, sites), counts(model, sites, rows)
+    if tuple(rows) != plan.rows:  # another network than the one that was measured
+        return replace(plan, rows=tuple(rows), dense=dense, planned=planned, latency=None)
+    return replace(plan, dense={**plan.dense, **dense}, planned={**plan.planned, **planned})
 
 
 def _chain_bytes(site: Site, built: Option | PlanRow) -> int:

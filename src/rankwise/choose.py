@@ -27,6 +27,11 @@ def needs_gradients(metric: str, rule: str | Rule) -> bool:
     return metric == "fisher" or get_rule(rule).needs_gradients
 
 
+def is_timed(keep: Mapping[str, Any] | None, target_drop: float | None, minimise: str) -> bool:
+    """Whether a plan by these arguments of `choose` has a latency budget."""
+    return "latency" in (keep or {}) or (target_drop is not None and minimise == "latency")
+
+
 def choose(
     model: nn.Module,
     source: Statistics | Sites,
@@ -117,10 +122,18 @@ def choose(
     keep = None if keep is None else check_keep(keep)
     if (target_drop is None) != (drop is None):
         raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
+    if target_drop is None and minimise != "macs":
+        raise ValueError(
+            f"minimise={minimise!r} has no effect without target_drop; a budget is keep={{{minimise!r}: 0.5}}"
+        )
     check_request(rule, {minimise: 1.0, **(keep or {})} if drop else keep, evaluate)
-    timed = "latency" in (keep or {}) or (drop is not None and minimise == "latency")
+    timed = is_timed(keep, target_drop, minimise)
     if timed and example is None:
         raise ValueError(NEEDS_EXAMPLE)
+    given = {"example": example is not None, "engine": engine != "torch", "threads": threads != 1}
+    if not timed and any(given.values()):
+        idle = " and ".join(f"{name}=" for name, is_given in given.items() if is_given)
+        raise ValueError(f"{idle} of choose is for latency budgets alone; add keep={{'latency': 0.5}}, or leave it out")
     if timed and curves is None and round_to in (None, "auto"):
         round_to = VECTOR
     running = get_engine(engine, threads) if timed else None

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .batches import Batches, first_sample
-from .choose import choose, needs_gradients
+from .choose import choose, is_timed, needs_gradients
 from .evaluate import Size, size
 from .factorise import factorise
 from .guards import unwrap
@@ -113,7 +113,8 @@ def compress(
         collected = partial(collect, gradients=gradients, positions=positions, seed=seed, progress=progress)
         stats = timed("collect", partial(collected, model, batches))
     assert stats is not None
-    if "latency" in (keep or {}) and constraints.get("example") is None:
+    timed_plan = is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs"))
+    if timed_plan and constraints.get("example") is None:
         constraints["example"] = first_sample(batches.first())
     chosen = partial(choose, keep=keep, progress=progress, **constraints)
     plan = timed("choose", partial(chosen, model, stats, shrink=shrink or 0.0))

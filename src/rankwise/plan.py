@@ -55,7 +55,7 @@ class PlannedLatency:
         measured: of the planned network as a whole, beside the dense one; of a roofline it is computed, as all is.
 
     Raises:
-        ValueError: for a figure that is no number above 0.
+        ValueError: for a figure that is no number above 0; what is predicted may be below.
     """
 
     engine: str
@@ -66,7 +66,12 @@ class PlannedLatency:
     measured: float
 
     def __post_init__(self) -> None:
-        for name in ("threads", "dense", "predicted", "measured"):
+        for name in ("engine", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"plan: the latency's {name} must be a name, not {getattr(self, name)!r}")
+        if not _number(self.predicted):  # below 0 where layers alone promise more than there is
+            raise ValueError(f"plan: the latency's predicted must be a number, not {self.predicted!r}")
+        for name in ("threads", "dense", "measured"):
             if not _number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise ValueError(f"plan: the latency's {name} must be a number above 0, not {getattr(self, name)!r}")
 

@@ -38,7 +38,7 @@ def smallest(
         rule: how each is chosen.
         drop: measures the loss of a plan on held-out data, 0 for the dense network.
         target: the loss that is allowed, in the unit of `drop`, 0 or more.
-        minimise: "params", "macs" or "bytes".
+        minimise: "params", "macs", "bytes" or "latency".
         keep: further budgets, all met.
         floor: as for `Planner.plan`.
 
@@ -59,13 +59,16 @@ def smallest(
         high = planner.prices.limit(minimise, budgets[minimise]) / planner.prices.dense[minimise]
     dense = planner.prices.dense[minimise]
 
-    def tried(share: float) -> tuple[Plan, float]:
-        plan = planner.plan(rule, {**budgets, minimise: share}, floor=floor)
+    def planned(share: float) -> Plan:
+        return planner.plan(rule, {**budgets, minimise: share}, floor=floor)
+
+    def lost(plan: Plan) -> float:
         loss = drop(plan)
         _log.info("%s %.3f: drop %.3g", minimise, plan.planned[minimise] / dense, loss)
-        return plan, loss
+        return loss
 
-    best, loss = tried(high)
+    best = planned(high)
+    loss = lost(best)
     if loss > target:
         raise ValueError(
             f"with {minimise} of {high:.3f} the network already loses {loss:.3g}, more than the target of {target:g}; "
@@ -73,9 +76,14 @@ def smallest(
         )
     high = best.planned[minimise] / dense
     while high - low > TOLERANCE:
-        plan, loss = tried((low + high) / 2)
-        if loss <= target:
-            best, high = plan, min(plan.planned[minimise] / dense, (low + high) / 2)
+        middle = (low + high) / 2
+        try:
+            plan = planned(middle)
+        except ValueError:  # larger plans there were; a whole network may take longer than its layers promise
+            low = middle
+            continue
+        if lost(plan) <= target:
+            best, high = plan, min(plan.planned[minimise] / dense, middle)
         else:
-            low = (low + high) / 2
+            low = middle
     return best

@@ -82,10 +82,20 @@ class TimedPlanner(Planner):
         floor: FreeRule | None = None,
         within: Plan | None = None,
     ) -> Plan:
-        """See `Planner.draft`; no option of the plan is an estimate.
+        """See `Planner.draft`; no option of the plan is an estimate, and no refusal rests on estimates."""
+        try:
+            return self._draft(rule, keep, floor, within)
+        except ValueError:
+            amounts = {} if keep is None else check_keep(keep)
+            if "latency" not in amounts:
+                raise
+            self._check_fastest(rule, amounts, floor, within)
+            return self._draft(rule, keep, floor, within)
 
-        What a plan chooses is measured and the plan is made again: options that were estimated as too fast are chosen
-        first, and found out.
+    def _draft(self, rule: Rule, keep: Mapping[str, float] | None, floor: FreeRule | None, within: Plan | None) -> Plan:
+        """What a plan chooses is measured, and the plan is made again.
+
+        Options that were estimated as too fast are chosen first, and found out.
         """
         for _ in range(ROUNDS):
             plan = self.faster().draft(rule, keep, floor=floor, within=within)
@@ -123,10 +133,9 @@ class TimedPlanner(Planner):
             try:
                 plan = self.draft(rule, amounts, floor=floor, within=within)
             except ValueError:
-                if checked:
-                    break
-                self._check_fastest(rule, amounts, floor, within)
-                plan = self.draft(rule, amounts, floor=floor, within=within)
+                if not checked:
+                    raise
+                break
             plan = replace(plan, latency=self.meter.check(plan))
             checked.append(plan)
             if _measured(plan) <= limit * (1 + NOISE) and _is_near(plan):
@@ -148,7 +157,7 @@ class TimedPlanner(Planner):
         least = self.least("latency", keep) * (1 + 1e-6)
         if least < 1:
             with suppress(ValueError):  # a floor or a larger plan may forbid it
-                self.meter.check(self.draft(rule, {**keep, "latency": least}, floor=floor, within=within))
+                self.meter.check(self._draft(rule, {**keep, "latency": least}, floor, within))
 
 
 def _measured(plan: Plan) -> float:

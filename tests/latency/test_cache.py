@@ -5,54 +5,63 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from rankwise.latency import Latency, get_engine
 from rankwise.latency.cache import Cache, cache_folder
 
+LAYER = nn.Linear(2, 2)
 TIME = Latency(median=2.0, low=1.0, high=3.0)
 
 
 def test_times_come_back(tmp_path: Path) -> None:
-    cache = Cache(get_engine("torch"), folder=tmp_path)
+    cache = Cache(get_engine("torch"), LAYER, folder=tmp_path)
     cache.add({"conv": TIME})
-    again = Cache(get_engine("torch"), folder=tmp_path)
+    again = Cache(get_engine("torch"), LAYER, folder=tmp_path)
     assert "conv" in again
     assert "fc" not in again
     assert again["conv"] == TIME
 
 
 def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
-    one, other = (Cache(get_engine("torch"), folder=tmp_path) for _ in range(2))
+    one, other = (Cache(get_engine("torch"), LAYER, folder=tmp_path) for _ in range(2))
     one.add({"a": TIME})
     other.add({"b": TIME})
-    assert all(name in Cache(get_engine("torch"), folder=tmp_path) for name in "ab")
+    assert all(name in Cache(get_engine("torch"), LAYER, folder=tmp_path) for name in "ab")
 
 
 def test_what_it_is_true_for_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [
-        Cache(get_engine("torch"), folder=tmp_path).path,
-        Cache(get_engine("torch"), 1 << 20, folder=tmp_path).path,
-        Cache(get_engine("torch", threads=2), folder=tmp_path).path,
-        Cache(get_engine("onnxruntime"), folder=tmp_path).path,
+        Cache(get_engine("torch"), LAYER, folder=tmp_path).path,
+        Cache(get_engine("torch"), LAYER, 1 << 20, folder=tmp_path).path,
+        Cache(get_engine("torch", threads=2), LAYER, folder=tmp_path).path,
+        Cache(get_engine("onnxruntime"), LAYER, folder=tmp_path).path,
     ]
     monkeypatch.setattr("rankwise.latency.engine.version", lambda name: "99")
-    paths.append(Cache(get_engine("torch"), folder=tmp_path).path)
+    paths.append(Cache(get_engine("torch"), LAYER, folder=tmp_path).path)
     monkeypatch.setattr("rankwise.latency.engine.processor", lambda: "another one")
-    paths.append(Cache(get_engine("torch"), folder=tmp_path).path)
+    paths.append(Cache(get_engine("torch"), LAYER, folder=tmp_path).path)
     assert len(set(paths)) == 6
 
 
 def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
-    assert Cache(get_engine("torch")).path.parent == tmp_path / "latency"
+    assert Cache(get_engine("torch"), LAYER).path.parent == tmp_path / "latency"
     monkeypatch.delenv("RANKWISE_CACHE")
     assert cache_folder() == Path.home() / ".cache" / "rankwise"
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    cache = Cache(get_engine("torch"), folder=tmp_path)
+    cache = Cache(get_engine("torch"), LAYER, folder=tmp_path)
     cache.add({"a": TIME})
     cache.path.write_text('{"layers": {"a": {"median": 1}}}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"is no file of measured times .* delete it"):
-        Cache(get_engine("torch"), folder=tmp_path)
+        Cache(get_engine("torch"), LAYER, folder=tmp_path)
+
+
+def test_a_network_on_a_graphics_card_has_a_file_of_its_own(tmp_path: Path) -> None:
+    elsewhere = nn.Linear(2, 2, device="meta")
+    assert Cache(get_engine("torch"), LAYER, folder=tmp_path).path != (
+        Cache(get_engine("torch"), elsewhere, folder=tmp_path).path
+    )

@@ -73,6 +73,8 @@ def test_unknown() -> None:
         get_engine("abacus")
     with pytest.raises(ValueError, match="threads is 0"):
         get_engine("torch", threads=0)
+    with pytest.raises(ValueError, match="threads=4 has no effect on engine 'torch, 2 threads'"):
+        get_engine(get_engine("torch", threads=2), threads=4)
 
 
 class Odd(nn.Module):

@@ -88,3 +88,7 @@ def test_spread_takes_ends_and_middles() -> None:
     assert spread(ladder, 3) == [(16,), (512,), (96,)]
     assert sorted(spread(ladder[:4], 6)) == ladder[:4]
     assert spread([], 6) == []
+
+
+def test_spread_takes_ranks_of_zero() -> None:
+    assert spread([(0, 8), (16, 0), (16, 8)], 2) == [(0, 8), (16, 0)]

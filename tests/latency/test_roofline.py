@@ -46,6 +46,16 @@ def test_bytes_and_overhead() -> None:
     assert seconds(nn.Linear(6, 4), torch.zeros(3, 6), overhead=2.0, **BOUND_BY_BYTES) == pytest.approx(2 + moved / 1e6)
 
 
+def test_a_lookup_reads_its_rows_and_not_the_table() -> None:
+    moved = 8 * 5 + 2 * 4 * 5 * 16
+    assert seconds(nn.Embedding(1000, 16), torch.arange(5), **BOUND_BY_BYTES) == pytest.approx(moved / 1e6)
+
+
+def test_channels_of_a_depthwise_convolution_are_its_groups() -> None:
+    layer = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+    assert seconds(layer, torch.zeros(1, 12, 5, 5), tile=8, **BOUND_BY_MACS) == pytest.approx(25 * 16 * 9 / 1e6)
+
+
 def test_normalisation_and_activations_are_fused() -> None:
     plain, x = nn.Conv2d(4, 4, 3), torch.zeros(1, 4, 6, 6)
     fused = nn.Sequential(plain, nn.BatchNorm2d(4), nn.ReLU())
@@ -65,7 +75,7 @@ def test_file(tmp_path: Path) -> None:
     engine = get_engine(f"roofline:{tmp_path / 'phone.yaml'}")
     assert isinstance(engine, Roofline)
     assert engine.description == device
-    assert (engine.device, str(engine)) == ("phone", "roofline of phone")
+    assert (engine.device(nn.Linear(2, 2)), str(engine)) == ("phone", "roofline of phone")
 
 
 @pytest.mark.parametrize(

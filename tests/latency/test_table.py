@@ -51,7 +51,7 @@ def table(folder: Path, engine: Counting, model: nn.Module | None = None) -> tup
     x = torch.randn(1, 16, 8, 8)
     sites = rw.find(model, x)
     curves = rw.profile(model, sites, metric="weight", round_to=2)
-    return Table(engine, model, sites, x, metric="weight", cache=Cache(engine, folder=folder)), sites, curves
+    return Table(engine, model, sites, x, metric="weight", cache=Cache(engine, model, folder=folder)), sites, curves
 
 
 def test_inputs_of_every_call() -> None:
@@ -71,6 +71,24 @@ def test_one_shape_is_measured_once(tmp_path: Path) -> None:
     dense = [found.seconds(name, dense_option(sites[name])).median for name in ("one", "same", "head")]
     assert dense[1] == pytest.approx(2 * dense[0])
     assert dense[2] == pytest.approx(DEVICE.overhead + 16 * 12 / DEVICE.peak)
+
+
+def test_a_layer_and_all_that_it_may_become_share_one_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs: dict[str, set[int]] = {}
+
+    class Looking(Counting):
+        def times(self, works: Mapping[str, Work], **options: Any) -> dict[str, Latency]:
+            for name, work in works.items():
+                inputs.setdefault(name.partition(": ")[0], set()).add(id(work.given[0][0]))
+            return super().times(works, **options)
+
+    monkeypatch.setattr("rankwise.latency.table.TOGETHER", 4 * 16 * 64)  # bytes of one input: a layer at a time
+    engine = Looking()
+    asked: list[int] = []
+    found, _, curves = table(tmp_path, engine)
+    found.learn(curves, lambda batches, _: asked.append(len(list(batches))) or batches)  # type: ignore[func-returns-value]
+    assert asked == [2]
+    assert all(len(each) == 1 for each in inputs.values())
 
 
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:
@@ -143,7 +161,7 @@ def test_an_embedding_and_its_tied_head(tmp_path: Path) -> None:
     engine, model, x = Counting(), Language().eval(), torch.arange(5)[None]
     sites = rw.find(model, x)
     curves = rw.profile(model, sites, metric="weight", formats="svd")
-    found = Table(engine, model, sites, x, metric="weight", cache=Cache(engine, folder=tmp_path))
+    found = Table(engine, model, sites, x, metric="weight", cache=Cache(engine, model, folder=tmp_path))
     ((name, curve),) = curves.items()
     found.learn(curves)
     option = next(each for each in curve if each.ranks == (2,))

@@ -67,7 +67,8 @@ def compress(
     is enough, also of other data.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import check_budget, choose_options, is_timed, parse_shrink
+        from ..choose import is_timed
+        from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
@@ -113,7 +114,8 @@ def compress(
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        times = what_times(job, is_timed(wishes), engine, threads, latency_batch)
+        timed = is_timed(wishes["keep"], target_drop, minimise)
+        times = what_times(job, timed, engine, threads, latency_batch, figures=True)
         plan = job.plan({**wishes, **times, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing, storage=storage)

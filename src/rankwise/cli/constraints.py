@@ -54,18 +54,17 @@ def choose_options(
 
 
 def check_budget(wishes: Mapping[str, Any]) -> None:
-    """Refuse a rule without the budget that it needs, before any long work begins."""
+    """Refuse a rule without the budget that it needs, or options without effect, before any long work begins."""
     if wishes["keep"] is None and wishes["target_drop"] is None and wishes["rule"].needs_budget:
         raise ValueError(
             f"--rule {wishes['rule'].name} needs a budget: --keep macs=0.5, or --target-drop 1.0 for the smallest "
             f"network that loses no more"
         )
-
-
-def is_timed(wishes: Mapping[str, Any]) -> bool:
-    """Whether latency is a budget of a plan by these keyword arguments of `choose`."""
-    minimised = wishes["target_drop"] is not None and wishes["minimise"] == "latency"
-    return minimised or "latency" in (wishes["keep"] or {})
+    if wishes["target_drop"] is None and wishes["minimise"] != "macs":
+        raise ValueError(
+            f"--minimise {wishes['minimise']} has no effect without --target-drop; a budget is "
+            f"--keep {wishes['minimise']}=0.5"
+        )
 
 
 def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:

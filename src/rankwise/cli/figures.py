@@ -32,20 +32,23 @@ class Timing:
         """What the options of the command line say; `auto` is both engines where onnxruntime is installed.
 
         Raises:
-            ValueError: for an unknown engine, or a number below 1.
+            ValueError: for an unknown engine, a device that is not there, or a number below 1.
+            ImportError: for an engine that is not installed.
         """
         if threads < 1 or batch < 1:
             raise ValueError(f"--threads {threads} and --latency-batch {batch} must be at least 1")
-        from ..latency import ENGINES
+        from ..latency import ENGINES, get_engine
 
         if engines == "auto":
-            both = find_spec("onnxruntime") and find_spec("onnx")
-            names: tuple[str, ...] = DEFAULT_ENGINES if both else DEFAULT_ENGINES[:1]
+            complete = all(map(find_spec, ("onnxruntime", "onnx", "onnxscript")))
+            names: tuple[str, ...] = DEFAULT_ENGINES if complete else DEFAULT_ENGINES[:1]
         else:
             names = tuple(name.strip() for name in engines.split(",")) if engines != "none" else ()
         for name in names:
             if name not in ENGINES:
                 raise ValueError(f"--engines {engines!r}: {name!r} is not one of {', '.join(ENGINES)}, auto, none")
+            if engines != "auto":
+                get_engine(name)  # one that is not installed is found out before the work, not after
         return cls(engines=names, threads=threads, batch=batch)
 
     def document(self) -> dict[str, Any]:

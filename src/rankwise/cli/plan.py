@@ -64,7 +64,8 @@ def plan(
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from .constraints import check_budget, choose_options, is_timed, parse_shrink
+        from ..choose import is_timed
+        from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .steps import Job, wishes_gradients
         from .tables import plan_table
@@ -103,7 +104,8 @@ def plan(
             input_shape=input_shape,
             gradients=wishes_gradients(wishes),
         )
-        times = what_times(job, is_timed(wishes), engine, threads, latency_batch)
+        timed = is_timed(wishes["keep"], target_drop, minimise)
+        times = what_times(job, timed, engine, threads, latency_batch)
         chosen = job.plan({**wishes, **times, **what_tries(job, wishes)}, share)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.sites, out.console.width))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from ..arguments import Arguments
 
 
 def tensors_in(value: Any) -> list[Tensor]:

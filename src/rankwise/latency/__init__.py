@@ -16,17 +16,20 @@ def get_engine(name: str | Engine, threads: int = 1) -> Engine:
     """The engine of that name; `roofline:FILE.yaml` for a device that is described by a file.
 
     Raises:
-        ValueError: for an unknown name, or a device or file that is not there.
+        ValueError: for an unknown name, a device or file that is not there, or threads that have no effect.
         ImportError: for an engine that is not installed, with the command that installs it.
 
     Example:
         >>> str(get_engine("torch", threads=1))
         'torch, 1 thread'
     """
-    if isinstance(name, Engine):
-        return name
-    if name.startswith("roofline:"):
-        return Roofline.load(name.removeprefix("roofline:"))
+    if isinstance(name, Engine) or name.startswith("roofline:"):
+        engine = name if isinstance(name, Engine) else Roofline.load(name.removeprefix("roofline:"))
+        if threads not in (1, engine.threads):
+            raise ValueError(
+                f"threads={threads} has no effect on engine {str(engine)!r}, which is complete; leave it out"
+            )
+        return engine
     if name not in ENGINES:
         raise ValueError(f"engine is {name!r}; it must be one of {', '.join(ENGINES)}, roofline:FILE.yaml")
     return ENGINES[name](threads)

@@ -9,9 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from ..files import replacing
 from .clock import Latency
 from .engine import Engine
+
+# Raised when a layer of the same signature is built or counted in another way.
+_VERSION = 1
 
 
 def cache_folder() -> Path:
@@ -24,6 +29,7 @@ class Cache:
 
     Args:
         engine: that measured them.
+        network: whose layers they are; it says on which device.
         around: bytes that lay between two runs.
         folder: of the file.
 
@@ -31,11 +37,12 @@ class Cache:
         path: the file; another device, engine, version, number of threads or amount between runs has another one.
     """
 
-    def __init__(self, engine: Engine, around: int = 0, folder: Path | None = None) -> None:
+    def __init__(self, engine: Engine, network: nn.Module, around: int = 0, folder: Path | None = None) -> None:
         self._valid_for = {
-            "device": engine.device,
+            "device": engine.device(network),
             "engine": engine.name,
             "version": engine.version,
+            "measurement": _VERSION,
             "threads": engine.threads,
             "bytes between runs": around,
         }

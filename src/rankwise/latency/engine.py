@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..arguments import Arguments
 from .clock import Latency, in_turns, summary, torch_threads
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Work(NamedTuple):
@@ -52,9 +51,8 @@ class Engine(ABC):
         """What a new release may change: the version of the library that runs the network."""
         return version("torch")
 
-    @property
-    def device(self) -> str:
-        """The device that figures belong to."""
+    def device(self, network: nn.Module) -> str:
+        """The device that figures of a network belong to."""
         return processor()
 
     def __str__(self) -> str:

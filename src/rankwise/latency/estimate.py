@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from math import log, prod
+from math import log1p, prod
 
 import torch
 from torch import Tensor
@@ -23,11 +23,13 @@ SWEEPS = 2000
 def spread(candidates: Sequence[Ranks], count: int) -> list[Ranks]:
     """Ranks to measure: the smallest, then always the one that is farthest, in logarithms, from those taken.
 
+    Logarithms are of `1 + rank`: formats with sparse parts have ranks of 0.
+
     Example:
         >>> spread([(16,), (32,), (48,), (64,), (256,)], 3)
         [(16,), (256,), (64,)]
     """
-    logs = {ranks: [log(rank) for rank in ranks] for ranks in candidates}
+    logs = {ranks: [log1p(rank) for rank in ranks] for ranks in candidates}
 
     def between(one: Ranks, other: Ranks) -> float:
         return max(abs(a - b) for a, b in zip(logs[one], logs[other], strict=True))

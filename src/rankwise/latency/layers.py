@@ -123,11 +123,17 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
-def work_of(layer: nn.Module, given: Input) -> Work:
-    """A layer and an input, on the layer's device; the layer is a copy in eval mode."""
+def work_of(layer: nn.Module, given: Input | Work) -> Work:
+    """A layer and an input, new or that of another work, on its device; the layer is a copy in eval mode."""
     layer = copy.deepcopy(layer).eval().requires_grad_(False)
-    device = next((parameter.device for parameter in layer.parameters()), torch.device("cpu"))
-    return Work(layer, ((given.tensor(layer).to(device),), {}))
+    if isinstance(given, Work):
+        return Work(layer, given.given)
+    return Work(layer, ((given.tensor(layer).to(device_of(layer)),), {}))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where its first parameter is."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def signature(site: Site, layer: nn.Module, given: Input, option: Option, bias: bool) -> str:

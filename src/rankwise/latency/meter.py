@@ -88,7 +88,7 @@ class Meter:
             measured = self.dense
         return PlannedLatency(
             engine=self.engine.name,
-            device=self.engine.device,
+            device=self.engine.device(self._network),
             threads=self.engine.threads,
             dense=self.dense / 1000,
             predicted=predicted / 1000,

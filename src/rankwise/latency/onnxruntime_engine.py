@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,7 +29,9 @@ class OnnxRuntime(Running):
 
     @property
     def version(self) -> str:
-        return version("onnxruntime")
+        import onnxruntime  # by itself: as a package it goes by several names
+
+        return str(onnxruntime.__version__)
 
     def prepare(self, work: Work) -> Callable[[], object]:
         written = chain_file(work.module, *work.given[0]) if len(work.given[0]) == 1 and not work.given[1] else None

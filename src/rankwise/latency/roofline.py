@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -119,10 +119,9 @@ class Roofline(Engine):
     @property
     def version(self) -> str:
         """The numbers themselves: other numbers are another device."""
-        return " ".join(f"{name}={value:g}" for name, value in asdict(self.description).items() if name != "name")
+        return " ".join(f"{name}={value}" for name, value in asdict(self.description).items() if name != "name")
 
-    @property
-    def device(self) -> str:
+    def device(self, network: nn.Module) -> str:
         return self.description.name
 
     def __str__(self) -> str:
@@ -175,7 +174,10 @@ class _Operators(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if not func.is_view and name not in _FREE:
-            moved = sum(map(_bytes, {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))}.values()))
+            leaves = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))}
+            if name == "embedding":  # of the table only the rows that are looked up are read
+                leaves[id(args[0])] = result
+            moved = sum(map(_bytes, leaves.values()))
             self.seconds += self.device.seconds(macs=self._macs(name, args, result), moved=moved)
         return result
 
@@ -186,7 +188,9 @@ class _Operators(TorchDispatchMode):
             x, weight, transposed, groups = args[0], args[1], args[6], args[8]
             outputs, inputs = weight.shape[0] // groups, weight.shape[1]
             positions = (x if transposed else result)[:, :1].numel()
-            return int(positions * groups * pad(outputs) * pad(inputs) * weight[0, 0].numel())
+            # channels by channels; in a depthwise convolution the groups are the channels
+            work = pad(groups) if outputs == inputs == 1 else groups * pad(outputs) * pad(inputs)
+            return int(positions * work * weight[0, 0].numel())
         if name in _PRODUCTS:
             left, right = (args[place] for place in _PRODUCTS[name])
             rows = left.shape[:-1].numel()

@@ -25,6 +25,9 @@ def measured_device(engine: Engine) -> Device:
     weights are read once. Overhead: small layers in a row, per layer. Tile: the multiple of channels with which the
     times of a convolution go along best, by their correlation.
 
+    `machine_limits` is no source of the first two: it is what torch reaches in its best round, which is the yardstick
+    for layers in torch, while plans need what this engine usually reaches.
+
     Args:
         engine: such as `get_engine("onnxruntime", threads=1)`.
 
@@ -53,7 +56,7 @@ def measured_device(engine: Engine) -> Device:
         return 1 - correlation([float(-(-count // tile) * tile) for count in CHANNELS], seconds)
 
     return Device(
-        name=f"{engine.device}, {engine}",
+        name=f"{engine.device(layers['row'][0])}, {engine}",
         peak=max(layers[name][2] / times[name] for name in ("convolution", "linear")),
         bandwidth=layers["row"][2] / times["row"],
         tile=min(TILES, key=misfit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ PROBES, PROBES_MORE = 6, 3
 ROUNDS, WARMUP = 20, 2
 # Between two runs of a layer a network reads the weights of all others; caches of CPUs hold no more than this.
 AROUND = 32 << 20
-# Layers that are timed in turns hold at most so many bytes of weights together.
+# Layers that are timed in turns hold at most so many bytes of weights and inputs together.
 TOGETHER = 1 << 29
 
 
@@ -63,7 +64,7 @@ class Table:
         self.engine, self._model, self._sites = engine, model, sites
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         self._around = min(1 << max(weights.bit_length() - 1, 0), AROUND)
-        self._cache = Cache(engine, self._around) if cache is None else cache
+        self._cache = Cache(engine, model, self._around) if cache is None else cache
         self._bias = {name: site.chain_bias(metric) for name, site in sites.items()}
         calls = calls_of(model, sites, example)
         self._parts = {
@@ -154,7 +155,8 @@ class Table:
         batch: dict[str, dict[str, tuple[_Part, Option]]] = {}
         size = 0
         for dense, each in todo.items():
-            own = sum(4 * option.params for _, option in each.values())
+            (part, _), *_ = each.values()
+            own = 4 * math.prod(part.input.shape) + sum(4 * option.params for _, option in each.values())
             if batch and size + own > TOGETHER:
                 yield batch
                 batch, size = {}, 0
@@ -165,10 +167,10 @@ class Table:
 
     def _measure(self, batch: Mapping[str, dict[str, tuple[_Part, Option]]]) -> None:
         works: dict[str, Work] = {}
-        for each in batch.values():
+        for dense, each in batch.items():  # the dense layer is the first, and its input serves all
             for key, (part, option) in each.items():
                 chains = dict(layers_of(self._model, self._sites[part.site], option, self._bias[part.site]))
-                works[key] = work_of(chains[part.layer], part.input)
+                works[key] = work_of(chains[part.layer], works.get(dense, part.input))
         layers = {key: part.layer for each in batch.values() for key, (part, _) in each.items()}
         times = self.engine.times(works, rounds=ROUNDS, warmup=WARMUP, around=self._around, layers=layers)
         for dense, each in batch.items():

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from .clock import synchronised
 from .engine import Running, Work
+from .layers import device_of
 
 _numbers = itertools.count()
 
@@ -24,10 +25,15 @@ class Eager(Running):
     name: ClassVar[str] = "torch"
     summary: ClassVar[str] = "eager torch"
 
+    def device(self, network: nn.Module) -> str:
+        where = device_of(network)
+        if where.type == "cuda":
+            return torch.cuda.get_device_name(where)
+        return super().device(network) if where.type == "cpu" else f"{super().device(network)}, {where.type}"
+
     def prepare(self, work: Work) -> Callable[[], object]:
         module, (args, kwargs) = work
-        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        return synchronised(lambda: module(*args, **kwargs), device)
+        return synchronised(lambda: module(*args, **kwargs), device_of(module))
 
 
 class Compiled(Eager):
@@ -43,7 +49,7 @@ class Compiled(Eager):
             compiled(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise ValueError(f"torch.compile cannot compile {type(work.module).__name__}: {error}") from error
-        return lambda: compiled(*args, **kwargs)
+        return synchronised(lambda: compiled(*args, **kwargs), device_of(work.module))
 
 
 class Cuda(Eager):
@@ -59,8 +65,7 @@ class Cuda(Eager):
                 "engine 'cuda' needs a CUDA device and a torch built for it (pip install torch); torch finds none"
             )
 
-    @property
-    def device(self) -> str:
+    def device(self, network: nn.Module) -> str:
         return torch.cuda.get_device_name()
 
     def prepare(self, work: Work) -> Callable[[], object]:
