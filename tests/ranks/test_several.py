@@ -138,3 +138,28 @@ def test_equal_inputs_give_equal_plans() -> None:
     losses, costs = made(5, 12, 30, 3)
     limits = shares(costs, [0.5, 0.6, 0.55])
     assert least_loss(losses, costs, limits) == least_loss(losses, costs, limits)
+
+
+@given(
+    st.lists(st.sampled_from([0.5, 0.6, 0.75, 0.8125, 0.9]), min_size=2, max_size=5),
+    st.integers(4, 20),
+    st.sampled_from([0.3, 0.5, 0.7]),
+)
+@settings(max_examples=40, deadline=None)
+def test_few_sites_within_one_budget_are_solved_exactly(rates: list[float], options: int, share: float) -> None:
+    """Against the least loss for every cost, site by site: costs are small whole numbers."""
+    losses = [[rate**k for k in range(options)] + [0.0] for rate in rates]
+    costs = [[[float((2 + n) * k) for k in range(options)] + [(2.0 + n) * options]] for n in range(len(rates))]
+    limit = share * sum(units[0][-1] for units in costs)
+    best = {0.0: 0.0}
+    for own_losses, (own_costs,) in zip(losses, costs, strict=True):
+        reached: dict[float, float] = {}
+        for cost, loss in best.items():
+            for more, extra in zip(own_losses, own_costs, strict=True):
+                if cost + extra <= limit:
+                    reached[cost + extra] = min(loss + more, reached.get(cost + extra, math.inf))
+        best = reached
+    chosen = least_loss(losses, costs, [limit])
+    assert sum(units[0][index] for units, index in zip(costs, chosen, strict=True)) <= limit
+    found = sum(own[index] for own, index in zip(losses, chosen, strict=True))
+    assert found == pytest.approx(min(best.values()), rel=1e-9, abs=1e-12)

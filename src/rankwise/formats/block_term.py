@@ -62,11 +62,15 @@ class BlockTerm(Multilinear):
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
         blocks, *limits = self.largest(shape)
-        return [
+        ladders = [
             [(n, *ranks) for ranks in proportional(tuple(max(1, limit // n) for limit in limits), step)]
             for n in BLOCKS
             if n <= blocks
         ]
+        if shape.taps > 1:
+            return ladders
+        # A block's inputs reach no more than b * c outputs; more of them only make the fit singular.
+        return [list(dict.fromkeys((n, min(a, b * c), b, c) for n, a, b, c in ladder)) for ladder in ladders]
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         """Block after block: the best one for what those before it left."""

@@ -90,6 +90,31 @@ def knapsack_of(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[floa
     return [path[index] for path, index in zip(paths, chosen, strict=True)]
 
 
+def multiplier(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], budget: float) -> float:
+    """The multiplier with the largest dual function: the slope of the hull edge on which the walk reaches the budget.
+
+    Args:
+        costs, errors: of every site's options.
+        budget: the largest allowed total cost; 0 where even the least errors cost no more.
+
+    Example:
+        >>> multiplier([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
+        2.0
+    """
+    paths = [_hull(*columns, _pareto(*columns)) for columns in zip(costs, errors, strict=True)]
+    left = budget - sum(own[path[0]] for own, path in zip(costs, paths, strict=True))
+    edges = [
+        ((own_errors[a] - own_errors[b]) / (own_costs[b] - own_costs[a]), own_costs[b] - own_costs[a])
+        for own_costs, own_errors, path in zip(costs, errors, paths, strict=True)
+        for a, b in pairwise(path)
+    ]
+    for slope, extra in sorted(edges, reverse=True):
+        left -= extra
+        if left < 0:
+            return slope
+    return 0.0
+
+
 # Of every site: the costs, ascending, and the errors, descending, of its options.
 Columns = tuple[list[float], list[float]]
 

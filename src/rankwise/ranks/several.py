@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from .exchanges import exchange_pairs, fill, repaired, total_cost, total_loss
-from .knapsack import knapsack_of
+from .knapsack import knapsack_of, multiplier
 
 # Up to this many combinations of some sites' options are looked at: 200,000 sums take milliseconds.
 ENUMERABLE = 200_000
+# Within one budget exchanges come near enough to the best plan of more sites: one of them leaves little slack.
+FEW_SITES = 8
 # Steps end when no multiplier left in the ellipsoid can raise the dual function by this share of the loss.
 GAP = 1e-6
 STEPS = 500
@@ -100,7 +102,13 @@ def _single(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[float]],
     least = sum(map(min, costs))
     if least > limit:
         raise BudgetError(0, limit, least)
-    return knapsack_of(costs, losses, limit)
+    chosen = knapsack_of(costs, losses, limit)
+    if len(losses) > FEW_SITES or limit == math.inf:
+        return chosen
+    losses_SO, costs_USO = tables(losses, [[own] for own in costs])
+    multipliers_U = torch.tensor([multiplier(costs, losses, limit)], dtype=torch.float64)
+    limits_U = torch.tensor([limit], dtype=torch.float64)
+    return _improved(losses_SO, costs_USO, limits_U, torch.tensor(chosen), multipliers_U).tolist()
 
 
 def _cheapest(costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
