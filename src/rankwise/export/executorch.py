@@ -89,7 +89,7 @@ def executorch(
                 off = gap(model, lambda given: run(tensors_in(given)), batches, dtype)
     logger.info(told)
     if dtype is not None:
-        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
     return path
 
 

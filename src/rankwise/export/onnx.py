@@ -92,7 +92,7 @@ def onnx(
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights beside the file come first
                 os.replace(file, path.parent / file.name)
     if dtype is not None:
-        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
     return path
 
 

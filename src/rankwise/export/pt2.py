@@ -76,7 +76,7 @@ def pt2(
             if dtype is not None:
                 off = gap(model, run, calibrating(model, calibration, example), dtype)
     if dtype is not None:
-        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path, dtype, off)
+        logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
     return path
 
 
