@@ -99,7 +99,7 @@ def multiplier(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float
 
     Example:
         >>> multiplier([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
-        2.0
+        0.5
     """
     paths = [_hull(*columns, _pareto(*columns)) for columns in zip(costs, errors, strict=True)]
     left = budget - sum(own[path[0]] for own, path in zip(costs, paths, strict=True))
