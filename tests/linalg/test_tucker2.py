@@ -9,54 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from tucker2_problems import FORMS, C, Q, T, direct, normal, patches, planted, problem
 
-from rankwise.linalg.metric import Dense, Identity, Metric, Sampled
+from rankwise.linalg import tucker2
+from rankwise.linalg.metric import Dense, Identity, Sampled
 from rankwise.linalg.reduced_rank import truncate
-from rankwise.linalg.tucker2 import Tucker2, channel_basis, error_surface, fit
-
-T, C, Q = 7, 6, 4
+from rankwise.linalg.tucker2 import Tucker2, channel_basis, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def patches(rows: int, channels: int = C, taps: int = Q, seed: int = 0) -> Tensor:
-    """Correlated inputs: neighbouring taps repeat each other, channels are mixtures of unequal strength."""
-    mix = normal(channels, channels, seed=seed) * torch.logspace(0, -1.5, channels, dtype=torch.float64)[:, None]
-    smooth = 0.8 * torch.ones(taps, taps, dtype=torch.float64) + 0.4 * torch.eye(taps, dtype=torch.float64)
-    x = normal(rows, channels, taps, seed=seed + 1)
-    return torch.einsum("ncq,cd,qp->ndp", x, mix, smooth).flatten(1) / rows**0.5
-
-
-def problem(form: str, seed: int = 0) -> tuple[Tensor, Metric]:
-    W_TCQ = normal(T, C, Q, seed=seed)
-    rows_ND = patches(14 if form == "sampled" else 200, seed=seed + 10)
-    sigma = rows_ND.mT @ rows_ND
-    metrics = {"dense": Dense(sigma), "sampled": Sampled(rows_ND), "identity": Identity(C * Q)}
-    return W_TCQ, metrics[form]
-
-
-def direct(W_TCQ: Tensor, V_TCQ: Tensor, metric: Metric) -> float:
-    missed = (W_TCQ - V_TCQ).flatten(1)
-    return float((missed @ metric.dense() @ missed.mT).trace())
-
-
-def start_error(W_TCQ: Tensor, metric: Metric, R: int, S: int) -> float:
-    """Of the best regression on the first channels of the start, cut to the outputs that matter most in it."""
-    taps = torch.eye(Q, dtype=torch.float64)
-    P = torch.einsum("cs,qp->cqsp", channel_basis(W_TCQ, metric)[:, :S], taps).reshape(C * Q, S * Q)
-    sigma, W_TD = metric.dense(), W_TCQ.flatten(1)
-    V_TD = torch.linalg.lstsq(P.mT @ sigma @ P, P.mT @ sigma @ W_TD.mT, driver="gelsd").solution.mT @ P.mT
-    explained = torch.linalg.eigvalsh(V_TD @ sigma @ V_TD.mT).flip(0)[:R]
-    return metric.energy(W_TD) - float(explained.sum())
-
-
-def planted(R: int, S: int, seed: int = 0) -> Tensor:
-    A, G, B = normal(T, R, seed=seed), normal(R, S, Q, seed=seed + 1), normal(C, S, seed=seed + 2)
-    return torch.einsum("tr,rsq,cs->tcq", A, G, B)
 
 
 def hooi(W_TCQ: Tensor, R: int, S: int, sweeps: int = 60) -> Tensor:
@@ -93,9 +53,6 @@ def block_als(W_TCQ: Tensor, sigma: Tensor, R: int, S: int, sweeps: int = 100) -
     return torch.einsum("tr,rsq,cs->tcq", A, G, B)
 
 
-FORMS = ["dense", "sampled", "identity"]
-
-
 @settings(max_examples=20, deadline=None)
 @given(form=st.sampled_from(FORMS), R=st.integers(1, T), S=st.integers(1, C), seed=st.integers(0, 999))
 def test_reported_error_is_the_direct_one_and_bases_are_orthonormal(form: str, R: int, S: int, seed: int) -> None:
@@ -113,10 +70,11 @@ def test_reported_error_is_the_direct_one_and_bases_are_orthonormal(form: str, R
 @given(form=st.sampled_from(FORMS), R=st.integers(1, T - 1), S=st.integers(1, C - 1), seed=st.integers(0, 999))
 def test_error_never_grows_from_sweep_to_sweep(form: str, R: int, S: int, seed: int) -> None:
     W_TCQ, metric = problem(form, seed)
-    errors = [fit(W_TCQ, metric, R, S, sweeps=sweeps, tolerance=0).error for sweeps in (0, 1, 2, 4, 7)]
     total = metric.energy(W_TCQ.flatten(1))
-    for before, after in itertools.pairwise(errors):
-        assert after <= before + 1e-9 * total
+    for some in ((0, 1, 2, 4), (5, 6, 7, 12)):  # alternating, and Newton's, which may go elsewhere
+        errors = [fit(W_TCQ, metric, R, S, sweeps=sweeps, tolerance=0).error for sweeps in some]
+        for before, after in itertools.pairwise(errors):
+            assert after <= before + 1e-9 * total
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50])
@@ -196,32 +154,12 @@ def test_all_outputs_kept_is_the_svd_of_the_rearranged_kernel(rank: int) -> None
     torch.testing.assert_close(found.dense().reshape(5, 4, 3, 3), best, atol=1e-6, rtol=1e-6)
 
 
-@settings(max_examples=8, deadline=None)
-@given(form=st.sampled_from(FORMS), seed=st.integers(0, 999))
-def test_error_surface_is_the_error_of_the_start_for_every_rank(form: str, seed: int) -> None:
-    W_TCQ, metric = problem(form, seed)
-    total = metric.energy(W_TCQ.flatten(1))
-    asked = [1, 2, 4, C]
-    surface = error_surface(W_TCQ, metric, asked)
-    assert surface.shape == (4, T)
-    for row, S in enumerate(asked):
-        for R in (1, 3, T):
-            assert float(surface[row, R - 1]) == pytest.approx(start_error(W_TCQ, metric, R, S), 1e-6, 1e-7 * total)
-            assert fit(W_TCQ, metric, R, S, sweeps=0).error <= float(surface[row, R - 1]) + 1e-7 * total
-    assert bool((surface.diff(dim=0) <= 1e-9 * total).all())
-    assert bool((surface.diff(dim=1) <= 1e-9 * total).all())
-
-
-@pytest.mark.parametrize("form", [Sampled, lambda rows: Dense(rows.mT @ rows)])
-def test_error_surface_with_taps_that_are_always_padding(form: object) -> None:
-    rows_ND = patches(12)
-    rows_ND.view(12, C, Q)[:, :, 1:] = 0
-    W_TCQ, metric = normal(T, C, Q), form(rows_ND)  # type: ignore[operator]
-    surface = error_surface(W_TCQ, metric, list(range(1, C + 1)))
-    for S in range(1, C + 1):
-        for R in (1, 3, T):
-            start = start_error(W_TCQ, metric, R, S)
-            assert float(surface[S - 1, R - 1]) == pytest.approx(start, rel=1e-4, abs=1e-4 * float(surface[0, 0]))
+def test_ten_sweeps_come_near_to_three_hundred_alternating_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    W_TCQ, metric = problem("dense", 50)  # where alternating ones are slow
+    ten = fit(W_TCQ, metric, 3, 2, sweeps=10, tolerance=1e-12).error
+    monkeypatch.setattr(tucker2, "FIRST", 300)
+    slow = [fit(W_TCQ, metric, 3, 2, sweeps=sweeps, tolerance=1e-12).error for sweeps in (10, 300)]
+    assert ten < (1 + 1e-4) * slow[1] < (1 + 5e-4) * slow[1] < slow[0]
 
 
 def test_close_to_a_hundred_sweeps_of_block_als() -> None:
@@ -253,7 +191,6 @@ def test_a_kernel_of_zeros(form: str) -> None:
     found = fit(torch.zeros(T, C, Q), metric, 2, 2)
     assert found.error == 0
     assert bool((found.dense().abs() < 1e-12).all())
-    assert bool((error_surface(torch.zeros(T, C, Q), metric, [1, C]) == 0).all())
 
 
 def test_data_that_never_fires() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..linalg import tucker2
+from ..linalg import tucker2, tucker2_surface
 from ..linalg.metric import Metric
 from ..sites import Site
 from .base import (
@@ -71,7 +71,7 @@ class SpatialSVD(Format):
         ranks = steps(self.limits(site)[0], step)
         errors, total = torch.zeros(len(ranks), dtype=torch.float64), 0.0
         for W_TMW, metric in zip(self._merged(site, weight), metrics, strict=True):
-            errors += tucker2.channel_errors(W_TMW, metric)[[rank - 1 for rank in ranks]]
+            errors += tucker2_surface.channel_errors(W_TMW, metric)[[rank - 1 for rank in ranks]]
             total += metric.energy(W_TMW.flatten(1))
         return [((rank,), relative(float(error), total)) for rank, error in zip(ranks, errors, strict=True)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..linalg import tucker2
+from ..linalg import tucker2, tucker2_surface
 from ..linalg.metric import Metric
 from ..sites import Site
 from .base import (
@@ -72,7 +72,7 @@ class Tucker2(Format):
         channel_ranks = steps(most_S, step, CHANNEL_RANKS)
         surface, total = torch.zeros(len(channel_ranks), most_R, dtype=torch.float64), 0.0
         for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
-            surface += tucker2.error_surface(W_TCQ, metric, channel_ranks)
+            surface += tucker2_surface.error_surface(W_TCQ, metric, channel_ranks)
             total += metric.energy(W_TCQ.flatten(1))
         return [
             ((R, S), relative(float(surface[row, R - 1]), total))
