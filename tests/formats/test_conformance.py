@@ -292,12 +292,22 @@ def check_fitted_curve(
     for ladder in format.ladders(Shape.of_site(site), 1):
         useful = [ranks for ranks in ladder if format.saves(site, ranks)]
         assert set(useful) <= errors.keys()
-        for ranks in {*useful[:1], *useful[-1:]}:
-            assert format.fit(site, weight, metrics, ranks).error <= errors[ranks] * 1.02 + 1e-6
+        for ranks in ends(useful):
+            assert format.fit(site, weight, metrics, ranks).error <= errors[ranks] * slack(format) + 1e-6
         falling = [errors[ranks] for ranks in useful]
         assert all(after <= before + 1e-12 for before, after in pairwise(falling))
     hopeless = format.curve(site, weight, metrics, 1, lambda cost: 0.0)
     assert not hopeless or max(error for _, error in hopeless) == 0
+
+
+def ends(ladder: list[Ranks]) -> set[Ranks]:
+    """The ranks of a ladder that are fitted whatever its length; others may lie between."""
+    return {*ladder[:1], *ladder[-1:]}
+
+
+def slack(format: Format) -> float:
+    """How far a fit may end above what a curve has; of a ring it may be what a smaller ring has, in another minimum."""
+    return 1.1 if format.name in {"tr", "str"} else 1.02
 
 
 # Several factors hold the outputs of these, always or of layers with one tap.
@@ -346,9 +356,13 @@ def test_other_metrics(format: Format, name: str, metric: str) -> None:
     torch.testing.assert_close(format.chain_weight(chain), factors.dense(), atol=1e-9 * scale, rtol=1e-6)
     errors = dict(two_sided_curve(format, site, weight, two, 1))
     assert all(0 <= error <= 1 + 1e-9 for error in errors.values())
+    if isinstance(format, Multilinear):
+        for ladder in format.ladders(Shape.of_site(site), 1):
+            for ranks in ends([ranks for ranks in ladder if ranks in errors]):
+                assert two_sided_fit(format, site, weight, two, ranks).error <= errors[ranks] * slack(format) + 1e-6
+        return
     for ranks in list(errors)[:: max(1, len(errors) // 2)]:
-        achieved = two_sided_fit(format, site, weight, two, ranks).error
-        assert achieved <= errors[ranks] * (1.02 if isinstance(format, Multilinear) else 1) + 1e-6
+        assert two_sided_fit(format, site, weight, two, ranks).error <= errors[ranks] + 1e-6
 
 
 def planted_ranks(format: Format, site: Site) -> Ranks:
@@ -520,7 +534,10 @@ def test_a_plain_layout_stays_plain() -> None:
 @each
 def test_gradients_reach_the_computed_weight(format: Format, name: str) -> None:
     layer, site, _ = made(name)
-    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site)))
+    ranks = some_ranks(format, site)
+    if isinstance(format, SparseLowRank):  # further ranks that leave nothing over would leave zeros to the next block
+        ranks = tuple(1 if at % 3 == 1 else rank for at, rank in enumerate(ranks))
+    chain = chain_of(format, layer, site, fitted(format, layer, site, ranks))
     chain.weight.square().sum().backward()
     for index, module in enumerate(factors_in(chain)):
         assert float(module.weight.grad.abs().max()) > 0, f"factor {index}"

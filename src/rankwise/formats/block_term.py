@@ -21,6 +21,8 @@ from .shape import Shape
 
 # Numbers of blocks on a ladder.
 BLOCKS = (2, 4, 8)
+# Of the fit of each block that a start takes off; the fit of all blocks together does the rest.
+SWEEPS = 2
 
 
 class BlockTerm(Multilinear):
@@ -78,7 +80,7 @@ class BlockTerm(Multilinear):
         metric = Identity(modes[0].numel(), X.device)
         blocks, rest = [], modes
         for _ in range(network.sizes["n"]):
-            fit = tucker2.fit(rest, metric, min(network.sizes["a"], rest.shape[0]), network.sizes["b"])
+            fit = tucker2.fit(rest, metric, min(network.sizes["a"], rest.shape[0]), network.sizes["b"], SWEEPS)
             blocks.append(fit)
             rest = rest - fit.dense()
         A, B = torch.stack([fit.A_TR for fit in blocks], 1), torch.stack([fit.B_CS.mT for fit in blocks])

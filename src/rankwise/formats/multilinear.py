@@ -38,7 +38,7 @@ from .shape import Shape
 
 # A curve is fitted at this many ranks of each family; the others lie between.
 FITTED = 5
-# A family whose error is this much above that of other formats at no greater cost, in its middle, is dropped.
+# A family whose error is this much above that of other formats at no greater cost, at half of its largest, is dropped.
 BEATEN = 1.25
 # A fit holds matrices of as many rows as the bonds of a factor have states together: 2 GB, and what a curve looks at.
 MOST_STATES, CURVE_STATES = 16384, 2048
@@ -119,7 +119,7 @@ class Multilinear(Format):
     ) -> list[tuple[Ranks, float]]:
         """See `Format.curve`: quick fits at some ranks of each family, between them a straight line of logarithms.
 
-        A family that is clearly beaten in its middle is not looked at further.
+        A family that is clearly beaten at half of its largest cost is not looked at further.
         """
         found: dict[Ranks, float] = {}
         looked_at: list[list[Ranks]] = []
@@ -127,7 +127,7 @@ class Multilinear(Format):
             useful = [ranks for ranks in ladder if self.saves(site, ranks) and self.states(site, ranks) <= CURVE_STATES]
             if not useful:
                 continue
-            middle = len(useful) // 2
+            middle = self._middle(site, useful)
             errors = {middle: self._fit(site, weight, metrics, useful[middle], QUICK).error}
             if rivals is not None and errors[middle] > BEATEN * rivals(self.cost(site, useful[middle], False)):
                 continue
@@ -143,6 +143,11 @@ class Multilinear(Format):
             for less, ranks in pairwise(useful):
                 found[ranks] = min(found[less], found[ranks])
         return list(found.items())
+
+    def _middle(self, site: Site, useful: Sequence[Ranks]) -> int:
+        """Place of the ranks that come nearest to half of the MACs of the largest."""
+        macs = [self.cost(site, ranks, site.has_bias).macs for ranks in useful]
+        return min(range(len(useful)), key=lambda place: abs(2 * macs[place] - macs[-1]))
 
     def saves(self, site: Site, ranks: Ranks) -> bool:
         """Whether these ranks cost less than the dense layer."""
