@@ -25,6 +25,8 @@ from rankwise.formats.both_sides import refuses
 from rankwise.formats.multilinear import Multilinear
 from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank
+from rankwise.formats.spatial_svd import SpatialSVD
+from rankwise.formats.tucker2 import Tucker2
 from rankwise.formats.weights import site_bias, site_weight, write
 from rankwise.kinds import output_first
 from rankwise.linalg import multilinear
@@ -653,3 +655,13 @@ def test_one_sample_without_a_batch_passes(name: str) -> None:
         layer, site, x = made(name)
         chain = chain_of(format, layer, site, fitted(format, layer, site, exact_ranks(format, site)))
         torch.testing.assert_close(chain(x[0]), layer(x[0]))
+
+
+@pytest.mark.parametrize("format", [Tucker2, SpatialSVD])
+def test_more_sweeps_end_lower(format: type[Tucker2 | SpatialSVD]) -> None:
+    layer, site, x = made("3 x 3")
+    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of("many rows", layer, site, x)
+    ranks = some_ranks(format(), site)
+    usual, long = (format(sweeps).fit(site, weight, metrics, ranks).error for sweeps in (None, 10))
+    assert long < usual * (1 - 1e-4)
+    assert format(0).fit(site, weight, metrics, ranks).error > usual

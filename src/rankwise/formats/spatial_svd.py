@@ -48,6 +48,14 @@ class SpatialSVD(Format):
     summary = "two factors: k x 1 convolution to few channels, 1 x k convolution back"
     use = "k x k convolutions: the kernel is taken apart too, and there are still only two layers to run"
 
+    def __init__(self, sweeps: int | None = None) -> None:
+        """Choose how long to fit.
+
+        Args:
+            sweeps: as for `Tucker2`.
+        """
+        self.sweeps = sweeps
+
     def unfit(self, site: Site) -> str | None:
         if len(site.kernel_size) != 2 or min(site.kernel_size) == 1:
             return "spatial_svd needs a convolution kernel of two directions, larger than 1 in both; use svd"
@@ -79,7 +87,7 @@ class SpatialSVD(Format):
         (rank,) = ranks = self.check(site, ranks)
         U, V, dense, error, total = [], [], [], 0.0, 0.0
         for W_TMW, metric in zip(self._merged(site, weight), metrics, strict=True):
-            fit = tucker2.fit(W_TMW, metric, output_rank=len(W_TMW), channel_rank=rank)
+            fit = tucker2.fit(W_TMW, metric, len(W_TMW), rank, sweeps=self.sweeps)
             U.append(torch.einsum("tu,urw->trw", fit.A_TR, fit.G_RSQ))
             V.append(fit.B_CS)
             dense.append(fit.dense())
