@@ -183,10 +183,13 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--networks", nargs="+", default=list(TASKS), choices=list(TASKS))
     options.add_argument("--keeps", nargs="+", type=float, help="budgets instead of each network's own")
+    options.add_argument("--unit", choices=["macs", "params"], default="macs", help="of --keeps")
     options.add_argument("--formats", choices=["default", "auto"], default="default")
     options.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words")
     options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
+    if arguments.unit != "macs" and not arguments.keeps:
+        options.error("--unit says what --keeps counts; give --keeps as well")
     start(arguments)
     chosen = ["resnet20"] if arguments.quick else arguments.networks
     module = networks()
@@ -201,7 +204,7 @@ def main() -> None:
         else:
             methods, budgets = compressor.methods(arguments.methods), [{"macs": keep} for keep in task.keeps]
         if arguments.keeps:
-            budgets = [{"macs": keep} for keep in arguments.keeps]
+            budgets = [{arguments.unit: keep} for keep in arguments.keeps]
         rows += measure(name, task, compressor, methods, budgets)
         report(rows, COLUMNS, "training-free compression", arguments.json)
 
