@@ -665,3 +665,10 @@ def test_more_sweeps_end_lower(format: type[Tucker2 | SpatialSVD]) -> None:
     usual, long = (format(sweeps).fit(site, weight, metrics, ranks).error for sweeps in (None, 10))
     assert long < usual * (1 - 1e-4)
     assert format(0).fit(site, weight, metrics, ranks).error > usual
+
+
+@pytest.mark.parametrize("format", [Tucker2, SpatialSVD])
+@pytest.mark.parametrize("sweeps", [-1, True, 2.5, "ten"])
+def test_sweeps_are_a_whole_number(format: Any, sweeps: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"sweeps is {sweeps!r}; give a whole number from 0")):
+        format(sweeps)

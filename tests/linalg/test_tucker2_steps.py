@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from tucker2_problems import C, Q, T, normal, planted, problem
+from tucker2_problems import C, Q, T, problem
 
-from rankwise.linalg.symmetric import orthonormal
-from rankwise.linalg.tucker2 import channel_basis
+from rankwise.linalg.tucker2 import channel_basis, fit
 from rankwise.linalg.tucker2_steps import Rest, Steps
 
 R, S = 3, 2
@@ -84,14 +83,13 @@ def test_newton_steps_do_not_depend_on_units(scale: float) -> None:
     torch.testing.assert_close(spans[0], spans[1], atol=1e-5, rtol=1e-5)
 
 
-def test_at_the_optimum_there_is_no_step() -> None:
-    W_TCQ, (_, metric) = planted(R, S), problem("dense")
+def test_at_the_optimum_the_span_stays() -> None:
+    W_TCQ, metric = problem("dense", 3)
     moves = Steps(W_TCQ, metric, R, 6)
-    B_CS = orthonormal(normal(C, S, seed=2))  # the channels that the kernel was made from
-    rest = moves.rest(B_CS)
-    assert rest.error < 1e-12 * moves.total
-    found = moves.newton(B_CS, rest)
-    assert found is None or found[1].error < 1e-12 * moves.total
+    B_CS = fit(W_TCQ, metric, R, S, sweeps=30, tolerance=0).B_CS
+    found = moves.newton(B_CS, moves.rest(B_CS))
+    moved_CS = B_CS if found is None else found[0]
+    torch.testing.assert_close(moved_CS @ moved_CS.mT, B_CS @ B_CS.mT, atol=1e-5, rtol=0)
 
 
 def test_all_outputs_kept() -> None:

@@ -21,7 +21,7 @@ from .shape import Shape
 
 # Numbers of blocks on a ladder.
 BLOCKS = (2, 4, 8)
-# Of the fit of each block that a start takes off; the fit of all blocks together does the rest.
+# For each block of the start; the fit of all blocks together does the rest.
 SWEEPS = 2
 
 

@@ -36,7 +36,7 @@ from .base import (
 from .network import Network
 from .shape import Shape
 
-# A curve is fitted at this many ranks of each family; the others lie between.
+# A curve is fitted at this many ranks of each family and in its middle; the others lie between.
 FITTED = 5
 # A family whose error is this much above that of other formats at no greater cost, at half of its largest, is dropped.
 BEATEN = 1.25

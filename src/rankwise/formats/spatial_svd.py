@@ -31,6 +31,7 @@ from .base import (
     ungrouped,
 )
 from .convolution import convolution
+from .tucker2 import checked_sweeps
 from .weights import read, write
 
 
@@ -53,8 +54,11 @@ class SpatialSVD(Format):
 
         Args:
             sweeps: as for `Tucker2`.
+
+        Raises:
+            ValueError: for what is no whole number from 0.
         """
-        self.sweeps = sweeps
+        self.sweeps = checked_sweeps(sweeps)
 
     def unfit(self, site: Site) -> str | None:
         if len(site.kernel_size) != 2 or min(site.kernel_size) == 1:

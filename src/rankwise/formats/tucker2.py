@@ -36,6 +36,13 @@ from .weights import read, write
 CHANNEL_RANKS = 32
 
 
+def checked_sweeps(sweeps: int | None) -> int | None:
+    """The number; ValueError where it is none."""
+    if sweeps is not None and (isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 0):
+        raise ValueError(f"sweeps is {sweeps!r}; give a whole number from 0, or None for the usual ones")
+    return sweeps
+
+
 class Tucker2(Format):
     """`W[t, c, q] = sum A[t, r] G[r, s, q] B[c, s]`, minimising `||(W - V) Sigma^(1/2)||_F`.
 
@@ -54,11 +61,14 @@ class Tucker2(Format):
         """Choose how long to fit.
 
         Args:
-            sweeps: at most this many; by default four, which end within about one per cent of the optimum, in the
-                weight metric thirty. More than four go on to it by Newton's steps, each of which takes the time of
-                about six.
+            sweeps: at most this many; by default four, which end within about one per cent of the optimum. Those after
+                the fourth are Newton's steps, which come to it, and each take the time of about six. In the weight
+                metric there are thirty by default, and all are alike.
+
+        Raises:
+            ValueError: for what is no whole number from 0.
         """
-        self.sweeps = sweeps
+        self.sweeps = checked_sweeps(sweeps)
 
     def unfit(self, site: Site) -> str | None:
         if site.taps == 1:

@@ -4,8 +4,8 @@ A kernel `W[t, c, q]` (outputs, channels, taps) is written `A G (B kron I)^T`: a
 a basis `A` of the outputs. Given `B`, the best `(A, G)` jointly is a reduced-rank regression with a closed form; given
 `(A, G)`, the best `B` is one symmetric linear system. In the weight metric the best `(B, G)` for a given `A` has a
 closed form too, the other half of HOOI; there `B` jumps further along its way after a sweep, where that lowers the
-error. A fit of more sweeps than usual goes on by Newton's steps (`tucker2_steps`). Every step lowers
-`||(W - V) Sigma^(1/2)||_F`.
+error. In the metric of data a fit of more sweeps than usual goes on by Newton's steps (`tucker2_steps`). Every step
+lowers `||(W - V) Sigma^(1/2)||_F`.
 
 Special cases: all outputs kept (`R = T`) with the channels read as (channel, row) and the taps as columns is the pair
 k x 1 -> 1 x k; all channels kept is the pair k x k -> 1 x 1.
@@ -32,8 +32,8 @@ from .tucker2_steps import Steps
 
 # Sweeps and the relative decrease of the error at which they end; those in the weight metric cost little.
 EFFORT, WEIGHT_EFFORT = (4, 1e-3), (30, 1e-5)
-# So many sweeps alternate before Newton's steps, which are right only near the optimum.
-FIRST = 1
+# A fit of more sweeps than that goes on by Newton's steps, until one lowers the error by less than this fraction.
+NEWTON_TOLERANCE = 1e-6
 
 
 class Tucker2(NamedTuple):
@@ -100,7 +100,8 @@ def fit(
         output_rank: R, at most T.
         channel_rank: S, at most C.
         sweeps: at most this many moves of `B`; see `EFFORT`.
-        tolerance: stop when a sweep lowers the squared error by less than this fraction; see `EFFORT`.
+        tolerance: stop when a sweep lowers the squared error by less than this fraction; see `EFFORT` and
+            `NEWTON_TOLERANCE`.
         steps: conjugate gradient steps per alternating move of `B`.
         enough: stop at this squared error.
 
@@ -125,11 +126,12 @@ def fit(
     closed = isinstance(metric, Identity)
     usual_sweeps, usual_tolerance = WEIGHT_EFFORT if closed else EFFORT
     sweeps = usual_sweeps if sweeps is None else sweeps
-    tolerance = usual_tolerance if tolerance is None else tolerance
-    first = FIRST if sweeps > EFFORT[0] and not closed else sweeps
+    first = sweeps if closed else min(sweeps, usual_sweeps)  # Newton's steps are right only near the optimum
+    if tolerance is None:
+        tolerance = NEWTON_TOLERANCE if sweeps > first else usual_tolerance
     jump, swept_CS = 1.0, B_CS
     for sweep in range(sweeps if rest.error > enough else 0):
-        found = moves.newton(B_CS, rest) if sweep >= first else None
+        found = None if sweep < first else moves.newton(B_CS, rest)
         if found is None:
             moved_CS = moves.leading(rest, channel_rank) if closed else moves.alternating(B_CS, rest)
             found = moved_CS, moves.rest(moved_CS)

@@ -137,9 +137,9 @@ class Steps:
 
         start_CS, right_CS = torch.zeros_like(B_CS), tangent(slope_CS)
         change_CS = conjugate_gradients(apply, precondition, start_CS, right_CS, NEWTON_STEPS)
-        if not change_CS.any():  # curved the other way from the start
+        if not change_CS.any():  # no slope, or curved the other way from the start
             change_CS = precondition(right_CS)
-        for halvings in range(HALVINGS):
+        for halvings in range(HALVINGS + 1):
             moved_CS = orthonormal(B_CS + change_CS / 2**halvings)
             moved = self.rest(moved_CS)
             if moved.error < rest.error:
