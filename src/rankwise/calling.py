@@ -92,6 +92,12 @@ def first_sample(batch: Any) -> Any:
     return map_tensors(lambda t: t[:1] if t.dim() and t.shape[0] == size else t, batch)
 
 
+def own_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied where it is a view that keeps a larger block of memory alive."""
+    whole = tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() <= tensor.nbytes
+    return tensor if whole else tensor.clone()
+
+
 def samples_in(batch: Any) -> int:
     """The number of samples in a batch: the leading dimension of its first tensor (1 for a scalar)."""
     first = next(tensors_in(batch), None)

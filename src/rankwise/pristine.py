@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-_HOOK_TABLES = (
+HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -105,7 +105,7 @@ def _full_precision() -> Iterator[None]:
 def _restored(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     training = [module.training for module in modules]
-    hooks = [{table: dict(getattr(module, table)) for table in _HOOK_TABLES} for module in modules]
+    hooks = [{table: dict(getattr(module, table)) for table in HOOK_TABLES} for module in modules]
     compiled = [module._compiled_call_impl for module in modules]
     wants_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
@@ -170,6 +170,7 @@ class Sites(Mapping[str, Site]):
         not_counted: operators that are not counted -> why.
         never_called: layers that the forward never called.
         fingerprint: sha256 of the structure, see `fingerprint`.
+        example: what the network was called with; not stored.
     """
 
     by_name: Mapping[str, Site]
@@ -178,6 +179,7 @@ class Sites(Mapping[str, Site]):
     not_counted: Mapping[str, str]
     never_called: tuple[str, ...]
     fingerprint: str
+    example: Any = None
 
     @property
     def total_macs(self) -> int:
@@ -232,7 +234,9 @@ class Sites(Mapping[str, Site]):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, to be stored as JSON; `from_dict` is the way back."""
-        return asdict(self)
+        values = asdict(replace(self, example=None))
+        del values["example"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sites:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..batches import Batches, first_sample, pristine
-from ..find import find
+from ..check import check_result
+from ..find import find, total_macs
 from ..formats import Format, get_format
 from ..formats.both_sides import refuses
 from ..guards import unwrap
@@ -34,6 +35,7 @@ def factorise(
     stats: Statistics | Sites | None = None,
     *,
     data: Iterable[Any] | None = None,
+    example: Any = None,
     shrink: float | None = None,
     positions: int | str = "auto",
     seed: int = 0,
@@ -54,6 +56,8 @@ def factorise(
         stats: statistics for one-shot, or the sites for a plan in the weight metric; of a plan in the metric "fisher"
             statistics with gradients, also with `data`.
         data: calibration batches for the sequential way.
+        example: what the result is checked with, by one run: by default what the sites were found with, or the first
+            sample of `data`. Statistics from a file hold none.
         shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
@@ -104,6 +108,8 @@ def factorise(
         raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
     sites.check_structure(model)
     check_plan(plan, sites)
+    if example is None:
+        example = sites.example if batches is None or sites.example is not None else first_sample(batches.first())
     if plan.metric == "fisher" and isinstance(stats, Statistics):
         for row in plan.factorised:
             stats.require(row.site, gradients=True)
@@ -128,10 +134,22 @@ def factorise(
                 step=step,
                 formats=formats,
             )
+    if example is not None:
+        _check(model, compressed, plan, sites, example)
     for row in plan.factorised:  # the copy was in eval mode when the chains were built
         for name in (row.site, *sites[row.site].aliases):
             compressed.get_submodule(name).train(model.get_submodule(name).training)
     return compressed
+
+
+def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, example: Any) -> None:
+    """Run the result once; MACs are compared where the plan's are those of this example."""
+    factorised = [sites[row.site] for row in plan.factorised]
+    if not factorised:
+        return
+    same = example is sites.example or total_macs(model, example) == sites.total_macs
+    planned = sites.total_macs + sum(row.macs - sites[row.site].macs for row in plan.factorised)
+    check_result(model, compressed, factorised, example, planned if same else None)
 
 
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:

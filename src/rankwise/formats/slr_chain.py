@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..kinds import spatial_dims
 from .base import Factors, LowRank, Ranks, match_layout, same_tensor_options, set_bias
 from .convolution import convolution
+from .low_rank import LowRankLayer
 from .nested import Bands, Branches
 from .slr_levels import bands, levels_of
 from .weights import read, write
@@ -38,7 +39,7 @@ def build(name: str, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
     read_by, counts = zip(*bands(levels), strict=True)
     ends = [made(rank, count, ()) for rank, count in zip(read_by, counts, strict=True)]
     last = Bands(ends, read_by, outputs, counts, groups, spatial, bias, **options)
-    return match_layout(LowRank(name, ranks, [first, last], layer), layer)
+    return match_layout(LowRankLayer(name, ranks, [first, last], layer), layer)
 
 
 @torch.no_grad()
