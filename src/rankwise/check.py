@@ -14,9 +14,8 @@ from torch.utils import _pytree as pytree
 from .batches import call, pristine
 from .counting import Recorder
 from .formats.low_rank import LowRank, watching_weights
-from .references import closure_of
 from .sites import Site
-from .standins import Reads
+from .standins import Reads, works_on_another
 
 
 def check_result(
@@ -61,18 +60,13 @@ def check_result(
         record = stack.enter_context(Recorder(result, by_operators=True))
         reads = stack.enter_context(Reads(originals))
         output = call(result, example)
+    if reads.found:
+        raise ValueError(f"the factorised {type(dense).__name__} {works_on_another(dense, reads.found)}")
     for name in chains:
         if name in made:
             raise _wrong(name, "its dense weight is put together again in every forward")
         if calls[name] != wanted[name]:
-            caught = closure_of(dense, dense.get_submodule(name))
-            how = f"{caught} holds the layer in a closure" if caught else "it holds the layer past its modules"
-            raise _wrong(name, f"the network calls it {calls[name]} times instead of {wanted[name]}: {how}")
-    if reads.found:
-        raise ValueError(
-            f"the factorised {type(dense).__name__} still works on {reads.found!r} of the dense network: a function or "
-            f"a global of the network holds its own module; reach it through self instead"
-        )
+            raise _wrong(name, f"the network calls it {calls[name]} times instead of {wanted[name]}")
     if infinite and _finite(_output(dense, example)):
         raise _wrong(infinite[0], "its outputs are not finite where those of the dense network are")
     if not _finite(output) and _finite(_output(dense, example)):

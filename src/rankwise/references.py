@@ -13,7 +13,7 @@ _CONTAINERS = (list, dict, tuple, set, functools.partial, types.MethodType)
 # Containers within containers are followed this deep; larger ones than this hold data, no layers.
 _DEPTH, _LONGEST = 4, 10_000
 # A layer's own call, which that of its replacement can stand for.
-_CALLS = ("forward", "__call__")
+_CALLS = ("forward", "__call__", "_wrapped_call_impl")
 
 
 def redirect(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:

@@ -107,20 +107,20 @@ class _Trial:
                     raise
                 self.error = str(error.__cause__ or error)
                 return False
+        if reads.found:
+            raise ValueError(f"a copy of {type(self.model).__name__} {works_on_another(self.model, reads.found)}")
         for name in names:
             for path, wanted in self.sites[name].items():
                 standin = standins[path]
                 if standin.read_by is not None:
                     self.reasons[name] = f"its weight is used directly by {standin.read_by}"
                 elif standin.calls != wanted:
-                    self.reasons[name] = self._passed_over(path)
+                    self.reasons[name] = (
+                        f"{self._host(path)} does not call another layer in its place: it goes by the class of its "
+                        f"layers (isinstance or type)"
+                    )
         if self.reasons:
             return False
-        if reads.found:
-            raise ValueError(
-                f"a copy of {type(self.model).__name__} still works on {reads.found!r} of the network it was copied "
-                f"from: a function or a global of the network holds its own module; reach it through self instead"
-            )
         got = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
         return not self.compares or _equal(got, self.expected)
 
@@ -142,11 +142,6 @@ class _Trial:
         if self.error:
             return f"{host} fails with another layer in its place: {self.error}"
         return f"{host} computes something else with another layer in its place: it goes by the class of its layers"
-
-    def _passed_over(self, path: str) -> str:
-        caught = closure_of(self.model, self.model.get_submodule(path))
-        how = f"{caught} holds it in a closure" if caught else "it goes by the class of its layers (isinstance or type)"
-        return f"{self._host(path)} does not call another layer in its place: {how}"
 
     def _host(self, path: str) -> str:
         """The module whose forward calls the layer, in words."""
@@ -175,6 +170,13 @@ def sharing_copy(model: nn.Module) -> tuple[nn.Module, dict[int, str]]:
         names[id(buffer)] = name
     with torch.inference_mode(False):
         return copy.deepcopy(model, memo), names
+
+
+def works_on_another(model: nn.Module, tensor: str) -> str:
+    """What is wrong with a copy that works on a tensor of the network it was copied from, and what to do."""
+    caught = closure_of(model, model.get_submodule(tensor.rpartition(".")[0]))
+    how = f"{caught} holds the module in a closure" if caught else "a function or a global holds the module"
+    return f"still works on {tensor!r} of the network it was copied from: {how}; reach it through self instead"
 
 
 class Reads(TorchFunctionMode):

@@ -100,7 +100,7 @@ class LowRankLayer(LowRank):
         if torch.compiler.is_compiling():  # which drops what is not used by itself
             return super().weight
         parameters = list(self.parameters())
-        wants_grad = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
+        wants_grad = any(parameter.requires_grad for parameter in parameters)
         return LazyWeight(self._dense_weight, parameters[0], self.weight_shape, wants_grad)
 
     def _dense_weight(self) -> Tensor:
