@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from .batches import Batches, first_sample
+from .batches import Batches
 from .choose import choose, is_timed, needs_gradients
 from .evaluate import Size, size
+from .example import with_example
 from .factorise import factorise
 from .guards import unwrap
 from .plan import Plan
@@ -62,6 +63,7 @@ def compress(
     shrink: float | None = None,
     positions: int | str = "auto",
     seed: int = 0,
+    example: Any = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     **constraints: Any,
 ) -> tuple[nn.Module, CompressReport]:
@@ -78,9 +80,11 @@ def compress(
             `choose_shrinkage` finds on `data`.
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
+        example: an input that MACs are counted for and a latency is measured with, as for `find`; by default the first
+            sample of the data, or the whole first batch where a single sample does not stand for it.
         progress: wraps batches and sites, for progress bars.
         **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of `choose`;
-            of a latency budget engine, threads and example, by default the first sample.
+            of a latency budget engine and threads.
 
     Returns:
         The compressed network, of the same class, and a report.
@@ -98,7 +102,7 @@ def compress(
     if method not in ("sequential", "one-shot"):
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
-    batches = Batches.of(data)
+    example, batches = with_example(model, Batches.of(data), example)
     seconds: dict[str, float] = {}
 
     def timed(name: str, run: Callable[[], Any]) -> Any:
@@ -110,12 +114,13 @@ def compress(
     held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
     if stats is None:
         gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
-        collected = partial(collect, gradients=gradients, positions=positions, seed=seed, progress=progress)
+        collected = partial(
+            collect, example=example, gradients=gradients, positions=positions, seed=seed, progress=progress
+        )
         stats = timed("collect", partial(collected, model, batches))
     assert stats is not None
-    timed_plan = is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs"))
-    if timed_plan and constraints.get("example") is None:
-        constraints["example"] = first_sample(batches.first())
+    if is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs")):
+        constraints["example"] = example
     chosen = partial(choose, keep=keep, progress=progress, **constraints)
     plan = timed("choose", partial(chosen, model, stats, shrink=shrink or 0.0))
     if held_out is not None and plan.metric != "weight" and plan.factorised:
@@ -133,7 +138,9 @@ def compress(
             next(visits, None)
 
         def run() -> nn.Module:
-            small = factorise(model, plan, source, data=batches, positions=positions, seed=seed, step=step)
+            small = factorise(
+                model, plan, source, data=batches, positions=positions, seed=seed, step=step, example=example
+            )
             deque(visits, maxlen=0)  # to its end, so that the bar is full
             return small
     else:
@@ -142,7 +149,6 @@ def compress(
             return factorise(model, plan, source)
 
     small = timed("factorise", run)
-    example = first_sample(batches.first())
     report = CompressReport(
         sites=sites, plan=plan, dense=size(model, example), compressed=size(small, example), seconds=seconds
     )

@@ -10,19 +10,21 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .batches import call, pristine
 from .counting import Recorder
+from .example import taking_example
 from .guards import refuse_unsupported, unwrap
 from .kinds import TIED, output_first, site_kind
 from .sites import Site, Sites, fingerprint
 from .ties import Ties, fused_layers, geometry, is_tied
 
 
-def find(model: nn.Module, example_input: Any) -> Sites:
+@taking_example
+def find(model: nn.Module, example: Any) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 
     Args:
         model: any `nn.Module`; wrappers of `torch.compile` and data parallelism are looked through, and it is left
             as found.
-        example_input: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
+        example: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
             counts are for this batch as given.
 
     Returns:
@@ -43,7 +45,7 @@ def find(model: nn.Module, example_input: Any) -> Sites:
     fused = fused_layers(model)  # before pristine switches that path off
     with pristine(model):
         with Recorder(model) as record:
-            call(model, example_input)
+            call(model, example)
         sites = _sites(model, record, fused)
     used = {name for site in sites for name in (site.name, *site.aliases)} | set(record.other_macs)
     return Sites(

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
 from ..batches import pristine, samples_in
+from ..example import taking_example
 from ..guards import unwrap
 from ..state import state_of
 from .capture import captured, file_path, quiet, resized, root, site_of
@@ -29,9 +30,10 @@ logger = logging.getLogger("rankwise")
 LARGEST_FILE = 1_900_000_000
 
 
+@taking_example
 def onnx(
     model: nn.Module,
-    example_input: Any,
+    example: Any,
     path: str | Path,
     *,
     opset: int | None = None,
@@ -47,7 +49,7 @@ def onnx(
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
-        example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
+        example: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
         path: the file. Weights beyond 1.9 GB go to `PATH.data` beside it.
         opset: ONNX operator set, None for the exporter's own.
         dynamic_batch: leave the first dimension of the inputs open.
@@ -75,18 +77,18 @@ def onnx(
     if dtype is not None and state_of(model).bytes > LARGEST_FILE:
         raise ValueError(f"dtype {dtype} is for networks of up to {LARGEST_FILE:,} bytes; export this one without")
     with pristine(model), quiet():
-        example = arguments(model, example_input)
-        size = samples_in(pytree.tree_leaves(example))
-        program = captured(model, example, dynamic_batch)
+        given = arguments(model, example)
+        size = samples_in(pytree.tree_leaves(given))
+        program = captured(model, given, dynamic_batch)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
             written = Path(folder) / path.name
             _convert(program, written, opset, state_of(model).bytes > LARGEST_FILE)
-            check(model, written, example, tolerance, f"batch size {size}")
+            check(model, written, given, tolerance, f"batch size {size}")
             if dynamic_batch:
-                check(model, written, resized(example, size + 2), tolerance, f"batch size {size + 2}")
+                check(model, written, resized(given, size + 2), tolerance, f"batch size {size + 2}")
             if dtype is not None:
-                batches = calibrating(model, calibration, example)
+                batches = calibrating(model, calibration, given)
                 reduced(written, dtype, batches)
                 off = gap(model, run_by_onnxruntime(written), batches, dtype)
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights beside the file come first

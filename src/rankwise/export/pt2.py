@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
 from ..batches import pristine, samples_in
+from ..example import taking_example
 from ..files import replacing
 from ..guards import unwrap
 from .capture import captured, file_path, quiet, resized
@@ -22,9 +23,10 @@ from .dtypes import calibrating, cast, check_dtype, gap
 logger = logging.getLogger("rankwise")
 
 
+@taking_example
 def pt2(
     model: nn.Module,
-    example_input: Any,
+    example: Any,
     path: str | Path,
     *,
     dynamic_batch: bool = True,
@@ -40,7 +42,7 @@ def pt2(
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
-        example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
+        example: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
         path: the file.
         dynamic_batch: leave the first dimension of the inputs open.
         tolerance: largest `max |file - torch| / max |torch|` over an output.
@@ -61,20 +63,20 @@ def pt2(
     model, path = unwrap(model), file_path(path, ".pt2")
     check_dtype("pt2", dtype, calibration, model)
     with pristine(model), quiet():
-        example = arguments(model, example_input)
-        size = samples_in(pytree.tree_leaves(example))
+        given = arguments(model, example)
+        size = samples_in(pytree.tree_leaves(given))
         source = model if dtype is None else cast(model, dtype)
-        program = captured(source, example, dynamic_batch)
+        program = captured(source, given, dynamic_batch)
         with replacing(path) as written:
             with written.open("wb") as file:
                 torch.export.save(program, file)
             run = run_by_torch(written)
             for batch in (size, size + 2) if dynamic_batch else (size,):
-                given, what = resized(example, batch), f"batch size {batch}"
-                exact = outputs(source, given, what)
-                compare(_tried(run, given, what), exact, tolerance, what)
+                other, what = resized(given, batch), f"batch size {batch}"
+                exact = outputs(source, other, what)
+                compare(_tried(run, other, what), exact, tolerance, what)
             if dtype is not None:
-                off = gap(model, run, calibrating(model, calibration, example), dtype)
+                off = gap(model, run, calibrating(model, calibration, given), dtype)
     if dtype is not None:
         logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
     return path

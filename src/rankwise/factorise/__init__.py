@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import Batches, first_sample, pristine
+from ..batches import Batches, pristine
+from ..example import with_example
 from ..find import find
 from ..formats import Format, get_format
 from ..formats.both_sides import refuses
@@ -41,6 +42,7 @@ def factorise(
     spill_above: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
     formats: Mapping[str, Format] | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
@@ -61,6 +63,7 @@ def factorise(
         spill_above: bytes of activations above which they go to memory-mapped files.
         step: called with each site's name before it is fitted.
         formats: in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its own.
+        example: an input that the network is looked at with, as for `collect`; with data.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
@@ -94,14 +97,18 @@ def factorise(
         )
     shrink = check_shrink(plan.shrink if shrink is None else shrink)
     batches = None if data is None else Batches.of(data)
+    if batches is not None:
+        example, batches = with_example(model, batches, example)
+    elif example is not None:
+        raise ValueError("example= has no effect without data=: the sites or statistics were found with one")
     if isinstance(stats, Statistics):
         sites = stats.sites
     elif isinstance(stats, Sites):
         sites = stats
     elif batches is not None:
-        sites = find(model, first_sample(batches.first()))
+        sites = find(model, example)
     else:
-        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
+        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example)")
     sites.check_structure(model)
     check_plan(plan, sites)
     if plan.metric == "fisher" and isinstance(stats, Statistics):
@@ -120,6 +127,7 @@ def factorise(
                 plan,
                 sites,
                 batches,
+                example,
                 gradients=stats if plan.metric == "fisher" and isinstance(stats, Statistics) else None,
                 positions=positions,
                 seed=seed,
