@@ -103,7 +103,7 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         count = samples = 0
         for index, batch in enumerate(self._source):
-            if not all(bool(t.isfinite().all()) for t in tensors_in(batch) if t.is_floating_point()):
+            if not all(map(_is_sound, tensors_in(batch))):
                 raise ValueError(
                     f"calibration batch {index} {describe(batch)} holds values that are not finite; "
                     "remove the sample or repair the preprocessing"
@@ -131,6 +131,13 @@ class Batches:
 
 
 _EMPTY = "the calibration data holds no batch; pass at least one batch of the kind that the model is called with"
+
+
+def _is_sound(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite, or it is a mask that is added to scores: 0 or minus infinity."""
+    if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+        return True
+    return bool(((tensor == 0) | (tensor == -torch.inf)).all())
 
 
 def _length(data: Any) -> int | None:

@@ -110,7 +110,7 @@ def _unlike(model: nn.Module, batch: Any, axis: int, timed: Sequence[nn.Module])
     except ValueError as error:
         return f"one or two samples are not enough for the network ({str(error.__cause__ or error).partition(chr(10))[0]})"
     shape = tuple(next(tensors_in(batch)).shape)
-    if axis == 0 and _cut_along(0, one, two, size) and shape[1] > 1:
+    if axis == 0 and _cut_along(0, one, two, size) and max(size, shape[1]) > 1:
         return _ALONG_TIME
     if axis == 1 and not _cut_along(1, one, two, size):
         return _NOT_ALONG_TIME
@@ -180,7 +180,7 @@ def _far(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
         if a.is_floating_point() and a.shape == b.shape:
             same = (a == b) | (a.isnan() & b.isnan())
             off = torch.where(same, 0.0, a.double() - b.double()).norm()
-            if not off <= OTHERWISE * b.double().norm():
+            if not off <= OTHERWISE * b.double().nan_to_num(0.0, 0.0, 0.0).norm():
                 return True
     return False
 
