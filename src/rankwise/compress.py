@@ -7,21 +7,27 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from .batches import Batches
-from .choose import choose, is_timed, needs_gradients
+from .budgets import check_keep
+from .choose import check_arguments, choose, is_timed, needs_gradients
+from .constraints import Constraints
 from .evaluate import Size, size
 from .example import with_example
 from .factorise import factorise
+from .find import find
 from .guards import unwrap
 from .plan import Plan
 from .sites import Sites
 from .statistics import Statistics
 from .statistics.collect import collect
+from .statistics.moments import check_shrink
 from .transfer import choose_shrinkage
+from .unmet import check_budgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,12 @@ def compress(
     if method not in ("sequential", "one-shot"):
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
+    keep = None if keep is None else check_keep(keep)
+    timed_plan = is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs"))
+    signature(choose).bind(model, None, keep=keep, **constraints)  # a TypeError for what it does not take
+    check_arguments(model, keep=keep, example=data if timed_plan else None, **constraints)
+    check_shrink(shrink or 0.0)
+    wanted = Constraints(**{name: constraints[name] for name in vars(Constraints()) if constraints.get(name)})
     example, batches = with_example(model, Batches.of(data), example)
     seconds: dict[str, float] = {}
 
@@ -112,6 +124,7 @@ def compress(
         return result
 
     held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
+    check_budgets(model, find(model, example) if stats is None else stats.sites, keep, wanted)
     if stats is None:
         gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
         collected = partial(
@@ -119,7 +132,7 @@ def compress(
         )
         stats = timed("collect", partial(collected, model, batches))
     assert stats is not None
-    if is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs")):
+    if timed_plan:
         constraints["example"] = example
     chosen = partial(choose, keep=keep, progress=progress, **constraints)
     plan = timed("choose", partial(chosen, model, stats, shrink=shrink or 0.0))

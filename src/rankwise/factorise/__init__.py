@@ -23,7 +23,7 @@ from ..statistics.moments import check_shrink
 from ..surgery import put
 from ..ties import Ties
 from .one_shot import one_shot
-from .sequential import sequential
+from .sequential import check_engine, sequential
 from .spill import DEFAULT_CAP
 
 logger = logging.getLogger("rankwise")
@@ -96,6 +96,9 @@ def factorise(
             f"shrink={shrink} has no effect with data=, whose own statistics are used; leave out one of them"
         )
     shrink = check_shrink(plan.shrink if shrink is None else shrink)
+    check_engine(engine)
+    if isinstance(stats, (Statistics, Sites)):
+        check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats)
     batches = None if data is None else Batches.of(data)
     if batches is not None:
         example, batches = with_example(model, batches, example)

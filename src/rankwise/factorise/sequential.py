@@ -74,10 +74,8 @@ def sequential(
         formats: in place of the usual ones of the same names.
 
     Raises:
-        ValueError: if `engine` is "graph" and the network cannot be traced, or unknown.
+        ValueError: if `engine` is "graph" and the network cannot be traced.
     """
-    if engine not in ("auto", "graph", "hooks"):
-        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
@@ -111,6 +109,12 @@ def sequential(
             raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
         logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
     hooks.run(dense, compressed, batches, order, linked, visitor, step)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse a way to run the two networks that does not exist."""
+    if engine not in ("auto", "graph", "hooks"):
+        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
 
 
 def _fitted_first(site: Site) -> bool:
