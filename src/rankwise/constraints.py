@@ -43,6 +43,23 @@ class Constraints:
         """
         return {site.name for site in sites.select(self.include)} - {site.name for site in sites.select(self.ignore)}
 
+    def reasons(self, sites: Sites) -> dict[str, str]:
+        """Why each site stays dense, "" where it may be factorised.
+
+        Raises:
+            ValueError: for a pattern that matches nothing.
+        """
+        included = {site.name for site in sites.select(self.include)}
+        ignored = {site.name for site in sites.select(self.ignore)}
+        pinned = {site.name for pattern in self.pin for site in sites.select([pattern])}
+
+        def reason(name: str) -> str:
+            if name in ignored:
+                return "ignored"
+            return "" if name in included or name in pinned else "not included"
+
+        return {name: site.dense_because or reason(name) for name, site in sites.items()}
+
     def options(
         self, sites: Sites, curves: Mapping[str, Curve], fitted: Callable[[Site, Pin], Option]
     ) -> dict[str, tuple[Curve, str]]:
@@ -59,19 +76,11 @@ class Constraints:
         Raises:
             ValueError: for a pattern that matches nothing, or constraints that contradict each other.
         """
-        included = {site.name for site in sites.select(self.include)}
         ignored = {site.name for site in sites.select(self.ignore)}
         result: dict[str, tuple[Curve, str]] = {}
-        for name, site in sites.items():
-            dense = (dense_option(site),)
-            if site.dense_because:
-                result[name] = dense, site.dense_because
-            elif name in ignored:
-                result[name] = dense, "ignored"
-            elif name not in included:
-                result[name] = dense, "not included"
-            else:
-                result[name] = tuple(curves[name]), ""
+        for name, reason in self.reasons(sites).items():
+            free = not reason and name in curves
+            result[name] = tuple(curves[name]) if free else (dense_option(sites[name]),), reason
         pinned = self._pinned(sites, ignored)
         for name, pattern in pinned.items():
             result[name] = (fitted(sites[name], self.pin[pattern]),), f"pinned by {pattern!r}"

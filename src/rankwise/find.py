@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .batches import call, pristine
 from .calling import map_tensors, own_memory
 from .counting import Recorder
+from .example import taking_example
 from .guards import refuse_unsupported, unwrap
 from .kinds import TIED, output_first, site_kind
 from .sites import Site, Sites, fingerprint
@@ -20,13 +21,14 @@ from .state import numbers_in
 from .ties import Ties, fused_layers, geometry, is_tied
 
 
-def find(model: nn.Module, example_input: Any) -> Sites:
+@taking_example
+def find(model: nn.Module, example: Any) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 
     Args:
         model: any `nn.Module`; wrappers of `torch.compile` and data parallelism are looked through, and it is left
             as found.
-        example_input: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
+        example: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
             counts are for this batch as given.
 
     Returns:
@@ -47,10 +49,10 @@ def find(model: nn.Module, example_input: Any) -> Sites:
     fused = fused_layers(model)  # before pristine switches that path off
     with pristine(model):
         with Recorder(model) as record:
-            output = call(model, example_input)
+            output = call(model, example)
         sites = _sites(model, record, fused)
     layers = {site.name: _calls(model, record, site) for site in sites if site.dense_because is None}
-    reasons = unreplaceable(model, layers, example_input, output) if layers else {}
+    reasons = unreplaceable(model, layers, example, output) if layers else {}
     sites = [replace(site, dense_because=reasons.get(site.name, site.dense_because)) for site in sites]
     used = {name for site in sites for name in (site.name, *site.aliases)} | set(record.other_macs)
     return Sites(
@@ -64,7 +66,7 @@ def find(model: nn.Module, example_input: Any) -> Sites:
             if name not in used and (site_kind(module) not in (None, "embedding") or isinstance(module, nn.RNNBase))
         ),
         fingerprint=fingerprint(model),
-        example=map_tensors(own_memory, example_input),
+        example=map_tensors(own_memory, example),
     )
 
 

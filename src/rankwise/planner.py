@@ -25,6 +25,7 @@ from .site_groups import SiteGroup, group_sites, summed
 from .sites import Sites
 from .statistics import Statistics
 from .statistics.gradients import fisher_energy
+from .unmet import remainder
 
 NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
@@ -296,10 +297,15 @@ class Planner:
         limit, dense, least = limits[unit], self.prices.dense[unit], error.least + self.prices.rest(unit)
         name, others = _NAMES.get(unit, unit), [f"{limits[u]:,.0f} {_NAMES.get(u, u)}" for u in earlier]
         beside = f" together with at most {' and '.join(others)}" if others else ""
+        reasons = {
+            name: why or "no format makes it cheaper"
+            for name, (options, why) in self.options.items()
+            if all(option.format == DENSE for option in options)
+        }
         return ValueError(
             f"a budget of {limit:,.0f} {name} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
-            f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); raise the "
-            f"budget, or allow more sites or lower ranks"
+            f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}), and "
+            f"{remainder(self.prices, self.sites, unit, reasons)}; raise the budget, or allow more sites or lower ranks"
         )
 
 

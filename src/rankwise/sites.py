@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import nn
 from .counting import Call
 from .guards import unwrap
 from .kinds import TIED, is_convolution, is_transposed
+from .patterns import matching, near
 
 __all__ = ["Call", "Site", "Sites", "fingerprint"]
 
@@ -203,7 +201,8 @@ class Sites(Mapping[str, Site]):
         """The sites that any pattern matches, in execution order.
 
         Args:
-            patterns: globs over names and aliases ("encoder.*.fc1"), or full-match regular expressions ("re:.*fc[12]").
+            patterns: names or aliases as they are; else globs over them ("encoder.*.fc1"), or full-match regular
+                expressions ("re:.*fc[12]").
 
         Returns:
             The sites, each once.
@@ -211,13 +210,14 @@ class Sites(Mapping[str, Site]):
         Raises:
             ValueError: a pattern matches nothing (near names are listed), or is no regular expression.
         """
+        owners = {alias: site.name for site in self.values() for alias in (site.name, *site.aliases)}
         chosen: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matching = _matcher(pattern)
-            found = [site.name for site in self.values() if any(map(matching, (site.name, *site.aliases)))]
+            matched = matching(pattern, [*owners, *self.never_called])
+            found = {owners[name] for name in matched if name in owners}
             if not found:
-                raise ValueError(self._no_match(pattern))
-            chosen.update(found)
+                raise ValueError(self._no_match(pattern, list(owners), matched))
+            chosen |= found
         return [site for name, site in self.items() if name in chosen]
 
     def check_structure(self, model: nn.Module) -> None:
@@ -247,15 +247,12 @@ class Sites(Mapping[str, Site]):
         }
         return cls(**{**_tuples(values), "by_name": by_name})
 
-    def _no_match(self, pattern: str) -> str:
-        idle = list(filter(_matcher(pattern), self.never_called))
+    def _no_match(self, pattern: str, names: list[str], idle: list[str]) -> str:
         if idle:
             return f"pattern '{pattern}' matches only layers that the example input never calls: {', '.join(idle)}"
-        names = [name for site in self.values() for name in (site.name, *site.aliases)]
         if not names:
             return f"pattern '{pattern}' matches no site: the model has none"
-        near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=5, cutoff=0.4) or names[:5]
-        return f"pattern '{pattern}' matches no site; near names are: {', '.join(near)}"
+        return f"pattern '{pattern}' matches no site; near names are: {near(pattern, names)}"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -275,13 +272,3 @@ def fingerprint(model: nn.Module) -> str:
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _matcher(pattern: str) -> Any:
-    if not pattern.startswith("re:"):
-        return lambda name: fnmatchcase(name, pattern)
-    try:
-        expression = re.compile(pattern.removeprefix("re:"))
-    except re.error as error:
-        raise ValueError(f"pattern '{pattern}' is no regular expression: {error}") from None
-    return lambda name: expression.fullmatch(name) is not None

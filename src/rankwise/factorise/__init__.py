@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import Batches, first_sample, pristine
+from ..batches import Batches, pristine
 from ..check import check_result
+from ..example import with_example
 from ..find import find, total_macs
 from ..formats import Format, get_format
 from ..formats.both_sides import refuses
@@ -23,7 +24,7 @@ from ..statistics.moments import check_shrink
 from ..surgery import put
 from ..ties import Ties
 from .one_shot import one_shot
-from .sequential import sequential
+from .sequential import check_engine, sequential
 from .spill import DEFAULT_CAP
 
 logger = logging.getLogger("rankwise")
@@ -35,7 +36,6 @@ def factorise(
     stats: Statistics | Sites | None = None,
     *,
     data: Iterable[Any] | None = None,
-    example: Any = None,
     shrink: float | None = None,
     positions: int | str = "auto",
     seed: int = 0,
@@ -43,6 +43,7 @@ def factorise(
     spill_above: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
     formats: Mapping[str, Format] | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
@@ -56,8 +57,6 @@ def factorise(
         stats: statistics for one-shot, or the sites for a plan in the weight metric; of a plan in the metric "fisher"
             statistics with gradients, also with `data`.
         data: calibration batches for the sequential way.
-        example: what the result is checked with, by one run: by default what the sites were found with, or the first
-            sample of `data`. Statistics from a file hold none.
         shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
@@ -65,6 +64,8 @@ def factorise(
         spill_above: bytes of activations above which they go to memory-mapped files.
         step: called with each site's name before it is fitted.
         formats: in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its own.
+        example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
+            what the sites were found with. Statistics from a file hold none.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
@@ -97,19 +98,23 @@ def factorise(
             f"shrink={shrink} has no effect with data=, whose own statistics are used; leave out one of them"
         )
     shrink = check_shrink(plan.shrink if shrink is None else shrink)
+    check_engine(engine)
+    if isinstance(stats, (Statistics, Sites)):
+        check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats)
     batches = None if data is None else Batches.of(data)
-    if isinstance(stats, Statistics):
-        sites = stats.sites
-    elif isinstance(stats, Sites):
-        sites = stats
+    found = stats.sites if isinstance(stats, Statistics) else stats
+    if example is None and found is not None:
+        example = found.example
+    if batches is not None:
+        example, batches = with_example(model, batches, example)
+    if found is not None:
+        sites = found
     elif batches is not None:
-        sites = find(model, first_sample(batches.first()))
+        sites = find(model, example)
     else:
-        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
+        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example)")
     sites.check_structure(model)
     check_plan(plan, sites)
-    if example is None:
-        example = sites.example if batches is None or sites.example is not None else first_sample(batches.first())
     if plan.metric == "fisher" and isinstance(stats, Statistics):
         for row in plan.factorised:
             stats.require(row.site, gradients=True)
@@ -126,6 +131,7 @@ def factorise(
                 plan,
                 sites,
                 batches,
+                example,
                 gradients=stats if plan.metric == "fisher" and isinstance(stats, Statistics) else None,
                 positions=positions,
                 seed=seed,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..batches import Batches, call, first_sample
+from ..batches import Batches, call
 from ..calling import DataError, prepared
 from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
@@ -57,12 +57,12 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self.open_modules
 
 
-def trace(model: nn.Module, batch: Any, sites: Iterable[str], linked: set[str]) -> fx.Graph | str:
-    """The model's graph, checked on one sample, or the reason why there is none.
+def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]) -> fx.Graph | str:
+    """The model's graph, checked on an example, or the reason why there is none.
 
     Args:
         model: in eval mode, under no_grad.
-        batch: what the model is called with.
+        example: what the model is called with.
         sites: qualified names of the modules that must be nodes.
         linked: those whose output goes into an addition.
     """
@@ -70,16 +70,15 @@ def trace(model: nn.Module, batch: Any, sites: Iterable[str], linked: set[str]) 
     open_modules = {name.rpartition(".")[0] for name in sites}
     open_modules |= {parent.rpartition(".")[0] for name in list(open_modules) for parent in _parents(name)}
     try:
-        arguments = bind(model, batch)
+        arguments = bind(model, example)
         concrete = {name: value for name, value in arguments.items() if not _has_tensor(value)}
         graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
         _drop_constants(graph, arguments.keys() - concrete.keys())
         called = [node.target for node in graph.nodes if node.op == "call_module" and node.target in sites]
         if sorted(called) != sorted(sites):
             return "a site is not called exactly once in the traced graph"
-        sample = first_sample(batch)
-        expected = pytree.tree_leaves(call(model, sample))
-        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, linked)[0], bind(model, sample)))
+        expected = pytree.tree_leaves(call(model, example))
+        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, linked)[0], arguments))
     except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
         return f"{type(error).__name__}: {error}"
     if len(expected) != len(got) or not all(_close(a, b) for a, b in zip(expected, got, strict=True)):

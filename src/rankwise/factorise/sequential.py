@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace as replaced
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from ..batches import Batches
-from ..calling import DataError, first_sample
+from ..calling import DataError
 from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..plan import DENSE, Plan, PlanRow
@@ -45,6 +46,7 @@ def sequential(
     plan: Plan,
     sites: Sites,
     batches: Batches,
+    example: Any,
     *,
     gradients: Statistics | None = None,
     positions: int | str = "auto",
@@ -62,6 +64,7 @@ def sequential(
         plan: what to build.
         sites: of the dense network.
         batches: calibration data.
+        example: what stands for it.
         gradients: of the dense network, for a plan in the metric "fisher".
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
@@ -71,10 +74,8 @@ def sequential(
         formats: in place of the usual ones of the same names.
 
     Raises:
-        ValueError: if `engine` is "graph" and the network cannot be traced, or unknown.
+        ValueError: if `engine` is "graph" and the network cannot be traced.
     """
-    if engine not in ("auto", "graph", "hooks"):
-        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
@@ -83,7 +84,7 @@ def sequential(
         dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats
     )
     if shared:  # before the first of their calls
-        stats = collect(dense, batches, only=shared, positions=positions, seed=seed)
+        stats = collect(dense, batches, example=example, only=shared, positions=positions, seed=seed)
         for name in shared:
             step(name)
             moments = visitor.weighed(name, stats[name])
@@ -92,9 +93,9 @@ def sequential(
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
-    linked = linked_sites(dense, first_sample(batches.first()), order)
+    linked = linked_sites(dense, example, order)
     if engine != "hooks":
-        traced = graph.trace(dense, batches.first(), order, linked)
+        traced = graph.trace(dense, example, order, linked)
         if isinstance(traced, fx.Graph):
             try:
                 graph.run(dense, compressed, traced, batches, order, linked, visitor, cap, step)
@@ -108,6 +109,12 @@ def sequential(
             raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
         logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
     hooks.run(dense, compressed, batches, order, linked, visitor, step)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse a way to run the two networks that does not exist."""
+    if engine not in ("auto", "graph", "hooks"):
+        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
 
 
 def _fitted_first(site: Site) -> bool:

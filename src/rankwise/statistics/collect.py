@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batches, call, first_sample, pristine
+from ..batches import Batches, call, pristine
 from ..calling import DataError, samples_in
+from ..example import taking_example, with_example
 from ..find import find
 from ..guards import unwrap
 from ..kinds import spatial_dims
@@ -33,12 +34,13 @@ logger = logging.getLogger("rankwise")
 ANNOUNCED_LOUDLY = 4 * 2**30
 
 
+@taking_example
 def collect(
     model: nn.Module,
     data: Iterable[Any] | None = None,
     *,
     forward_loop: Callable[[nn.Module], object] | None = None,
-    example_input: Any = None,
+    example: Any = None,
     only: Collection[str] | None = None,
     gradients: bool = False,
     loss: Loss | None = None,
@@ -57,8 +59,9 @@ def collect(
     Args:
         model: the dense network; left exactly as it was.
         data: any re-iterable of batches (tensor, tuple or mapping), without labels.
-        forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example_input`.
-        example_input: what MACs are counted for; by default the first sample of the first batch.
+        forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example`.
+        example: what MACs are counted for, as for `find`; by default the first sample of the data, or the whole first
+            batch where a single sample does not stand for it, which is logged.
         only: names of the sites to collect; all by default.
         gradients: whether gradients are collected too. Sites with more than 8,192 outputs have none, which is logged.
         loss: of what the model returns, summed over the samples of a batch; asks for gradients. By default a function
@@ -89,11 +92,11 @@ def collect(
     if forward_loop is not None and (gradients or loss):
         raise ValueError("gradients need the batches themselves: pass data instead of forward_loop")
     batches = None if data is None else Batches.of(data)
-    if example_input is None:
-        if batches is None:
-            raise ValueError("collect with a forward_loop needs example_input, for which MACs are counted")
-        example_input = first_sample(batches.first())
-    sites = find(model, example_input)
+    if batches is not None:
+        example, batches = with_example(model, batches, example)
+    elif example is None:
+        raise ValueError("collect with a forward_loop needs example=, for which MACs are counted")
+    sites = find(model, example)
     chosen = [site for site in sites.values() if not site.dense_because and (only is None or site.name in only)]
     samples = None if batches is None else batches.samples
     takers = _gradient_sites(chosen) if gradients or loss else []
@@ -127,7 +130,7 @@ def collect(
                 with torch.set_grad_enabled(bool(takers)):
                     output = call(model, batch, index=index)
                     if takers:
-                        backward.update(output, samples_in(batch), index)
+                        backward.update(output, samples_in(batch, (batches.axis or 0) if batches else 0), index)
         missing = [site.name for site in chosen if not collector.reached(site.name)]
         if missing:
             raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
