@@ -20,7 +20,8 @@ class Constraints:
     """What a user asks of the sites that patterns name.
 
     Attributes:
-        include: patterns of the sites that may be factorised.
+        include: patterns of the sites that may be factorised. Embeddings and heads of language models are included by
+            a pattern other than "*" alone: `["*", "lm_head"]` is everything and the head.
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks).
         floor: pattern to the least rank, a number or a fraction of the largest.
@@ -41,7 +42,7 @@ class Constraints:
         Raises:
             ValueError: for a pattern that matches nothing.
         """
-        return {site.name for site in sites.select(self.include)} - {site.name for site in sites.select(self.ignore)}
+        return {site.name for site in sites.included(self.include)} - {site.name for site in sites.select(self.ignore)}
 
     def options(
         self, sites: Sites, curves: Mapping[str, Curve], fitted: Callable[[Site, Pin], Option]
@@ -59,7 +60,8 @@ class Constraints:
         Raises:
             ValueError: for a pattern that matches nothing, or constraints that contradict each other.
         """
-        included = {site.name for site in sites.select(self.include)}
+        matched = {site.name for site in sites.select(self.include)}
+        included = {site.name for site in sites.included(self.include)}
         ignored = {site.name for site in sites.select(self.ignore)}
         result: dict[str, tuple[Curve, str]] = {}
         for name, site in sites.items():
@@ -69,7 +71,7 @@ class Constraints:
             elif name in ignored:
                 result[name] = dense, "ignored"
             elif name not in included:
-                result[name] = dense, "not included"
+                result[name] = dense, (name in matched and site.unless_named) or "not included"
             else:
                 result[name] = tuple(curves[name]), ""
         pinned = self._pinned(sites, ignored)

@@ -14,6 +14,7 @@ from .guards import refuse_unsupported, unwrap
 from .kinds import TIED, output_first, site_kind
 from .sites import Site, Sites, fingerprint
 from .ties import Ties, fused_layers, geometry, is_tied
+from .vocabulary import guarded
 
 
 def find(model: nn.Module, example_input: Any) -> Sites:
@@ -89,7 +90,7 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
             **_described(names[name if name in heads else heads[0]], tied),
         )
         sites.append(site)
-    return sorted(sites, key=lambda site: order[site.name])
+    return guarded(sorted(sites, key=lambda site: order[site.name]), model)
 
 
 def _described(layer: Any, tied: bool) -> dict[str, Any]:

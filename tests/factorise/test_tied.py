@@ -127,10 +127,11 @@ def test_full_rank_changes_nothing(model: nn.Module, stats: Statistics) -> None:
 
 
 def test_a_budget_counts_the_pair_once(model: Any, stats: Statistics) -> None:
-    plan = rw.choose(model, stats, keep={"params": 0.5, "macs": 0.6})
+    everything = ("*", "head")
+    plan = rw.choose(model, stats, keep={"params": 0.5, "macs": 0.6}, include=everything)
     (row,) = [row for row in plan.rows if row.site == "words"]
     assert row.format == "svd"
-    small, report = rw.compress(model, tokens(), keep={"params": 0.5, "macs": 0.6})
+    small, report = rw.compress(model, tokens(), keep={"params": 0.5, "macs": 0.6}, include=everything)
     assert (report.compressed.params, report.compressed.macs) == (plan.planned["params"], plan.planned["macs"])
     assert_tied(small)
     energy = rw.choose(model, stats, rule="energy:share=0.8", include="words")
