@@ -1,7 +1,7 @@
 """The embeddings and heads of language models: which sites stay dense unless a pattern names them.
 
-Their rows are few numbers for each item of a vocabulary. An average over all of them says little of the rare ones, and a
-network of which all words are alike is none: a low rank there costs more than its error says.
+Their rows are few numbers for each item of a vocabulary. An average over all of them says little of the rare ones, and
+the embedding is read by all that follows: a low rank there costs more than its error says.
 """
 
 from __future__ import annotations
