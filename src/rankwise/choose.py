@@ -125,7 +125,8 @@ def choose(
             (the same, outputs weighed by the gradients of the loss; needs statistics with gradients) or "weight".
         shrink: share of the weight metric in the metric, 0 to 1, for statistics of other data; the plan keeps it
             for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
-        include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
+        include: patterns of the sites that may be factorised (globs, or regular expressions after "re:"). Embeddings
+            and heads of language models stay dense unless a pattern other than "*" matches them: `["*", "lm_head"]`.
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]" or (format, ranks); "slr:k=16,sr=0.5,rr=0.5" where a format has
             such parameters.

@@ -20,7 +20,8 @@ class Constraints:
     """What a user asks of the sites that patterns name.
 
     Attributes:
-        include: patterns of the sites that may be factorised.
+        include: patterns of the sites that may be factorised. Embeddings and heads of language models are included by
+            a pattern other than "*" alone: `["*", "lm_head"]` is everything and the head.
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks).
         floor: pattern to the least rank, a number or a fraction of the largest.
@@ -41,7 +42,7 @@ class Constraints:
         Raises:
             ValueError: for a pattern that matches nothing.
         """
-        return {site.name for site in sites.select(self.include)} - {site.name for site in sites.select(self.ignore)}
+        return {site.name for site in sites.included(self.include)} - {site.name for site in sites.select(self.ignore)}
 
     def reasons(self, sites: Sites) -> dict[str, str]:
         """Why each site stays dense, "" where it may be factorised.
@@ -49,14 +50,17 @@ class Constraints:
         Raises:
             ValueError: for a pattern that matches nothing.
         """
-        included = {site.name for site in sites.select(self.include)}
+        matched = {site.name for site in sites.select(self.include)}
+        included = {site.name for site in sites.included(self.include)}
         ignored = {site.name for site in sites.select(self.ignore)}
         pinned = {site.name for pattern in self.pin for site in sites.select([pattern])}
 
         def reason(name: str) -> str:
             if name in ignored:
                 return "ignored"
-            return "" if name in included or name in pinned else "not included"
+            if name in included or name in pinned:
+                return ""
+            return (name in matched and sites[name].unless_named) or "not included"
 
         return {name: site.dense_because or reason(name) for name, site in sites.items()}
 

@@ -19,6 +19,7 @@ from .sites import Site, Sites, fingerprint
 from .standins import unreplaceable
 from .state import numbers_in
 from .ties import Ties, fused_layers, geometry, is_tied
+from .vocabulary import guarded
 
 
 @taking_example
@@ -114,7 +115,7 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
             **_described(names[name if name in heads else heads[0]], tied),
         )
         sites.append(site)
-    return sorted(sites, key=lambda site: order[site.name])
+    return guarded(sorted(sites, key=lambda site: order[site.name]), model)
 
 
 def _described(layer: Any, tied: bool) -> dict[str, Any]:

@@ -128,13 +128,14 @@ class Planner:
         def spectra(name: str, format: str) -> Spectra:
             site = sites[name]
             two_sided = site_metric(source, site, metric, model, shrink)
-            return site_spectra(site, two_sided.forth(site_weight(model, site)), two_sided.inputs, format)
+            weight = site_weight(model, site)
+            return site_spectra(site, two_sided.forth(weight), two_sided.inputs_of(weight), format)
 
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
             moments = source.require(name, gradients=True)
-            if metric == "weight":  # whose fits correct no means, so that those are errors too
+            if metric == "weight" or sites[name].is_tied:  # whose fits correct no means, so that those are errors too
                 moments = moments.uncentred()
             return fisher_energy(site_weight(model, sites[name]), moments)
 

@@ -36,6 +36,7 @@ class Site:
         calls: every call in one forward of the example input; of a tied embedding those of its head.
         lookups: rows that a tied embedding looks up in one forward of the example input.
         dense_because: why it must stay dense, None where it may be factorised.
+        unless_named: why it stays dense where no pattern but "*" includes it, None for most sites (`vocabulary`).
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
     """
 
@@ -54,7 +55,13 @@ class Site:
     calls: tuple[Call, ...] = ()
     lookups: int = 0
     dense_because: str | None = None
+    unless_named: str | None = None
     extra_params: int = 0
+
+    @property
+    def stays_dense(self) -> str | None:
+        """Why it stays dense where nothing is asked for, None where it may be factorised."""
+        return self.dense_because or self.unless_named
 
     @property
     def out_features(self) -> int:
@@ -194,7 +201,7 @@ class Sites(Mapping[str, Site]):
         return len(self.by_name)
 
     def __repr__(self) -> str:
-        free = sum(site.dense_because is None for site in self.values())
+        free = sum(site.stays_dense is None for site in self.values())
         return f"Sites({free} of {len(self)} to factorise, {self.total_params:,} params, {self.total_macs:,} MACs)"
 
     def select(self, patterns: str | Iterable[str]) -> list[Site]:
@@ -219,6 +226,19 @@ class Sites(Mapping[str, Site]):
                 raise ValueError(self._no_match(pattern, list(owners), matched))
             chosen |= found
         return [site for name, site in self.items() if name in chosen]
+
+    def included(self, patterns: str | Iterable[str]) -> list[Site]:
+        """The sites that patterns allow to factorise: those that they match, but "*" alone reaches no `unless_named`.
+
+        Args:
+            patterns: as for `select`; `["*", "lm_head"]` allows all sites and the head of a language model too.
+
+        Raises:
+            ValueError: as `select` does.
+        """
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        named = {site.name for site in self.select(pattern for pattern in patterns if pattern != "*")}
+        return [site for site in self.select(patterns) if site.name in named or not site.unless_named]
 
     def check_structure(self, model: nn.Module) -> None:
         """Refuse a model of another structure than the one that the sites were found in.

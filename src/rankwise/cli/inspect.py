@@ -71,8 +71,8 @@ def spectrum(network: nn.Module, site: Site) -> tuple[float, float]:
 def _remarks(out: Output, sites: Sites) -> None:
     """What the table does not show: layers that stay dense, and what no count covers."""
     for site_name, site in sites.items():
-        if site.dense_because:
-            out.say(f"stays dense: {site_name}: {site.dense_because}")
+        if site.stays_dense:
+            out.say(f"stays dense: {site_name}: {site.stays_dense}")
     for name, macs in sites.other_macs.items():
         out.say(f"counted, but no site: {name}: {macs:,} MACs")
     for why in dict.fromkeys(sites.not_counted.values()):
@@ -98,6 +98,7 @@ def document(sites: Sites, ranks: dict[str, tuple[float, float]]) -> dict[str, A
             "stable_rank": ranks[name][0],
             "effective_rank": ranks[name][1],
             "dense_because": site.dense_because,
+            "unless_named": site.unless_named,
         }
         for name, site in sites.items()
     ]

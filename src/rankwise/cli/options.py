@@ -169,7 +169,12 @@ Ignore = Annotated[
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option("--include", metavar="PATTERN", rich_help_panel=_BUDGET, help="Touch only these layers."),
+    typer.Option(
+        "--include",
+        metavar="PATTERN",
+        rich_help_panel=_BUDGET,
+        help="Touch only these layers. Embeddings and heads of language models have to be named: '*' and lm_head.",
+    ),
 ]
 Pin = Annotated[
     list[str] | None,

@@ -17,7 +17,7 @@ from .base import Factors, LowRank, Ranks, match_layout, same_tensor_options, se
 from .convolution import convolution
 from .low_rank import LowRankLayer
 from .nested import Bands, Branches
-from .slr_levels import bands, levels_of
+from .slr_levels import bands, built, levels_of
 from .weights import read, write
 
 
@@ -27,7 +27,8 @@ def build(name: str, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
     dense: Any = layer
     spatial, groups = spatial_dims(layer), getattr(layer, "groups", 1)
     outputs, C = (dense.out_channels, dense.in_channels // groups) if spatial else tuple(read(layer).shape)
-    levels = [level for level in levels_of(ranks, outputs // groups, C) if level.rank]
+    taps = math.prod(dense.kernel_size) if spatial else 1
+    levels = [level for level in built(levels_of(ranks, outputs // groups, C), taps) if level.rank]
 
     def made(inputs: int, count: int, held: Sequence[int] | None) -> nn.Module:
         if spatial:

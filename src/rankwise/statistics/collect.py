@@ -140,13 +140,10 @@ def collect(
 
 
 def _gradient_sites(sites: Collection[Site]) -> list[Site]:
-    """The sites whose outputs are few enough for a moment; the others are announced, but for tied embeddings.
-
-    Their two uses have different outputs, so that no metric of the outputs serves both.
-    """
-    few = [site for site in sites if not site.is_tied and site.out_features // site.groups <= LARGEST_DENSE]
+    """The sites whose outputs are few enough for a moment; the others are announced."""
+    few = [site for site in sites if site.out_features // site.groups <= LARGEST_DENSE]
     for site in sites:
-        if site not in few and not site.is_tied:
+        if site not in few:
             logger.warning(
                 "site %r: no gradients are collected, a moment of its %d outputs would be too large (at most %d)",
                 site.name,
