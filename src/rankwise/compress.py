@@ -21,6 +21,7 @@ from .example import with_example
 from .factorise import factorise
 from .find import find
 from .guards import unwrap
+from .padding import Mask
 from .plan import Plan
 from .sites import Sites
 from .statistics import Statistics
@@ -70,6 +71,7 @@ def compress(
     positions: int | str = "auto",
     seed: int = 0,
     example: Any = None,
+    mask: Mask | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     **constraints: Any,
 ) -> tuple[nn.Module, CompressReport]:
@@ -88,6 +90,7 @@ def compress(
         seed: of the positions.
         example: an input that MACs are counted for and a latency is measured with, as for `find`; by default the first
             sample of the data, or the whole first batch where a single sample does not stand for it.
+        mask: which positions of the data are real, as for `collect`.
         progress: wraps batches and sites, for progress bars.
         **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of `choose`;
             of a latency budget engine and threads.
@@ -128,7 +131,7 @@ def compress(
     if stats is None:
         gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
         collected = partial(
-            collect, example=example, gradients=gradients, positions=positions, seed=seed, progress=progress
+            collect, example=example, gradients=gradients, positions=positions, seed=seed, mask=mask, progress=progress
         )
         stats = timed("collect", partial(collected, model, batches))
     assert stats is not None
@@ -152,7 +155,7 @@ def compress(
 
         def run() -> nn.Module:
             small = factorise(
-                model, plan, source, data=batches, positions=positions, seed=seed, step=step, example=example
+                model, plan, source, data=batches, positions=positions, seed=seed, step=step, example=example, mask=mask
             )
             deque(visits, maxlen=0)  # to its end, so that the bar is full
             return small

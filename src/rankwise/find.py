@@ -15,6 +15,7 @@ from .counting import Recorder
 from .example import taking_example
 from .guards import refuse_unsupported, unwrap
 from .kinds import TIED, output_first, site_kind
+from .routes import Routes
 from .sites import Site, Sites, fingerprint
 from .standins import unreplaceable
 from .state import numbers_in
@@ -49,9 +50,9 @@ def find(model: nn.Module, example: Any) -> Sites:
     refuse_unsupported(model)
     fused = fused_layers(model)  # before pristine switches that path off
     with pristine(model):
-        with Recorder(model) as record:
+        with Recorder(model) as record, Routes(model) as routes:
             output = call(model, example)
-        sites = _sites(model, record, fused)
+        sites = [_with_routes(model, site, routes, record) for site in _sites(model, record, fused)]
     layers = {site.name: _calls(model, record, site) for site in sites if site.dense_because is None}
     reasons = unreplaceable(model, layers, example, output) if layers else {}
     sites = [replace(site, dense_because=reasons.get(site.name, site.dense_because)) for site in sites]
@@ -69,6 +70,11 @@ def find(model: nn.Module, example: Any) -> Sites:
         fingerprint=fingerprint(model),
         example=map_tensors(own_memory, example),
     )
+
+
+def _with_routes(model: nn.Module, site: Site, routes: Routes, record: Recorder) -> Site:
+    names = {record.name(model.get_submodule(name)) for name in (site.name, *site.aliases)}
+    return replace(site, unpaired=next((routes.picked[name] for name in sorted(names) if name in routes.picked), None))
 
 
 def total_macs(model: nn.Module, example_input: Any) -> int:

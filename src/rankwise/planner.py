@@ -205,7 +205,10 @@ class Planner:
         for group, site, pick in zip(self.groups, problem.sites, picks, strict=True):
             for name, option in group.own(site.options[pick.option]).items():
                 check_option(self.sites[name], option, self.metric)
-                rows[name] = PlanRow(site=name, **vars(option), why=group.reasons[name] or group.told(pick.why))
+                why = group.reasons[name] or group.told(pick.why)
+                if (by := self.sites[name].unpaired) and option.format != DENSE:
+                    why += f"; fitted to the moments of its own inputs, whose rows are picked by {by}"
+                rows[name] = PlanRow(site=name, **vars(option), why=why)
         plan = self._plan([rows[name] for name in self.sites], str(rule), amounts)
         assert all(plan.planned[unit] <= limit + ROUNDING[unit] for unit, limit in limits.items())
         return plan

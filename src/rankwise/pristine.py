@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from .randomness import RandomState
+
 HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -57,13 +59,11 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _random_state(devices: list[torch.device]) -> Iterator[None]:
-    kinds = sorted({device.type for device in devices} - {"cpu"})
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind in kinds:
-            indices = [device.index or 0 for device in devices if device.type == kind]
-            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
+    state = RandomState.now(devices)
+    try:
         yield
+    finally:
+        state.restore()
 
 
 @contextmanager

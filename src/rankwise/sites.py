@@ -37,6 +37,8 @@ class Site:
         lookups: rows that a tied embedding looks up in one forward of the example input.
         dense_because: why it must stay dense, None where it may be factorised.
         unless_named: why it stays dense where no pattern but "*" includes it, None for most sites (`vocabulary`).
+        unpaired: who picks the rows of its input by what the network computes, so that those of two networks are no
+            pairs; None where nobody does.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
     """
 
@@ -56,6 +58,7 @@ class Site:
     lookups: int = 0
     dense_because: str | None = None
     unless_named: str | None = None
+    unpaired: str | None = None
     extra_params: int = 0
 
     @property
@@ -239,6 +242,13 @@ class Sites(Mapping[str, Site]):
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         named = {site.name for site in self.select(pattern for pattern in patterns if pattern != "*")}
         return [site for site in self.select(patterns) if site.name in named or not site.unless_named]
+
+    def left_dense(self, reasons: Mapping[str, str]) -> Sites:
+        """The same sites, some of which must stay dense: name -> why."""
+        changed = {
+            name: replace(site, dense_because=reasons.get(name, site.dense_because)) for name, site in self.items()
+        }
+        return replace(self, by_name=changed)
 
     def check_structure(self, model: nn.Module) -> None:
         """Refuse a model of another structure than the one that the sites were found in.

@@ -17,6 +17,7 @@ from ..find import find, total_macs
 from ..formats import Format, get_format
 from ..formats.both_sides import refuses
 from ..guards import unwrap
+from ..padding import Mask
 from ..plan import DENSE, Plan, site_of
 from ..sites import Sites
 from ..statistics import Statistics
@@ -44,6 +45,7 @@ def factorise(
     step: Callable[[str], None] = lambda site: None,
     formats: Mapping[str, Format] | None = None,
     example: Any = None,
+    mask: Mask | None = None,
 ) -> nn.Module:
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
@@ -66,6 +68,7 @@ def factorise(
         formats: in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its own.
         example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
             what the sites were found with. Statistics from a file hold none.
+        mask: which positions of the data are real, as for `collect`.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
@@ -139,6 +142,7 @@ def factorise(
                 cap=spill_above,
                 step=step,
                 formats=formats,
+                mask=mask,
             )
     if example is not None:
         _check(model, compressed, plan, sites, example)

@@ -20,13 +20,13 @@ from ..calling import DataError, samples_in
 from ..example import taking_example, with_example
 from ..find import find
 from ..guards import unwrap
-from ..kinds import spatial_dims
+from ..padding import Mask, Padding
 from ..sites import Site
 from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss
 from .moments import LARGEST_DENSE, SAMPLED_ROWS, Moments
-from .rows import input_rows, positions_per_sample, sample_positions
+from .rows import draw, positions_per_sample
 from .store import Statistics
 
 logger = logging.getLogger("rankwise")
@@ -46,6 +46,7 @@ def collect(
     loss: Loss | None = None,
     positions: int | str = "auto",
     seed: int = 0,
+    mask: Mask | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Statistics:
     """Collect mean and second moment of the (unfolded) input of every site.
@@ -70,6 +71,8 @@ def collect(
         positions: output positions of each sample to use: "auto" (40 rows per input dimension over all samples, at
             most four times the layer's own multiplications, at least 16 per sample), "all", or a number.
         seed: of the positions and of the default loss.
+        mask: which positions are real, 0 for padding, whose rows do not count: the name of an argument of the network,
+            or a function of a batch, either giving [samples, positions]. By default `attention_mask` of a mapping.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.
 
     Returns:
@@ -109,7 +112,7 @@ def collect(
         needed / 1e9,
         fitting / 1e9,
     )
-    collector = _Collector(chosen, samples, positions, seed)
+    collector, padding = _Collector(chosen, samples, positions, seed), Padding(mask)
     backward = GradientCollector(loss or FisherProbe(seed))
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
@@ -119,21 +122,25 @@ def collect(
             for layer in layers:
                 hooks.enter_context(_hook(layer, collector.observer(site)))
                 if site in takers:
-                    hooks.enter_context(_Removed(layer.register_forward_hook(backward.watcher(site))))
+                    hooks.enter_context(_Removed(layer.register_forward_hook(backward.watcher(site), prepend=True)))
         if takers:
             model.requires_grad_(False)  # the graph starts at the sites' outputs
         if forward_loop is not None:
             forward_loop(model)
         elif batches is not None:
             for index, batch in enumerate(batches if progress is None else progress(batches, "statistics")):
-                collector.batch = index
+                collector.batch, collector.real = index, padding.real(batch)
                 with torch.set_grad_enabled(bool(takers)):
                     output = call(model, batch, index=index)
                     if takers:
                         backward.update(output, samples_in(batch, (batches.axis or 0) if batches else 0), index)
         missing = [site.name for site in chosen if not collector.reached(site.name)]
-        if missing:
+        if missing and (only is not None or len(missing) == len(chosen)):
             raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
+        if missing:
+            logger.warning("the calibration data never reach %s: left dense", ", ".join(map(repr, missing)))
+            sites = sites.left_dense(dict.fromkeys(missing, "the calibration data never reach it"))
+            chosen = [site for site in chosen if site.name not in missing]
         taken = backward.gradients()
         moments = {site.name: replace(collector.moments(site.name), gradients=taken.get(site.name)) for site in chosen}
     return Statistics(moments, sites=sites, samples=samples or 0, seed=seed)
@@ -204,17 +211,22 @@ class _Collector:
         self.wanted = {site.name: positions_per_sample(site, samples, positions) for site in sites}
         self.seed = seed
         self.batch = 0
+        self.real: Callable[[str, Tensor], Tensor | None] = lambda site, x: None  # rows of the batch, see `Padding`
         self.calls: dict[tuple[str, int], int] = {}
 
     def observer(self, site: Site) -> Callable[[nn.Module, Tensor, Tensor], None]:
         def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
+            real = self.real(site.name, x)
             if isinstance(layer, nn.Embedding):  # counting all of them is cheap
-                self.lookups[site.name].update(x)
+                self.lookups[site.name].update(x if real is None else x[real.to(x.device)])
+                return
+            if not x.numel() or not y.numel():  # an empty call adds nothing
                 return
             number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
-            drawn = draw(layer, x, y, self.wanted[site.name], f"{site.name}:{self.batch}:{number}", self.seed)
+            key = f"{site.name}:{self.batch}:{number}"
+            drawn = draw(layer, x, y, self.wanted[site.name], key, self.seed, real)
             try:
-                self.accumulators[site.name].update(input_rows(layer, x, drawn))
+                self.accumulators[site.name].update(drawn.of_inputs(layer, x))
             except ValueError as error:
                 raise DataError(f"site {site.name!r}, batch {self.batch}: {error}") from error
 
@@ -237,22 +249,14 @@ class _Collector:
         return replace(moments, lookups_V=seen_V.double())
 
 
-def draw(layer: nn.Module, x: Tensor, y: Tensor, wanted: int | None, key: str, seed: int) -> Tensor | None:
-    """Output positions to gather for one call, B x n; None for all."""
-    if dims := spatial_dims(layer):
-        batch, total = len(y) if y.dim() == dims + 2 else 1, math.prod(y.shape[-dims:])
-    else:
-        batch, total = (len(x), x[0].numel() // x.shape[-1]) if x.dim() > 1 else (1, 1)
-    return sample_positions(batch, total, wanted, key, seed)
-
-
 def _hook(layer: nn.Module, observe: Callable[[nn.Module, Tensor, Tensor], None]) -> Any:
     def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         with torch.no_grad():
             observe(module, x, output)
 
-    return _Removed(layer.register_forward_hook(seen, with_kwargs=True))
+    # First of all hooks: it sees the layer's own output, and the input that the user's hooks before it have made.
+    return _Removed(layer.register_forward_hook(seen, with_kwargs=True, prepend=True))
 
 
 class _Removed:

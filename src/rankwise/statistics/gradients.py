@@ -178,6 +178,8 @@ class GradientCollector:
                     f"site {site.name!r}: the loss does not depend on its output; leave it out (only=, on the command "
                     "line --ignore), or give a loss that does"
                 )
+            if not gradient.numel():  # an empty call adds nothing
+                continue
             rows_GNT = output_rows(layer, gradient, None)
             sums = self.lookups if site.is_tied and isinstance(layer, nn.Embedding) else self.sums
             if site.name not in sums:
