@@ -47,7 +47,10 @@ class Routes(TorchDispatchMode):
         # Blocks of memory with what is in them. Tensors are held, so that none takes the memory of another.
         self._given: dict[int, Tensor] = {}  # made from the batch
         self._computed: dict[int, Tensor] = {}  # made from outputs of layers
-        self._moved: dict[int, tuple[Tensor, str]] = {}
+        self._moved: dict[int, tuple[Tensor, str, int]] = {}  # by whom, and by which order
+        # Orders that were computed, and their inverses: block of memory -> (tensor, block of the order).
+        self._orders: dict[int, Tensor] = {}
+        self._inverses: dict[int, tuple[Tensor, int]] = {}
         self._running: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
 
@@ -85,6 +88,7 @@ class Routes(TorchDispatchMode):
         name = func.overloadpacket.__name__
         given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
         moved = self._moves(name, args, given)
+        self._note_order(name, args, output)
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and (place := storage_of(tensor)):
                 if any(storage_of(each) in self._given for each in given):
@@ -92,17 +96,18 @@ class Routes(TorchDispatchMode):
                 if any(storage_of(each) in self._computed for each in given):
                     self._computed[place] = tensor
                 if moved is not None:
-                    self._moved[place] = (tensor, moved)
+                    self._moved[place] = (tensor, *moved)
         return output
 
-    def _moves(self, name: str, args: tuple[Any, ...], given: list[Tensor]) -> str | None:
-        """Who has moved the rows of what an operator makes, in words; None where they are in place."""
+    def _moves(self, name: str, args: tuple[Any, ...], given: list[Tensor]) -> tuple[str, int] | None:
+        """Who has moved the rows of what an operator makes, and by which order; None where they are in place."""
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if _WRITES.match(name) and first is not None:
             given = [first]
         for tensor in given:
             if tensor.is_floating_point() and (before := self._moved.get(storage_of(tensor))):
-                return before[1]
+                back = any(self._inverses.get(storage_of(each), (each, -1))[1] == before[2] for each in given)
+                return None if back and tensor is first and _PICKS.match(name) else before[1:]
         if first is None or not self._is_activation(first):
             return None
         computes = any(self._computed.get(storage_of(each)) is not None for each in given if each is not first)
@@ -111,8 +116,22 @@ class Routes(TorchDispatchMode):
         ):
             module = self._running[-1] if self._running else self._model
             where = self._names[module]
-            return f"{name} in {type(module).__name__} ({where or 'the model itself'})"
+            order = next((storage_of(each) for each in given if storage_of(each) in self._orders), 0)
+            return f"{name} in {type(module).__name__} ({where or 'the model itself'})", order
         return None
+
+    def _note_order(self, name: str, args: tuple[Any, ...], output: Any) -> None:
+        """Keep what sorts, and the inverse of it: an order that is sorted itself, or is scattered to."""
+        if name in ("sort", "argsort"):
+            made = output if isinstance(output, Tensor) else output[1]
+            if storage_of(args[0]) in self._orders:
+                self._inverses[storage_of(made)] = (made, storage_of(args[0]))
+            else:
+                self._orders[storage_of(made)] = made
+        elif name in ("index_put_", "scatter_") and not output.is_floating_point():
+            for index in tree_leaves(args[1:]):
+                if isinstance(index, Tensor) and storage_of(index) in self._orders:
+                    self._inverses[storage_of(output)] = (output, storage_of(index))
 
     def _is_activation(self, tensor: Tensor) -> bool:
         return tensor.is_floating_point() and (
