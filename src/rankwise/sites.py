@@ -268,4 +268,3 @@ def fingerprint(model: nn.Module) -> str:
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-

@@ -33,7 +33,9 @@ _declared: list[torch.library.Library] = []  # a declaration lives as long as it
 class _Declarer(MetaPathFinder):
     """Finds nothing; declares the operators that are missing before the module that describes them is imported."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname == _DESCRIBED_IN:
             library = torch.library.Library("torchvision", "FRAGMENT")
             for schema in _MISSING:

@@ -158,7 +158,10 @@ def _amount(text: str, value: str) -> float | int:
             f"--keep {text!r}: a fraction lies above 0 and at most at 1.0; an absolute number has no point"
         )
     if isinstance(amount, int) and amount <= 100:
-        raise ValueError(f"--keep {text!r} is fewer than any network has; write {amount / 100:g} or {amount}% for a share")
+        raise ValueError(
+            f"--keep {text!r} is fewer than any network has; write {amount}% for a share"
+            + (", or 1.0 for everything" if amount == 1 else "")
+        )
     return amount
 
 
