@@ -69,7 +69,6 @@ def compress(
     is enough, also of other data.
     """
     with Output(json, debug=debug) as out:
-        from ..choose import is_timed
         from .constraints import check_budget, check_method, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
@@ -77,9 +76,6 @@ def compress(
         from .steps import Job, check_storage, finish, wishes_gradients
         from .trying import engine_for, what_times, what_tries
 
-        check_storage(storage)
-        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
-        selection = Selection.of(importance)
         wishes = choose_options(
             keep,
             rule,
@@ -96,8 +92,13 @@ def compress(
             minimise,
             tie,
         )
+        from ..choose import is_timed  # which imports torch: what is written wrongly is told before
+
         check_budget(wishes)
         check_method(method)
+        check_storage(storage)
+        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
+        selection = Selection.of(importance)
         timed = is_timed(wishes["keep"], target_drop, minimise)
         measuring = engine_for(timed, engine, threads, latency_batch, figures=True)
         how = DataOptions(

@@ -61,7 +61,9 @@ class Data:
 
         batches = Batches.of(self.inputs)
         example, batches = with_example(network, batches, batches.first() if whole else None)
-        return replace(self, stands=(example, batches.axis or 0))
+        # with time first, `samples` was a number of steps
+        samples = batches.samples if batches.axis and self.samples is not None else self.samples
+        return replace(self, stands=(example, batches.axis or 0), samples=samples)
 
     @property
     def pairs(self) -> Iterable[tuple[Any, Any]]:

@@ -66,7 +66,6 @@ def plan(
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from ..choose import is_timed
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .steps import Job, wishes_gradients
@@ -89,6 +88,8 @@ def plan(
             minimise,
             tie,
         )
+        from ..choose import is_timed  # which imports torch: what is written wrongly is told before
+
         check_budget(wishes)
         measuring = engine_for(is_timed(wishes["keep"], target_drop, minimise), engine, threads, latency_batch)
         share = parse_shrink(shrink)
