@@ -26,7 +26,7 @@ def load_data(
     spec: str,
     options: DataOptions,
     *,
-    network: nn.Module,
+    network: nn.Module | None = None,
     model: str = "",
     samples: int | None = None,
     default_split: str = "train",
@@ -36,7 +36,7 @@ def load_data(
     Args:
         spec: DATA of the command line.
         options: how to read it.
-        network: that is called with it.
+        network: that is called with it; decides what is an input, and which example stands for the data.
         model: MODEL of the command line, which decides what `auto` means.
         samples: take that many, chosen by the seed; None for all, in their order.
         default_split: the split of a named data set where the options say none.
@@ -72,11 +72,12 @@ def load_data(
                     f"{spec} returns batches ready for the network; --transform, --size and --normalise do not apply"
                 )
             found = from_batches(made, spec, samples, options.batches, network)
-            return found.of_network(network, options.example_batch)
+            return found if network is None else found.of_network(network, options.example_batch)
         source = from_dataset(made, spec)
     if options.batches != "auto":
         raise ValueError(f"--batches {options.batches} is for functions that return batches, not for {spec}")
-    return _from_source(source, options, steps, samples, model).of_network(network, options.example_batch)
+    found = _from_source(source, options, steps, samples, model)
+    return found if network is None else found.of_network(network, options.example_batch)
 
 
 def _from_source(
