@@ -38,7 +38,7 @@ class Clock(Protocol):
         """Of every option."""
 
 
-def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
+def check_keep(keep: Any) -> dict[str, int | float]:
     """Budgets as plain numbers: a fraction of the dense count as a float up to 1, else a whole number.
 
     A latency may be written with its unit, and is a number of microseconds then.
@@ -53,7 +53,7 @@ def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
         {'latency': 1500}
     """
     if not isinstance(keep, Mapping) or not keep:
-        meant = keep if is_number(keep) and 0 < keep <= 1 else 0.5
+        meant = keep if isinstance(keep, float) and 0 < keep <= 1 else 0.5
         raise ValueError(f'keep needs a budget by its unit, not {keep!r}; write keep={{"macs": {meant}}}')
     amounts = {}
     for unit, amount in keep.items():
@@ -62,8 +62,8 @@ def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
         if unit == "latency" and isinstance(amount, str):
             amount = microseconds(amount)
         if isinstance(amount, str) or not is_number(amount) or not 0 < amount < math.inf:
-            meant = _meant(amount)
-            fix = "" if meant is None else f'; write keep={{"{unit}": {meant}}}'
+            number = _meant(amount)
+            fix = "" if number is None else f'; write keep={{"{unit}": {number}}}'
             raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}{fix}")
         amounts[unit] = number = plain(amount)
         if number > 1 and number != int(number):

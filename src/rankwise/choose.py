@@ -61,7 +61,8 @@ def check_arguments(
         raise ValueError(
             f"minimise={minimise!r} has no effect without target_drop; a budget is keep={{{minimise!r}: 0.5}}"
         )
-    check_request(rule, {minimise: 1.0, **(keep or {})} if drop else keep, evaluate)
+    wanted = None if keep is None else check_keep(keep)
+    check_request(rule, {minimise: 1.0, **(wanted or {})} if drop else wanted, evaluate)
     timed = is_timed(keep, target_drop, minimise)
     if timed and example is None:
         raise ValueError(NEEDS_EXAMPLE)

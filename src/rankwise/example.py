@@ -108,9 +108,8 @@ def _unlike(model: nn.Module, batch: Any, axis: int, timed: Sequence[nn.Module])
         one = _run(model, first_samples(batch, 1, axis), timed)
         two = _run(model, first_samples(batch, 2, axis), timed) if size > 1 else one
     except ValueError as error:
-        return (
-            f"one or two samples are not enough for the network ({str(error.__cause__ or error).partition(chr(10))[0]})"
-        )
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        return f"one or two samples are not enough for the network ({reason})"
     shape = tuple(next(tensors_in(batch)).shape)
     if axis == 0 and _cut_along(0, one, two, size) and max(size, shape[1]) > 1:
         return _ALONG_TIME

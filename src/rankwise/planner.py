@@ -308,7 +308,7 @@ class Planner:
         }
         return ValueError(
             f"a budget of {limit:,.0f} {name} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
-            f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}), and "
+            f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); "
             f"{remainder(self.prices, self.sites, unit, reasons)}; raise the budget, or allow more sites or lower ranks"
         )
 

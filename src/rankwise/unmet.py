@@ -17,7 +17,7 @@ from .sites import Sites
 # So many groups of layers, and so many layers of each, are named.
 GROUPS = 4
 NAMED = 3
-NO_SITE = "no layers of a kind that can be factorised"
+NO_SITE = "no kind of layer that can be factorised"
 
 
 def check_budgets(
@@ -38,7 +38,7 @@ def check_budgets(
         if kept > limit:
             raise ValueError(
                 f"a budget of {limit:,.0f} {unit} ({limit / prices.dense[unit]:.3f} of dense) cannot be met: "
-                f"the network keeps at least {kept:,.0f} ({kept / prices.dense[unit]:.3f}), for "
+                f"the network keeps at least {kept:,.0f} ({kept / prices.dense[unit]:.3f}), because "
                 f"{remainder(prices, sites, unit, reasons)}; raise the budget, or allow more sites"
             )
 
@@ -54,14 +54,17 @@ def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str
     """
     total = prices.dense[unit] or 1
     shares = {name: prices.of(sites[name], [dense_option(sites[name])], unit)[0] / total for name in reasons}
+    others = {name: macs / total for name, macs in sites.other_macs.items() if macs} if unit == "macs" else {}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
         groups[re.sub(r"\d+|'[^']*'", "", reason)].append(name)  # reasons that differ in numbers and names are equal
     lines = [(sum(shares[name] for name in names), reasons[names[0]], names) for names in groups.values()]
     if (rest := prices.rest(unit) / total) > 0:
-        lines.append((rest, NO_SITE, []))
+        lines.append((rest, NO_SITE, list(others)))
     lines.sort(key=lambda line: -line[0])
-    told = [f"{_percent(share)} {_named(names, shares)}{reason}" for share, reason, names in lines[:GROUPS]]
+    told = [
+        f"{_percent(share)} {_named(names, {**shares, **others})}{reason}" for share, reason, names in lines[:GROUPS]
+    ]
     more = f"; {len(lines) - GROUPS} more reasons" if len(lines) > GROUPS else ""
     name = {"macs": "MACs", "latency": "time"}.get(unit, unit)
     share = sum(share for share, _, _ in lines)

@@ -159,7 +159,8 @@ def _amount(text: str, value: str) -> float | int:
         )
     if isinstance(amount, int) and amount <= 100:
         raise ValueError(
-            f"--keep {text!r} is fewer than any network has; write {amount / 100:g} or {amount}% for a share"
+            f"--keep {text!r} is fewer than any network has; write {amount}% for a share"
+            + (", or 1.0 for everything" if amount == 1 else "")
         )
     return amount
 

@@ -24,6 +24,8 @@ def inspect(
     normalise: options.Normalise = "auto",
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -48,8 +50,17 @@ def inspect(
         torch.manual_seed(seed)
         with out.step("loading the network"):
             network = load_model(model, weights)
-        how = DataOptions(transform=transform, size=size, normalise=normalise, root=root, split=split, seed=seed)
-        example = load_example(data, input_shape, how, model)
+        how = DataOptions(
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
+        )
+        example = load_example(data, input_shape, how, model, network)
         with out.step("counting"):
             sites = find(network, example)
             ranks = {name: spectrum(network, site) for name, site in sites.items()}

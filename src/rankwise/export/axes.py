@@ -126,9 +126,8 @@ class _Inputs:
             index = self.names.index(name)
             for axis in numbers:
                 if not 0 <= axis < self.tensors[index].dim():
-                    raise ValueError(
-                        f"dynamic_axes: {name} has the shape {tuple(self.tensors[index].shape)}, no axis {axis}"
-                    )
+                    shape = tuple(self.tensors[index].shape)
+                    raise ValueError(f"dynamic_axes: {name} has the shape {shape}, no axis {axis}")
                 if self.length((index, axis)) == 1:
                     raise ValueError(f"dynamic_axes: axis {axis} of {name} is 1 in the example; give a longer example")
                 found.append((index, axis))
@@ -140,7 +139,7 @@ class _Inputs:
         found = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
         tensors = [value for value in found if isinstance(value, Tensor)]
         return {
-            (index, axis): length.node.expr
+            (index, axis): length.node.expr  # type: ignore[attr-defined]
             for index, tensor in enumerate(tensors)
             for axis, length in enumerate(tensor.shape)
             if isinstance(length, torch.SymInt)
