@@ -20,8 +20,8 @@ from benchmarks.honesty_case import Case
 from rankwise.batches import call, first_sample
 from rankwise.evaluate import size
 
-# Predicted errors below this are rounding, and no ratio of them means anything.
-SMALL = 1e-5
+# Squared errors below this (3 % of an output) are too small for a ratio of them to matter.
+SMALL = 1e-3
 # Relative errors of outputs below this, too.
 ROUNDING = 1e-3
 # So far may the sequential way be behind the one-shot way, and an error be from its prediction.
@@ -117,7 +117,7 @@ class _Error:
 
 
 def layer_errors(dense: nn.Module, small: nn.Module, report: rw.CompressReport, batches: list[Any]) -> dict[str, float]:
-    """The error of each chain on the dense network's own inputs, on which a one-shot plan predicts it.
+    """The error of each chain on the dense network's own inputs, as a one-shot plan predicts it for data of its kind.
 
     Weights that are looked up are left out: their error is one of two uses, or of frequencies.
     """
@@ -235,7 +235,7 @@ def _measure(
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         faults.append("outputs are not finite")
     if method == "one-shot":
-        real, rounding = layer_errors(model, small, report, data), SMALL + _precision(model)
+        real, rounding = layer_errors(model, small, report, held_out), SMALL + _precision(model)
         ratios = {
             row.site: (real[row.site] + rounding) / (row.error + rounding)
             for row in plan.factorised

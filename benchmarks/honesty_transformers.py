@@ -51,13 +51,13 @@ def _masked(samples: int, length: int) -> Batch:
 
 
 def _case(name: str, build: Any, batch: Batch, **options: Any) -> Case:
-    options = {"budgets": COUNTED, **options}
+    options = {"budgets": COUNTED, "batches": 8, **options}
     return Case(name=name, kind="transformers", build=build, batch=batch, **options)
 
 
-words = tokens(8, 12, WORDS)
-pictures = named(pixel_values=images(8, 3, 24, 24))
-pairs = named(input_ids=words, decoder_input_ids=tokens(8, 7, WORDS))
+words = tokens(32, 12, WORDS)
+pictures = named(pixel_values=images(32, 3, 24, 24))
+pairs = named(input_ids=words, decoder_input_ids=tokens(32, 7, WORDS))
 CASES = (
     _case(
         "GPT-2",
@@ -77,7 +77,7 @@ CASES = (
     _case(
         "BERT, padded",
         made("BertForSequenceClassification", "BertConfig", **TEXT, vocab_size=WORDS),
-        named(input_ids=words, attention_mask=_masked(8, 12)),
+        named(input_ids=words, attention_mask=_masked(32, 12)),
     ),
     _case(
         "DistilBERT",
@@ -147,7 +147,7 @@ CASES = (
         pictures,
     ),
     _case("SigLIP", made("SiglipVisionModel", "SiglipVisionConfig", **PICTURE), pictures, quick=False),
-    _case("CLIP", clip, named(input_ids=words, pixel_values=images(8, 3, 24, 24))),
+    _case("CLIP", clip, named(input_ids=words, pixel_values=images(32, 3, 24, 24))),
     _case(
         "Whisper",
         made(
@@ -169,7 +169,7 @@ CASES = (
             eos_token_id=1,
             decoder_start_token_id=1,
         ),
-        named(input_features=lambda g: rows(8, 16, 40)(g), decoder_input_ids=tokens(8, 7, WORDS)),
+        named(input_features=lambda g: rows(32, 16, 40)(g), decoder_input_ids=tokens(32, 7, WORDS)),
     ),
     _case(
         "wav2vec 2.0",
@@ -184,7 +184,7 @@ CASES = (
             num_conv_pos_embeddings=8,
             num_conv_pos_embedding_groups=4,
         ),
-        lambda g: rows(8, 400)(g),
+        lambda g: rows(32, 400)(g),
         quick=False,
     ),
     _case(
@@ -197,7 +197,7 @@ CASES = (
             depths=[1, 1],
             layer_type="basic",
         ),
-        named(pixel_values=images(8, 3, 32, 32)),
+        named(pixel_values=images(32, 3, 32, 32)),
         quick=False,
     ),
 )
