@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise import Moments, Statistics, collect
-from rankwise.evaluate.trials import divergence
+from rankwise.evaluate import divergence
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Dense, Identity
 from rankwise.statistics.gradients import FisherProbe, Gradients, fisher_energy

@@ -20,6 +20,7 @@ from ..calling import DataError, samples_in
 from ..find import find
 from ..guards import unwrap
 from ..kinds import spatial_dims
+from ..outputs import Outputs
 from ..sites import Site
 from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
@@ -107,7 +108,8 @@ def collect(
         fitting / 1e9,
     )
     collector = _Collector(chosen, samples, positions, seed)
-    backward = GradientCollector(loss or FisherProbe(seed))
+    probed = Outputs.of(model, batches.first()) if takers and loss is None and batches is not None else None
+    backward = GradientCollector(loss or FisherProbe(seed, probed))
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
             layers = {
