@@ -230,10 +230,10 @@ class _Case:
         labels = self.labels[~ignored(self.labels)].cpu()
         low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
         dims = [d for d in range(1, leaf.dim()) if leaf.shape[d] > 1 and fits(self.labels, leaf.shape, d)]
-        held = [d for d in dims if 0 <= low and high < leaf.shape[d]] or dims
+        held = [d for d in dims if low >= 0 and high < leaf.shape[d]] or dims
         if len(held) == 1:
             return self._scores(name, leaf, held[0], "the labels have one number for every entry but the classes")
-        if leaf.numel() == self.labels.numel() and 0 <= low and high <= 1 and (leaf.dim() < 2 or leaf.shape[1] == 1):
+        if leaf.numel() == self.labels.numel() and low >= 0 and high <= 1 and (leaf.dim() < 2 or leaf.shape[1] == 1):
             shares = bool(((leaf >= 0) & (leaf <= 1)).all())  # of a sigmoid
             return Outputs(kind="sign", name=name, classes=2, shares=shares, why="there is one, and labels are 0 and 1")
         return None

@@ -36,7 +36,8 @@ def compress(
     split: options.Split = None,
     stats: options.Stats = None,
     formats: options.Formats = "svd,spatial_svd,tucker2",
-    metric: options.Metric = "input",
+    metric: options.Metric = None,
+    classes_dim: options.ClassesDim = None,
     ignore: options.Ignore = None,
     include: options.Include = None,
     pin: options.Pin = None,
@@ -72,17 +73,19 @@ def compress(
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
+        from .judging import Judging
         from .steps import Job, check_storage, finish, wishes_gradients
         from .trying import what_times, what_tries
 
         check_storage(storage)
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         selection = Selection.of(importance)
+        judging = Judging.of(metric, classes_dim)
         wishes = choose_options(
             keep,
             rule,
             formats,
-            metric,
+            judging.fit,
             ignore,
             include,
             pin,
@@ -110,6 +113,7 @@ def compress(
             input_shape=input_shape,
             folder=out_folder,
             fold=fold,
+            judging=judging,
             gradients=wishes_gradients(wishes),
         )
         # Batches that are too small for the timing are found out before the work, not after.

@@ -39,6 +39,8 @@ def evaluate(
     split: options.Split = None,
     stored: Stored = False,
     roofline: Roofline = False,
+    metric: options.Judge = None,
+    classes_dim: options.ClassesDim = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -46,7 +48,7 @@ def evaluate(
     seed: options.Seed = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Measure parameters, MACs, bytes, latency, accuracy (with labels) and agreement with the dense network.
+    """Measure parameters, MACs, bytes, latency, accuracy (with labels), and how close the dense network is.
 
     Example: [bold]rankwise evaluate nets.py:build test.npz --weights net.pth --artifact out/[/bold]
     """
@@ -55,12 +57,14 @@ def evaluate(
 
         from .data import DataOptions
         from .figures import Timing, measure
+        from .judging import Judging
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
         from .tables import figures_table, roofline_table, storage_table
 
         timing = Timing.of(engines, threads, latency_batch)
+        judging = Judging.of(metric and [metric], classes_dim, fits=False)
         torch.manual_seed(seed)
         how = DataOptions(
             transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
@@ -72,7 +76,8 @@ def evaluate(
             test = load_data(data, how, model=model, samples=samples, default_split="test")
         warn_about_random_weights(out, model, weights)
         out.say(f"data: {test.name}, {test.prepared}")
-        figures = measure(out, networks, test, timing=timing)
+        judging.check(networks["dense"], test)
+        figures = measure(out, networks, test, timing=timing, judging=judging)
         out.show(figures_table(figures, timing.batch))
         result = {"figures": figures, "measured_on": test.name, "timing": timing.document(), "seed": seed}
         if stored:

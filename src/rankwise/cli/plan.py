@@ -33,7 +33,8 @@ def plan(
     split: options.Split = None,
     stats: options.Stats = None,
     formats: options.Formats = "svd,spatial_svd,tucker2",
-    metric: options.Metric = "input",
+    metric: options.Metric = None,
+    classes_dim: options.ClassesDim = None,
     ignore: options.Ignore = None,
     include: options.Include = None,
     pin: options.Pin = None,
@@ -67,15 +68,17 @@ def plan(
         from ..choose import is_timed
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
+        from .judging import Judging
         from .steps import Job, wishes_gradients
         from .tables import plan_table
         from .trying import what_times, what_tries
 
+        judging = Judging.of(metric, classes_dim)
         wishes = choose_options(
             keep,
             rule,
             formats,
-            metric,
+            judging.fit,
             ignore,
             include,
             pin,
@@ -102,6 +105,7 @@ def plan(
             stats=stats,
             test=test,
             input_shape=input_shape,
+            judging=judging,
             gradients=wishes_gradients(wishes),
         )
         timed = is_timed(wishes["keep"], target_drop, minimise)

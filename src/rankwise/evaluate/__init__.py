@@ -7,7 +7,7 @@ from .accuracy import accuracy
 from .comparisons import agreement, cosine, divergence, relative_error
 from .latency import Latency, latency
 from .limits import Limits, machine_limits
-from .measures import MEASURES, Measure, compared, measure, measures_for
+from .measures import MEASURES, Measure, compared, measure, measure_of_plans, measures_for, shown
 from .roofline import LayerRoofline, Roofline, roofline
 from .size import Size, size
 from .storage import LayerStorage, Storage, sparse_bytes, storage
@@ -33,9 +33,11 @@ __all__ = [
     "latency",
     "machine_limits",
     "measure",
+    "measure_of_plans",
     "measures_for",
     "relative_error",
     "roofline",
+    "shown",
     "size",
     "sparse_bytes",
     "storage",

@@ -15,7 +15,12 @@ from .tallies import NO_SAMPLES
 
 
 def accuracy(
-    model: nn.Module, batches: Iterable[Any], k: Sequence[int] = (1, 5), *, classes_dim: int | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    k: Sequence[int] = (1, 5),
+    *,
+    classes_dim: int | None = None,
+    outputs: Outputs | None = None,
 ) -> dict[str, float]:
     """Top-k accuracy of a classifier.
 
@@ -26,6 +31,7 @@ def accuracy(
             and in maps of labels of 255, count for nothing.
         k: a prediction counts when the label is among the k best scores. With fewer than k classes it always is.
         classes_dim: the dimension of the classes, where the labels leave that open.
+        outputs: what the outputs are, where that is decided; by default what the first batch says.
 
     Returns:
         Percentages: {"top1": 91.2, "top5": 99.5}; of pixels or tokens where each has a label.
@@ -39,11 +45,6 @@ def accuracy(
         >>> accuracy(model, [(torch.eye(4), torch.tensor([0, 1, 2, 0]))], k=(1,))
         {'top1': 75.0}
     """
-    return top_k(model, batches, classes_dim, k)
-
-
-def top_k(model: nn.Module, batches: Iterable[Any], outputs: Outputs | int | None, k: Sequence[int]) -> dict[str, float]:
-    """The same for outputs that are decided about, or whose dimension of the classes may be given."""
     if not k or any(each < 1 for each in k):
         raise ValueError(f"k is {tuple(k)}; it must be positive numbers, such as (1, 5)")
     model = unwrap(model)
@@ -55,8 +56,8 @@ def top_k(model: nn.Module, batches: Iterable[Any], outputs: Outputs | int | Non
                     f"batch {index} is no pair (inputs, labels); accuracy needs labels, agreement does not"
                 )
             inputs, labels = batch
-            if not isinstance(outputs, Outputs):
-                outputs = Outputs.of(model, inputs, labels, classes_dim=outputs, scores=True)
+            if outputs is None:
+                outputs = Outputs.of(model, inputs, labels, classes_dim=classes_dim, scores=True)
             scores = outputs.scores(call(model, inputs, index=index))
             if not bool(scores.isfinite().all()):
                 raise ValueError(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..batches import call, pristine
 from ..guards import unwrap
 from ..outputs import Outputs
-from .accuracy import top_k
+from .accuracy import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally
 
 Judge = Callable[[nn.Module, Iterable[Any]], Any]
@@ -36,23 +36,22 @@ class Measure:
         key: its name in files.
         title: its name for people, with the dimension of the classes.
         higher: whether higher is better.
-        form: how its value is printed.
+        unit: "%", or none.
         point: what a point of loss is: 1 of a percentage, 0.01 of a share, 1 of a measure of the user's own.
         best: the value of the dense network beside itself; None where it has a value of its own.
         tally: of a comparison with the dense network, makes what adds batches up.
         judge: of a network alone, gives its value on batches.
 
     Example:
-        >>> negative = Measure.own(lambda model, batches: -float(model.weight.norm()), name="size", higher=True)
-        >>> small, dense = nn.Linear(2, 2), nn.Linear(2, 2)
-        >>> negative(small, dense, []) == -float(small.weight.norm())
-        True
+        >>> size = Measure.own(lambda model, batches: model.weight.numel(), name="size", higher=False)
+        >>> size(nn.Linear(2, 2), nn.Linear(4, 2), []), size.lost(4, reference=8)
+        (4.0, -4.0)
     """
 
     key: str
     title: str
     higher: bool
-    form: str = "{:.3f}"
+    unit: str = ""
     point: float = 1.0
     best: float | None = None
     tally: Callable[[], Tally] | None = field(default=None, repr=False)
@@ -83,7 +82,7 @@ class Measure:
         if higher is None:
             higher = bool(getattr(function, "higher_is_better", True))
         judge = partial(_judged, function, name)
-        return cls(key=name, title=name, higher=higher, form="{:.6g}", judge=judge)
+        return cls(key=name, title=name, higher=higher, judge=judge)
 
     def __call__(self, small: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> float:
         """The value of a network beside the dense one.
@@ -108,18 +107,24 @@ class Measure:
         """Which way is better, for people."""
         return f"{'higher' if self.higher else 'lower'} is better"
 
-    @property
-    def limit(self) -> str:
-        """What a point is, for people."""
-        return "points" if self.key in ("accuracy", "agreement", "detections") else f"points of {self.point:g}"
-
-    def shown(self, value: float) -> str:
-        """A value as it is printed."""
-        return self.form.format(value)
+    def points(self, points: float) -> str:
+        """So many points of loss, for people."""
+        what = self.key.replace("_", " ")
+        return f"{points:g} points of {what}" + ("" if self.point == 1 else f" (of {self.point:g} each)")
 
     def document(self) -> dict[str, Any]:
         """For files."""
-        return {"title": self.title, "higher_is_better": self.higher}
+        return {"title": self.title, "unit": self.unit, "higher_is_better": self.higher}
+
+
+def shown(value: float, unit: str) -> str:
+    """A value as it is printed.
+
+    Example:
+        >>> shown(94.123, "%"), shown(0.0312345, "")
+        ('94.12 %', '0.0312345')
+    """
+    return f"{value:.2f} %" if unit == "%" else f"{value:.6g}"
 
 
 def measures_for(outputs: Outputs, labelled: bool = False) -> tuple[Measure, ...]:
@@ -135,6 +140,11 @@ def measures_for(outputs: Outputs, labelled: bool = False) -> tuple[Measure, ...
     if outputs.kind == "embeddings":
         return measure("cosine", outputs), measure("relative_error", outputs)
     return (measure("detections" if outputs.kind == "detections" else "relative_error", outputs),)
+
+
+def measure_of_plans(outputs: Outputs) -> Measure:
+    """What compares plans: a distance from the dense network that grows with the square of the layers' errors."""
+    return measure("divergence" if outputs.has_scores else "squared_error", outputs)
 
 
 def measure(name: str, outputs: Outputs) -> Measure:
@@ -212,23 +222,19 @@ def _accuracy(outputs: Outputs) -> Measure:
         key="accuracy",
         title=f"accuracy, {outputs}",
         higher=True,
-        form="{:.2f} %",
-        judge=lambda model, batches: top_k(model, batches, outputs, (1,))["top1"],
+        unit="%",
+        judge=lambda model, batches: accuracy(model, batches, k=(1,), outputs=outputs)["top1"],
     )
 
 
 def _agreement(outputs: Outputs) -> Measure:
     tally = partial(Agreement, outputs)
-    return Measure(
-        key="agreement", title=f"agreement, {outputs}", higher=True, form="{:.2f} %", best=100.0, tally=tally
-    )
+    return Measure(key="agreement", title=f"agreement, {outputs}", higher=True, unit="%", best=100.0, tally=tally)
 
 
 def _divergence(outputs: Outputs) -> Measure:
     tally = partial(Divergence, outputs)
-    return Measure(
-        key="divergence", title=f"divergence in nats, {outputs}", higher=False, form="{:.4g}", best=0.0, tally=tally
-    )
+    return Measure(key="divergence", title=f"divergence in nats, {outputs}", higher=False, best=0.0, tally=tally)
 
 
 def _relative_error(_: Outputs) -> Measure:
@@ -242,7 +248,6 @@ def _squared_error(_: Outputs) -> Measure:
         key="squared_error",
         title="relative squared error",
         higher=False,
-        form="{:.4g}",
         point=0.01,
         best=0.0,
         tally=SquaredError,
@@ -259,7 +264,7 @@ def _detections(_: Outputs) -> Measure:
         key="detections",
         title="detections that agree, IoU 0.5",
         higher=True,
-        form="{:.2f} %",
+        unit="%",
         best=100.0,
         tally=Detections,
     )

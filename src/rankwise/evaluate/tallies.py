@@ -133,8 +133,8 @@ class Cosine(Tally):
 class Detections(Tally):
     """`2 matches / (detections of both)` in per cent: same label, and boxes that overlap by half.
 
-    Detections of a score below 0.5 count for nothing; boxes are matched in the order of the dense network's scores, each
-    to the free one that overlaps it most.
+    Detections of a score below 0.5 count for nothing; boxes are matched in the order of the dense network's scores,
+    each to the free one that overlaps it most.
     """
 
     def add(self, dense: Any, small: Any) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from ..guards import unwrap
 from ..outputs import Outputs
 from ..plan import Plan
-from .measures import MEASURES, Judge, Measure, measure
+from .measures import MEASURES, Judge, Measure, measure, measure_of_plans
 from .tallies import NO_SAMPLES
 
 AUTO = "auto"
@@ -62,10 +62,16 @@ class Trials:
         self._known: dict[tuple[Any, ...], float] = {}
 
     def __call__(self, plan: Plan) -> float:
-        """The loss of a plan's network."""
+        """The points that a plan's network loses."""
+        return self.measure.lost(self.value(plan), self.reference) if plan.factorised else 0.0
+
+    def value(self, plan: Plan) -> float:
+        """The value of a plan's network by the measure."""
+        if not plan.factorised:
+            return self.reference
         key = (plan.metric, plan.shrink, *((row.site, row.format, row.ranks) for row in plan.factorised))
         if key not in self._known:
-            self._known[key] = self._loss(self.build(plan)) if plan.factorised else 0.0
+            self._known[key] = self.measure(self.build(plan), self.model, self.batches)
         return self._known[key]
 
     @cached_property
@@ -82,13 +88,10 @@ class Trials:
             return measure("accuracy", Outputs.of(self.model, *first, scores=True))
         outputs = Outputs.of(self.model, first, scores=self._asked in ("agreement", "divergence"))
         if self._asked == AUTO:
-            return measure("divergence" if outputs.has_scores else "squared_error", outputs)
+            return measure_of_plans(outputs)
         return measure(self._asked, outputs)
 
     @cached_property
     def reference(self) -> float:
         """The value of the dense network."""
         return self.measure.reference(self.model, self.batches)
-
-    def _loss(self, small: nn.Module) -> float:
-        return self.measure.lost(self.measure(small, self.model, self.batches), self.reference)

@@ -125,7 +125,9 @@ class FisherProbe:
             raise DataError(f"gradients need scores of classes or values: {error}") from None
         floating = [leaf.float() for _, leaf in leaves_of(output) if leaf.is_floating_point() and leaf.requires_grad]
         if not floating:
-            raise DataError(f"gradients need scores or values that depend on the layers, the {outputs} have none; {OWN}")
+            raise DataError(
+                f"gradients need scores or values that depend on the layers, the {outputs} have none; {OWN}"
+            )
         return torch.stack([self._of_values(leaf) for leaf in floating]).sum()
 
     def _of_classes(self, z_NK: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ class Distillation:
         T^2 sum_k p_k log(p_k / q_k),    p = softmax(d / T), q = softmax(z / T)        scores of classes
         ||z - d||^2 / ||d||^2                                                         otherwise
 
-    mean over samples, pixels or tokens, and over several outputs; plus `feature_weight` times the mean relative squared error at `features`, plus `label_weight` times
-    the cross entropy of labels, where they are given. The dense network runs in eval mode without gradients and is left
-    as it was.
+    mean over samples, pixels or tokens, and over several outputs; plus `feature_weight` times the mean relative squared
+    error at `features`, plus `label_weight` times the cross entropy of labels, where they are given. The dense network
+    runs in eval mode without gradients and is left as it was.
 
     Args:
         dense: the network to follow.
