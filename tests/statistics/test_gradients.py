@@ -261,7 +261,6 @@ class TwoHeads(nn.Module):
 @pytest.mark.parametrize(
     "how, message",
     [
-        ({"gradients": True}, "gradients need scores of shape .* loss="),
         ({"loss": lambda outputs: outputs[0].sum()}, "site 'other': the loss does not depend on its output"),
         ({"loss": lambda outputs: outputs[0]}, "batch 0: the loss must be one number"),
         ({"loss": lambda outputs: 3.0}, "batch 0: the loss must be one number"),

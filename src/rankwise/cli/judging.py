@@ -77,16 +77,12 @@ class Judging:
         """
         said: dict[str, Any] = {}
         for text in metric or ():
-            if fits and text in FITS:
-                key, value = "fit", text
-            elif text in NAMES:
-                key, value = "name", text
-            else:
-                key, value = "own", _own(text, fits)
-            if key in said or (("own" if key == "name" else "name") in said and key != "fit"):
+            key = "fit" if fits and text in FITS else "name" if text in NAMES else "own"
+            rivals = {"fit"} if key == "fit" else {"name", "own"}
+            if rivals & said.keys():
                 what = "metric of the fits" if key == "fit" else "measure that judges"
                 raise ValueError(f"--metric {text!r}: there is a {what} already; keep one of them")
-            said[key] = value
+            said[key] = _own(text, fits) if key == "own" else text
         return cls(classes_dim=classes_dim, **said)
 
     def check(self, network: nn.Module, data: Data) -> None:
