@@ -13,7 +13,7 @@ import typer.main
 from rankwise.cli import app
 
 SHARED = {"--json", "--seed", "--debug", "--help"}
-DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
+DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
     "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
@@ -58,7 +58,17 @@ OPTIONS = {
     "export": SHARED
     | DATA
     | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
-    | {"--to", "--dtype", "--calibration", "--samples", "--fold", "--opset", "--fixed-batch", "--threads"},
+    | {
+        "--to",
+        "--dtype",
+        "--calibration",
+        "--samples",
+        "--fold",
+        "--opset",
+        "--fixed-batch",
+        "--threads",
+        "--dynamic-axes",
+    },
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
     "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
