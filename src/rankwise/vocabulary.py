@@ -14,13 +14,16 @@ from torch import nn
 from .sites import Site
 
 BY_NAME = "unless included by name"
+# A vocabulary has many times as many items as a layer has inputs; below this ratio a head is an ordinary layer.
+LEAST_RATIO = 2
 
 
 def guarded(sites: Sequence[Site], model: nn.Module) -> list[Site]:
     """The sites, each embedding and each head of a language model with the reason why it stays dense by default.
 
     A head is known by structure: it is tied to an embedding, or it is a linear layer that has as many outputs as an
-    embedding has rows and whose outputs are the inputs of no site after it. The embedding must be the one with the most
+    embedding has rows, at least twice as many as inputs, and whose outputs are the inputs of no site after it. The
+    embedding must be the one with the most
     rows, or be looked up as often as the head gives scores: a classifier of two classes is no head of the two rows that
     tell two sentences apart.
 
@@ -37,9 +40,13 @@ def guarded(sites: Sequence[Site], model: nn.Module) -> list[Site]:
             reason = f"embedding and head of a language model: stay dense {BY_NAME}"
         elif site.is_embedding:
             reason = f"embedding: stays dense {BY_NAME}"
-        elif site.kind in ("linear", "conv1d_hf") and site.out_features in rows:
+        elif site.kind in ("linear", "conv1d_hf") and site.out_features in rows and _is_many(site):
             last = all(later.weight_shape[1] != site.out_features for later in sites[place + 1 :])
             if last and (site.out_features == max(rows) or (site.out_features, site.rows) in tokens):
                 reason = f"head of a language model: stays dense {BY_NAME}"
         result.append(replace(site, unless_named=reason))
     return result
+
+
+def _is_many(site: Site) -> bool:
+    return site.out_features >= LEAST_RATIO * site.in_features
