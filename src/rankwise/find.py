@@ -12,6 +12,7 @@ from .batches import call, pristine
 from .counting import Recorder
 from .guards import refuse_unsupported, unwrap
 from .kinds import TIED, output_first, site_kind
+from .routes import Routes
 from .sites import Site, Sites, fingerprint
 from .ties import Ties, fused_layers, geometry, is_tied
 
@@ -42,9 +43,9 @@ def find(model: nn.Module, example_input: Any) -> Sites:
     refuse_unsupported(model)
     fused = fused_layers(model)  # before pristine switches that path off
     with pristine(model):
-        with Recorder(model) as record:
+        with Recorder(model) as record, Routes(model) as routes:
             call(model, example_input)
-        sites = _sites(model, record, fused)
+        sites = _sites(model, record, fused, routes.unpaired)
     used = {name for site in sites for name in (site.name, *site.aliases)} | set(record.other_macs)
     return Sites(
         by_name={site.name: site for site in sites},
@@ -60,7 +61,9 @@ def find(model: nn.Module, example_input: Any) -> Sites:
     )
 
 
-def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list[Site]:
+def _sites(
+    model: nn.Module, record: Recorder, fused: Mapping[int, str], unpaired: Mapping[str, str]
+) -> list[Site]:
     ties = Ties(model)
     order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
     users = {**fused, **{id(model.get_submodule(name)): owner for name, owner in record.direct.items()}}
@@ -86,6 +89,7 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
             calls=tuple(call for head in heads for call in record.calls.get(head, ())),
             lookups=sum(call.rows for table in tables for call in record.calls.get(table, ())),
             dense_because=ties.why_dense(names[name], group, unfit),
+            unpaired=next((unpaired[name] for name in names if name in unpaired), None),
             **_described(names[name if name in heads else heads[0]], tied),
         )
         sites.append(site)

@@ -39,6 +39,7 @@ class Site:
         lookups: rows that a tied embedding looks up in one forward of the example input.
         dense_because: why it must stay dense, None where it may be factorised.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
+        unpaired: why its rows in the dense and in a compressed network are no pairs, None where they are.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Site:
     lookups: int = 0
     dense_because: str | None = None
     extra_params: int = 0
+    unpaired: str | None = None
 
     @property
     def out_features(self) -> int:
