@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from rankwise.batches import Batches, call, first_sample, inputs_only, pristine, to_device
+from rankwise.batches import Batches, call, first_samples, inputs_only, pristine, to_device
 from rankwise.find import find
 from rankwise.torchvision_shim import import_torchvision
 
@@ -165,10 +165,10 @@ def test_first_sample_and_to_device() -> None:
         "table": torch.zeros(5),
         "flag": True,
     }
-    one = first_sample(batch)
+    one = first_samples(batch)
     assert (one["x"].shape, one["nested"][0].shape, one["nested"][1].shape) == ((1, 3), (1,), ())
     assert (one["table"].shape, one["flag"]) == ((5,), True)
-    assert isinstance(first_sample(Pair(torch.zeros(2), torch.zeros(2))), Pair)
+    assert isinstance(first_samples(Pair(torch.zeros(2), torch.zeros(2))), Pair)
     assert to_device(batch, "meta")["nested"][0].is_meta
 
 

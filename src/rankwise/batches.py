@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from .calling import call, describe, first_sample, samples_in, tensors_in, to_device
+from .calling import call, describe, first_samples, samples_in, tensors_in, to_device
 from .pristine import pristine
 
-__all__ = ["Batches", "call", "describe", "first_sample", "inputs_only", "pristine", "samples_in", "to_device"]
+__all__ = ["Batches", "call", "describe", "first_samples", "inputs_only", "pristine", "samples_in", "to_device"]
 
 _log = logging.getLogger("rankwise")
 
@@ -26,7 +26,8 @@ class Batches:
         (2, 3)
     """
 
-    def __init__(self, source: Iterable[Any]) -> None:
+    def __init__(self, source: Iterable[Any], axis: int | None = None) -> None:
+        self.axis = axis  # dimension along which samples lie, None where nobody has asked the network yet
         self._source = source
         self._counts: tuple[int, int] | None = None  # batches and samples, known after one whole pass
 
@@ -81,11 +82,19 @@ class Batches:
 
     @property
     def samples(self) -> int:
-        """The number of samples: the leading dimension of each batch's first tensor, summed.
+        """The number of samples: the length of each batch's first tensor along `axis` (by default 0), summed.
 
         Lists are counted directly; other data is walked over once where no whole pass has counted it yet.
         """
         return self._counted()[1]
+
+    def along(self, axis: int) -> Batches:
+        """The same data with its samples along a dimension, as networks with time first have them along the second."""
+        if axis == self.axis:
+            return self
+        same = Batches(self._source, axis)
+        same._counts = self._counts if axis == (self.axis or 0) else None
+        return same
 
     def first(self) -> Any:
         """The first batch, checked like every other."""
@@ -94,12 +103,12 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         count = samples = 0
         for index, batch in enumerate(self._source):
-            if not all(bool(t.isfinite().all()) for t in tensors_in(batch) if t.is_floating_point()):
+            if not all(map(_is_sound, tensors_in(batch))):
                 raise ValueError(
                     f"calibration batch {index} {describe(batch)} holds values that are not finite; "
                     "remove the sample or repair the preprocessing"
                 )
-            count, samples = count + 1, samples + samples_in(batch)
+            count, samples = count + 1, samples + samples_in(batch, self.axis or 0)
             yield batch
         if count == 0:
             if self._counts:
@@ -113,7 +122,7 @@ class Batches:
     def _counted(self) -> tuple[int, int]:
         if self._counts is None:
             if isinstance(self._source, (list, tuple)):
-                self._counts = (len(self._source), sum(samples_in(batch) for batch in self._source))
+                self._counts = (len(self._source), sum(samples_in(batch, self.axis or 0) for batch in self._source))
             else:
                 for _ in self:
                     pass
@@ -122,6 +131,13 @@ class Batches:
 
 
 _EMPTY = "the calibration data holds no batch; pass at least one batch of the kind that the model is called with"
+
+
+def _is_sound(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite, or it is a mask that is added to scores: 0 or minus infinity."""
+    if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+        return True
+    return bool(((tensor == 0) | (tensor == -torch.inf)).all())
 
 
 def _length(data: Any) -> int | None:

@@ -23,6 +23,9 @@ from .state import stored_bytes
 COUNTS = ("params", "macs", "bytes")
 # Latency is measured, in microseconds: a budget above 1 is a number of them.
 BUDGETS = (*COUNTS, "latency")
+# Fewer parameters, MACs or bytes than this are no network: somebody means per cent.
+PER_CENT = 100
+_THOUSANDS = {"k": 1e3, "m": 1e6, "g": 1e9}
 _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -35,7 +38,7 @@ class Clock(Protocol):
         """Of every option."""
 
 
-def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
+def check_keep(keep: Any) -> dict[str, int | float]:
     """Budgets as plain numbers: a fraction of the dense count as a float up to 1, else a whole number.
 
     A latency may be written with its unit, and is a number of microseconds then.
@@ -50,7 +53,8 @@ def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
         {'latency': 1500}
     """
     if not isinstance(keep, Mapping) or not keep:
-        raise ValueError(f"keep needs a budget, for instance {{'macs': 0.5}}, not {keep!r}")
+        meant = keep if isinstance(keep, float) and 0 < keep <= 1 else 0.5
+        raise ValueError(f'keep needs a budget by its unit, not {keep!r}; write keep={{"macs": {meant}}}')
     amounts = {}
     for unit, amount in keep.items():
         if unit not in BUDGETS:
@@ -58,11 +62,33 @@ def check_keep(keep: Mapping[str, float | str]) -> dict[str, int | float]:
         if unit == "latency" and isinstance(amount, str):
             amount = microseconds(amount)
         if isinstance(amount, str) or not is_number(amount) or not 0 < amount < math.inf:
-            raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}")
+            number = _meant(amount)
+            fix = "" if number is None else f'; write keep={{"{unit}": {number}}}'
+            raise ValueError(f"the {unit} budget must be a fraction up to 1 or a number above 0, not {amount!r}{fix}")
         amounts[unit] = number = plain(amount)
         if number > 1 and number != int(number):
             raise ValueError(f"the {unit} budget {amount!r} is neither a fraction up to 1.0 nor a whole number")
+        if unit in COUNTS and (number > 1 or isinstance(number, int)) and number <= PER_CENT:
+            raise ValueError(
+                f"the {unit} budget {amount!r} is a number of {unit}, fewer than any network has; "
+                f'write keep={{"{unit}": {number / 100:g}}} for {number:g} % of the dense network'
+                + (f', or keep={{"{unit}": 1.0}} for all of it' if number == 1 else "")
+            )
     return amounts
+
+
+def _meant(amount: object) -> int | float | None:
+    """What a text such as "50%" or "0.5M" stands for."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([%kmg]?)\s*", amount.lower()) if isinstance(amount, str) else None
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or number <= 0:
+        return None
+    if found[2] == "%":
+        return number / 100
+    return round(number * _THOUSANDS[found[2]]) if found[2] else plain(number) if number <= 1 else round(number)
 
 
 def microseconds(text: str) -> int:

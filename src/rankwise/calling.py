@@ -81,23 +81,42 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     return map_tensors(lambda t: t.to(device), batch)
 
 
-def first_sample(batch: Any) -> Any:
-    """The batch with its first sample alone: tensors with the batch's leading dimension keep their first entry.
+def first_samples(batch: Any, count: int = 1, axis: int = 0) -> Any:
+    """The batch with its first samples alone: tensors that have as many entries as it has samples keep the first few.
+
+    Args:
+        batch: a tensor, tuple, list or mapping.
+        count: of samples.
+        axis: dimension of the first tensor along which samples lie; where it is 1, other tensors may have them along
+            their first one.
 
     Example:
-        >>> first_sample({"x": torch.zeros(8, 3), "scale": torch.zeros(5)})["x"].shape
+        >>> first_samples({"x": torch.zeros(8, 3), "scale": torch.zeros(5)})["x"].shape
         torch.Size([1, 3])
     """
-    size = samples_in(batch)
-    return map_tensors(lambda t: t[:1] if t.dim() and t.shape[0] == size else t, batch)
+    size = samples_in(batch, axis)
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        for dimension in range(axis, -1, -1):
+            if tensor.dim() > dimension and tensor.shape[dimension] == size:
+                return tensor.narrow(dimension, 0, min(count, size))
+        return tensor
+
+    return map_tensors(cut, batch)
 
 
-def samples_in(batch: Any) -> int:
-    """The number of samples in a batch: the leading dimension of its first tensor (1 for a scalar)."""
+def own_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied where it is a view that keeps a larger block of memory alive."""
+    whole = tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() <= tensor.nbytes
+    return tensor if whole else tensor.clone()
+
+
+def samples_in(batch: Any, axis: int = 0) -> int:
+    """The number of samples in a batch: the length of its first tensor along a dimension (1 for a scalar)."""
     first = next(tensors_in(batch), None)
     if first is None:
         raise ValueError(f"a batch must hold a tensor, got {describe(batch)}; convert arrays with torch.as_tensor")
-    return first.shape[0] if first.dim() else 1
+    return first.shape[axis] if first.dim() > axis else 1
 
 
 def describe(batch: Any) -> str:

@@ -20,6 +20,7 @@ from .sites import Sites
 from .statistics import Statistics
 from .target import smallest
 from .timed import VECTOR, TimedPlanner
+from .wishes import check_wishes
 
 
 def needs_gradients(metric: str, rule: str | Rule) -> bool:
@@ -30,6 +31,47 @@ def needs_gradients(metric: str, rule: str | Rule) -> bool:
 def is_timed(keep: Mapping[str, Any] | None, target_drop: float | None, minimise: str) -> bool:
     """Whether a plan by these arguments of `choose` has a latency budget."""
     return "latency" in (keep or {}) or (target_drop is not None and minimise == "latency")
+
+
+def check_arguments(
+    model: nn.Module,
+    *,
+    keep: Mapping[str, float | str] | None = None,
+    rule: str | Rule = "knapsack",
+    evaluate: Callable[[Plan], float] | None = None,
+    target_drop: float | None = None,
+    drop: Callable[[Plan], float] | None = None,
+    minimise: str = "macs",
+    example: Any = None,
+    engine: str | Engine = "torch",
+    threads: int = 1,
+    **names: Any,
+) -> None:
+    """Refuse what is wrong with arguments of `choose` as far as the network's structure tells, without running it.
+
+    Raises:
+        ImportError: for an engine that is not installed.
+        ValueError: as `choose` does.
+    """
+    rule = get_rule(rule)
+    check_wishes(model, keep=keep, rule=rule, minimise=minimise, **names)
+    if (target_drop is None) != (drop is None):
+        raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
+    if target_drop is None and minimise != "macs":
+        raise ValueError(
+            f"minimise={minimise!r} has no effect without target_drop; a budget is keep={{{minimise!r}: 0.5}}"
+        )
+    wanted = None if keep is None else check_keep(keep)
+    check_request(rule, {minimise: 1.0, **(wanted or {})} if drop else wanted, evaluate)
+    timed = is_timed(keep, target_drop, minimise)
+    if timed and example is None:
+        raise ValueError(NEEDS_EXAMPLE)
+    given = {"example": example is not None, "engine": engine != "torch", "threads": threads != 1}
+    if not timed and any(given.values()):
+        idle = " and ".join(f"{name}=" for name, is_given in given.items() if is_given)
+        raise ValueError(f"{idle} of choose is for latency budgets alone; add keep={{'latency': 0.5}}, or leave it out")
+    if timed:
+        get_engine(engine, threads)
 
 
 def choose(
@@ -84,7 +126,8 @@ def choose(
             (the same, outputs weighed by the gradients of the loss; needs statistics with gradients) or "weight".
         shrink: share of the weight metric in the metric, 0 to 1, for statistics of other data; the plan keeps it
             for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
-        include: patterns of the sites that may be factorised (globs, or regular expressions after "re:").
+        include: patterns of the sites that may be factorised (globs, or regular expressions after "re:"). Embeddings
+            and heads of language models stay dense unless a pattern other than "*" matches them: `["*", "lm_head"]`.
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]" or (format, ranks); "slr:k=16,sr=0.5,rr=0.5" where a format has
             such parameters.
@@ -118,22 +161,27 @@ def choose(
         >>> plan.planned["params"] <= 0.5 * plan.dense["params"]
         True
     """
+    wanted = Constraints(include=include, ignore=ignore, pin=pin or {}, floor=floor or {}, cap=cap or {}, tie=tie)
+    check_arguments(
+        model,
+        keep=keep,
+        rule=rule,
+        floor_rule=floor_rule,
+        evaluate=evaluate,
+        target_drop=target_drop,
+        drop=drop,
+        minimise=minimise,
+        example=example,
+        engine=engine,
+        threads=threads,
+        formats=formats,
+        metric=metric,
+        round_to=round_to,
+        **vars(wanted),
+    )
     rule, floor_of_rule = get_rule(rule), get_floor(floor_rule)
     keep = None if keep is None else check_keep(keep)
-    if (target_drop is None) != (drop is None):
-        raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
-    if target_drop is None and minimise != "macs":
-        raise ValueError(
-            f"minimise={minimise!r} has no effect without target_drop; a budget is keep={{{minimise!r}: 0.5}}"
-        )
-    check_request(rule, {minimise: 1.0, **(keep or {})} if drop else keep, evaluate)
     timed = is_timed(keep, target_drop, minimise)
-    if timed and example is None:
-        raise ValueError(NEEDS_EXAMPLE)
-    given = {"example": example is not None, "engine": engine != "torch", "threads": threads != 1}
-    if not timed and any(given.values()):
-        idle = " and ".join(f"{name}=" for name, is_given in given.items() if is_given)
-        raise ValueError(f"{idle} of choose is for latency budgets alone; add keep={{'latency': 0.5}}, or leave it out")
     if timed and curves is None and round_to in (None, "auto"):
         round_to = VECTOR
     running = get_engine(engine, threads) if timed else None
@@ -144,9 +192,7 @@ def choose(
         formats=formats,
         metric=metric,
         shrink=shrink,
-        constraints=Constraints(
-            include=include, ignore=ignore, pin=pin or {}, floor=floor or {}, cap=cap or {}, tie=tie
-        ),
+        constraints=wanted,
         round_to=round_to,
         curves=curves,
         progress=progress,

@@ -7,20 +7,28 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
-from .batches import Batches, first_sample
-from .choose import choose, is_timed, needs_gradients
+from .batches import Batches
+from .budgets import check_keep
+from .choose import check_arguments, choose, is_timed, needs_gradients
+from .constraints import Constraints
 from .evaluate import Size, size
+from .example import with_example
 from .factorise import factorise
+from .find import find
 from .guards import unwrap
+from .padding import Mask
 from .plan import Plan
 from .sites import Sites
 from .statistics import Statistics
 from .statistics.collect import collect
+from .statistics.moments import check_shrink
 from .transfer import choose_shrinkage
+from .unmet import check_budgets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,8 @@ def compress(
     shrink: float | None = None,
     positions: int | str = "auto",
     seed: int = 0,
+    example: Any = None,
+    mask: Mask | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     **constraints: Any,
 ) -> tuple[nn.Module, CompressReport]:
@@ -78,9 +88,12 @@ def compress(
             `choose_shrinkage` finds on `data`.
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
+        example: an input that MACs are counted for and a latency is measured with, as for `find`; by default the first
+            sample of the data, or the whole first batch where a single sample does not stand for it.
+        mask: which positions of the data are real, as for `collect`.
         progress: wraps batches and sites, for progress bars.
         **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of `choose`;
-            of a latency budget engine, threads and example, by default the first sample.
+            of a latency budget engine and threads.
 
     Returns:
         The compressed network, of the same class, and a report.
@@ -98,7 +111,13 @@ def compress(
     if method not in ("sequential", "one-shot"):
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
-    batches = Batches.of(data)
+    keep = None if keep is None else check_keep(keep)
+    timed_plan = is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs"))
+    signature(choose).bind(model, None, keep=keep, **constraints)  # a TypeError for what it does not take
+    check_arguments(model, keep=keep, example=data if timed_plan else None, **constraints)
+    check_shrink(shrink or 0.0)
+    wanted = Constraints(**{name: constraints[name] for name in vars(Constraints()) if constraints.get(name)})
+    example, batches = with_example(model, Batches.of(data), example)
     seconds: dict[str, float] = {}
 
     def timed(name: str, run: Callable[[], Any]) -> Any:
@@ -108,14 +127,16 @@ def compress(
         return result
 
     held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
+    check_budgets(model, find(model, example) if stats is None else stats.sites, keep, wanted)
     if stats is None:
         gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
-        collected = partial(collect, gradients=gradients, positions=positions, seed=seed, progress=progress)
+        collected = partial(
+            collect, example=example, gradients=gradients, positions=positions, seed=seed, mask=mask, progress=progress
+        )
         stats = timed("collect", partial(collected, model, batches))
     assert stats is not None
-    timed_plan = is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs"))
-    if timed_plan and constraints.get("example") is None:
-        constraints["example"] = first_sample(batches.first())
+    if timed_plan:
+        constraints["example"] = example
     chosen = partial(choose, keep=keep, progress=progress, **constraints)
     plan = timed("choose", partial(chosen, model, stats, shrink=shrink or 0.0))
     if held_out is not None and plan.metric != "weight" and plan.factorised:
@@ -133,7 +154,9 @@ def compress(
             next(visits, None)
 
         def run() -> nn.Module:
-            small = factorise(model, plan, source, data=batches, positions=positions, seed=seed, step=step)
+            small = factorise(
+                model, plan, source, data=batches, positions=positions, seed=seed, step=step, example=example, mask=mask
+            )
             deque(visits, maxlen=0)  # to its end, so that the bar is full
             return small
     else:
@@ -142,7 +165,6 @@ def compress(
             return factorise(model, plan, source)
 
     small = timed("factorise", run)
-    example = first_sample(batches.first())
     report = CompressReport(
         sites=sites, plan=plan, dense=size(model, example), compressed=size(small, example), seconds=seconds
     )

@@ -20,7 +20,8 @@ class Constraints:
     """What a user asks of the sites that patterns name.
 
     Attributes:
-        include: patterns of the sites that may be factorised.
+        include: patterns of the sites that may be factorised. Embeddings and heads of language models are included by
+            a pattern other than "*" alone: `["*", "lm_head"]` is everything and the head.
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks).
         floor: pattern to the least rank, a number or a fraction of the largest.
@@ -41,7 +42,27 @@ class Constraints:
         Raises:
             ValueError: for a pattern that matches nothing.
         """
-        return {site.name for site in sites.select(self.include)} - {site.name for site in sites.select(self.ignore)}
+        return {site.name for site in sites.included(self.include)} - {site.name for site in sites.select(self.ignore)}
+
+    def reasons(self, sites: Sites) -> dict[str, str]:
+        """Why each site stays dense, "" where it may be factorised.
+
+        Raises:
+            ValueError: for a pattern that matches nothing.
+        """
+        matched = {site.name for site in sites.select(self.include)}
+        included = {site.name for site in sites.included(self.include)}
+        ignored = {site.name for site in sites.select(self.ignore)}
+        pinned = {site.name for pattern in self.pin for site in sites.select([pattern])}
+
+        def reason(name: str) -> str:
+            if name in ignored:
+                return "ignored"
+            if name in included or name in pinned:
+                return ""
+            return (name in matched and sites[name].unless_named) or "not included"
+
+        return {name: site.dense_because or reason(name) for name, site in sites.items()}
 
     def options(
         self, sites: Sites, curves: Mapping[str, Curve], fitted: Callable[[Site, Pin], Option]
@@ -59,19 +80,11 @@ class Constraints:
         Raises:
             ValueError: for a pattern that matches nothing, or constraints that contradict each other.
         """
-        included = {site.name for site in sites.select(self.include)}
         ignored = {site.name for site in sites.select(self.ignore)}
         result: dict[str, tuple[Curve, str]] = {}
-        for name, site in sites.items():
-            dense = (dense_option(site),)
-            if site.dense_because:
-                result[name] = dense, site.dense_because
-            elif name in ignored:
-                result[name] = dense, "ignored"
-            elif name not in included:
-                result[name] = dense, "not included"
-            else:
-                result[name] = tuple(curves[name]), ""
+        for name, reason in self.reasons(sites).items():
+            free = not reason and name in curves
+            result[name] = tuple(curves[name]) if free else (dense_option(sites[name]),), reason
         pinned = self._pinned(sites, ignored)
         for name, pattern in pinned.items():
             result[name] = (fitted(sites[name], self.pin[pattern]),), f"pinned by {pattern!r}"

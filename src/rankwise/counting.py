@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from .kinds import HF_HOME, is_transposed, site_kind, spatial_dims
+from .state import interval, storage_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,10 @@ def own_forward(module: nn.Module) -> bool:
 class Recorder(TorchDispatchMode):
     """Context that records one forward pass of a model; hooks are removed on leaving.
 
+    Args:
+        model: the network.
+        by_operators: count the layers of a site's kind by the operators that run in them too, not by their hooks.
+
     Attributes:
         calls: layer name -> its calls, in order of the first call.
         direct: layer name -> the module that used its weight without calling it, in words.
@@ -99,8 +104,9 @@ class Recorder(TorchDispatchMode):
         not_counted: operator -> why it is not counted.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, by_operators: bool = False) -> None:
         super().__init__()
+        self.by_operators = by_operators
         self.calls: dict[str, list[Call]] = {}
         self.direct: dict[str, str] = {}
         self.sized: set[str] = set()
@@ -129,10 +135,8 @@ class Recorder(TorchDispatchMode):
         for full, parameter in self._model.named_parameters(remove_duplicate=False):
             owned.append((full.rpartition(".")[0] or full, parameter))
         for owner, parameter in owned:
-            if _storage(parameter):
-                start = parameter.storage_offset()
-                end = start + 1 + sum((n - 1) * s for n, s in zip(parameter.shape, parameter.stride(), strict=True))
-                self._parameters[_storage(parameter)].append((start, end, owner))
+            if storage_of(parameter):
+                self._parameters[storage_of(parameter)].append((*interval(parameter), owner))
 
     def __enter__(self) -> Recorder:
         for module in self._model.modules():
@@ -149,11 +153,26 @@ class Recorder(TorchDispatchMode):
         for handle in self._handles:
             handle.remove()
 
+    def name(self, module: nn.Module) -> str:
+        """The first qualified name of a module."""
+        return self._names[id(module)]
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of everything that was counted."""
+        own = sum(
+            call.rows * prod(self._shapes[name])
+            for name, calls in self.calls.items()
+            if not isinstance(self._layers[name], nn.Embedding)
+            for call in calls
+        )
+        return own + sum(self.other_macs.values())
+
     # ---- layers, by hook
 
     def _by_hook(self, module: nn.Module) -> bool:
         if site_kind(module):
-            return self._names[id(module)] not in self._own
+            return not self.by_operators and self._names[id(module)] not in self._own
         return isinstance(module, nn.RNNBase)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -249,7 +268,7 @@ class Recorder(TorchDispatchMode):
         return None
 
     def _owner(self, tensor: torch.Tensor) -> str | None:
-        storage = _storage(tensor)
+        storage = storage_of(tensor)
         for start, end, owner in self._parameters.get(storage, ()):
             if start <= tensor.storage_offset() < end:
                 return owner
@@ -263,16 +282,11 @@ class Recorder(TorchDispatchMode):
             if owners and all(owner is not None for owner in owners):
                 self._hold(tensor, str(owners[0]))
             else:
-                self._derived.pop(_storage(tensor), None)
+                self._derived.pop(storage_of(tensor), None)
 
     def _hold(self, tensor: torch.Tensor, owner: str) -> None:
-        if _storage(tensor) and self._owner(tensor) is None:
-            self._derived[_storage(tensor)] = (tensor, owner)
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    # 0, which no parameter has, stands for sparse and other tensors without one block of memory
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+        if storage_of(tensor) and self._owner(tensor) is None:
+            self._derived[storage_of(tensor)] = (tensor, owner)
 
 
 def _linear_call(rows: int) -> Call:

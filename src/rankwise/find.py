@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .batches import call, pristine
+from .calling import map_tensors, own_memory
 from .counting import Recorder
+from .example import taking_example
 from .guards import refuse_unsupported, unwrap
 from .kinds import TIED, output_first, site_kind
 from .routes import Routes
 from .sites import Site, Sites, fingerprint
+from .standins import unreplaceable
+from .state import numbers_in
 from .ties import Ties, fused_layers, geometry, is_tied
+from .vocabulary import guarded
 
 
-def find(model: nn.Module, example_input: Any) -> Sites:
+@taking_example
+def find(model: nn.Module, example: Any) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 
     Args:
         model: any `nn.Module`; wrappers of `torch.compile` and data parallelism are looked through, and it is left
             as found.
-        example_input: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
+        example: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
             counts are for this batch as given.
 
     Returns:
@@ -44,12 +51,15 @@ def find(model: nn.Module, example_input: Any) -> Sites:
     fused = fused_layers(model)  # before pristine switches that path off
     with pristine(model):
         with Recorder(model) as record, Routes(model) as routes:
-            call(model, example_input)
-        sites = _sites(model, record, fused, routes.unpaired)
+            output = call(model, example)
+        sites = [_with_routes(model, site, routes, record) for site in _sites(model, record, fused)]
+    layers = {site.name: _calls(model, record, site) for site in sites if site.dense_because is None}
+    reasons = unreplaceable(model, layers, example, output) if layers else {}
+    sites = [replace(site, dense_because=reasons.get(site.name, site.dense_because)) for site in sites]
     used = {name for site in sites for name in (site.name, *site.aliases)} | set(record.other_macs)
     return Sites(
         by_name={site.name: site for site in sites},
-        total_params=sum(parameter.numel() for parameter in model.parameters()),
+        total_params=numbers_in(model.parameters()),
         other_macs=dict(record.other_macs),
         not_counted=record.not_counted,
         never_called=tuple(
@@ -58,12 +68,31 @@ def find(model: nn.Module, example_input: Any) -> Sites:
             if name not in used and (site_kind(module) not in (None, "embedding") or isinstance(module, nn.RNNBase))
         ),
         fingerprint=fingerprint(model),
+        example=map_tensors(own_memory, example),
     )
 
 
-def _sites(
-    model: nn.Module, record: Recorder, fused: Mapping[int, str], unpaired: Mapping[str, str]
-) -> list[Site]:
+def _with_routes(model: nn.Module, site: Site, routes: Routes, record: Recorder) -> Site:
+    names = {record.name(model.get_submodule(name)) for name in (site.name, *site.aliases)}
+    return replace(site, unpaired=next((routes.picked[name] for name in sorted(names) if name in routes.picked), None))
+
+
+def total_macs(model: nn.Module, example_input: Any) -> int:
+    """Multiply-accumulates of a whole network for an example batch; its sites are not looked for."""
+    model = unwrap(model)
+    refuse_unsupported(model)
+    with pristine(model), Recorder(model) as record:
+        call(model, example_input)
+    return record.total_macs
+
+
+def _calls(model: nn.Module, record: Recorder, site: Site) -> dict[str, int]:
+    """The layers of a site, each under its first name, and how often they are called."""
+    names = {record.name(model.get_submodule(name)) for name in (site.name, *site.aliases)}
+    return {name: len(record.calls.get(name, ())) for name in sorted(names)}
+
+
+def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list[Site]:
     ties = Ties(model)
     order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
     users = {**fused, **{id(model.get_submodule(name)): owner for name, owner in record.direct.items()}}
@@ -93,7 +122,7 @@ def _sites(
             **_described(names[name if name in heads else heads[0]], tied),
         )
         sites.append(site)
-    return sorted(sites, key=lambda site: order[site.name])
+    return guarded(sorted(sites, key=lambda site: order[site.name]), model)
 
 
 def _described(layer: Any, tied: bool) -> dict[str, Any]:

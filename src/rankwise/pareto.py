@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .budgets import check_keep
 from .plan import Plan
 from .planner import Planner
 from .ranks import FreeRule, Rule
@@ -45,6 +46,8 @@ def pareto(
         >>> [plan["0"].ranks[0] for plan in plans] == sorted((plan["0"].ranks[0] for plan in plans), reverse=True)
         True
     """
+    for keep in keeps:
+        check_keep(keep)
     planner = refined(planner, rule, keeps, floor=floor)
     plans: list[Plan] = []
     for keep in keeps:

@@ -25,6 +25,7 @@ from .site_groups import SiteGroup, group_sites, summed
 from .sites import Sites
 from .statistics import Statistics
 from .statistics.gradients import fisher_energy
+from .unmet import remainder
 
 NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
@@ -127,13 +128,14 @@ class Planner:
         def spectra(name: str, format: str) -> Spectra:
             site = sites[name]
             two_sided = site_metric(source, site, metric, model, shrink)
-            return site_spectra(site, two_sided.forth(site_weight(model, site)), two_sided.inputs, format)
+            weight = site_weight(model, site)
+            return site_spectra(site, two_sided.forth(weight), two_sided.inputs_of(weight), format)
 
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
             moments = source.require(name, gradients=True)
-            if metric == "weight":  # whose fits correct no means, so that those are errors too
+            if metric == "weight" or sites[name].is_tied:  # whose fits correct no means, so that those are errors too
                 moments = moments.uncentred()
             return fisher_energy(site_weight(model, sites[name]), moments)
 
@@ -203,7 +205,10 @@ class Planner:
         for group, site, pick in zip(self.groups, problem.sites, picks, strict=True):
             for name, option in group.own(site.options[pick.option]).items():
                 check_option(self.sites[name], option, self.metric)
-                rows[name] = PlanRow(site=name, **vars(option), why=group.reasons[name] or group.told(pick.why))
+                why = group.reasons[name] or group.told(pick.why)
+                if (by := self.sites[name].unpaired) and option.format != DENSE:
+                    why += f"; fitted to the moments of its own inputs, whose rows are picked by {by}"
+                rows[name] = PlanRow(site=name, **vars(option), why=why)
         plan = self._plan([rows[name] for name in self.sites], str(rule), amounts)
         assert all(plan.planned[unit] <= limit + ROUNDING[unit] for unit, limit in limits.items())
         return plan
@@ -296,10 +301,15 @@ class Planner:
         limit, dense, least = limits[unit], self.prices.dense[unit], error.least + self.prices.rest(unit)
         name, others = _NAMES.get(unit, unit), [f"{limits[u]:,.0f} {_NAMES.get(u, u)}" for u in earlier]
         beside = f" together with at most {' and '.join(others)}" if others else ""
+        reasons = {
+            name: why or "no format makes it cheaper"
+            for name, (options, why) in self.options.items()
+            if all(option.format == DENSE for option in options)
+        }
         return ValueError(
             f"a budget of {limit:,.0f} {name} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
-            f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); raise the "
-            f"budget, or allow more sites or lower ranks"
+            f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); "
+            f"{remainder(self.prices, self.sites, unit, reasons)}; raise the budget, or allow more sites or lower ranks"
         )
 
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from .randomness import Randomness
+from .randomness import RandomState
 
-_HOOK_TABLES = (
+HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -58,6 +58,15 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def _random_state(devices: list[torch.device]) -> Iterator[None]:
+    state = RandomState.now(devices)
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+@contextmanager
 def _full_precision() -> Iterator[None]:
     # PyTorch 2.9 added per-operator switches beside the two old ones; mixing both makes the old getters raise, so the
     # old ones are set (which sets the new ones too) and both are put back, the finer ones last.
@@ -96,7 +105,7 @@ def _full_precision() -> Iterator[None]:
 def _restored(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     training = [module.training for module in modules]
-    hooks = [{table: dict(getattr(module, table)) for table in _HOOK_TABLES} for module in modules]
+    hooks = [{table: dict(getattr(module, table)) for table in HOOK_TABLES} for module in modules]
     compiled = [module._compiled_call_impl for module in modules]
     wants_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [

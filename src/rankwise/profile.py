@@ -50,13 +50,23 @@ def rank_step(site: Site, round_to: int | str) -> int:
     """Ranks are multiples of this: "auto" is 8 where the smaller side is at least 128, else 1.
 
     Raises:
-        ValueError: for anything but "auto" or a number above 0.
+        ValueError: as `check_step` does.
     """
+    check_step(round_to)
     if round_to == "auto":
         return 8 if min(site.out_features // site.groups, site.weight_shape[1]) >= 128 else 1
-    if isinstance(round_to, Integral) and not isinstance(round_to, bool) and round_to > 0:
-        return int(round_to)
-    raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
+    return int(round_to)
+
+
+def check_step(round_to: int | str) -> None:
+    """Refuse what ranks cannot be multiples of.
+
+    Raises:
+        ValueError: for anything but "auto" or a number above 0.
+    """
+    whole = isinstance(round_to, Integral) and not isinstance(round_to, bool) and round_to > 0
+    if round_to != "auto" and not whole:
+        raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
 
 
 def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.Module, shrink: float = 0.0) -> TwoSided:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import nn
 from .counting import Call
 from .guards import unwrap
 from .kinds import TIED, is_convolution, is_transposed
+from .patterns import matching, near
 
 __all__ = ["Call", "Site", "Sites", "fingerprint"]
 
@@ -38,6 +36,9 @@ class Site:
         calls: every call in one forward of the example input; of a tied embedding those of its head.
         lookups: rows that a tied embedding looks up in one forward of the example input.
         dense_because: why it must stay dense, None where it may be factorised.
+        unless_named: why it stays dense where no pattern but "*" includes it, None for most sites (`vocabulary`).
+        unpaired: who picks the rows of its input by what the network computes, so that those of two networks are no
+            pairs; None where nobody does.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
         unpaired: why its rows in the dense and in a compressed network are no pairs, None where they are.
     """
@@ -57,8 +58,15 @@ class Site:
     calls: tuple[Call, ...] = ()
     lookups: int = 0
     dense_because: str | None = None
+    unless_named: str | None = None
+    unpaired: str | None = None
     extra_params: int = 0
     unpaired: str | None = None
+
+    @property
+    def stays_dense(self) -> str | None:
+        """Why it stays dense where nothing is asked for, None where it may be factorised."""
+        return self.dense_because or self.unless_named
 
     @property
     def out_features(self) -> int:
@@ -172,6 +180,7 @@ class Sites(Mapping[str, Site]):
         not_counted: operators that are not counted -> why.
         never_called: layers that the forward never called.
         fingerprint: sha256 of the structure, see `fingerprint`.
+        example: what the network was called with; not stored.
     """
 
     by_name: Mapping[str, Site]
@@ -180,6 +189,7 @@ class Sites(Mapping[str, Site]):
     not_counted: Mapping[str, str]
     never_called: tuple[str, ...]
     fingerprint: str
+    example: Any = None
 
     @property
     def total_macs(self) -> int:
@@ -196,14 +206,15 @@ class Sites(Mapping[str, Site]):
         return len(self.by_name)
 
     def __repr__(self) -> str:
-        free = sum(site.dense_because is None for site in self.values())
+        free = sum(site.stays_dense is None for site in self.values())
         return f"Sites({free} of {len(self)} to factorise, {self.total_params:,} params, {self.total_macs:,} MACs)"
 
     def select(self, patterns: str | Iterable[str]) -> list[Site]:
         """The sites that any pattern matches, in execution order.
 
         Args:
-            patterns: globs over names and aliases ("encoder.*.fc1"), or full-match regular expressions ("re:.*fc[12]").
+            patterns: names or aliases as they are; else globs over them ("encoder.*.fc1"), or full-match regular
+                expressions ("re:.*fc[12]").
 
         Returns:
             The sites, each once.
@@ -211,14 +222,35 @@ class Sites(Mapping[str, Site]):
         Raises:
             ValueError: a pattern matches nothing (near names are listed), or is no regular expression.
         """
+        owners = {alias: site.name for site in self.values() for alias in (site.name, *site.aliases)}
         chosen: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            matching = _matcher(pattern)
-            found = [site.name for site in self.values() if any(map(matching, (site.name, *site.aliases)))]
+            matched = matching(pattern, [*owners, *self.never_called])
+            found = {owners[name] for name in matched if name in owners}
             if not found:
-                raise ValueError(self._no_match(pattern))
-            chosen.update(found)
+                raise ValueError(self._no_match(pattern, list(owners), matched))
+            chosen |= found
         return [site for name, site in self.items() if name in chosen]
+
+    def included(self, patterns: str | Iterable[str]) -> list[Site]:
+        """The sites that patterns allow to factorise: those that they match, but "*" alone reaches no `unless_named`.
+
+        Args:
+            patterns: as for `select`; `["*", "lm_head"]` allows all sites and the head of a language model too.
+
+        Raises:
+            ValueError: as `select` does.
+        """
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        named = {site.name for site in self.select(pattern for pattern in patterns if pattern != "*")}
+        return [site for site in self.select(patterns) if site.name in named or not site.unless_named]
+
+    def left_dense(self, reasons: Mapping[str, str]) -> Sites:
+        """The same sites, some of which must stay dense: name -> why."""
+        changed = {
+            name: replace(site, dense_because=reasons.get(name, site.dense_because)) for name, site in self.items()
+        }
+        return replace(self, by_name=changed)
 
     def check_structure(self, model: nn.Module) -> None:
         """Refuse a model of another structure than the one that the sites were found in.
@@ -234,7 +266,9 @@ class Sites(Mapping[str, Site]):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, to be stored as JSON; `from_dict` is the way back."""
-        return asdict(self)
+        values = asdict(replace(self, example=None))
+        del values["example"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sites:
@@ -245,15 +279,12 @@ class Sites(Mapping[str, Site]):
         }
         return cls(**{**_tuples(values), "by_name": by_name})
 
-    def _no_match(self, pattern: str) -> str:
-        idle = list(filter(_matcher(pattern), self.never_called))
+    def _no_match(self, pattern: str, names: list[str], idle: list[str]) -> str:
         if idle:
             return f"pattern '{pattern}' matches only layers that the example input never calls: {', '.join(idle)}"
-        names = [name for site in self.values() for name in (site.name, *site.aliases)]
         if not names:
             return f"pattern '{pattern}' matches no site: the model has none"
-        near = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=5, cutoff=0.4) or names[:5]
-        return f"pattern '{pattern}' matches no site; near names are: {', '.join(near)}"
+        return f"pattern '{pattern}' matches no site; near names are: {near(pattern, names)}"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -273,13 +304,3 @@ def fingerprint(model: nn.Module) -> str:
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _matcher(pattern: str) -> Any:
-    if not pattern.startswith("re:"):
-        return lambda name: fnmatchcase(name, pattern)
-    try:
-        expression = re.compile(pattern.removeprefix("re:"))
-    except re.error as error:
-        raise ValueError(f"pattern '{pattern}' is no regular expression: {error}") from None
-    return lambda name: expression.fullmatch(name) is not None

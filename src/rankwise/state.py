@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def state_of(model: nn.Module) -> State:
     for name, value in model.state_dict(keep_vars=True).items():
         if problem := _problem(value):
             raise ValueError(f"state {name!r} {problem}")
-        stored = first.setdefault(_place(value), name) if value.numel() else name
+        stored = first.setdefault(place(value), name) if value.numel() else name
         if stored == name:
             tensors[name] = value
         else:
@@ -81,16 +82,57 @@ def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
     """
     left_out = tuple(f"{name}." if name else "" for name in without)
     places = {
-        _place(value): value.numel() * value.element_size()
+        place(value): value.numel() * value.element_size()
         for name, value in model.state_dict(keep_vars=True).items()
         if not name.startswith(left_out) and _problem(value) is None
     }
     return sum(places.values())
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    # Tied tensors need not be one Python object: two Parameters may share their memory.
+def place(tensor: Tensor) -> tuple[object, ...]:
+    """What tells whether two tensors are one and the same memory: tied ones need not be one Python object."""
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Where a tensor's block of memory begins; 0 for sparse and other tensors without one, which share none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+
+
+def interval(tensor: Tensor) -> tuple[int, int]:
+    """The first number of a tensor within its block of memory, and the one after its last."""
+    start = int(tensor.storage_offset())
+    if tensor.numel() == 0:
+        return start, start
+    steps = zip(tensor.shape, map(int, tensor.stride()), strict=True)
+    return start, start + 1 + sum((size - 1) * step for size, step in steps)
+
+
+def numbers_in(tensors: Iterable[Tensor]) -> int:
+    """Numbers in memory: what several tensors share is counted once.
+
+    Example:
+        >>> weight = torch.zeros(3, 4)
+        >>> numbers_in([weight, weight.mT, weight[:2], torch.zeros(5)])
+        17
+    """
+    total = 0
+    blocks: dict[int, dict[object, Tensor]] = {}
+    for tensor in tensors:
+        if storage := storage_of(tensor):
+            blocks.setdefault(storage, {})[place(tensor)] = tensor
+        else:
+            total += tensor.numel()
+    for parts in blocks.values():
+        ends = sorted(interval(tensor) for tensor in parts.values())
+        if all(end <= start for (_, end), (start, _) in pairwise(ends)):
+            total += sum(tensor.numel() for tensor in parts.values())
+            continue
+        used = torch.zeros(max(end for _, end in ends), dtype=torch.bool)
+        for tensor in parts.values():
+            used.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+        total += int(used.sum())
+    return total
 
 
 def _problem(value: object) -> str | None:

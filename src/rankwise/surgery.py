@@ -9,7 +9,12 @@ from torch import nn
 
 from .formats import Format, LowRank, Ranks
 from .formats.svd import SVD
+from .pristine import HOOK_TABLES
+from .references import redirect
 from .ties import is_tied
+
+# Hooks of calls and gradients. Those of state dicts speak of a weight that a chain does not have.
+_TABLES = (*HOOK_TABLES, "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook")
 
 
 def rebuild(model: nn.Module, site_names: Sequence[str], format: Format, ranks: Ranks, bias: bool) -> LowRank:
@@ -66,7 +71,8 @@ def replace(model: nn.Module, site_names: Sequence[str], chain: nn.Module) -> No
     """Put `chain` wherever the named modules stand in `model`, under all their names.
 
     A module that several parents share, or that one parent registers under several names, is replaced everywhere, so
-    what was shared stays shared. Nothing is changed when a name is wrong.
+    what was shared stays shared; so it is where a parent holds it in a list, a dictionary or the like. Its forward and
+    backward hooks go on to the chain. Nothing is changed when a name is wrong.
 
     Args:
         model: the network, changed in place.
@@ -82,10 +88,19 @@ def replace(model: nn.Module, site_names: Sequence[str], chain: nn.Module) -> No
         >>> [name for name, _ in model.named_parameters()]
         ['0.0.weight', '0.1.weight', '0.1.bias']
     """
-    old = {id(module_at(model, name)) for name in site_names}
-    slots = [(parent, key) for parent in model.modules() for key, child in parent._modules.items() if id(child) in old]
+    old = {module_at(model, name): chain for name in site_names}
+    slots = [(parent, key) for parent in model.modules() for key, child in parent._modules.items() if child in old]
     for parent, key in slots:
         parent.add_module(key, chain)
+    redirect(model, old)
+    for layer in old:
+        _swap_hooks(layer, chain)
+
+
+def _swap_hooks(layer: nn.Module, chain: nn.Module) -> None:
+    # The tables themselves change hands: a handle that the user keeps removes its hook from the table it was made for.
+    for table in _TABLES:
+        layer.__dict__[table], chain.__dict__[table] = chain.__dict__[table], layer.__dict__[table]
 
 
 def module_at(model: nn.Module, name: str) -> nn.Module:

@@ -11,6 +11,8 @@ from torch import nn
 
 from .counting import own_forward
 from .kinds import site_kind, spatial_dims
+from .pristine import HOOK_TABLES
+from .state import interval, place, storage_of
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
@@ -26,21 +28,23 @@ class Ties:
 
     Attributes:
         names: id of a module -> its qualified names.
-        groups: the layers of a site's kind, those whose `weight` is the same Parameter together.
+        groups: the layers of a site's kind, those whose `weight` is the same memory together.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.names: dict[int, list[str]] = defaultdict(list)
         for name, module in model.named_modules(remove_duplicate=False):
             self.names[id(module)].append(name)
-        self._owners: dict[int, list[nn.Module]] = defaultdict(list)
-        groups: dict[int, list[nn.Module]] = defaultdict(list)
+        self._owners: dict[int, list[tuple[tuple[int, int], nn.Module]]] = defaultdict(list)  # by block of memory
+        groups: dict[object, list[nn.Module]] = defaultdict(list)
         for module in model.modules():
             for parameter in module._parameters.values():
-                self._owners[id(parameter)].append(module)
+                if parameter is not None:
+                    self._owners[storage_of(parameter)].append((interval(parameter), module))
             if site_kind(module):
                 # A parametrised weight is computed anew for each layer: such a layer is a group of its own.
-                groups[id(module._parameters.get("weight", module))].append(module)
+                weight = module._parameters.get("weight")
+                groups[id(module) if weight is None else place(weight)].append(module)
         self.groups = list(groups.values())
 
     def together(self, name: str) -> list[str]:
@@ -61,6 +65,10 @@ class Ties:
                 return f"{type(module).__name__} has a forward of its own, which a factorised layer would not run"
             if id(module) in unfit:
                 return unfit[id(module)]
+            if module._state_dict_hooks or module._load_state_dict_pre_hooks:
+                return "it has state dict hooks, which are about a weight that a factorised layer does not have"
+            if len(group) > 1 and any(getattr(module, table) for table in HOOK_TABLES if table.endswith("_hooks")):
+                return "it has hooks of its own and shares its weight with another layer; remove one of the two"
             if option := _lookup_option(module):
                 return f"it is an embedding with {option}, which is about whole rows; switch that off to factorise it"
         groups = getattr(layer, "groups", 1)
@@ -71,12 +79,13 @@ class Ties:
             alike = next(each for each in (layer, *group) if _is_table(each) == _is_table(other))
             if _shape_of(other) != _shape_of(alike) or (is_tied(group) and site_kind(other) == "conv1d_hf"):
                 return f"its weight is tied to {self._words(other)}, which has another geometry"
-            if other._parameters.get("bias") is not alike._parameters.get("bias"):
+            if not _same(other._parameters.get("bias"), alike._parameters.get("bias")):
                 return f"its weight is tied to {self._words(other)}, which has a different bias"
         inside = {id(part) for module in group for part in module.modules()}
         for name, parameter in (named for module in group for named in module.named_parameters()):
-            for owner in self._owners[id(parameter)]:
-                if id(owner) not in inside:
+            start, end = interval(parameter)
+            for (first, last), owner in self._owners[storage_of(parameter)]:
+                if id(owner) not in inside and first < end and start < last:
                     return f"its {'bias' if 'bias' in name else 'weight'} is tied to {self._words(owner)}"
         return None
 
@@ -87,6 +96,11 @@ class Ties:
 def is_tied(group: Iterable[nn.Module]) -> bool:
     """Whether layers with one weight are embeddings and layers that multiply, both."""
     return len({_is_table(layer) for layer in group}) == 2
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether two parameters are one memory, or both are none."""
+    return one is other if one is None or other is None else place(one) == place(other)
 
 
 def _is_table(layer: nn.Module) -> bool:

@@ -76,14 +76,14 @@ def test_full_rank_changes_nothing(model: nn.Module, stats: Statistics) -> None:
 
 
 def test_a_budget_of_parameters_may_factorise_it_and_one_of_macs_does_not(model: Any, stats: Statistics) -> None:
-    by_params = rw.choose(model, stats, keep={"params": 0.55})
+    by_params = rw.choose(model, stats, keep={"params": 0.55}, include=["*", "words", "head"])
     small = rw.factorise(model, by_params, stats)
     assert "words" in chains(small)
     assert sum(p.numel() for p in small.parameters()) == by_params.planned["params"]
     assert rw.find(small, tokens()[0][:1]).total_macs == by_params.planned["macs"]
     (row,) = [row for row in by_params.rows if row.site == "words"]
     assert row.why.endswith("of its parameters")
-    by_macs = rw.choose(model, stats, keep={"macs": 0.55})
+    by_macs = rw.choose(model, stats, keep={"macs": 0.55}, include=["*", "words", "head"])
     assert {row.site for row in by_macs.factorised} <= {"hidden", "head"}
 
 

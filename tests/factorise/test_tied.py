@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 import rankwise as rw
 from rankwise import Statistics
 from rankwise.evaluate import size
+from rankwise.formats.both_sides import fit
 from rankwise.formats.modules import TransposedLinear
+from rankwise.statistics.gradients import fisher_energy
 from rankwise.torchvision_shim import import_torchvision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,10 +130,11 @@ def test_full_rank_changes_nothing(model: nn.Module, stats: Statistics) -> None:
 
 
 def test_a_budget_counts_the_pair_once(model: Any, stats: Statistics) -> None:
-    plan = rw.choose(model, stats, keep={"params": 0.5, "macs": 0.6})
+    everything = ("*", "head")
+    plan = rw.choose(model, stats, keep={"params": 0.5, "macs": 0.6}, include=everything)
     (row,) = [row for row in plan.rows if row.site == "words"]
     assert row.format == "svd"
-    small, report = rw.compress(model, tokens(), keep={"params": 0.5, "macs": 0.6})
+    small, report = rw.compress(model, tokens(), keep={"params": 0.5, "macs": 0.6}, include=everything)
     assert (report.compressed.params, report.compressed.macs) == (plan.planned["params"], plan.planned["macs"])
     assert_tied(small)
     energy = rw.choose(model, stats, rule="energy:share=0.8", include="words")
@@ -290,3 +294,65 @@ def test_fitted_to_both_uses_a_trained_network_loses_less() -> None:
                 f"rank {rank}: loss {dense:.3f}, more by {fitted['input']:.3f} (input), {fitted['weight']:.3f} (weight)"
             )
             assert fitted["input"] < 0.9 * fitted["weight"]
+
+
+@pytest.fixture(scope="module")
+def weighed(model: nn.Module) -> Statistics:
+    return rw.collect(model, tokens(), gradients=True)
+
+
+@pytest.mark.parametrize("rule", ["knapsack", "fisher"])
+@pytest.mark.parametrize("metric", ["input", "fisher"])
+def test_gradients_of_both_uses(rule: str, metric: str, model: Any, weighed: Statistics) -> None:
+    plan = rw.choose(model, weighed, keep={"params": 0.5}, include=["*", "head"], rule=rule, metric=metric)
+    assert plan["words"].format == "svd"
+    for small in (rw.factorise(model, plan, weighed), rw.factorise(model, plan, weighed, data=tokens())):
+        assert_tied(small)
+        assert size(small, tokens()[0][:1]).params == plan.planned["params"]
+    assert 0 <= rw.choose_shrinkage(model, plan, weighed, tokens()) <= 1
+
+
+def test_the_energy_of_a_pair_is_that_of_its_uses() -> None:
+    """Gradients by autograd, one sample after the other, at the rows that are looked up and at the scores."""
+    model: Any = make(lambda: Language(False))
+    stats = rw.collect(model, tokens(), gradients=True, loss=lambda scores: scores.square().sum(), positions="all")
+    gradients = stats["words"].gradients
+    assert gradients is not None
+    assert gradients.lookups_DD is not None
+    words, scores, samples = torch.zeros(E, E).double(), torch.zeros(V, V).double(), 0
+    for batch in tokens():
+        x = model.words(batch).detach().requires_grad_()
+        y = model.head(model.norm(x + F.gelu(model.hidden(x))))
+        (g,) = torch.autograd.grad(y.square().sum(), x)
+        words += g.flatten(0, -2).double().mT @ g.flatten(0, -2).double()
+        scores += 4 * y.detach().flatten(0, -2).double().mT @ y.detach().flatten(0, -2).double()
+        samples += len(batch)
+    torch.testing.assert_close(gradients.lookups_DD, words / samples, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients.second_GTT[0], scores / samples, rtol=1e-3, atol=1e-4)
+    moments, W = stats["words"].uncentred(), model.words.weight.detach().double()
+    frequency = moments.lookups_V / moments.lookups_V.sum()
+    lookups = float((frequency[:, None] * (W @ gradients.lookups_DD) * W).sum())
+    products = float((gradients.second_GTT[0] * (W @ moments.second_GDD[0] @ W.mT)).sum())
+    assert fisher_energy(W, moments) == pytest.approx((lookups + products) / 2, rel=1e-9)
+
+
+def test_a_use_that_matters_more_is_fitted_better(model: Any, weighed: Statistics) -> None:
+    weight, found = model.words.weight.detach().double(), weighed["words"].uncentred()
+    assert found.gradients is not None
+    errors = []
+    for factor in (1e-4, 1.0, 1e4):
+        gradients = replace(found.gradients, lookups_DD=found.gradients.lookups_DD * factor)
+        metric = replace(found, gradients=gradients).two_sided("fisher")
+        fitted = fit(rw.FORMATS["svd"], weighed.sites["words"], weight, metric, (4,)).dense()
+        rows = metric.inputs[1]
+        errors.append(rows.energy((weight - fitted).mT) / rows.energy(weight.mT))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_gradients_of_both_uses_are_stored_and_merged(weighed: Statistics, tmp_path: Path) -> None:
+    loaded = Statistics.load(weighed.save(tmp_path / "stats.safetensors"))["words"].gradients
+    gradients = weighed["words"].gradients
+    assert loaded is not None
+    assert gradients is not None
+    assert torch.equal(loaded.lookups_DD, gradients.lookups_DD)  # type: ignore[arg-type]
+    torch.testing.assert_close(gradients.merge(loaded).lookups_DD, gradients.lookups_DD)

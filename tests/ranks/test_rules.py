@@ -188,6 +188,24 @@ def test_noise_rules_find_a_planted_rank_and_leave_noise_dense() -> None:
     assert (pick.option, pick.why) == (0, "gavish_donoho: rank svd 0 of 16: dense, as nothing cheaper is enough")
 
 
+@pytest.mark.parametrize("rule", ["evbmf", "gavish_donoho"])
+def test_noise_under_a_budget_is_cut_last_and_meets_it_closely(rule: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.linalg.svdvals(torch.randn(64, 128, generator=generator, dtype=torch.float64)).tolist()
+    planted = [400.0, 350.0, 300.0, 250.0, *noise[4:]]
+    sites = [site("planted", planted, 3, 128), *(site(f"noise{i}", noise, 3, 128) for i in range(3))]
+    for budget, dense in ((400, 3), (300, 0), (200, 0), (60, 0)):
+        asked = problem(*sites, params=budget)
+        ranks = chosen(get_rule(rule), asked)
+        params = [
+            own.options[pick.option].params for own, pick in zip(asked.sites, get_rule(rule).choose(asked), strict=True)
+        ]
+        assert budget - 12 <= sum(params) <= budget or dense
+        assert ranks[1:].count(()) == dense
+        assert all(len(own) == 0 or own[0] > 4 for own in ranks[1:])  # none of them before the planted one
+        assert ranks[0] <= (6,)  # EVBMF finds a sixth
+
+
 def test_uniform_keeps_the_same_share_of_every_site() -> None:
     asked = problem(*SITES)
     for pick, own in zip(Uniform(ratio=0.5).choose(asked), asked.sites, strict=True):

@@ -185,7 +185,7 @@ def test_either_data_or_a_forward_loop() -> None:
         collect(model)
     with pytest.raises(ValueError, match=r"either data .* or forward_loop"):
         collect(model, [torch.zeros(1, 3)], forward_loop=lambda m: None)
-    with pytest.raises(ValueError, match="needs example_input"):
+    with pytest.raises(ValueError, match="needs example="):
         collect(model, forward_loop=lambda m: None)
 
 

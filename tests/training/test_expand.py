@@ -147,7 +147,12 @@ def test_an_embedding() -> None:
     model = nn.Sequential(nn.Embedding(20, 6, padding_idx=2), nn.Linear(6, 4))
     ids = torch.randint(20, (3, 5))
     before, layer = model(ids), model[0]
-    expand_(model, rw.find(model, ids))
+    sites = rw.find(model, ids)
+    expand_(model, sites)
+    assert model[0] is layer  # it has to be named
+    merge_(model)
+    expand_(model, sites, only=["*", "0"])
+    assert model[0] is not layer
     torch.testing.assert_close(model(ids), before, atol=1e-5, rtol=1e-5)
     assert deviation(model) < 1e-6
     merge_(model)

@@ -14,7 +14,7 @@ from ..folding import refolded
 from ..formats import get_format
 from ..kinds import is_convolution, site_kind
 from ..sites import Site
-from ..state import DTYPES, NAMES, state_of
+from ..state import DTYPES, NAMES, place, state_of
 from ..surgery import rebuild
 from .coding import decode
 from .manifest import Chain, Manifest, described, fingerprint, outline
@@ -152,7 +152,7 @@ def _check_tied(fresh: nn.Module, table: Chain, head: Chain) -> None:
     """Layers that share factors in the artifact must share their weight in the fresh model, and have the same ranks."""
     one, other = table.names[0], head.names[0]
     layers: list[Any] = [fresh.get_submodule(name) for name in (one, other)]
-    if layers[0].weight is not layers[1].weight:
+    if place(layers[0].weight) != place(layers[1].weight):
         raise ValueError(
             f"the artifact shares the factors of {one!r} and {other!r}, the fresh model has a weight for each; tie them"
         )

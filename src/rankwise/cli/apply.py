@@ -29,6 +29,8 @@ def apply(
     samples: options.Samples = 512,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     stats: options.Stats = None,
     method: options.Method = "auto",
     shrink: options.Shrink = None,
@@ -51,18 +53,27 @@ def apply(
     """
     with Output(json, debug=debug) as out:
         from ..plan import Plan
-        from .constraints import parse_shrink
+        from .constraints import check_method, parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
         from .steps import Job, check_storage, finish
 
         check_storage(storage)
+        check_method(method)
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         selection = Selection.of(importance)
         wanted = Plan.load(plan)
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         job = Job.start(
             out,

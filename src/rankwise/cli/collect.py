@@ -42,6 +42,8 @@ def collect(
     samples: options.Samples = 512,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     ignore: options.Ignore = None,
     rows: Rows = False,
     gradients: Gradients = False,
@@ -63,11 +65,19 @@ def collect(
         from .steps import Job
 
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         if stats_file.is_dir():
             raise ValueError(f"-o {stats_file} is a folder; name a file")
-        job = Job.start(out, model, weights, data, how, samples=samples)
+        job = Job.start(out, model, weights, data, how, samples=samples, wishes={"ignore": ignore or ()})
         assert job.data is not None
         ignored = {site.name for site in job.sites.select(ignore or ())}
         wanted = [name for name, site in job.sites.items() if not site.dense_because and name not in ignored]
@@ -80,7 +90,13 @@ def collect(
                 f"{LARGEST_DENSE:,}): --ignore {wide[0]} leaves it out, --rows writes rows of its activations"
             )
         stats = collect_statistics(
-            job.network, job.data.inputs, only=wanted, gradients=gradients, seed=seed, progress=out.track
+            job.network,
+            job.data.inputs,
+            example=job.example,
+            only=wanted,
+            gradients=gradients,
+            seed=seed,
+            progress=out.track,
         )
         stats = stats if rows else stats.without_rows()
         stats.save(stats_file)

@@ -34,6 +34,8 @@ def compress(
     samples: options.Samples = 512,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     stats: options.Stats = None,
     formats: options.Formats = "svd,spatial_svd,tucker2",
     metric: options.Metric = "input",
@@ -67,17 +69,13 @@ def compress(
     is enough, also of other data.
     """
     with Output(json, debug=debug) as out:
-        from ..choose import is_timed
-        from .constraints import check_budget, choose_options, parse_shrink
+        from .constraints import check_budget, check_method, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
         from .steps import Job, check_storage, finish, wishes_gradients
-        from .trying import what_times, what_tries
+        from .trying import engine_for, what_times, what_tries
 
-        check_storage(storage)
-        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
-        selection = Selection.of(importance)
         wishes = choose_options(
             keep,
             rule,
@@ -94,9 +92,25 @@ def compress(
             minimise,
             tie,
         )
+        from ..choose import is_timed  # which imports torch: what is written wrongly is told before
+
         check_budget(wishes)
+        check_method(method)
+        check_storage(storage)
+        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
+        selection = Selection.of(importance)
+        timed = is_timed(wishes["keep"], target_drop, minimise)
+        measuring = engine_for(timed, engine, threads, latency_batch, figures=True)
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         job = Job.start(
             out,
@@ -111,11 +125,11 @@ def compress(
             folder=out_folder,
             fold=fold,
             gradients=wishes_gradients(wishes),
+            wishes=wishes,
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        timed = is_timed(wishes["keep"], target_drop, minimise)
-        times = what_times(job, timed, engine, threads, latency_batch, figures=True)
+        times = what_times(job, measuring, latency_batch)
         plan = job.plan({**wishes, **times, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing, storage=storage)

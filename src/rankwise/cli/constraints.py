@@ -157,8 +157,11 @@ def _amount(text: str, value: str) -> float | int:
         raise ValueError(
             f"--keep {text!r}: a fraction lies above 0 and at most at 1.0; an absolute number has no point"
         )
-    if amount == 1 and isinstance(amount, int):
-        raise ValueError(f"--keep {text!r} is one single unit; write 1.0 or 100% for everything")
+    if isinstance(amount, int) and amount <= 100:
+        raise ValueError(
+            f"--keep {text!r} is fewer than any network has; write {amount}% for a share"
+            + (", or 1.0 for everything" if amount == 1 else "")
+        )
     return amount
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class DataOptions:
     root: Path = Path("data")
     split: str | None = None
     seed: int = 0
+    batches: str = "auto"
+    example_batch: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Data:
         classes: number of class folders, None where labels were stored as numbers.
         prepared: how inputs were made, for people.
         real: whether answers to it say anything; random inputs only have a shape.
+        stands: the example that stands for the data, and the dimension along which samples lie; see `of_network`.
     """
 
     name: str
@@ -44,6 +47,23 @@ class Data:
     prepared: str
     _passes: Callable[[], Iterator[tuple[Any, Any]]] = field(repr=False)
     real: bool = True
+    stands: tuple[Any, int] | None = field(default=None, repr=False)
+
+    def of_network(self, network: nn.Module, whole: bool = False) -> Data:
+        """The same data with the example that stands for it in a network.
+
+        Args:
+            network: that is called with the inputs.
+            whole: whether the example is the whole first batch (--example-batch).
+        """
+        from ..batches import Batches
+        from ..example import with_example
+
+        batches = Batches.of(self.inputs)
+        example, batches = with_example(network, batches, batches.first() if whole else None)
+        # with time first, `samples` was a number of steps
+        samples = batches.samples if batches.axis and self.samples is not None else self.samples
+        return replace(self, stands=(example, batches.axis or 0), samples=samples)
 
     @property
     def pairs(self) -> Iterable[tuple[Any, Any]]:
@@ -56,18 +76,23 @@ class Data:
         return _Again(lambda: (inputs for inputs, _ in self._passes()))
 
     def example(self, samples: int = 1) -> Any:
-        """The inputs of the first sample, or of the first few, as a batch.
+        """The example that stands for the data, or the inputs of the first few samples, as a batch.
 
         Raises:
             ValueError: where the first batch holds fewer.
         """
+        from ..calling import first_samples, samples_in
+
+        example, axis = self.stands or (None, 0)
+        if example is not None and samples == 1:
+            return example
         for inputs, _ in self._passes():
-            if (there := count(inputs)) < samples:
+            if (there := samples_in(inputs, axis)) < samples:
                 raise ValueError(
                     f"{samples} samples are wanted in a batch (--latency-batch), "
                     f"the first batch of {self.name} holds {there}; raise --batch, or ask for fewer"
                 )
-            return cut(inputs, samples)
+            return first_samples(inputs, samples, axis)
         raise ValueError(f"{self.name} has no batches")
 
 
@@ -86,7 +111,7 @@ def count(inputs: Any) -> int:
     if isinstance(inputs, Mapping):
         return count(next(iter(inputs.values())))
     if isinstance(inputs, (tuple, list)):
-        return count(inputs[0])
+        return len(inputs[0]) if isinstance(inputs[0], list) else count(inputs[0])
     if not hasattr(inputs, "shape"):
         raise ValueError(f"a batch holds a {type(inputs).__name__}; the inputs of a batch are tensors")
     return int(inputs.shape[0])

@@ -37,6 +37,8 @@ def evaluate(
     samples: options.TestSamples = None,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     stored: Stored = False,
     roofline: Roofline = False,
     threads: options.Threads = 1,
@@ -63,13 +65,21 @@ def evaluate(
         timing = Timing.of(engines, threads, latency_batch)
         torch.manual_seed(seed)
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         with out.step("loading"):
             networks = {"dense": load_model(model, weights)}
             if artifact is not None:
                 networks["compressed"] = load_artifact(model, artifact)
-            test = load_data(data, how, model=model, samples=samples, default_split="test")
+            test = load_data(data, how, network=networks["dense"], model=model, samples=samples, default_split="test")
         warn_about_random_weights(out, model, weights)
         out.say(f"data: {test.name}, {test.prepared}")
         figures = measure(out, networks, test, timing=timing)

@@ -46,6 +46,15 @@ Calibration = Annotated[
     ),
 ]
 Opset = Annotated[int | None, typer.Option("--opset", metavar="N", help="Operator set of ONNX.")]
+DynamicAxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic-axes",
+        metavar="INPUT=AXIS,AXIS",
+        help="Further axes to leave open in onnx and pt2: input_ids=1, image=2,3; repeated; auto: all that the network "
+        "takes at another size; none. auto unless --fixed-batch.",
+    ),
+]
 FixedBatch = Annotated[
     bool, typer.Option("--fixed-batch", help="Fix the batch size at one; it is open without this, but in ExecuTorch.")
 ]
@@ -63,6 +72,7 @@ def export(
     absorb: Absorb = False,
     opset: Opset = None,
     fixed_batch: FixedBatch = False,
+    dynamic_axes: DynamicAxes = None,
     weights: options.Weights = None,
     data: options.DataOption = None,
     input_shape: options.InputShape = None,
@@ -71,6 +81,8 @@ def export(
     normalise: options.Normalise = "auto",
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     threads: options.Threads = 1,
     json: options.Json = None,
     seed: options.Seed = 0,
@@ -96,8 +108,17 @@ def export(
         from .tables import exports_table
 
         torch.manual_seed(seed)
-        target = target_of(file, to)
-        how = DataOptions(transform=transform, size=size, normalise=normalise, root=root, split=split, seed=seed)
+        target, axes = target_of(file, to), parse_axes(dynamic_axes)
+        how = DataOptions(
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
+        )
         with out.step("loading"):
             networks = {"dense": load_model(model, weights)}
             if artifact is not None:
@@ -105,9 +126,13 @@ def export(
         if artifact is None:
             warn_about_random_weights(out, model, weights)
         shape = input_shape or (None if data or artifact is None else input_shape_of(artifact))
-        example = load_example(data, shape, how, model)
-        inputs = None if calibration is None else load_data(calibration, how, model=model, samples=samples).inputs
-        write = _writer(target, dtype=dtype, calibration=inputs, opset=opset, fixed_batch=fixed_batch)
+        example = load_example(data, shape, how, model, networks["dense"])
+        inputs = None
+        if calibration is not None:
+            inputs = load_data(calibration, how, network=networks["dense"], model=model, samples=samples).inputs
+        write = _writer(
+            target, dtype=dtype, calibration=inputs, opset=opset, fixed_batch=fixed_batch, dynamic_axes=axes
+        )
         prepare = partial(_prepared, fold=fold, absorb=absorb)
         with tempfile.TemporaryDirectory() as folder:
             *beside, wanted = networks
@@ -141,8 +166,34 @@ def _prepared(network: nn.Module, *, fold: bool, absorb: bool) -> nn.Module:
     return absorbed(network) if absorb else network
 
 
+def parse_axes(texts: list[str] | None) -> str | dict[str, list[int]] | None:
+    """`image=2,3` as `{"image": [2, 3]}`; `auto`, `none`, or None as they are.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not texts:
+        return None
+    if texts in (["auto"], ["none"]):
+        return texts[0]
+    axes: dict[str, list[int]] = {}
+    for text in texts:
+        name, _, numbers = text.partition("=")
+        try:
+            axes.setdefault(name, []).extend(int(number) for number in numbers.split(","))
+        except ValueError:
+            raise ValueError(f"--dynamic-axes {text!r}: write input_ids=1, image=2,3, auto or none") from None
+    return axes
+
+
 def _writer(
-    target: str, *, dtype: str | None, calibration: Any, opset: int | None, fixed_batch: bool
+    target: str,
+    *,
+    dtype: str | None,
+    calibration: Any,
+    opset: int | None,
+    fixed_batch: bool,
+    dynamic_axes: str | dict[str, list[int]] | None,
 ) -> Callable[[nn.Module, Any, Path], Path]:
     """The function that writes a network for a target.
 
@@ -153,9 +204,11 @@ def _writer(
 
     if opset is not None and target != "onnx":
         raise ValueError(f"--opset {opset} is of ONNX; {target} has no operator sets")
+    if target == "executorch" and dynamic_axes not in (None, "none"):
+        raise ValueError("--dynamic-axes is of onnx and pt2; memory of an executorch file is planned for one size")
     common: Mapping[str, Any] = {"dtype": dtype, "calibration": calibration}
     if target == "executorch":
         return partial(executorch, **common)
     if target == "pt2":
-        return partial(pt2, dynamic_batch=not fixed_batch, **common)
-    return partial(onnx, dynamic_batch=not fixed_batch, opset=opset, **common)
+        return partial(pt2, dynamic_batch=not fixed_batch, dynamic_axes=dynamic_axes, **common)
+    return partial(onnx, dynamic_batch=not fixed_batch, dynamic_axes=dynamic_axes, opset=opset, **common)

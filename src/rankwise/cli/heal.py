@@ -100,6 +100,8 @@ def heal(
     samples: options.TestSamples = None,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -131,13 +133,21 @@ def heal(
         torch.manual_seed(seed)
         check_folder(out_folder)
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         with out.step("loading"):
             dense, small = load_model(model, weights), load_artifact(model, artifact)
             plan = read(artifact).plan
-            source = load_data(data, how, model=model, samples=samples)
-            held_out = None if test is None else load_data(test, how, model=model, default_split="test")
+            source = load_data(data, how, network=dense, model=model, samples=samples)
+            held_out = None if test is None else load_data(test, how, network=dense, model=model, default_split="test")
         warn_about_random_weights(out, model, weights)
         measured_on = held_out or source
         measured_on.example(timing.batch)

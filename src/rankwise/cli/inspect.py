@@ -24,6 +24,8 @@ def inspect(
     normalise: options.Normalise = "auto",
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -48,8 +50,17 @@ def inspect(
         torch.manual_seed(seed)
         with out.step("loading the network"):
             network = load_model(model, weights)
-        how = DataOptions(transform=transform, size=size, normalise=normalise, root=root, split=split, seed=seed)
-        example = load_example(data, input_shape, how, model)
+        how = DataOptions(
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
+        )
+        example = load_example(data, input_shape, how, model, network)
         with out.step("counting"):
             sites = find(network, example)
             ranks = {name: spectrum(network, site) for name, site in sites.items()}
@@ -71,8 +82,8 @@ def spectrum(network: nn.Module, site: Site) -> tuple[float, float]:
 def _remarks(out: Output, sites: Sites) -> None:
     """What the table does not show: layers that stay dense, and what no count covers."""
     for site_name, site in sites.items():
-        if site.dense_because:
-            out.say(f"stays dense: {site_name}: {site.dense_because}")
+        if site.stays_dense:
+            out.say(f"stays dense: {site_name}: {site.stays_dense}")
     for name, macs in sites.other_macs.items():
         out.say(f"counted, but no site: {name}: {macs:,} MACs")
     for why in dict.fromkeys(sites.not_counted.values()):
@@ -98,6 +109,7 @@ def document(sites: Sites, ranks: dict[str, tuple[float, float]]) -> dict[str, A
             "stable_rank": ranks[name][0],
             "effective_rank": ranks[name][1],
             "dense_because": site.dense_because,
+            "unless_named": site.unless_named,
         }
         for name, site in sites.items()
     ]

@@ -10,10 +10,10 @@ from .data import Data, DataOptions, example_input
 from .models import TORCHVISION, is_torchvision, load_function
 from .pixels import Normalise, Step, parse_normalise, parse_transform
 from .sources import Source, from_arrays, from_dataset, from_folder, from_torchvision
-from .user_batches import from_batches, is_dataset
+from .user_batches import WAYS, from_batches, is_dataset
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 ARRAYS = (".npz", ".safetensors")
 KINDS = "a folder of pictures, FILE.npz, FILE.safetensors, torchvision:NAME (torchvision:CIFAR10) or FILE.py:FUNCTION"
@@ -23,13 +23,20 @@ CACHE_BYTES = 1 << 30
 
 
 def load_data(
-    spec: str, options: DataOptions, *, model: str = "", samples: int | None = None, default_split: str = "train"
+    spec: str,
+    options: DataOptions,
+    *,
+    network: nn.Module | None = None,
+    model: str = "",
+    samples: int | None = None,
+    default_split: str = "train",
 ) -> Data:
     """The data that `spec` names.
 
     Args:
         spec: DATA of the command line.
         options: how to read it.
+        network: that is called with it; decides what is an input, and which example stands for the data.
         model: MODEL of the command line, which decides what `auto` means.
         samples: take that many, chosen by the seed; None for all, in their order.
         default_split: the split of a named data set where the options say none.
@@ -43,6 +50,8 @@ def load_data(
     steps = parse_transform(options.transform, options.size)
     split = options.split or default_split
     path = Path(spec)
+    if options.batches not in WAYS:
+        raise ValueError(f"--batches {options.batches!r} is not one of {', '.join(WAYS)}")
     if options.batch < 1 or (samples is not None and samples < 1):
         raise ValueError(f"--batch {options.batch} and --samples {samples} must be at least 1")
     if spec.startswith(TORCHVISION):
@@ -62,9 +71,13 @@ def load_data(
                 raise ValueError(
                     f"{spec} returns batches ready for the network; --transform, --size and --normalise do not apply"
                 )
-            return from_batches(made, spec, samples)
+            found = from_batches(made, spec, samples, options.batches, network)
+            return found if network is None else found.of_network(network, options.example_batch)
         source = from_dataset(made, spec)
-    return _from_source(source, options, steps, samples, model)
+    if options.batches != "auto":
+        raise ValueError(f"--batches {options.batches} is for functions that return batches, not for {spec}")
+    found = _from_source(source, options, steps, samples, model)
+    return found if network is None else found.of_network(network, options.example_batch)
 
 
 def _from_source(
@@ -153,7 +166,9 @@ def _stack(tensors: Sequence[Tensor], name: str) -> Tensor:
     return torch.stack(list(tensors))
 
 
-def load_example(data: Data | str | None, input_shape: str | None, options: DataOptions, model: str) -> Any:
+def load_example(
+    data: Data | str | None, input_shape: str | None, options: DataOptions, model: str, network: nn.Module
+) -> Any:
     """One input of the network: of the data where there is data, else random numbers of the shape that is given.
 
     Args:
@@ -161,6 +176,7 @@ def load_example(data: Data | str | None, input_shape: str | None, options: Data
         input_shape: `3,224,224`.
         options: how to read the data.
         model: MODEL of the command line; networks of torchvision have a usual shape.
+        network: that is called with it.
 
     Raises:
         ValueError: where nothing says what an input looks like.
@@ -168,7 +184,7 @@ def load_example(data: Data | str | None, input_shape: str | None, options: Data
     if isinstance(data, Data):
         return data.example()
     if data is not None:
-        return load_data(data, options, model=model).example()
+        return load_data(data, options, model=model, network=network).example()
     if input_shape is None and is_torchvision(model):
         input_shape = TORCHVISION_SHAPE
     if input_shape is None:

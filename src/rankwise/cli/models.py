@@ -112,6 +112,9 @@ def load_function(spec: str, what: str, others: str) -> Callable[[], Any]:
 
 def _run_file(path: Path) -> Any:
     """The module of a file. Its own folder is importable meanwhile, as it is when Python runs the file."""
+    from ..torchvision_shim import allow_torchvision
+
+    allow_torchvision()
     name = f"rankwise_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

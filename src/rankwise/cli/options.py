@@ -92,6 +92,23 @@ Split = Annotated[
         help="Split of a named data set: train, val, test. Else train to calibrate, test to evaluate.",
     ),
 ]
+Batches = Annotated[
+    str,
+    typer.Option(
+        "--batches",
+        metavar="HOW",
+        rich_help_panel=_DATA,
+        help="What a function's tuples hold: inputs; pairs of inputs and labels; auto: what the network takes.",
+    ),
+]
+ExampleBatch = Annotated[
+    bool,
+    typer.Option(
+        "--example-batch",
+        rich_help_panel=_DATA,
+        help="Count and check for the whole first batch; else for one sample, where one does.",
+    ),
+]
 InputShape = Annotated[
     str | None,
     typer.Option(
@@ -169,7 +186,12 @@ Ignore = Annotated[
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option("--include", metavar="PATTERN", rich_help_panel=_BUDGET, help="Touch only these layers."),
+    typer.Option(
+        "--include",
+        metavar="PATTERN",
+        rich_help_panel=_BUDGET,
+        help="Touch only these layers. Embeddings and heads of language models have to be named: '*' and lm_head.",
+    ),
 ]
 Pin = Annotated[
     list[str] | None,

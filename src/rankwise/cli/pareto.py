@@ -43,6 +43,8 @@ def pareto(
     samples: options.Samples = 512,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     stats: options.Stats = None,
     test: options.Test = None,
     rule: options.Rule = "knapsack",
@@ -78,7 +80,7 @@ def pareto(
         from .data import DataOptions
         from .steps import Job, wishes_gradients
         from .tables import pareto_table
-        from .trying import trials, what_times, what_tries
+        from .trying import engine_for, trials, what_times, what_tries
 
         keeps, share = parse_shares(along, at), parse_shrink(shrink)
         if share == "auto":
@@ -86,8 +88,17 @@ def pareto(
         wishes = choose_options(
             None, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule, tie=tie
         )
+        measuring = engine_for(along == "latency", engine, threads, latency_batch)
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         job = Job.start(
             out,
@@ -100,9 +111,10 @@ def pareto(
             test=test,
             input_shape=input_shape,
             gradients=wishes_gradients(wishes),
+            wishes=wishes,
         )
         evaluate = what_tries(job, wishes).get("evaluate")
-        times = what_times(job, along == "latency", engine, threads, latency_batch)
+        times = what_times(job, measuring, latency_batch)
         planner = job.planner(wishes, float(share or 0), evaluate, times)
         plans = plans_for(planner, keeps, wishes["rule"], nested=not own, floor=wishes["floor_rule"])
         drops: list[float] = []

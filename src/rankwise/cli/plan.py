@@ -31,6 +31,8 @@ def plan(
     samples: options.Samples = 512,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     stats: options.Stats = None,
     formats: options.Formats = "svd,spatial_svd,tucker2",
     metric: options.Metric = "input",
@@ -64,12 +66,11 @@ def plan(
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug) as out:
-        from ..choose import is_timed
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .steps import Job, wishes_gradients
         from .tables import plan_table
-        from .trying import what_times, what_tries
+        from .trying import engine_for, what_times, what_tries
 
         wishes = choose_options(
             keep,
@@ -87,10 +88,21 @@ def plan(
             minimise,
             tie,
         )
+        from ..choose import is_timed  # which imports torch: what is written wrongly is told before
+
         check_budget(wishes)
+        measuring = engine_for(is_timed(wishes["keep"], target_drop, minimise), engine, threads, latency_batch)
         share = parse_shrink(shrink)
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         job = Job.start(
             out,
@@ -103,9 +115,9 @@ def plan(
             test=test,
             input_shape=input_shape,
             gradients=wishes_gradients(wishes),
+            wishes=wishes,
         )
-        timed = is_timed(wishes["keep"], target_drop, minimise)
-        times = what_times(job, timed, engine, threads, latency_batch)
+        times = what_times(job, measuring, latency_batch)
         chosen = job.plan({**wishes, **times, **what_tries(job, wishes)}, share)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.sites, out.console.width))

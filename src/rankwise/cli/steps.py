@@ -73,12 +73,16 @@ class Job:
         folder: Path | None = None,
         gradients: bool = False,
         fold: bool = False,
+        wishes: Mapping[str, Any] | None = None,
     ) -> Job:
         """Load everything that the command names, before any long work begins."""
         import torch
 
+        from ..constraints import Constraints
         from ..find import find
         from ..folding import folded
+        from ..unmet import check_budgets
+        from ..wishes import check_wishes
 
         torch.manual_seed(how.seed)
         if folder is not None:
@@ -86,15 +90,19 @@ class Job:
         with out.step("loading the network"):
             network = folded(load_model(spec, weights)) if fold else load_model(spec, weights)
         warn_about_random_weights(out, spec, weights)
+        check_wishes(network, **(wishes or {}))
         with out.step("reading the data"):
-            calibration = None if data is None else load_data(data, how, model=spec, samples=samples)
-            held_out = None if test is None else load_data(test, how, model=spec, default_split="test")
+            calibration = None if data is None else load_data(data, how, network=network, model=spec, samples=samples)
+            held_out = None if test is None else load_data(test, how, network=network, model=spec, default_split="test")
         if calibration is not None:
             count = f"up to {samples}" if calibration.samples is None else f"{calibration.samples}"
             out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
-        example = load_example(calibration or held_out, input_shape, how, spec)
+        example = load_example(calibration or held_out, input_shape, how, spec, network)
         with out.step("finding what can be factorised"):
             sites = find(network, example)
+        if wishes is not None:
+            asked = Constraints(**{name: wishes[name] for name in vars(Constraints()) if name in wishes})
+            check_budgets(network, sites, wishes.get("keep"), asked)
         return cls(
             out=out,
             spec=spec,
@@ -132,7 +140,12 @@ class Job:
                 "every metric but weight needs data: name DATA or an existing --stats FILE, or choose --metric weight"
             )
         stats = collect(
-            self.network, self.data.inputs, gradients=self.gradients, seed=self.seed, progress=self.out.track
+            self.network,
+            self.data.inputs,
+            example=self.example,
+            gradients=self.gradients,
+            seed=self.seed,
+            progress=self.out.track,
         )
         if self.stats is not None:
             stats.save(self.stats)
@@ -235,7 +248,10 @@ class Job:
             stats = self.sites if plan.metric == "weight" else self.statistics
         formats = None if importance is None else selecting(self, plan, importance)
         with self.out.stages("factorising", len(plan.factorised)) as step:
-            return factorise(self.network, plan, stats, data=data, seed=self.seed, step=step, formats=formats)
+            example = None if data is None else self.example
+            return factorise(
+                self.network, plan, stats, data=data, seed=self.seed, step=step, formats=formats, example=example
+            )
 
 
 def finish(

@@ -22,13 +22,13 @@ def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table
     for name, site in sites.items():
         share = site.macs / sites.total_macs if sites.total_macs else 0.0
         table.add_row(
-            Text(name, style="dim" if site.dense_because else ""),
+            Text(name, style="dim" if site.stays_dense else ""),
             site.kind,
             "x".join(map(str, site.weight_shape)) + (f" /{site.groups}" if site.groups > 1 else ""),
             f"{site.params:,}",
             f"{site.macs:,}",
             f"{share:.1%}",
-            "dense" if site.dense_because else f"{site.break_even:.4g}",
+            "dense" if site.stays_dense else f"{site.break_even:.4g}",
             f"{ranks[name][0]:.1f}",
             f"{ranks[name][1]:.1f}",
         )

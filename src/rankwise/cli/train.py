@@ -133,6 +133,8 @@ def train(
     samples: options.TestSamples = None,
     root: options.Root = Path("data"),
     split: options.Split = None,
+    batches: options.Batches = "auto",
+    example_batch: options.ExampleBatch = False,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -155,6 +157,7 @@ def train(
         from ..artifact import save
         from ..training import train as train_network
         from ..training.together import rank, together
+        from ..wishes import check_wishes
         from .constraints import parse_budgets, parse_rule
         from .data import DataOptions
         from .figures import Timing, figures_of, measure
@@ -167,12 +170,23 @@ def train(
         torch.manual_seed(seed)
         check_folder(out_folder)
         how = DataOptions(
-            transform=transform, size=size, normalise=normalise, batch=batch, root=root, split=split, seed=seed
+            transform=transform,
+            size=size,
+            normalise=normalise,
+            batch=batch,
+            root=root,
+            split=split,
+            seed=seed,
+            batches=batches,
+            example_batch=example_batch,
         )
         with out.step("loading"):
             network = load_model(model, weights).to(_device(device))
-            source = load_data(data, how, model=model, samples=samples)
-            held_out = None if test is None else load_data(test, how, model=model, default_split="test")
+            check_wishes(network, rule=rule, include=include or ("*",), ignore=ignore or ())
+            source = load_data(data, how, network=network, model=model, samples=samples)
+            held_out = None
+            if test is not None:
+                held_out = load_data(test, how, network=network, model=model, default_split="test")
         measured_on = held_out or source
         measured_on.example(timing.batch)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..evaluate import Trials
+    from ..latency import Engine
     from ..plan import Plan
 
 
@@ -43,29 +44,36 @@ def what_tries(job: Job, wishes: Mapping[str, Any], method: str = "auto") -> dic
     return found
 
 
-def what_times(job: Job, timed: bool, engine: str, threads: int, batch: int, figures: bool = False) -> dict[str, Any]:
-    """The arguments `example` and `engine` of `choose`, where latency is a budget.
+def engine_for(timed: bool, engine: str, threads: int, batch: int, figures: bool = False) -> Engine | None:
+    """What measures a latency budget, None where there is none; asked for before any long work begins.
 
     Args:
-        job: the network and its data.
-        timed: whether it is.
+        timed: whether there is one.
         engine, threads, batch: as the command line says.
         figures: whether threads and batch are those of figures as well.
 
     Raises:
-        ValueError: for an unknown engine, where there are fewer samples than the batch wants, or for options that are
-            given and have no effect.
+        ValueError: for an unknown engine, or for options that are given and have no effect.
         ImportError: for an engine that is not installed.
     """
     if not timed:
         given = {"--engine": engine != "torch", "--threads": threads != 1, "--latency-batch": batch != 1}
         if idle := [name for name in list(given)[: 1 if figures else None] if given[name]]:
             raise ValueError(f"{', '.join(idle)} would have no effect: latency is no budget here")
-        return {}
+        return None
     from ..latency import get_engine
 
     own = 1 if figures and engine.startswith("roofline:") else threads  # which a described device has none of
-    return {"example": job.measured_on.example(batch), "engine": get_engine(engine, own)}
+    return get_engine(engine, own)
+
+
+def what_times(job: Job, engine: Engine | None, batch: int) -> dict[str, Any]:
+    """The arguments `example` and `engine` of `choose`, where latency is a budget.
+
+    Raises:
+        ValueError: where there are fewer samples than the batch wants.
+    """
+    return {} if engine is None else {"example": job.measured_on.example(batch), "engine": engine}
 
 
 def trials(job: Job, measure: str, method: str, held_out: bool = True) -> Trials:

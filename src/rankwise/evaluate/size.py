@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..find import find
+from ..find import total_macs
 from ..guards import unwrap
-from ..state import state_of
+from ..state import numbers_in, state_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Size:
     """Size of a network.
 
     Attributes:
-        params: parameters, tied ones once.
+        params: parameters; memory that several share is counted once.
         macs: multiply-accumulates for the example input, None without one.
         bytes: of all tensors of its state dict as they are stored, tied ones once.
     """
@@ -44,7 +44,7 @@ def size(model: nn.Module, example: Any = None) -> Size:
     """
     model = unwrap(model)
     return Size(
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=None if example is None else find(model, example).total_macs,
+        params=numbers_in(model.parameters()),
+        macs=None if example is None else total_macs(model, example),
         bytes=state_of(model).bytes,
     )

@@ -6,7 +6,8 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,21 @@ _LOUD = (
 )
 
 
-def captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> torch.export.ExportedProgram:
+# A tensor among the inputs by its number, and an axis of it.
+Place = tuple[int, int]
+
+
+def captured(
+    model: nn.Module, given: Arguments, dynamic_batch: bool, axes: Collection[Place] = (), hint: Any = None
+) -> torch.export.ExportedProgram:
     """The program of a network, with the first dimension of its inputs open or as it is.
+
+    Args:
+        model: the network, in eval mode.
+        given: arguments of its forward.
+        dynamic_batch: whether the first dimension is open.
+        axes: further open ones.
+        hint: whether these have to be open (`Dim.DYNAMIC`), or where the network allows it (`Dim.AUTO`).
 
     Raises:
         ValueError: saying why `torch.export` cannot capture the network, or if it is a copy for running.
@@ -37,15 +51,25 @@ def captured(model: nn.Module, given: Arguments, dynamic_batch: bool) -> torch.e
     traced = resized(given, max(size, 2)) if dynamic_batch else given
     leaves = zip(pytree.tree_leaves(given), pytree.tree_leaves(traced), strict=True)
     shapes = torch.export.ShapesCollection()
-    batched = [long for leaf, long in leaves if dynamic_batch and _batched(leaf, size)]
-    for tensor in batched:
-        shapes[tensor] = {0: torch.export.Dim.DYNAMIC}
+    tensors = [(leaf, long) for leaf, long in leaves if isinstance(leaf, Tensor)]
+    opened: dict[int, dict[int, Any]] = defaultdict(dict)
+    for index, axis in axes:
+        opened[index][axis] = hint
+    for index, (leaf, _) in enumerate(tensors):
+        if dynamic_batch and _batched(leaf, size):
+            opened[index][0] = torch.export.Dim.DYNAMIC
+    for index, dimensions in opened.items():
+        shapes[tensors[index][1]] = dimensions
     args, kwargs = traced
     try:
-        dynamic = shapes.dynamic_shapes(model, args, kwargs) if batched else None
+        dynamic = shapes.dynamic_shapes(model, args, kwargs) if opened else None
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:
-        if frozen := re.search(r"You marked (\S+) as dynamic .* to be a constant \((\d+)\)", str(error)):
+        frozen = re.search(r"You marked (\S+) as dynamic .* to be a constant \((\d+)\)", str(error))
+        if frozen and axes and hint is torch.export.Dim.DYNAMIC:
+            reason = f"forward takes {frozen[1]} for the constant {frozen[2]}"
+            fix = "leave that axis out of dynamic_axes, or read the size from the input"
+        elif frozen:
             reason = f"forward takes the batch size {frozen[1]} for the constant {frozen[2]}"
             fix = "export with dynamic_batch=False, or read the size from the input"
         else:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
 from ..batches import pristine, samples_in
+from ..example import taking_example
 from ..files import replacing
 from ..guards import unwrap
 from .capture import captured, file_path, layer_of, quiet, root, site_of
@@ -31,9 +32,10 @@ logger = logging.getLogger("rankwise")
 SHOWN = 4
 
 
+@taking_example
 def executorch(
     model: nn.Module,
-    example_input: Any,
+    example: Any,
     path: str | Path,
     *,
     tolerance: float = 1e-4,
@@ -48,7 +50,7 @@ def executorch(
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
-        example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
+        example: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
         path: the file.
         tolerance: largest `max |executorch - torch| / max |torch|` over an output; it holds without a `dtype`.
         dtype: "fp16"; "int8", weights and activations by XNNPACK's quantiser; "int8-dynamic", linear layers alone.
@@ -72,18 +74,18 @@ def executorch(
     if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
         model = copy.deepcopy(model).cpu()
     with pristine(model), quiet():
-        example = arguments(model, example_input)
-        batches = calibrating(model, calibration, example)
+        given = arguments(model, example)
+        batches = calibrating(model, calibration, given)
         if dtype in ("int8", "int8-dynamic"):
-            program = rounded(captured(model, example, dynamic_batch=False), example, batches, dtype)
+            program = rounded(captured(model, given, dynamic_batch=False), given, batches, dtype)
         else:
-            program = captured(model if dtype is None else cast(model, dtype), example, dynamic_batch=False)
+            program = captured(model if dtype is None else cast(model, dtype), given, dynamic_batch=False)
         made, told = lowered(program)
         with replacing(path) as written:
             with written.open("wb") as file:
                 made.write_to_file(file)
             if dtype is None:
-                check(model, written, example, tolerance, f"batch size {samples_in(pytree.tree_leaves(example))}")
+                check(model, written, given, tolerance, f"batch size {samples_in(pytree.tree_leaves(given))}")
             else:
                 run = run_by_executorch(written)
                 off = gap(model, lambda given: run(tensors_in(given)), batches, dtype)

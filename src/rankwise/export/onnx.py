@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
-from ..batches import pristine, samples_in
+from ..batches import pristine
+from ..example import taking_example
 from ..guards import unwrap
 from ..state import state_of
-from .capture import captured, file_path, quiet, resized, root, site_of
+from .axes import Capture, DynamicAxes, capture
+from .capture import file_path, quiet, root, site_of
 from .check import check
 from .check import program as run_by_onnxruntime
 from .dtypes import calibrating, check_dtype, gap
@@ -29,28 +30,33 @@ logger = logging.getLogger("rankwise")
 LARGEST_FILE = 1_900_000_000
 
 
+@taking_example
 def onnx(
     model: nn.Module,
-    example_input: Any,
+    example: Any,
     path: str | Path,
     *,
     opset: int | None = None,
     dynamic_batch: bool = True,
+    dynamic_axes: DynamicAxes | None = None,
     tolerance: float = 1e-5,
     dtype: str | None = None,
     calibration: Iterable[Any] | None = None,
 ) -> Path:
     """Write a network as an ONNX file whose outputs are those of the network.
 
-    The file is run in onnxruntime on the example, and with `dynamic_batch` on another batch size too, and appears at
-    `path` only when it agrees.
+    The file is run in onnxruntime on the example and at a second size of every open axis, and appears at `path` only
+    when it agrees.
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
-        example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
+        example: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
         path: the file. Weights beyond 1.9 GB go to `PATH.data` beside it.
         opset: ONNX operator set, None for the exporter's own.
         dynamic_batch: leave the first dimension of the inputs open.
+        dynamic_axes: leave further axes open: "auto", all that the network takes at another size, such as lengths and
+            picture sizes; "none"; or axes by the names of inputs, {"input_ids": [1]}. "auto" by default where the batch
+            is open. What is open and what stays closed is logged.
         tolerance: largest `max |onnx - torch| / max |torch|` over an output, before numbers are rounded to `dtype`.
         dtype: "fp16"; "int8", weights and activations by onnxruntime's quantiser; "int8-dynamic", linear layers alone.
             None for the network's own. What it changes in the outputs is logged, not limited.
@@ -75,18 +81,20 @@ def onnx(
     if dtype is not None and state_of(model).bytes > LARGEST_FILE:
         raise ValueError(f"dtype {dtype} is for networks of up to {LARGEST_FILE:,} bytes; export this one without")
     with pristine(model), quiet():
-        example = arguments(model, example_input)
-        size = samples_in(pytree.tree_leaves(example))
-        program = captured(model, example, dynamic_batch)
+        given = arguments(model, example)
+        made = capture(model, given, dynamic_batch, dynamic_axes)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
             written = Path(folder) / path.name
-            _convert(program, written, opset, state_of(model).bytes > LARGEST_FILE)
-            check(model, written, example, tolerance, f"batch size {size}")
-            if dynamic_batch:
-                check(model, written, resized(example, size + 2), tolerance, f"batch size {size + 2}")
+            try:
+                _write(model, made, written, opset, tolerance)
+            except ValueError as error:
+                if not made.further or dynamic_axes not in (None, "auto"):
+                    raise
+                logger.info("no axis beside the batch is open: %s", error)
+                _write(model, capture(model, given, dynamic_batch, "none"), written, opset, tolerance)
             if dtype is not None:
-                batches = calibrating(model, calibration, example)
+                batches = calibrating(model, calibration, given)
                 reduced(written, dtype, batches)
                 off = gap(model, run_by_onnxruntime(written), batches, dtype)
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights beside the file come first
@@ -94,6 +102,13 @@ def onnx(
     if dtype is not None:
         logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
     return path
+
+
+def _write(model: nn.Module, made: Capture, path: Path, opset: int | None, tolerance: float) -> None:
+    """Write a captured network, and check the file at every size."""
+    _convert(made.program, path, opset, state_of(model).bytes > LARGEST_FILE)
+    for what, given in made.checks:
+        check(model, path, given, tolerance, what)
 
 
 def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | None, external: bool) -> None:

@@ -9,40 +9,44 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
-from ..batches import pristine, samples_in
+from ..batches import pristine
+from ..example import taking_example
 from ..files import replacing
 from ..guards import unwrap
-from .capture import captured, file_path, quiet, resized
+from .axes import DynamicAxes, capture
+from .capture import file_path, quiet
 from .compare import Arguments, compare, first_line, outputs, tensors_in
 from .dtypes import calibrating, cast, check_dtype, gap
 
 logger = logging.getLogger("rankwise")
 
 
+@taking_example
 def pt2(
     model: nn.Module,
-    example_input: Any,
+    example: Any,
     path: str | Path,
     *,
     dynamic_batch: bool = True,
+    dynamic_axes: DynamicAxes | None = None,
     tolerance: float = 1e-5,
     dtype: str | None = None,
     calibration: Iterable[Any] | None = None,
 ) -> Path:
     """Write a network as a file of `torch.export`, which runs without the Python source of the network.
 
-    The file is read back and run on the example, and with `dynamic_batch` on another batch size too, and appears at
-    `path` only when it agrees. `torch.export.load(path).module()` is the network again, for `torch.compile` or
+    The file is read back and run on the example and at a second size of every open axis, and appears at `path` only
+    when it agrees. `torch.export.load(path).module()` is the network again, for `torch.compile` or
     `torch._inductor.aoti_compile_and_package` as well.
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
-        example_input: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
+        example: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
         path: the file.
         dynamic_batch: leave the first dimension of the inputs open.
+        dynamic_axes: leave further axes open, as for `onnx`.
         tolerance: largest `max |file - torch| / max |torch|` over an output.
         dtype: "fp16" or "bf16", with inputs and outputs in float32; None for the network's own. What it changes in
             the outputs is logged, not limited.
@@ -61,20 +65,18 @@ def pt2(
     model, path = unwrap(model), file_path(path, ".pt2")
     check_dtype("pt2", dtype, calibration, model)
     with pristine(model), quiet():
-        example = arguments(model, example_input)
-        size = samples_in(pytree.tree_leaves(example))
+        given = arguments(model, example)
         source = model if dtype is None else cast(model, dtype)
-        program = captured(source, example, dynamic_batch)
+        made = capture(source, given, dynamic_batch, dynamic_axes)
         with replacing(path) as written:
             with written.open("wb") as file:
-                torch.export.save(program, file)
+                torch.export.save(made.program, file)
             run = run_by_torch(written)
-            for batch in (size, size + 2) if dynamic_batch else (size,):
-                given, what = resized(example, batch), f"batch size {batch}"
-                exact = outputs(source, given, what)
-                compare(_tried(run, given, what), exact, tolerance, what)
+            for what, other in made.checks:
+                exact = outputs(source, other, what)
+                compare(_tried(run, other, what), exact, tolerance, what)
             if dtype is not None:
-                off = gap(model, run, calibrating(model, calibration, example), dtype)
+                off = gap(model, run, calibrating(model, calibration, given), dtype)
     if dtype is not None:
         logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
     return path

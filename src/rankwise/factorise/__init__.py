@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import Batches, first_sample, pristine
-from ..find import find
+from ..batches import Batches, pristine
+from ..check import check_result
+from ..example import with_example
+from ..find import find, total_macs
 from ..formats import Format, get_format
 from ..formats.both_sides import refuses
 from ..guards import unwrap
+from ..padding import Mask
 from ..plan import DENSE, Plan, site_of
 from ..sites import Sites
 from ..statistics import Statistics
@@ -22,7 +25,7 @@ from ..statistics.moments import check_shrink
 from ..surgery import put
 from ..ties import Ties
 from .one_shot import one_shot
-from .sequential import sequential
+from .sequential import check_engine, sequential
 from .spill import DEFAULT_CAP
 
 logger = logging.getLogger("rankwise")
@@ -41,6 +44,8 @@ def factorise(
     spill_above: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
     formats: Mapping[str, Format] | None = None,
+    example: Any = None,
+    mask: Mask | None = None,
 ) -> nn.Module:
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
@@ -61,6 +66,9 @@ def factorise(
         spill_above: bytes of activations above which they go to memory-mapped files.
         step: called with each site's name before it is fitted.
         formats: in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its own.
+        example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
+            what the sites were found with. Statistics from a file hold none.
+        mask: which positions of the data are real, as for `collect`.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
@@ -93,15 +101,21 @@ def factorise(
             f"shrink={shrink} has no effect with data=, whose own statistics are used; leave out one of them"
         )
     shrink = check_shrink(plan.shrink if shrink is None else shrink)
+    check_engine(engine)
+    if isinstance(stats, (Statistics, Sites)):
+        check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats)
     batches = None if data is None else Batches.of(data)
-    if isinstance(stats, Statistics):
-        sites = stats.sites
-    elif isinstance(stats, Sites):
-        sites = stats
+    found = stats.sites if isinstance(stats, Statistics) else stats
+    if example is None and found is not None:
+        example = found.example
+    if batches is not None:
+        example, batches = with_example(model, batches, example)
+    if found is not None:
+        sites = found
     elif batches is not None:
-        sites = find(model, first_sample(batches.first()))
+        sites = find(model, example)
     else:
-        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example_input)")
+        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example)")
     sites.check_structure(model)
     check_plan(plan, sites)
     if plan.metric == "fisher" and isinstance(stats, Statistics):
@@ -120,6 +134,7 @@ def factorise(
                 plan,
                 sites,
                 batches,
+                example,
                 gradients=stats if plan.metric == "fisher" and isinstance(stats, Statistics) else None,
                 positions=positions,
                 seed=seed,
@@ -127,11 +142,24 @@ def factorise(
                 cap=spill_above,
                 step=step,
                 formats=formats,
+                mask=mask,
             )
+    if example is not None:
+        _check(model, compressed, plan, sites, example)
     for row in plan.factorised:  # the copy was in eval mode when the chains were built
         for name in (row.site, *sites[row.site].aliases):
             compressed.get_submodule(name).train(model.get_submodule(name).training)
     return compressed
+
+
+def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, example: Any) -> None:
+    """Run the result once; MACs are compared where the plan's are those of this example."""
+    factorised = [sites[row.site] for row in plan.factorised]
+    if not factorised:
+        return
+    same = example is sites.example or total_macs(model, example) == sites.total_macs
+    planned = sites.total_macs + sum(row.macs - sites[row.site].macs for row in plan.factorised)
+    check_result(model, compressed, factorised, example, planned if same else None)
 
 
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..batches import Batches, call, first_sample
+from ..batches import Batches, call
 from ..calling import DataError, prepared
+from ..padding import Padding
+from ..randomness import RandomState, seed_all
 from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
 
@@ -29,8 +31,13 @@ class OtherOptionsError(ValueError):
 class Visitor(Protocol):
     """What is done at each site, whichever way the networks are run."""
 
-    def observe(self, site: str, batch: int, x: Tensor, y: Tensor, repair: Repair | None) -> None:
-        """Take a batch's input in the compressed network and output in the dense one."""
+    def observe(
+        self, site: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
+    ) -> None:
+        """Take a batch's input in the compressed network and output in the dense one, None where it never came there.
+
+        Of linear layers with padding `real` says which rows count, samples x positions.
+        """
 
     def finish(self, site: str) -> None:
         """All batches were seen: put the fitted layer into the compressed network."""
@@ -57,12 +64,12 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self.open_modules
 
 
-def trace(model: nn.Module, batch: Any, sites: Iterable[str], linked: set[str]) -> fx.Graph | str:
-    """The model's graph, checked on one sample, or the reason why there is none.
+def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]) -> fx.Graph | str:
+    """The model's graph, checked on an example, or the reason why there is none.
 
     Args:
         model: in eval mode, under no_grad.
-        batch: what the model is called with.
+        example: what the model is called with.
         sites: qualified names of the modules that must be nodes.
         linked: those whose output goes into an addition.
     """
@@ -70,16 +77,18 @@ def trace(model: nn.Module, batch: Any, sites: Iterable[str], linked: set[str]) 
     open_modules = {name.rpartition(".")[0] for name in sites}
     open_modules |= {parent.rpartition(".")[0] for name in list(open_modules) for parent in _parents(name)}
     try:
-        arguments = bind(model, batch)
+        arguments = bind(model, example)
         concrete = {name: value for name, value in arguments.items() if not _has_tensor(value)}
         graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
         _drop_constants(graph, arguments.keys() - concrete.keys())
         called = [node.target for node in graph.nodes if node.op == "call_module" and node.target in sites]
         if sorted(called) != sorted(sites):
             return "a site is not called exactly once in the traced graph"
-        sample = first_sample(batch)
-        expected = pytree.tree_leaves(call(model, sample))
-        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, linked)[0], bind(model, sample)))
+        # Not the random state of the tracing: a number that was drawn there would pass for one drawn anew.
+        seed_all(1)
+        expected = pytree.tree_leaves(call(model, example))
+        seed_all(1)
+        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, linked)[0], arguments))
     except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
         return f"{type(error).__name__}: {error}"
     if len(expected) != len(got) or not all(_close(a, b) for a, b in zip(expected, got, strict=True)):
@@ -96,6 +105,7 @@ def run(
     linked: set[str],
     visitor: Visitor,
     cap: int,
+    padding: Padding,
     step: Callable[[str], None] = lambda site: None,
 ) -> None:
     """Visit the sites in the graph's order.
@@ -108,6 +118,7 @@ def run(
         linked: those whose output goes into an addition.
         visitor: what to do at each site.
         cap: bytes of activations that are kept in memory.
+        padding: which rows count.
         step: called with each site's name before it is fitted.
 
     Raises:
@@ -121,6 +132,8 @@ def run(
     with ActivationStore(cap) as store:
         fitted: fx.Node | None = None  # the last fitted site, whose compressed output is still to be computed
         start = count = 0
+        real: list[Callable[[str, Tensor], Tensor | None]] = []  # of each batch
+        seen = _noted(batches, lambda batch: real.append(padding.real(batch)))
         for cut, site in [(i, node) for i, node in enumerate(nodes) if node.op == "call_module"]:
             name = str(site.target)
             if name not in sites:
@@ -128,7 +141,7 @@ def run(
             step(name)
             needed = {node for node in nodes[:cut] if last_use[node] > cut} | {site, *site.all_input_nodes}
             # every input is a node of the graph, stored like any other value: the data is walked over only once
-            for index, arguments in enumerate(_arguments(dense, batches) if start == 0 else [{}] * count):
+            for index, arguments in enumerate(_arguments(dense, seen) if start == 0 else [{}] * count):
                 count = max(count, index + 1)
                 segment = _Segment(dense, compressed, visitor, store, index, arguments)
                 with _naming(dense, index):
@@ -136,13 +149,20 @@ def run(
                         segment.compress(fitted)
                     for node in nodes[start:cut]:
                         segment.execute(node)
-                    visitor.observe(name, index, *segment.site(site, links.get(name)))
+                    x, y, needed_repair = segment.site(site, links.get(name))
+                    visitor.observe(name, index, x, y, needed_repair, real[index](name, x))
                 segment.keep(needed, [node for node in site.all_input_nodes if last_use[node] <= cut])
             visitor.finish(name)
             fitted, start = site, cut + 1
 
 
-def _arguments(model: nn.Module, batches: Batches) -> Iterator[dict[str, Any]]:
+def _noted(batches: Batches, note: Callable[[Any], None]) -> Iterator[Any]:
+    for batch in batches:
+        note(batch)
+        yield batch
+
+
+def _arguments(model: nn.Module, batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """The arguments of every batch, as long as the options among them are those of the first."""
     first: dict[str, Any] = {}
     for index, batch in enumerate(batches):
@@ -200,6 +220,7 @@ class _Segment:
     ) -> None:
         self.dense, self.compressed, self.visitor = dense, compressed, visitor
         self.store, self.batch, self.arguments = store, batch, arguments
+        self.devices = {parameter.device for parameter in dense.parameters()}
         self.values: dict[fx.Node, tuple[Any, Any]] = {}
         self.fresh: set[fx.Node] = set()
 
@@ -217,20 +238,34 @@ class _Segment:
             for argument, (value, compressed) in zip(node.all_input_nodes, inputs, strict=True):
                 if compressed is SAME:
                     self._set(argument, value, pytree.tree_map_only(Tensor, torch.clone, value))
+        if same:
+            self._set(node, self._call(node, self.dense, 0), SAME)
+            return
+        before = RandomState.now(self.devices)
         result = self._call(node, self.dense, 0)
-        self._set(node, result, SAME if same else self._call(node, self.compressed, 1))
+        after = RandomState.now(self.devices)
+        before.restore()  # what is drawn is the same in both networks
+        self._set(node, result, self._call(node, self.compressed, 1))
+        after.restore()
 
     def site(self, node: fx.Node, link: Link | None) -> tuple[Tensor, Tensor, Repair | None]:
         """Input in the compressed network, output of the dense one, and what that should repair.
 
         The compressed output comes after the fit.
         """
+        layer = self.dense.get_submodule(str(node.target))
+        if layer._forward_hooks or layer._forward_pre_hooks:  # rows are those between the user's hooks
+            with _Inside(layer) as seen:
+                self._set(node, self._call(node, self.dense, 0), SAME)
+            with _Inside(self.compressed.get_submodule(str(node.target))) as here:
+                self._call(node, self.compressed, 1)
+            return here.x, seen.y, None
         y = self._call(node, self.dense, 0)
         self._set(node, y, SAME)
         x, compressed = self.value(node.all_input_nodes[0])
         needed = None
         if link is not None:
-            needed = repair(self.dense.get_submodule(str(node.target)), y, *self.value(link.other), link.scale)
+            needed = repair(layer, y, *self.value(link.other), link.scale)
         return (x if compressed is SAME else compressed), y, needed
 
     def compress(self, node: fx.Node) -> None:
@@ -261,6 +296,24 @@ class _Segment:
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), pick)
         return _apply(node, model, args, kwargs)
+
+
+class _Inside:
+    """Catches what a layer itself gets and makes, after the user's hooks before it and before those after it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __enter__(self) -> _Inside:
+        self.handle = self.layer.register_forward_hook(self._caught, prepend=True, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _caught(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        self.y = output.clone()
 
 
 def _apply(node: fx.Node, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

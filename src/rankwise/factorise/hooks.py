@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..batches import Batches, call
+from ..padding import Padding
+from ..randomness import seed_all
 from .graph import Visitor
 from .residual import Link, repair
 from .watch import Watcher
@@ -24,30 +26,37 @@ def run(
     sites: Iterable[str],
     linked: set[str],
     visitor: Visitor,
+    padding: Padding,
+    seed: int = 0,
     step: Callable[[str], None] = lambda site: None,
 ) -> None:
     """Visit the sites in the given order; the arguments are those of `graph.run`.
 
-    The cost grows with the square of the number of sites.
+    The cost grows with the square of the number of sites. Both networks draw the same random numbers for a batch: those
+    of `seed` and the batch's number.
     """
     order = list(sites)
     for site in order:
         step(site)
         for index, batch in enumerate(batches):
+            seed_all(seed + index)
             y, dense_link = _output(dense, site, order, site in linked, batch, index)
+            seed_all(seed + index)
             x, needed = _input(compressed, site, batch, index), None
-            if dense_link is not None:
+            if dense_link is not None and y is not None:
+                seed_all(seed + index)
                 _, link = _output(compressed, site, order, True, batch, index)
                 if link is not None:
                     needed = repair(dense.get_submodule(site), y, dense_link.other, link.other, dense_link.scale)
-            visitor.observe(site, index, x, y, needed)
+            real = None if x is None else padding.real(batch)(site, x)
+            visitor.observe(site, index, x, y, needed, real)
         visitor.finish(site)
 
 
 def _output(
     model: nn.Module, site: str, sites: list[str], linked: bool, batch: Any, index: int
-) -> tuple[Tensor, Link | None]:
-    """One site's output, and the other summand of the addition that it goes into."""
+) -> tuple[Tensor | None, Link | None]:
+    """One site's output, None where the batch never reaches it, and the other summand of its addition."""
     caught: list[Tensor] = []
 
     def stop() -> None:
@@ -58,7 +67,8 @@ def _output(
         if not linked:
             stop()
 
-    handle = model.get_submodule(site).register_forward_hook(reached)
+    # First of all hooks: it sees the layer's own output.
+    handle = model.get_submodule(site).register_forward_hook(reached, prepend=True)
     watcher = Watcher(model, [site] if linked else [], sites, stop)
     try:
         with watcher:
@@ -68,12 +78,12 @@ def _output(
     finally:
         handle.remove()
     if not caught:
-        raise ValueError(f"batch {index} never reached site {site!r}; ignore the site, or remove the batch")
+        return None, None
     return caught[0], watcher.trails[site].link if linked else None
 
 
-def _input(model: nn.Module, site: str, batch: Any, index: int) -> Tensor:
-    """The site's input."""
+def _input(model: nn.Module, site: str, batch: Any, index: int) -> Tensor | None:
+    """The site's input, None where the batch never reaches it."""
     caught: list[Tensor] = []
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -87,4 +97,4 @@ def _input(model: nn.Module, site: str, batch: Any, index: int) -> Tensor:
         return caught[0]
     finally:
         handle.remove()
-    raise ValueError(f"batch {index} never reached site {site!r}; ignore the site, or remove the batch")
+    return None

@@ -12,20 +12,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace as replaced
+from functools import partial
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from ..batches import Batches
-from ..calling import DataError, first_sample
+from ..calling import DataError
 from ..formats import Format, get_format
 from ..formats.weights import site_weight
+from ..kinds import spatial_dims
+from ..padding import Mask, Padding
 from ..plan import DENSE, Plan, PlanRow
 from ..sites import Site, Sites
 from ..statistics import Moments, Statistics
 from ..statistics.accumulator import Accumulator
-from ..statistics.collect import collect, draw
+from ..statistics.collect import collect
 from ..statistics.moments import merge
-from ..statistics.rows import input_rows, output_rows, positions_per_sample
+from ..statistics.rows import Drawn, draw, positions_per_sample
 from ..surgery import replace
 from . import graph, hooks
 from .fitting import choose_beta, fit_site
@@ -45,6 +49,7 @@ def sequential(
     plan: Plan,
     sites: Sites,
     batches: Batches,
+    example: Any,
     *,
     gradients: Statistics | None = None,
     positions: int | str = "auto",
@@ -53,6 +58,7 @@ def sequential(
     cap: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
     formats: Mapping[str, Format] | None = None,
+    mask: Mask | None = None,
 ) -> None:
     """Factorise `compressed`, a copy of `dense`, in place.
 
@@ -62,6 +68,7 @@ def sequential(
         plan: what to build.
         sites: of the dense network.
         batches: calibration data.
+        example: what stands for it.
         gradients: of the dense network, for a plan in the metric "fisher".
         positions: output positions of each sample to use, as for `collect`.
         seed: of the positions.
@@ -69,35 +76,34 @@ def sequential(
         cap: bytes of activations kept in memory.
         step: called with each site's name before its turn.
         formats: in place of the usual ones of the same names.
+        mask: which positions are real, as for `collect`.
 
     Raises:
-        ValueError: if `engine` is "graph" and the network cannot be traced, or unknown.
+        ValueError: if `engine` is "graph" and the network cannot be traced.
     """
-    if engine not in ("auto", "graph", "hooks"):
-        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
+    own = partial(collect, dense, batches, example=example, positions=positions, seed=seed, mask=mask)
     visitor = _Visitor(
-        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats
+        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats, own
     )
     if shared:  # before the first of their calls
-        stats = collect(dense, batches, only=shared, positions=positions, seed=seed)
+        stats = own(only=shared)
         for name in shared:
             step(name)
-            moments = visitor.weighed(name, stats[name])
-            factorise_site(dense, compressed, sites[name], rows[name], moments, plan.metric, formats=formats)
-            visitor.changed += [name, *sites[name].aliases]
+            visitor.fit_alone(name, stats[name])
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
-    linked = linked_sites(dense, first_sample(batches.first()), order)
+    linked = {name for name in linked_sites(dense, example, order) if not dense.get_submodule(name)._forward_hooks}
+    padding = Padding(mask)
     if engine != "hooks":
-        traced = graph.trace(dense, batches.first(), order, linked)
+        traced = graph.trace(dense, example, order, linked)
         if isinstance(traced, fx.Graph):
             try:
-                graph.run(dense, compressed, traced, batches, order, linked, visitor, cap, step)
+                graph.run(dense, compressed, traced, batches, order, linked, visitor, cap, padding, step)
                 return
             except graph.OtherOptionsError as error:
                 reason = str(error)
@@ -107,12 +113,18 @@ def sequential(
         if engine == "graph":
             raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
         logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
-    hooks.run(dense, compressed, batches, order, linked, visitor, step)
+    hooks.run(dense, compressed, batches, order, linked, visitor, padding, seed, step)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse a way to run the two networks that does not exist."""
+    if engine not in ("auto", "graph", "hooks"):
+        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
 
 
 def _fitted_first(site: Site) -> bool:
-    """Whether a site is fitted on its dense inputs: it has several calls, or its inputs are no activations."""
-    return len(site.calls) > 1 or bool(site.aliases) or site.is_embedding
+    """Whether a site is fitted on its dense inputs: it has several calls, or its inputs are no activations or pairs."""
+    return len(site.calls) > 1 or bool(site.aliases) or site.is_embedding or site.unpaired is not None
 
 
 class _Visitor:
@@ -130,10 +142,12 @@ class _Visitor:
         positions: int | str,
         seed: int,
         formats: Mapping[str, Format] | None,
+        own: Callable[..., Statistics],
     ) -> None:
         self.dense, self.compressed = dense, compressed
         self.rows, self.metric, self.gradients, self.sites = rows, metric, gradients, sites
         self.samples, self.positions, self.seed, self.formats = samples, positions, seed, formats
+        self.own = own  # collects moments of the dense network's inputs
         self.changed: list[str] = []
         self.start("")
 
@@ -143,31 +157,58 @@ class _Visitor:
         site = self.sites[name] if name else None
         taps = site.taps if site else 1
         self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
+        self.unpaired = False
 
-    def observe(self, site: str, batch: int, x: Tensor, y: Tensor, repair: Repair | None) -> None:
+    def observe(
+        self, site: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
+    ) -> None:
         if site != self.current:
             self.start(site)
+        if self.unpaired or (x is None and y is None):
+            return
+        if x is None or y is None or not self._paired(site, x, y):
+            self.unpaired = True
+            logger.warning(
+                "site %r, batch %d: its rows in the two networks are no pairs; it is fitted to the moments of its own "
+                "inputs",
+                site,
+                batch,
+            )
+            return
+        if not x.numel() or not y.numel():  # an empty call adds nothing
+            return
         layer = self.dense.get_submodule(site)
         wanted = positions_per_sample(self.sites[site], self.samples, self.positions)
-        drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed)
-        x_GND, y_GNT = input_rows(layer, x, drawn), output_rows(layer, y, drawn)
+        drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed, real)
+        x_GND, y_GNT = drawn.of_inputs(layer, x), drawn.of_outputs(layer, y)
         if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not where it broadcasts
-            others = output_rows(layer, repair.dense, drawn), output_rows(layer, repair.compressed, drawn)
+            others = drawn.of_outputs(layer, repair.dense), drawn.of_outputs(layer, repair.compressed)
             y_GNT = corrected(y_GNT, *others, repair.scale)
-        for accumulator, part in self._parts(batch, x_GND.shape[1], len(y)):
+        for accumulator, part in self._parts(batch, x_GND.shape[1], drawn):
+            if part.start == part.stop:
+                continue
             try:
                 accumulator.update(x_GND[:, part], y_GNT[:, part])
             except ValueError as error:
                 raise DataError(f"site {site!r}, batch {batch}: {error}") from error
 
-    def _parts(self, batch: int, rows: int, samples: int) -> list[tuple[Accumulator, slice]]:
+    def _paired(self, site: str, x: Tensor, y: Tensor) -> bool:
+        """Whether input and output have the same rows, as they have in a call of one network."""
+        if not spatial_dims(self.dense.get_submodule(site)):
+            return x.shape[:-1] == y.shape[:-1]
+        return x.dim() == y.dim() and (x.dim() < len(self.sites[site].weight_shape) or len(x) == len(y))
+
+    def _parts(self, batch: int, rows: int, drawn: Drawn) -> list[tuple[Accumulator, slice]]:
         """The last quarter of a batch's samples is held out; of batches of fewer than four, every fourth batch."""
-        if samples >= HELD_OUT and rows % samples == 0:
-            cut = (samples - samples // HELD_OUT) * (rows // samples)
+        cut = drawn.before(drawn.samples - drawn.samples // HELD_OUT, rows)
+        if drawn.samples >= HELD_OUT and cut is not None:
             return [(self.fitted, slice(0, cut)), (self.held, slice(cut, rows))]
         return [(self.held if batch % HELD_OUT == HELD_OUT - 1 else self.fitted, slice(0, rows))]
 
     def finish(self, site: str) -> None:
+        if self.unpaired or site != self.current or not self.fitted.count:
+            self.fit_alone(site, self.own(only=[site])[site])
+            return
         row, described = self.rows[site], self.sites[site]
         fitted, held = self.fitted.moments(), self.held.moments() if self.held.count else None
         with_bias = described.chain_bias(self.metric)
@@ -183,6 +224,15 @@ class _Visitor:
         format.fill(chain, factors, bias if with_bias else None)
         replace(self.compressed, [site], chain)
         self.changed.append(site)
+
+    def fit_alone(self, site: str, moments: Moments) -> None:
+        """Fit a site to its weight, on moments of the dense network's inputs."""
+        moments = self.weighed(site, moments)
+        described = self.sites[site]
+        factorise_site(
+            self.dense, self.compressed, described, self.rows[site], moments, self.metric, formats=self.formats
+        )
+        self.changed += [site, *described.aliases]
 
     def weighed(self, site: str, moments: Moments) -> Moments:
         """The moments of a site's inputs with the gradients that the dense network has at its output."""

@@ -1,4 +1,4 @@
-"""What a format is, and the chain of plain layers that every format builds.
+"""What a format is.
 
 Letters: O outputs, I inputs, G groups, T outputs per group, D inputs per group (channels x taps), R rank.
 """
@@ -13,11 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..kinds import output_first, site_kind
 from ..linalg.metric import Metric
 from ..sites import Site
-
-Ranks = tuple[int, ...]
+from .low_rank import LowRank, Ranks
 
 # Memory format with the channels last, by the dimensions of a tensor that can have it.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -29,12 +27,6 @@ class Cost(NamedTuple):
     params: int
     macs: int
 
-
-# Attributes of a dense layer that a chain offers too.
-READ_BY_HOSTS = (
-    *("in_features", "out_features", "in_channels", "out_channels", "groups", "kernel_size"),
-    *("num_embeddings", "embedding_dim", "padding_idx"),
-)
 
 Rivals = Callable[[Cost], float]
 
@@ -61,61 +53,6 @@ class Factors:
     def dense(self) -> Tensor:
         """The weight that the factors stand for."""
         return self.weight
-
-
-class LowRank(nn.Sequential):
-    """A factorised layer: a chain of plain layers that offers what host code reads of a dense one.
-
-    Attributes:
-        format: name of the format.
-        ranks: its ranks.
-        kind: of the layer it replaced.
-        in_features, out_features, in_channels, out_channels, groups, kernel_size, num_embeddings, embedding_dim,
-            padding_idx: those of the layer it replaced.
-    """
-
-    in_features: int
-    out_features: int
-    in_channels: int
-    out_channels: int
-    groups: int
-    kernel_size: tuple[int, ...]
-
-    def __init__(self, format: str, ranks: Ranks, layers: Sequence[nn.Module], like: nn.Module) -> None:
-        super().__init__(*layers)
-        self.format = format
-        self.ranks = tuple(ranks)
-        self.kind = site_kind(like)
-        for name in READ_BY_HOSTS:
-            if hasattr(like, name):
-                setattr(self, name, getattr(like, name))
-        if self.kind == "conv1d_hf":
-            weight = like.weight
-            assert isinstance(weight, Tensor)
-            self.in_features, self.out_features = self.nx, self.nf = weight.shape
-
-    def forward(self, input: Tensor) -> Tensor:  # the name that the dense layers give it
-        if hasattr(self, "in_channels") and input.dim() == 1 + len(self.kernel_size):  # one sample without a batch
-            return super().forward(input[None])[0]
-        return super().forward(input)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias that the chain adds; computed anew where no layer holds it."""
-        from . import FORMATS
-
-        return FORMATS[self.format].chain_bias(self)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight that the chain computes, in the layout of the layer it replaced; computed anew each time."""
-        from . import FORMATS
-
-        weight = FORMATS[self.format].chain_weight(self)
-        return output_first(self.kind, weight, getattr(self, "groups", 1))
-
-    def extra_repr(self) -> str:
-        return f"format={self.format!r}, ranks={self.ranks}"
 
 
 class Format(ABC):

@@ -18,7 +18,7 @@ def refuses(format: Format, site: Site, metric: str) -> str | None:
     """Why a format makes no sense for the site in a metric; None where it does."""
     if reason := format.refuses(site):
         return reason
-    if metric == "fisher" and format.output_factor(site) is None:
+    if metric == "fisher" and not site.is_tied and format.output_factor(site) is None:
         return (
             f"{format.name} has no factor that alone holds the outputs of this layer, which the fisher metric weighs "
             f"together; use svd, or another metric"
@@ -30,7 +30,7 @@ def curve(
     format: Format, site: Site, weight: Tensor, metric: TwoSided, step: int, rivals: Rivals | None = None
 ) -> list[tuple[Ranks, float]]:
     """`Format.curve` in a metric with two sides."""
-    return format.curve(site, metric.forth(weight), metric.inputs, step, rivals)
+    return format.curve(site, metric.forth(weight), metric.inputs_of(weight), step, rivals)
 
 
 def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ranks) -> Factors:
@@ -49,7 +49,7 @@ def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ran
     Raises:
         ValueError: if the ranks are not between 1 and `limits(site)`.
     """
-    factors = format.fit(site, metric.forth(weight), metric.inputs, ranks)
+    factors = format.fit(site, metric.forth(weight), metric.inputs_of(weight), ranks)
     if metric.root_GTT is None:
         return factors
     place = format.output_factor(site)

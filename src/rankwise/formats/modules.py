@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,23 +28,30 @@ class Arrange(nn.Module):
 
     def __init__(self, sizes: Sequence[int], order: Sequence[int], rows: tuple[int, int], spatial: int) -> None:
         super().__init__()
+        if len(sizes) in rows:  # one side has no channels beside its rows: those of one
+            sizes, order = (*sizes, 1), (*order, len(sizes))
         self.sizes, self.order = tuple(sizes), tuple(order)
         self.rows, self.spatial = rows, spatial
+        # What `forward` needs, as lists of numbers: it looks at nothing of the input, so that tracers see through it.
+        self.before, self.after = rows
+        modes = len(sizes)
+        self.row_sizes, self.channel_sizes = [-1, *sizes[: self.before]], list(sizes[self.before :])
+        self.moved = [0, *(1 + mode for mode in order), *range(1 + modes, 1 + modes + spatial)]
+        self.sources, self.places = [mode - modes for mode in order], list(range(-modes, 0))
+        self.channels = [1 + self.after, modes] if spatial else [self.after - modes, -1]
 
     def forward(self, x: Tensor) -> Tensor:
-        before, after = self.rows
-        moved = [self.sizes[mode] for mode in self.order]
-        channels = math.prod(moved[after:])
         if self.spatial:  # rows are samples: N * rows, channels, spatial
-            size = x.shape[x.dim() - self.spatial :]
-            modes = x.reshape(-1, *self.sizes, *size)
-            trailing = range(1 + len(self.sizes), modes.dim())
-            x = modes.permute(0, *(1 + mode for mode in self.order), *trailing)
-            return x.reshape(-1, channels, *size)
-        lead = x.shape[: x.dim() - (2 if before else 1)]  # any leading dimensions, rows, features
-        modes = x.reshape(*lead, *self.sizes)
-        x = modes.permute(*range(len(lead)), *(len(lead) + mode for mode in self.order))
-        return x.reshape(*lead, *([math.prod(moved[:after])] if after else []), channels)
+            x = x.unflatten(1, self.channel_sizes)
+            if self.before:
+                x = x.unflatten(0, self.row_sizes)
+            x = x.permute(self.moved).flatten(self.channels[0], self.channels[1])
+            return x.flatten(0, self.after) if self.after else x
+        x = x.unflatten(-1, self.channel_sizes)  # any leading dimensions, rows, features
+        if self.before:
+            x = x.unflatten(-1 - len(self.channel_sizes), self.row_sizes[1:])
+        x = x.movedim(self.sources, self.places).flatten(self.channels[0], self.channels[1])
+        return x.flatten(-1 - self.after, -2) if self.after else x
 
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, order={self.order}, rows={self.rows}"
@@ -57,10 +63,10 @@ class Bias(nn.Module):
     def __init__(self, features: int, spatial: int, **options: Any) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(features, **options))
-        self.spatial = spatial
+        self.shape = (-1, *[1] * spatial)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias.view(-1, *[1] * self.spatial)
+        return x + self.bias.view(self.shape)
 
     def extra_repr(self) -> str:
         return f"{len(self.bias)}"
@@ -96,10 +102,10 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features // groups, **options))
 
     def forward(self, x: Tensor) -> Tensor:
-        lead = x.shape[:-1]
-        weight = self.weight.reshape(self.groups, -1, self.weight.shape[1])
-        x = x.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
-        return torch.bmm(x, weight.mT).transpose(0, 1).reshape(*lead, -1)
+        x_GND = x.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
+        weight_GTD = self.weight.unflatten(0, (self.groups, -1))
+        y = torch.bmm(x_GND, weight_GTD.transpose(1, 2)).transpose(0, 1).flatten(1)
+        return y.reshape(x.shape[:-1] + y.shape[-1:])
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1] * self.groups}, {len(self.weight)}, groups={self.groups}"
@@ -121,15 +127,14 @@ class Pivoted(nn.Module):
     def __init__(self, rest: nn.Module | None, order: Tensor, spatial: int) -> None:
         super().__init__()
         self.rest = rest
-        self.spatial = spatial
+        self.dim = -1 - spatial  # of the channels
         self.register_buffer("order", order.int())
         self.order: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        dim = x.dim() - 1 - self.spatial
         if self.rest is not None:
-            x = torch.cat([x, self.rest(x)], dim)
-        return x.index_select(dim, self.order)
+            x = torch.cat([x, self.rest(x)], self.dim)
+        return x.index_select(self.dim, self.order)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         order = state_dict.get(f"{prefix}order")

@@ -42,20 +42,27 @@ class Branches(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(layers)
         self.counts, self.channels, self.groups, self.spatial = tuple(counts), channels, groups, spatial
-        gathered = max((count for count in counts if count < channels), default=0)
+        self.dim = -1 - spatial  # of the channels
+        self.gathered = gathered = max((count for count in counts if count < channels), default=0)
         places = torch.arange(groups * channels, device=device).reshape(groups, channels)[:, :gathered]
         self.register_buffer("inputs", places.flatten().int() if gathered else None)
         self.inputs: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        dim = x.dim() - 1 - self.spatial
-        gathered = x if self.inputs is None else x.index_select(dim, self.inputs)
+        gathered = x if self.inputs is None else x.index_select(self.dim, self.inputs)
         parts = []
-        for layer, count in zip(self.levels, self.counts, strict=True):
-            parts.append(layer(x if count == self.channels else first_of(gathered, count, self.groups, dim)))
-        if len(parts) == 1 or self.groups == 1:
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-        return torch.cat([part.unflatten(dim, (self.groups, -1)) for part in parts], dim + 1).flatten(dim, dim + 1)
+        for number, layer in enumerate(self.levels):
+            count = self.counts[number]
+            if count == self.channels:
+                parts.append(layer(x))
+            else:
+                parts.append(layer(first_of(gathered, count, self.gathered, self.groups, self.dim)))
+        if len(parts) == 1:
+            return parts[0]
+        if self.groups == 1:
+            return torch.cat(parts, self.dim)
+        parts = [part.unflatten(self.dim, (self.groups, -1)) for part in parts]
+        return torch.cat(parts, self.dim).flatten(self.dim - 1, self.dim)
 
     def places(self) -> Tensor:
         """Numbers, within their group, of the channels that are gathered; the first ones where none are, G x C."""
@@ -115,6 +122,9 @@ class Bands(nn.Module):
         self.bands = nn.ModuleList(layers)
         self.counts, self.made, self.outputs = tuple(counts), tuple(made), outputs
         self.groups, self.spatial = groups, spatial
+        self.dim = -1 - spatial  # of the channels
+        self.missing = outputs - groups * sum(made)
+        self.padding, self.shape = [0, 0] * spatial + [0, self.missing], (-1, *[1] * spatial)
         self.bias = nn.Parameter(torch.zeros(outputs, **options)) if bias else None
         whole = list(made) == [outputs // groups]  # one band of all outputs needs no order
         order = None if whole else self.order_of(torch.arange(outputs, device=options.get("device")))
@@ -132,17 +142,15 @@ class Bands(nn.Module):
         return torch.cat([part.flatten() for part in parts]).argsort().int()
 
     def forward(self, h: Tensor) -> Tensor:
-        dim = h.dim() - 1 - self.spatial
-        parts = [
-            layer(first_of(h, count, self.groups, dim)) for layer, count in zip(self.bands, self.counts, strict=True)
-        ]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-        missing = self.outputs - self.groups * sum(self.made)
-        if missing:
-            y = F.pad(y, (0, 0) * self.spatial + (0, missing))
+        parts = []
+        for number, layer in enumerate(self.bands):
+            parts.append(layer(first_of(h, self.counts[number], self.counts[0], self.groups, self.dim)))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+        if self.missing:
+            y = F.pad(y, self.padding)
         if self.order is not None:
-            y = y.index_select(dim, self.order)
-        return y if self.bias is None else y + self.bias.view(-1, *[1] * self.spatial)
+            y = y.index_select(self.dim, self.order)
+        return y if self.bias is None else y + self.bias.view(self.shape)
 
     def extra_repr(self) -> str:
         return f"{list(self.made)} of {self.outputs // self.groups} outputs"
@@ -154,16 +162,15 @@ class Bands(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def first_of(x: Tensor, count: int, groups: int, dim: int) -> Tensor:
-    """The first channels of every group.
+def first_of(x: Tensor, count: int, size: int, groups: int, dim: int) -> Tensor:
+    """The first channels of every group of `size` channels; `dim` is counted from the end.
 
     Example:
-        >>> first_of(torch.arange(6), 1, 2, 0).tolist()
+        >>> first_of(torch.arange(6), 1, 3, 2, -1).tolist()
         [0, 3]
     """
-    size = x.shape[dim] // groups
     if count == size:
         return x
     if groups == 1:
         return x.narrow(dim, 0, count)
-    return x.unflatten(dim, (groups, size)).narrow(dim + 1, 0, count).flatten(dim, dim + 1)
+    return x.unflatten(dim, (groups, size)).narrow(dim, 0, count).flatten(dim - 1, dim)

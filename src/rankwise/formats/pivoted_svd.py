@@ -15,6 +15,7 @@ from ..linalg.pivoting import pivots
 from ..sites import Site
 from .base import Cost, Factors, LowRank, Ranks, match_layout, same_tensor_options
 from .convolution import convolution
+from .low_rank import LowRankLayer
 from .modules import Pivoted
 from .svd import SVD
 from .weights import read, write
@@ -65,7 +66,7 @@ class PivotedSVD(SVD):
         places = torch.arange(outputs).reshape(groups, -1)
         order = torch.cat([places[:, :rank].flatten(), places[:, rank:].flatten()]).argsort()
         tail = Pivoted(rest, order.to(options["device"]), spatial)
-        return match_layout(LowRank(self.name, ranks, [first, tail], layer), layer)
+        return match_layout(LowRankLayer(self.name, ranks, [first, tail], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, tail = _parts(chain)

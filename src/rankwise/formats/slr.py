@@ -18,7 +18,7 @@ from ..sites import Site
 from . import slr_chain
 from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, grouped, relative, ungrouped
 from .slr_curve import curve
-from .slr_levels import are_nested, levels_of, paper_ranks
+from .slr_levels import are_nested, built, levels_of, paper_ranks
 
 
 class Importance(NamedTuple):
@@ -78,24 +78,26 @@ class SparseLowRank(Format):
                 f"site {site.name!r}: {self.name} has no {settings}; slr has k (a whole number), sr and rr, for "
                 f"instance slr:k=16,sr=0.5,rr=0.5, slr3 ranks alone"
             )
-        T, C = self.limits(site)[-1], self.limits(site)[-2]
+        rank, *_, C, T = self.limits(site)
+        if settings["k"] > rank:
+            raise ValueError(f"site {site.name!r}: k={settings['k']:g} is above {rank}, the full rank of the layer")
         return paper_ranks(int(settings["k"]), settings["sr"], settings["rr"], C, T)
 
     def check(self, site: Site, ranks: Ranks) -> Ranks:
         limits, ranks = self.limits(site), tuple(int(rank) for rank in ranks)
         legal = len(ranks) == len(limits) and all(0 <= rank <= limit for rank, limit in zip(ranks, limits, strict=True))
-        legal = legal and are_nested(levels_of(ranks, limits[-1], limits[-2]), site.taps)
+        legal = legal and are_nested(levels_of(ranks, limits[-1], limits[-2]))
         if not legal:
             raise ValueError(
                 f"site {site.name!r}: {self.name} cannot have ranks {ranks}; it needs {len(limits)} numbers up to "
                 f"{limits}: the rank of all neurons, then {self.levels - 1} times a further rank, important inputs and "
-                f"important outputs (at least 1, none more than before), the rank no larger than its block"
+                f"important outputs (at least 1, none more than before), and some rank above 0"
             )
         return ranks
 
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         first = last = 0
-        for rank, rows, channels in self._levels(site, ranks):
+        for rank, rows, channels in built(self._levels(site, ranks), site.taps):
             first += site.groups * rank * channels * site.taps
             last += site.groups * rank * rows
         macs = site.rows * first + site.out_positions * last
@@ -142,7 +144,7 @@ class SparseLowRank(Format):
         return slr_chain.dense_weight(chain)
 
     def _levels(self, site: Site, ranks: Ranks) -> list[Level]:
-        """The levels of each group, their columns counted in channels."""
+        """The levels that ranks ask for in each group, their columns counted in channels."""
         limits = self.limits(site)
         return levels_of(ranks, limits[-1], limits[-2])
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..kinds import spatial_dims
 from .base import Factors, LowRank, Ranks, match_layout, same_tensor_options, set_bias
 from .convolution import convolution
+from .low_rank import LowRankLayer
 from .nested import Bands, Branches
-from .slr_levels import bands, levels_of
+from .slr_levels import bands, built, levels_of
 from .weights import read, write
 
 
@@ -26,7 +27,8 @@ def build(name: str, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
     dense: Any = layer
     spatial, groups = spatial_dims(layer), getattr(layer, "groups", 1)
     outputs, C = (dense.out_channels, dense.in_channels // groups) if spatial else tuple(read(layer).shape)
-    levels = [level for level in levels_of(ranks, outputs // groups, C) if level.rank]
+    taps = math.prod(dense.kernel_size) if spatial else 1
+    levels = [level for level in built(levels_of(ranks, outputs // groups, C), taps) if level.rank]
 
     def made(inputs: int, count: int, held: Sequence[int] | None) -> nn.Module:
         if spatial:
@@ -38,7 +40,7 @@ def build(name: str, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
     read_by, counts = zip(*bands(levels), strict=True)
     ends = [made(rank, count, ()) for rank, count in zip(read_by, counts, strict=True)]
     last = Bands(ends, read_by, outputs, counts, groups, spatial, bias, **options)
-    return match_layout(LowRank(name, ranks, [first, last], layer), layer)
+    return match_layout(LowRankLayer(name, ranks, [first, last], layer), layer)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def paper_ranks(k: int, sr: float, rr: float, inputs: int, outputs: int) -> Rank
 
 
 def levels_of(ranks: Ranks, T: int, C: int) -> list[Level]:
-    """The levels that ranks stand for, their columns counted in channels.
+    """The levels that ranks ask for, their columns counted in channels; a block may hold less, see `built`.
 
     Example:
         >>> levels_of((2, 3, 10, 20), 40, 30)
@@ -53,11 +53,21 @@ def levels_of(ranks: Ranks, T: int, C: int) -> list[Level]:
     return levels
 
 
-def are_nested(levels: Sequence[Level], taps: int) -> bool:
-    """Whether each level lies inside the one before it, holds something, and has no more rank than it can hold."""
-    if not any(level.rank for level in levels):
-        return False
-    if any(min(rows, channels) < 1 or rank > min(rows, channels * taps) for rank, rows, channels in levels):
+def built(levels: Sequence[Level], taps: int) -> list[Level]:
+    """The levels that are stored and computed: none has more rank than its block of channels and taps can hold.
+
+    A large rank with a high sparsity rate asks for more than that; the further components would add nothing.
+
+    Example:
+        >>> built(levels_of((5, 15, 7, 2), 20, 64), taps=1)
+        [Level(rank=5, rows=20, columns=64), Level(rank=2, rows=2, columns=7)]
+    """
+    return [level._replace(rank=min(level.rank, level.rows, level.columns * taps)) for level in levels]
+
+
+def are_nested(levels: Sequence[Level]) -> bool:
+    """Whether each level lies inside the one before it and holds something."""
+    if not any(level.rank for level in levels) or any(min(rows, channels) < 1 for _, rows, channels in levels):
         return False
     return all(a.rows >= b.rows and a.columns >= b.columns for a, b in pairwise(levels))
 

@@ -30,6 +30,7 @@ from .base import (
     ungrouped,
 )
 from .convolution import convolution
+from .low_rank import LowRankLayer
 from .weights import read, write
 
 # A curve asks for at most this many channel ranks; each costs one eigenvalue problem of the size of the outputs.
@@ -127,7 +128,7 @@ class Tucker2(Format):
         first = convolution(dense, dense.in_channels, G * S, G, held=(), bias=False, **options)
         core = convolution(dense, G * S, G * R, G, bias=False, **options)
         last = convolution(dense, G * R, dense.out_channels, G, held=(), bias=bias, **options)
-        return match_layout(LowRank(self.name, ranks, [first, core, last], layer), layer)
+        return match_layout(LowRankLayer(self.name, ranks, [first, core, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, core, last = _three(chain)

@@ -15,7 +15,7 @@ from . import sparse_low_rank as nested
 from .metric import Metric
 from .reduced_rank import balance, spectrum
 from .sorting import Sorted, descending, shares
-from .sparse_low_rank import Level, Nested
+from .sparse_low_rank import Level, Nested, held
 
 # Neurons are selected anew from what the first level leaves, at most this often.
 SELECTIONS = 4
@@ -87,7 +87,10 @@ def _fit(W_TD: Tensor, metric: Metric, levels: Sequence[Level], orders: tuple[Te
     taps = W_TD.shape[1] // len(channels_C)
     weight = Sorted(W_TD, metric, rows_T, channels_C)
     wide = [level._replace(columns=level.columns * taps) for level in levels]
-    factors = nested.fit(weight.Z_TD, wide)[0] if refit else nested.masked(weight.Z_TD, wide)
+    if refit:
+        factors = nested.fit(weight.Z_TD, list(map(held, wide)))[0]
+    else:
+        factors = nested.shortened(nested.masked(weight.Z_TD, wide))
     pairs = [balance(U, weight.plain(V)) for U, V in zip(factors.U, factors.V, strict=True)]
     factors = Nested([U for U, _ in pairs], [V for _, V in pairs])
     dense_TD = weight.unsorted(factors.dense(W_TD))

@@ -69,6 +69,16 @@ def leading(Z_TD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return U_TR, R_RR @ V_DR.mT
 
 
+def held(level: Level) -> Level:
+    """The level with no more rank than its block can hold.
+
+    Example:
+        >>> held(Level(rank=15, rows=2, columns=7))
+        Level(rank=2, rows=2, columns=7)
+    """
+    return level._replace(rank=min(level))
+
+
 def masked(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
     """The paper's factors: those of the truncated SVD, their further components cut to the important neurons.
 
@@ -86,6 +96,17 @@ def masked(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
         result.U.append(U_TN[:rows, chosen])
         result.V.append(V_ND[chosen, :columns])
         done += rank
+    return result
+
+
+def shortened(nested: Nested) -> Nested:
+    """The same blocks, none by more factors than it can hold."""
+    result = Nested([], [])
+    for U_tR, V_Rd in zip(nested.U, nested.V, strict=True):
+        most = min(len(U_tR), V_Rd.shape[1])
+        U_tR, V_Rd = (U_tR, V_Rd) if len(V_Rd) <= most else leading(U_tR @ V_Rd, most)
+        result.U.append(U_tR)
+        result.V.append(V_Rd)
     return result
 
 

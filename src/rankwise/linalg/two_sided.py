@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .diagonal import Diagonal
 from .metric import Metric
 from .symmetric import cholesky
+from .two_uses import LookedUp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class TwoSided:
     Attributes:
         inputs: Sigma of each group.
         root_GTT: upper triangular `R` with `R^T R = G`; None where G is the identity.
+        uses: G of the products and G of the lookups of a weight that is used in both ways, whose outputs no one root
+            serves; None for all other weights.
 
     Example:
         >>> from rankwise.linalg.metric import Identity
@@ -38,6 +42,7 @@ class TwoSided:
 
     inputs: Sequence[Metric]
     root_GTT: Tensor | None = None
+    uses: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, inputs: Sequence[Metric], outputs_GTT: Tensor, damping: float = 0.0) -> TwoSided:
@@ -62,6 +67,23 @@ class TwoSided:
         if self.root_GTT is None:
             return weight
         return (self.root_GTT @ self._rows(weight)).reshape(weight.shape)
+
+    def inputs_of(self, weight: Tensor) -> Sequence[Metric]:
+        """The metrics of the inputs; of a weight with two uses each is weighed by what its outputs matter in all."""
+        if self.uses is None:
+            return self.inputs
+        products, lookups = self.energies(weight)
+        rows = self.inputs[1]
+        assert isinstance(rows, Diagonal)
+        total = products + lookups
+        return [self.inputs[0], LookedUp(rows, lookups / total if total else 0.5)]
+
+    def energies(self, weight: Tensor) -> tuple[float, float]:
+        """Of a weight with two uses, T x D: `trace(G W Sigma W^T)` of the products and of the lookups."""
+        assert self.uses is not None
+        W_TD, (outputs_TT, rows_DD) = weight.double().flatten(1), self.uses
+        products = float((outputs_TT * self.inputs[0].inner(W_TD)).sum())
+        return products, float((self.inputs[1].times(W_TD.mT) * (rows_DD @ W_TD.mT)).sum())
 
     def back(self, weight: Tensor) -> Tensor:
         """`R^-1 W` for a weight, all outputs first: the inverse of `forth`."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .diagonal import Diagonal
 from .metric import Identity, Metric
 from .reduced_rank import spectrum
 from .symmetric import eigh, orthonormal
@@ -30,13 +31,27 @@ TOLERANCE = 1e-3
 ROUNDING = 1e-14
 
 
+class LookedUp(Diagonal):
+    """How often each row is looked up, and what an error of these rows costs against one of the products.
+
+    Args:
+        rows: the frequencies.
+        share: of the cost, 0 to 1; one half where an error of either use counts the same.
+    """
+
+    def __init__(self, rows: Diagonal, share: float) -> None:
+        super().__init__(rows.variance_D)
+        self.share = share
+
+
 class TwoUses:
     """The problem for one matrix.
 
     Args:
         W_TD: weight.
         inputs: Sigma, D x D.
-        rows: D, T x T; only its diagonal counts.
+        rows: D, T x T; only its diagonal counts. Of `LookedUp` rows the two terms are weighed by `2 (1 - share)` and
+            `2 share`.
 
     Attributes:
         total: the error of no factors at all: 2, or less where the outputs of a use are all zero.
@@ -55,8 +70,9 @@ class TwoUses:
         squares_TD = self.W_TD.square()
         # Products with a diagonal matrix give its diagonal, and nothing of size T x T is made.
         diagonal_T = rows.times(squares_TD.new_ones(1, len(squares_TD)))[0]
-        self.inputs_D = _relative(values_D, squares_TD.sum(0))
-        self.rows_T = _relative(diagonal_T, squares_TD.sum(1))
+        share = rows.share if isinstance(rows, LookedUp) else 0.5
+        self.inputs_D = 2 * (1 - share) * _relative(values_D, squares_TD.sum(0))
+        self.rows_T = 2 * share * _relative(diagonal_T, squares_TD.sum(1))
         self.total = self.error(torch.zeros_like(self.W_TD))
         energy = float(squares_TD.sum())
         mean = 1 / energy if energy else 1.0

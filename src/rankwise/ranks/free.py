@@ -98,7 +98,7 @@ class SpectralRule(FreeRule):
 
     @abstractmethod
     def rank(self, groups: Sequence[Unfolding]) -> float:
-        """The wanted rank, a real number; 0 where the values give no reason to factorise at all.
+        """The wanted rank, a real number; 0 where the values give no reason to factorise: all of them are wanted.
 
         Args:
             groups: the unfolding of each group of the layer.
@@ -147,6 +147,4 @@ def _full(groups: Sequence[Unfolding]) -> int:
 
 
 def _scale(rank: int, wanted: float, full: int) -> float:
-    if wanted == 0:
-        return 0.0
-    return math.inf if rank >= full else rank / wanted
+    return math.inf if rank >= full else rank / (wanted or full)

@@ -4,6 +4,9 @@ A trained weight is not signal plus white noise, so on the weight alone these ru
 weight they have a reason: a layer's weight estimated by least squares from N inputs has an error with covariance
 `sigma^2 Sigma^(-1) / N` in each row, so that `W Sigma^(1/2)` is the true matrix plus white noise, which is the model
 that both rules assume. A rank of a convolution with groups is the largest over its groups.
+
+Where nothing stands out, no direction is better than another and a low rank loses most: such a site stays dense, and
+where a budget scales all wishes down, its wish is the full rank, so that it is the last one to be cut.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class Evbmf(SpectralRule):
 
     Args:
         weakening: w in `int(full - w (full - r))`, above 0 and at most 1: how far to go in one of several stages.
-        empty: "dense" leaves a site dense in which all is noise, "one" gives it rank 1.
+        empty: "dense" leaves a site dense in which all is noise, or cuts it last; "one" gives it rank 1.
         compat: the popular port's results, which depend on the scale of the weights and need L <= M.
 
     Raises:
@@ -68,7 +71,7 @@ class Evbmf(SpectralRule):
 class GavishDonoho(SpectralRule):
     """`r = #{i : sigma_i > omega(beta) median(sigma)}`, beta the aspect ratio: the best hard threshold for white noise.
 
-    A site in which nothing stands out stays dense.
+    A site in which nothing stands out stays dense, or is cut last.
 
     Source: Gavish and Donoho, "The Optimal Hard Threshold for Singular Values is 4/sqrt(3)", 2014, arXiv 1305.5870.
     """

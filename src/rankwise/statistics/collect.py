@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batches, call, first_sample, pristine
+from ..batches import Batches, call, pristine
 from ..calling import DataError, samples_in
+from ..example import taking_example, with_example
 from ..find import find
 from ..guards import unwrap
-from ..kinds import spatial_dims
+from ..padding import Mask, Padding
 from ..sites import Site
 from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss
 from .moments import LARGEST_DENSE, SAMPLED_ROWS, Moments
-from .rows import input_rows, positions_per_sample, sample_positions
+from .rows import draw, positions_per_sample
 from .store import Statistics
 
 logger = logging.getLogger("rankwise")
@@ -33,17 +34,19 @@ logger = logging.getLogger("rankwise")
 ANNOUNCED_LOUDLY = 4 * 2**30
 
 
+@taking_example
 def collect(
     model: nn.Module,
     data: Iterable[Any] | None = None,
     *,
     forward_loop: Callable[[nn.Module], object] | None = None,
-    example_input: Any = None,
+    example: Any = None,
     only: Collection[str] | None = None,
     gradients: bool = False,
     loss: Loss | None = None,
     positions: int | str = "auto",
     seed: int = 0,
+    mask: Mask | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Statistics:
     """Collect mean and second moment of the (unfolded) input of every site.
@@ -57,8 +60,9 @@ def collect(
     Args:
         model: the dense network; left exactly as it was.
         data: any re-iterable of batches (tensor, tuple or mapping), without labels.
-        forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example_input`.
-        example_input: what MACs are counted for; by default the first sample of the first batch.
+        forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example`.
+        example: what MACs are counted for, as for `find`; by default the first sample of the data, or the whole first
+            batch where a single sample does not stand for it, which is logged.
         only: names of the sites to collect; all by default.
         gradients: whether gradients are collected too. Sites with more than 8,192 outputs have none, which is logged.
         loss: of what the model returns, summed over the samples of a batch; asks for gradients. By default a function
@@ -67,6 +71,8 @@ def collect(
         positions: output positions of each sample to use: "auto" (40 rows per input dimension over all samples, at
             most four times the layer's own multiplications, at least 16 per sample), "all", or a number.
         seed: of the positions and of the default loss.
+        mask: which positions are real, 0 for padding, whose rows do not count: the name of an argument of the network,
+            or a function of a batch, either giving [samples, positions]. By default `attention_mask` of a mapping.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.
 
     Returns:
@@ -89,11 +95,11 @@ def collect(
     if forward_loop is not None and (gradients or loss):
         raise ValueError("gradients need the batches themselves: pass data instead of forward_loop")
     batches = None if data is None else Batches.of(data)
-    if example_input is None:
-        if batches is None:
-            raise ValueError("collect with a forward_loop needs example_input, for which MACs are counted")
-        example_input = first_sample(batches.first())
-    sites = find(model, example_input)
+    if batches is not None:
+        example, batches = with_example(model, batches, example)
+    elif example is None:
+        raise ValueError("collect with a forward_loop needs example=, for which MACs are counted")
+    sites = find(model, example)
     chosen = [site for site in sites.values() if not site.dense_because and (only is None or site.name in only)]
     samples = None if batches is None else batches.samples
     takers = _gradient_sites(chosen) if gradients or loss else []
@@ -106,7 +112,7 @@ def collect(
         needed / 1e9,
         fitting / 1e9,
     )
-    collector = _Collector(chosen, samples, positions, seed)
+    collector, padding = _Collector(chosen, samples, positions, seed), Padding(mask)
     backward = GradientCollector(loss or FisherProbe(seed))
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
@@ -116,34 +122,35 @@ def collect(
             for layer in layers:
                 hooks.enter_context(_hook(layer, collector.observer(site)))
                 if site in takers:
-                    hooks.enter_context(_Removed(layer.register_forward_hook(backward.watcher(site))))
+                    hooks.enter_context(_Removed(layer.register_forward_hook(backward.watcher(site), prepend=True)))
         if takers:
             model.requires_grad_(False)  # the graph starts at the sites' outputs
         if forward_loop is not None:
             forward_loop(model)
         elif batches is not None:
             for index, batch in enumerate(batches if progress is None else progress(batches, "statistics")):
-                collector.batch = index
+                collector.batch, collector.real = index, padding.real(batch)
                 with torch.set_grad_enabled(bool(takers)):
                     output = call(model, batch, index=index)
                     if takers:
-                        backward.update(output, samples_in(batch), index)
+                        backward.update(output, samples_in(batch, (batches.axis or 0) if batches else 0), index)
         missing = [site.name for site in chosen if not collector.reached(site.name)]
-        if missing:
+        if missing and (only is not None or len(missing) == len(chosen)):
             raise ValueError(f"the calibration data never reached site {missing[0]!r} ({len(missing)} sites in all)")
+        if missing:
+            logger.warning("the calibration data never reach %s: left dense", ", ".join(map(repr, missing)))
+            sites = sites.left_dense(dict.fromkeys(missing, "the calibration data never reach it"))
+            chosen = [site for site in chosen if site.name not in missing]
         taken = backward.gradients()
         moments = {site.name: replace(collector.moments(site.name), gradients=taken.get(site.name)) for site in chosen}
     return Statistics(moments, sites=sites, samples=samples or 0, seed=seed)
 
 
 def _gradient_sites(sites: Collection[Site]) -> list[Site]:
-    """The sites whose outputs are few enough for a moment; the others are announced, but for tied embeddings.
-
-    Their two uses have different outputs, so that no metric of the outputs serves both.
-    """
-    few = [site for site in sites if not site.is_tied and site.out_features // site.groups <= LARGEST_DENSE]
+    """The sites whose outputs are few enough for a moment; the others are announced."""
+    few = [site for site in sites if site.out_features // site.groups <= LARGEST_DENSE]
     for site in sites:
-        if site not in few and not site.is_tied:
+        if site not in few:
             logger.warning(
                 "site %r: no gradients are collected, a moment of its %d outputs would be too large (at most %d)",
                 site.name,
@@ -204,17 +211,22 @@ class _Collector:
         self.wanted = {site.name: positions_per_sample(site, samples, positions) for site in sites}
         self.seed = seed
         self.batch = 0
+        self.real: Callable[[str, Tensor], Tensor | None] = lambda site, x: None  # rows of the batch, see `Padding`
         self.calls: dict[tuple[str, int], int] = {}
 
     def observer(self, site: Site) -> Callable[[nn.Module, Tensor, Tensor], None]:
         def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
+            real = self.real(site.name, x)
             if isinstance(layer, nn.Embedding):  # counting all of them is cheap
-                self.lookups[site.name].update(x)
+                self.lookups[site.name].update(x if real is None else x[real.to(x.device)])
+                return
+            if not x.numel() or not y.numel():  # an empty call adds nothing
                 return
             number = self.calls[site.name, self.batch] = self.calls.get((site.name, self.batch), -1) + 1
-            drawn = draw(layer, x, y, self.wanted[site.name], f"{site.name}:{self.batch}:{number}", self.seed)
+            key = f"{site.name}:{self.batch}:{number}"
+            drawn = draw(layer, x, y, self.wanted[site.name], key, self.seed, real)
             try:
-                self.accumulators[site.name].update(input_rows(layer, x, drawn))
+                self.accumulators[site.name].update(drawn.of_inputs(layer, x))
             except ValueError as error:
                 raise DataError(f"site {site.name!r}, batch {self.batch}: {error}") from error
 
@@ -237,22 +249,14 @@ class _Collector:
         return replace(moments, lookups_V=seen_V.double())
 
 
-def draw(layer: nn.Module, x: Tensor, y: Tensor, wanted: int | None, key: str, seed: int) -> Tensor | None:
-    """Output positions to gather for one call, B x n; None for all."""
-    if dims := spatial_dims(layer):
-        batch, total = len(y) if y.dim() == dims + 2 else 1, math.prod(y.shape[-dims:])
-    else:
-        batch, total = (len(x), x[0].numel() // x.shape[-1]) if x.dim() > 1 else (1, 1)
-    return sample_positions(batch, total, wanted, key, seed)
-
-
 def _hook(layer: nn.Module, observe: Callable[[nn.Module, Tensor, Tensor], None]) -> Any:
     def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         with torch.no_grad():
             observe(module, x, output)
 
-    return _Removed(layer.register_forward_hook(seen, with_kwargs=True))
+    # First of all hooks: it sees the layer's own output, and the input that the user's hooks before it have made.
+    return _Removed(layer.register_forward_hook(seen, with_kwargs=True, prepend=True))
 
 
 class _Removed:

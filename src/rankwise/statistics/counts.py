@@ -34,7 +34,9 @@ class Lookups:
         self.seen_V: Tensor | None = None
 
     def update(self, indices: Tensor) -> None:
-        """Add indices of any shape."""
+        """Add indices of any shape; none add nothing."""
+        if not indices.numel():
+            return
         counts_V = torch.bincount(indices.flatten(), minlength=self.rows)
         self.seen_V = counts_V if self.seen_V is None else self.seen_V + counts_V
         self.count += indices.numel()

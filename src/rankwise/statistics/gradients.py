@@ -44,10 +44,12 @@ class Gradients:
     Attributes:
         samples: that were seen.
         second_GTT: `sum over positions of g g^T`, the mean over samples, per group; float64.
+        lookups_DD: the same at the rows that a tied embedding looks up; `second_GTT` is of its head then.
     """
 
     samples: int
     second_GTT: Tensor
+    lookups_DD: Tensor | None = None
 
     def metric(self, inputs: Sequence[Metric], shrink: float = 0.0) -> TwoSided:
         """The metric of both sides: `(1 - s) G + s trace(G) / T I`, up to scale.
@@ -58,6 +60,10 @@ class Gradients:
             inputs: of each group.
             shrink: `s`, share of the weight metric, beside what the number of samples asks for; below 1.
         """
+        if (
+            self.lookups_DD is not None
+        ):  # how far to trust two sums over all of a moment is no question of its directions
+            return TwoSided(inputs=inputs, uses=(self.second_GTT[0], self.lookups_DD))
         trace, squares = float(self.second_GTT.diagonal(dim1=1, dim2=2).sum()), float(self.second_GTT.square().sum())
         share = shrinkage(trace, squares, self.samples, self.second_GTT.shape[0] * self.second_GTT.shape[1])
         added = max(DAMPING, share / (1 - share))
@@ -67,7 +73,11 @@ class Gradients:
         """The moment of both sets of samples together."""
         samples = self.samples + other.samples
         share = other.samples / samples
-        return Gradients(samples=samples, second_GTT=torch.lerp(self.second_GTT, other.second_GTT, share))
+        lookups_DD = None
+        if self.lookups_DD is not None and other.lookups_DD is not None:
+            lookups_DD = torch.lerp(self.lookups_DD, other.lookups_DD, share)
+        second_GTT = torch.lerp(self.second_GTT, other.second_GTT, share)
+        return Gradients(samples=samples, second_GTT=second_GTT, lookups_DD=lookups_DD)
 
 
 def fisher_energy(weight: Tensor, moments: Moments) -> float:
@@ -80,6 +90,8 @@ def fisher_energy(weight: Tensor, moments: Moments) -> float:
         moments: of the site, with gradients.
     """
     assert moments.gradients is not None
+    if moments.gradients.lookups_DD is not None:
+        return 0.5 * sum(moments.gradients.metric(moments.metrics(damping=0)).energies(weight))
     rows_GTD = weight.double().reshape(len(moments.mean_GD), -1, moments.dim)
     parts = zip(moments.gradients.second_GTT, rows_GTD, moments.metrics(damping=0), strict=True)
     return 0.5 * sum(float((G_TT * metric.inner(W_TD)).sum()) for G_TT, W_TD, metric in parts)
@@ -134,6 +146,7 @@ class GradientCollector:
         self.loss = loss
         self.taken: list[tuple[Site, nn.Module, Tensor]] = []
         self.sums: dict[str, Tensor] = {}
+        self.lookups: dict[str, Tensor] = {}  # of tied embeddings, whose head has the other sum
         self.samples = 0
 
     def watcher(self, site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
@@ -165,13 +178,16 @@ class GradientCollector:
                     f"site {site.name!r}: the loss does not depend on its output; leave it out (only=, on the command "
                     "line --ignore), or give a loss that does"
                 )
+            if not gradient.numel():  # an empty call adds nothing
+                continue
             rows_GNT = output_rows(layer, gradient, None)
-            if site.name not in self.sums:
+            sums = self.lookups if site.is_tied and isinstance(layer, nn.Embedding) else self.sums
+            if site.name not in sums:
                 T = rows_GNT.shape[2]
                 zeros_GTT = torch.zeros(len(rows_GNT), T, T, dtype=torch.float64, device=rows_GNT.device)
-                self.sums[site.name] = zeros_GTT
-            add_gram(self.sums[site.name], rows_GNT)
-            if not torch.isfinite(self.sums[site.name].diagonal(dim1=1, dim2=2)).all():
+                sums[site.name] = zeros_GTT
+            add_gram(sums[site.name], rows_GNT)
+            if not torch.isfinite(sums[site.name].diagonal(dim1=1, dim2=2)).all():
                 raise ValueError(f"site {site.name!r}, batch {batch}: the gradient at its output holds NaN or infinity")
         self.taken = []
         self.samples += samples
@@ -180,7 +196,15 @@ class GradientCollector:
         """The moments so far, by site name."""
         result = {}
         for name, sum_GTT in self.sums.items():
-            second_GTT = sum_GTT / self.samples
-            mirror(second_GTT)
-            result[name] = Gradients(samples=self.samples, second_GTT=second_GTT)
+            lookups_1DD = self._mean(self.lookups[name]) if name in self.lookups else None
+            result[name] = Gradients(
+                samples=self.samples,
+                second_GTT=self._mean(sum_GTT),
+                lookups_DD=None if lookups_1DD is None else lookups_1DD[0],
+            )
         return result
+
+    def _mean(self, sum_GTT: Tensor) -> Tensor:
+        second_GTT = sum_GTT / self.samples
+        mirror(second_GTT)
+        return second_GTT

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,74 @@ def sample_positions(batch: int, total: int, wanted: int | None, key: str, seed:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{key}".encode()))
     strata = torch.arange(wanted) + torch.rand(batch, wanted, generator=generator, dtype=torch.float64)
     return (strata * (total / wanted)).long().clamp_max(total - 1)
+
+
+class Drawn(NamedTuple):
+    """Output positions of one call that rows are gathered at.
+
+    Attributes:
+        positions: B x n flat indices, None for all.
+        kept: which of the gathered rows are real, None for all.
+        samples: B.
+    """
+
+    positions: Tensor | None
+    kept: Tensor | None
+    samples: int
+
+    def of_inputs(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Rows that the weight is multiplied with, G x N x D, tap-major."""
+        return self._real(input_rows(layer, x, self.positions))
+
+    def of_outputs(self, layer: nn.Module, y: Tensor) -> Tensor:
+        """Rows of the output at the same positions, G x N x T."""
+        return self._real(output_rows(layer, y, self.positions))
+
+    def before(self, sample: int, rows: int) -> int | None:
+        """How many of the rows belong to the samples before one; None where rows do not go by samples."""
+        if self.kept is not None:
+            return int(self.kept.view(self.samples, -1)[:sample].sum())
+        return sample * (rows // self.samples) if self.samples and rows % self.samples == 0 else None
+
+    def _real(self, rows_GND: Tensor) -> Tensor:
+        return rows_GND if self.kept is None else rows_GND[:, self.kept.to(rows_GND.device)]
+
+
+def draw(
+    layer: nn.Module, x: Tensor, y: Tensor, wanted: int | None, key: str, seed: int, real: Tensor | None = None
+) -> Drawn:
+    """Draw the output positions to gather for one call.
+
+    Args:
+        layer: a linear layer or a convolution.
+        x, y: its input and output.
+        wanted: positions of each sample, None for all.
+        key: what the draw depends on, beside the seed.
+        seed: of the draw.
+        real: which positions of a linear layer's input are no padding, B x P; None for all.
+    """
+    if real is not None:
+        return _drawn_among(real, wanted, key, seed, flat=x.dim() == 2)
+    if dims := spatial_dims(layer):
+        batch, total = len(y) if y.dim() == dims + 2 else 1, math.prod(y.shape[-dims:])
+    else:
+        batch, total = (len(x), x[0].numel() // x.shape[-1]) if x.dim() > 1 else (1, 1)
+    return Drawn(sample_positions(batch, total, wanted, key, seed), None, batch)
+
+
+def _drawn_among(real: Tensor, wanted: int | None, key: str, seed: int, flat: bool) -> Drawn:
+    """Of each sample all real positions where they are few, else one in each of as many equal strata of them."""
+    real = real.cpu()
+    batch, total = real.shape
+    if flat or wanted is None or wanted >= total:
+        return Drawn(None, real.flatten(), batch)
+    count = real.sum(1, keepdim=True)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{key}".encode()))
+    strata = torch.arange(wanted) + torch.rand(batch, wanted, generator=generator, dtype=torch.float64)
+    few = torch.arange(wanted).expand(batch, -1)
+    place = torch.where(count > wanted, (strata * (count / wanted)).long(), few).clamp_max(total - 1)
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)  # real positions first
+    return Drawn(order.gather(1, place), (few < count).flatten(), batch)
 
 
 def padding_sides(layer: Any) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ _KIND = "rankwise statistics"
 _VERSION = 1
 _TENSORS = tuple(item.name for item in fields(Moments) if item.name not in ("count", "gradients"))
 # Files with gradients have these beside the rest; a reader that does not know them reads the rest.
-_GRADIENTS, _GRADIENT_SAMPLES = "gradients", "gradient_samples"
+_GRADIENTS, _LOOKUP_GRADIENTS, _GRADIENT_SAMPLES = "gradients", "lookup_gradients", "gradient_samples"
 
 
 class Statistics(Mapping[str, Moments]):
@@ -155,6 +155,8 @@ class Statistics(Mapping[str, Moments]):
                     tensors[f"{kind}:{name}"] = value.contiguous()
             if moments.gradients is not None:
                 tensors[f"{_GRADIENTS}:{name}"] = moments.gradients.second_GTT.contiguous()
+                if moments.gradients.lookups_DD is not None:
+                    tensors[f"{_LOOKUP_GRADIENTS}:{name}"] = moments.gradients.lookups_DD.contiguous()
                 gradient_samples[name] = moments.gradients.samples
         about = {
             "kind": _KIND,
@@ -201,5 +203,9 @@ def _moments(name: str, count: int, tensors: Mapping[str, Tensor], gradient_samp
     found = {kind: tensors[f"{kind}:{name}"] for kind in _TENSORS if f"{kind}:{name}" in tensors}
     gradients = None
     if gradient_samples is not None:
-        gradients = Gradients(samples=gradient_samples, second_GTT=tensors[f"{_GRADIENTS}:{name}"])
+        gradients = Gradients(
+            samples=gradient_samples,
+            second_GTT=tensors[f"{_GRADIENTS}:{name}"],
+            lookups_DD=tensors.get(f"{_LOOKUP_GRADIENTS}:{name}"),
+        )
     return Moments(count=count, gradients=gradients, **found)

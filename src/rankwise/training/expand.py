@@ -44,7 +44,8 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
         sites: of it, from `rankwise.find`.
         format: "tucker2" or "svd".
         only: patterns of the layers; those among them that cannot be factorised stay as they are, as do embeddings that
-            share their weight with a linear layer.
+            share their weight with a linear layer, and all embeddings and heads of language models that "*" alone
+            matches.
 
     Returns:
         The model.
@@ -64,9 +65,10 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
     model = unwrap(model)
     sites.check_structure(model)
     named = sites.select(only)
-    chosen = [site for site in named if site.dense_because is None and not site.is_tied]
+    chosen = [site for site in sites.included(only) if site.dense_because is None and not site.is_tied]
     if not chosen:
-        reason = named[0].dense_because or "its weight is shared by an embedding and a linear layer"
+        shared = "its weight is shared by an embedding and a linear layer" if named[0].is_tied else None
+        reason = named[0].dense_because or shared or named[0].unless_named
         raise ValueError(f"nothing to expand; site {named[0].name!r} must stay as it is: {reason}")
     fitted = [(site, full_rank(site, site_weight(model, site), format), site_bias(model, site)) for site in chosen]
     # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it

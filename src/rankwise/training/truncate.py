@@ -65,7 +65,8 @@ def truncate(
     merged = merge_(copy.deepcopy(model))
     sites = find(merged, example)
     curves = _curves(merged, sites, formats, round_to)
-    plan = choose(merged, sites, rule=rule, keep=keep, metric="weight", curves=curves)
+    expanded = [name for name in sites if name in formats]  # by name: embeddings too
+    plan = choose(merged, sites, rule=rule, keep=keep, metric="weight", curves=curves, include=["*", *expanded])
     return factorise(merged, plan, sites, data=data), plan
 
 

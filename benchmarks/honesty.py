@@ -1,0 +1,76 @@
+"""Is the result what the report says? Ordinary and odd networks, each compressed both ways at two budgets.
+
+    python -m benchmarks.honesty [--only NAME ...] [--quick] [--json FILE]
+
+Of every result: MACs and parameters counted on it are the plan's, to the unit; PyTorch's own counter sees as many MACs
+fewer as the plan says; outputs are finite; the error of every layer on the dense network's inputs, which is what a
+one-shot plan predicts, is within a factor of two of the prediction; on held-out data the outputs of the sequential way
+are no more than 1.1 times as far off as those of the one-shot way; the user's network is bit for bit as it was. What is
+refused is refused by a ValueError with the words that the case expects. The status is 1 if a row is not right. Networks
+have random weights, and data a few directions and noise; nothing here says what a trained network would lose.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch
+
+import rankwise as rw
+from benchmarks.common import Row, parser, report, start
+from benchmarks.honesty_case import Case
+from benchmarks.honesty_checks import Verdict, judge
+from benchmarks.honesty_networks import CASES
+
+COLUMNS = ("network", "kind", "budget", "method", "sites", "macs_ratio", "error", "predicted", "seconds", "verdict")
+
+
+def run(case: Case, seed: int) -> list[Verdict]:
+    """All rows of one network."""
+    torch.manual_seed(seed)
+    model = case.build().eval()
+    generator = torch.Generator().manual_seed(seed)
+    data = [case.batch(generator) for _ in range(case.batches)]
+    held_out = [case.batch(generator) for _ in range(2)]
+    if case.before is not None:
+        case.before(model, data[0])
+    settings: dict[str, Any] = {"example": data[0]} if case.whole else {}
+    return [verdict for keep in case.budgets for verdict in judge(case, model, data, held_out, settings, keep)]
+
+
+def main() -> None:
+    options = parser(__doc__.split("\n\n")[0])
+    options.add_argument("--only", nargs="+", help="words in the names or kinds of the networks")
+    arguments = options.parse_args()
+    start(arguments)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("rankwise").setLevel(logging.ERROR)
+    rows: list[Row] = []
+    faults: list[str] = []
+    chosen = [case for case in CASES if case.quick or not arguments.quick]
+    if arguments.only:
+        chosen = [case for case in chosen if any(word in (case.name, case.kind) for word in arguments.only)]
+    for case in chosen:
+        begin = time.perf_counter()
+        try:
+            verdicts = run(case, arguments.seed)
+        except Exception as error:  # a network that does not run at all is a row, too
+            verdicts = [Verdict({"network": case.name, "kind": case.kind}, [f"{type(error).__name__}: {error}"])]
+        seconds = (time.perf_counter() - begin) / len(verdicts)
+        for verdict in verdicts:
+            told = verdict.faults or [verdict.figures.get("verdict", "right")]
+            rows.append({**verdict.figures, "seconds": seconds, "verdict": "; ".join(told)})
+            faults += [f"{case.name}, {verdict.figures.get('method')}: {fault}" for fault in verdict.faults]
+    title = f"{len(chosen)} networks, rankwise {rw.__version__}"
+    report(rows, COLUMNS, title, arguments.json)
+    bad = sum(row["verdict"] != "right" and not row["verdict"].startswith("refused: ") for row in rows)
+    print(f"{len(rows) - bad} of {len(rows)} rows are right")
+    sys.exit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The embeddings and heads of language models: which sites stay dense unless a pattern names them.
+
+Their rows are few numbers for each item of a vocabulary. An average over all of them says little of the rare ones, and
+the embedding is read by all that follows: a low rank there costs more than its error says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from .sites import Site
+
+BY_NAME = "unless included by name"
+
+
+def guarded(sites: Sequence[Site], model: nn.Module) -> list[Site]:
+    """The sites, each embedding and each head of a language model with the reason why it stays dense by default.
+
+    A head is known by structure: it is tied to an embedding, or it is a linear layer that has as many outputs as an
+    embedding has rows and whose outputs are the inputs of no site after it. The embedding must be the one with the most
+    rows, or be looked up as often as the head gives scores: a classifier of two classes is no head of the two rows that
+    tell two sentences apart.
+
+    Args:
+        sites: in the order of their first call.
+        model: the network.
+    """
+    rows = [layer.num_embeddings for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    tokens = {(site.in_features, site.rows) for site in sites if site.is_embedding}
+    result = []
+    for place, site in enumerate(sites):
+        reason = None
+        if site.is_tied:
+            reason = f"embedding and head of a language model: stay dense {BY_NAME}"
+        elif site.is_embedding:
+            reason = f"embedding: stays dense {BY_NAME}"
+        elif site.kind in ("linear", "conv1d_hf") and site.out_features in rows:
+            last = all(later.weight_shape[1] != site.out_features for later in sites[place + 1 :])
+            if last and (site.out_features == max(rows) or (site.out_features, site.rows) in tokens):
+                reason = f"head of a language model: stays dense {BY_NAME}"
+        result.append(replace(site, unless_named=reason))
+    return result

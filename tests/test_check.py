@@ -1,0 +1,104 @@
+"""A factorised network is run once and compared with its plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import batches_of
+from torch import Tensor, nn
+
+import rankwise as rw
+from rankwise.check import check_result
+from rankwise.counting import Recorder
+from rankwise.surgery import rebuild
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.twice = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+        return self.twice(torch.tanh(self.twice(x)))
+
+
+def made() -> tuple[nn.Module, nn.Module, rw.Sites, rw.Plan]:
+    torch.manual_seed(0)
+    model, data = Net().eval(), batches_of(8, 3, 6, 6)
+    stats = rw.collect(model, data)
+    plan = rw.choose(model, stats, keep={"macs": 0.9}, pin={"fc": "svd:2", "twice": "svd:3"})
+    return model, rw.factorise(model, plan, stats), stats.sites, plan
+
+
+def test_the_result_of_factorise_passes() -> None:
+    model, small, sites, plan = made()
+    factorised = [sites[row.site] for row in plan.factorised]
+    check_result(model, small, factorised, sites.example, int(plan.planned["macs"]))
+
+
+def test_macs_by_operators_are_those_by_layers() -> None:
+    model, small, sites, _ = made()
+    for network in (model, small):
+        counts = []
+        for by_operators in (False, True):
+            with torch.no_grad(), Recorder(network, by_operators=by_operators) as record:
+                network(sites.example)
+            counts.append(record.total_macs)
+        assert counts[0] == counts[1] > 0
+
+
+def test_a_chain_that_is_called_less_often_is_named() -> None:
+    model, small, sites, _ = made()
+    small.forward = lambda x: small.twice(small.fc(torch.relu(small.conv(x)).mean((2, 3))))
+    with pytest.raises(
+        ValueError, match=r"site 'twice' cannot be factorised: the network calls it 1 times instead of 2"
+    ):
+        check_result(model, small, [sites["fc"], sites["twice"]], sites.example)
+
+
+def test_a_weight_that_is_put_together_is_named() -> None:
+    model, small, sites, _ = made()
+    small.fc.register_forward_hook(lambda layer, args, output: output + 0 * layer.weight.sum())
+    with pytest.raises(ValueError, match=r"site 'fc' cannot be factorised: its dense weight is put together"):
+        check_result(model, small, [sites["fc"], sites["twice"]], sites.example)
+
+
+def test_what_is_read_of_the_dense_network_is_named() -> None:
+    model, small, sites, _ = made()
+    small.register_forward_hook(lambda layer, args, output: output @ model.twice.weight)
+    with pytest.raises(ValueError, match=r"works on 'twice.weight' of the network it was copied from"):
+        check_result(model, small, [sites["fc"]], sites.example)
+
+
+def test_more_multiplications_than_planned_are_told() -> None:
+    model, small, sites, plan = made()
+    small.extra = nn.Linear(8, 8)
+    small.register_forward_hook(lambda layer, args, output: layer.extra(output))
+    with pytest.raises(ValueError, match=r"its plan says [\d,]+: the forward of Net"):
+        check_result(model, small, [sites["fc"]], sites.example, int(plan.planned["macs"]))
+
+
+def test_outputs_that_are_not_finite_name_the_first_site() -> None:
+    model, small, sites, _ = made()
+    with torch.no_grad():
+        small.fc[0].weight.fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"site 'fc' cannot be factorised: its outputs are not finite"):
+        check_result(model, small, [sites["fc"], sites["twice"]], sites.example)
+
+
+def test_shared_chains_are_counted_together() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x)))
+
+    model = Tied().eval()
+    sites = rw.find(model, torch.randn(2, 8))
+    small = Tied().eval()
+    rebuild(small, ["a", "b"], rw.FORMATS["svd"], (2,), bias=True)
+    check_result(model, small, [sites["a"]], sites.example)
