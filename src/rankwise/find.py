@@ -118,7 +118,6 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
             calls=tuple(call for head in heads for call in record.calls.get(head, ())),
             lookups=sum(call.rows for table in tables for call in record.calls.get(table, ())),
             dense_because=ties.why_dense(names[name], group, unfit),
-            unpaired=next((unpaired[name] for name in names if name in unpaired), None),
             **_described(names[name if name in heads else heads[0]], tied),
         )
         sites.append(site)

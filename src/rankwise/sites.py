@@ -40,7 +40,6 @@ class Site:
         unpaired: who picks the rows of its input by what the network computes, so that those of two networks are no
             pairs; None where nobody does.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
-        unpaired: why its rows in the dense and in a compressed network are no pairs, None where they are.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Site:
     unless_named: str | None = None
     unpaired: str | None = None
     extra_params: int = 0
-    unpaired: str | None = None
 
     @property
     def stays_dense(self) -> str | None:
