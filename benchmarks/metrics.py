@@ -18,7 +18,7 @@ from torch import nn
 import rankwise as rw
 from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS
-from rankwise.evaluate.trials import divergence
+from rankwise.evaluate import divergence
 from rankwise.formats.weights import site_weight
 from rankwise.plan import METRICS
 from rankwise.profile import DEFAULT_FORMATS

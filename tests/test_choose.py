@@ -362,9 +362,9 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"floor": {"stem": 0.5}, "pin": {"*": "svd:4"}}, r"'stem': pinned by '\*' to svd \[4\], .* at least 0.5"),
         ({"cap": {"stem": 4}, "pin": {"stem": "svd:5"}}, r"to svd \[5\], .* at most 4, .* change the cap or the pin"),
         ({"cap": {"stem": 4}, "pin": {"stem": "dense"}}, r"pinned by 'stem' to dense \[\], .* at most 4"),
-        ({"cap": {"stem": 0}}, "the cap must be a rank or a fraction"),
-        ({"floor": {"stem": True}}, "the floor must be a rank or a fraction"),
-        ({"floor": {"stem": "8"}}, "the floor must be a rank or a fraction"),
+        ({"cap": {"stem": 0}}, "the cap of 'stem' must be a rank or a fraction"),
+        ({"floor": {"stem": True}}, "the floor of 'stem' must be a rank or a fraction"),
+        ({"floor": {"stem": "8"}}, "the floor of 'stem' must be a rank or a fraction"),
         ({"round_to": 0}, "round_to must be"),
     ],
 )

@@ -58,13 +58,6 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
         ) from error
 
 
-def scores_in(output: Any) -> Any:
-    """A classifier's scores in what it returned: the output itself, or its `logits`."""
-    if isinstance(output, Mapping):  # the outputs of transformers are mappings
-        output = output.get("logits", output)
-    return getattr(output, "logits", output)
-
-
 def prepared(model: nn.Module, batch: Any) -> Any:
     """The batch as `call` hands it to the model: on its device, floating tensors in half precision where it is."""
     parameters = list(model.parameters())

@@ -53,7 +53,7 @@ def find(model: nn.Module, example: Any) -> Sites:
         with Recorder(model) as record, Routes(model) as routes:
             output = call(model, example)
         sites = [_with_routes(model, site, routes, record) for site in _sites(model, record, fused)]
-    layers = {site.name: _calls(model, record, site) for site in sites if site.dense_because is None}
+    layers = {site.name: _calls(model, record, site) for site in sites if site.dense_because is None and site.name}
     reasons = unreplaceable(model, layers, example, output) if layers else {}
     sites = [replace(site, dense_because=reasons.get(site.name, site.dense_because)) for site in sites]
     used = {name for site in sites for name in (site.name, *site.aliases)} | set(record.other_macs)

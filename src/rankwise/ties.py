@@ -65,7 +65,7 @@ class Ties:
                 return f"{type(module).__name__} has a forward of its own, which a factorised layer would not run"
             if id(module) in unfit:
                 return unfit[id(module)]
-            if module._state_dict_hooks or module._load_state_dict_pre_hooks:
+            if module._state_dict_hooks:
                 return "it has state dict hooks, which are about a weight that a factorised layer does not have"
             if len(group) > 1 and any(getattr(module, table) for table in HOOK_TABLES if table.endswith("_hooks")):
                 return "it has hooks of its own and shares its weight with another layer; remove one of the two"

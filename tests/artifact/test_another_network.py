@@ -39,7 +39,7 @@ def test_another_network(fresh: nn.Module, message: str, artifact: Path) -> None
 
 
 def test_an_already_compressed_model_is_not_fresh(small: nn.Module, artifact: Path) -> None:
-    with pytest.raises(ValueError, match=r"conv \(conv2d \[8, 3, 3, 3\] stored, LowRank fresh\)"):
+    with pytest.raises(ValueError, match=r"conv \(conv2d \[8, 3, 3, 3\] stored, LowRankLayer fresh\)"):
         load(small, artifact)
 
 

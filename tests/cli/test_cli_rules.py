@@ -107,7 +107,7 @@ def test_pareto_measures(project: Path, cli: Callable[..., Any]) -> None:
     rows = json.loads(result.stdout)["rows"]
     assert all(0 <= row["agreement"] <= 100 for row in rows)
     assert all(row["params_ratio"] <= row["keep"] for row in rows)
-    assert "same answer as dense" in Path("plans/pareto.svg").read_text()
+    assert "agreement, 5 classes" in Path("plans/pareto.svg").read_text()
     assert cli(*PARETO, "--at", "0.5,2").exit_code == 2
 
 

@@ -13,11 +13,12 @@ import typer.main
 from rankwise.cli import app
 
 SHARED = {"--json", "--seed", "--debug", "--help"}
-DATA = {"--transform", "--size", "--normalise", "--root", "--split"}
+DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
     "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
 }  # fmt: skip
+JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
 TIMED = {"--engine", "--threads", "--latency-batch"}
 WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
@@ -25,34 +26,49 @@ OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
     "compress": WORK
+    | JUDGE
     | BUDGET
     | TIMING
     | TIMED
     | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"}
     | {"--fold", "--storage"},
-    "plan": WORK | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
+    "plan": WORK | JUDGE | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
+    | JUDGE
     | TIMED
     | (BUDGET - {"--keep", "--target-drop", "--minimise"})
     | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--own", "--measure"},
     "apply": WORK
+    | JUDGE
     | TIMING
     | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape", "--importance"}
     | {"--fold", "--storage"},
     "heal": WORK
+    | JUDGE
     | TIMING
     | {"DATA", "--artifact", "--out", "--test", "--minutes", "--epochs", "--augment", "--blocks", "--train", "--rate"}
     | {"--temperature", "--labels", "--regression", "--checkpoint", "--resume"},
     "train": WORK
+    | JUDGE
     | TIMING
     | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
     | {"--checkpoint", "--resume", "--device", "--tune-rate"},
-    "evaluate": WORK | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
+    "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
     "export": SHARED
     | DATA
     | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
-    | {"--to", "--dtype", "--calibration", "--samples", "--fold", "--opset", "--fixed-batch", "--threads"},
+    | {
+        "--to",
+        "--dtype",
+        "--calibration",
+        "--samples",
+        "--fold",
+        "--opset",
+        "--fixed-batch",
+        "--threads",
+        "--dynamic-axes",
+    },
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
     "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},

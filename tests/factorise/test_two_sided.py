@@ -12,7 +12,7 @@ from helpers import Residual, batches_of, chains, make, outputs, plan_of, unchan
 from torch import nn
 
 import rankwise as rw
-from rankwise.evaluate.trials import divergence
+from rankwise.evaluate import divergence
 from rankwise.formats.weights import site_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")

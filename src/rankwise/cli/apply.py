@@ -37,6 +37,8 @@ def apply(
     importance: options.Importance = None,
     fold: options.Fold = False,
     storage: options.Storage = "plain",
+    metric: options.Judge = None,
+    classes_dim: options.ClassesDim = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -57,12 +59,13 @@ def apply(
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
+        from .judging import Judging
         from .steps import Job, check_storage, finish
 
         check_storage(storage)
         check_method(method)
         timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
-        selection = Selection.of(importance)
+        selection, judging = Selection.of(importance), Judging.of(metric and [metric], classes_dim, fits=False)
         wanted = Plan.load(plan)
         how = DataOptions(
             transform=transform,
@@ -87,6 +90,7 @@ def apply(
             input_shape=input_shape,
             folder=out_folder,
             fold=fold,
+            judging=judging,
             gradients=wanted.metric == "fisher",
         )
         wanted = job.shrunk(job.edited(wanted), share, method)

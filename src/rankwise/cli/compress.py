@@ -38,7 +38,8 @@ def compress(
     example_batch: options.ExampleBatch = False,
     stats: options.Stats = None,
     formats: options.Formats = "svd,spatial_svd,tucker2",
-    metric: options.Metric = "input",
+    metric: options.Metric = None,
+    classes_dim: options.ClassesDim = None,
     ignore: options.Ignore = None,
     include: options.Include = None,
     pin: options.Pin = None,
@@ -73,14 +74,16 @@ def compress(
         from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
+        from .judging import Judging
         from .steps import Job, check_storage, finish, wishes_gradients
         from .trying import engine_for, what_times, what_tries
 
+        judging = Judging.of(metric, classes_dim)
         wishes = choose_options(
             keep,
             rule,
             formats,
-            metric,
+            judging.fit,
             ignore,
             include,
             pin,
@@ -124,6 +127,7 @@ def compress(
             input_shape=input_shape,
             folder=out_folder,
             fold=fold,
+            judging=judging,
             gradients=wishes_gradients(wishes),
             wishes=wishes,
         )

@@ -137,10 +137,9 @@ def _time(text: str, value: str) -> float | int:
             return microseconds(value)
         except ValueError as error:
             raise ValueError(f"--keep {text!r}: {error}") from None
-    amount = _amount(text, value)
-    if isinstance(amount, int):
+    if value.isdecimal():
         raise ValueError(f"--keep {text!r}: a latency is a fraction (0.6, 60%) or a time with its unit (8ms, 800us)")
-    return amount
+    return _amount(text, value)
 
 
 def _amount(text: str, value: str) -> float | int:

@@ -41,6 +41,8 @@ def evaluate(
     example_batch: options.ExampleBatch = False,
     stored: Stored = False,
     roofline: Roofline = False,
+    metric: options.Judge = None,
+    classes_dim: options.ClassesDim = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -48,7 +50,7 @@ def evaluate(
     seed: options.Seed = 0,
     debug: options.Debug = False,
 ) -> None:
-    """Measure parameters, MACs, bytes, latency, accuracy (with labels) and agreement with the dense network.
+    """Measure parameters, MACs, bytes, latency, accuracy (with labels), and how close the dense network is.
 
     Example: [bold]rankwise evaluate nets.py:build test.npz --weights net.pth --artifact out/[/bold]
     """
@@ -57,12 +59,14 @@ def evaluate(
 
         from .data import DataOptions
         from .figures import Timing, measure
+        from .judging import Judging
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
         from .tables import figures_table, roofline_table, storage_table
 
         timing = Timing.of(engines, threads, latency_batch)
+        judging = Judging.of(metric and [metric], classes_dim, fits=False)
         torch.manual_seed(seed)
         how = DataOptions(
             transform=transform,
@@ -82,7 +86,8 @@ def evaluate(
             test = load_data(data, how, network=networks["dense"], model=model, samples=samples, default_split="test")
         warn_about_random_weights(out, model, weights)
         out.say(f"data: {test.name}, {test.prepared}")
-        figures = measure(out, networks, test, timing=timing)
+        judging.check(networks["dense"], test)
+        figures = measure(out, networks, test, timing=timing, judging=judging)
         out.show(figures_table(figures, timing.batch))
         result = {"figures": figures, "measured_on": test.name, "timing": timing.document(), "seed": seed}
         if stored:

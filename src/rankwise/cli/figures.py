@@ -1,4 +1,4 @@
-"""Figures of networks side by side: counts, latency, accuracy, agreement."""
+"""Figures of networks side by side: counts, latency, and what fits their outputs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data import Data
+from .judging import Judging, figures_by
 from .output import Output
 
 if TYPE_CHECKING:
@@ -56,19 +57,20 @@ class Timing:
         return asdict(self)
 
 
-def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing) -> Figures:
+def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing, judging: Judging) -> Figures:
     """Measure networks on the same data; what cannot be measured is absent, with a note that says why.
 
     Args:
         out: where notes go.
-        networks: by name; with `dense` and `compressed` their agreement is measured as well.
+        networks: by name; of two, the second is compared with the first.
         data: with labels where accuracy shall be measured.
         timing: how latency is measured.
+        judging: what networks are judged by.
 
     Returns:
         `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds, accuracy in percent.
     """
-    from ..evaluate import accuracy, agreement, size
+    from ..evaluate import size
 
     example = data.example()
     figures: Figures = {}
@@ -77,15 +79,9 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timin
             counted = size(network, example)
         figures[name] = {"params": counted.params, "macs": counted.macs, "bytes": counted.bytes}
     _latencies(out, networks, data, figures, timing)
-    if labels_fit(out, networks, data, example):
-        for name, network in networks.items():
-            top = _tried(out, "accuracy", partial(accuracy, network, out.track(data.pairs, f"accuracy, {name}")))
-            figures[name].update(_telling(top or {}, network, example))
-    if len(networks) == 2 and data.real:
-        (_, dense), (small_name, small) = networks.items()
-        same = _tried(out, "agreement", partial(agreement, dense, small, out.track(data.inputs, "agreement")))
-        if same is not None:
-            figures[small_name]["agreement"] = same
+    if data.real:
+        for name, values in figures_by(out, networks, data, judging).items():
+            figures[name] |= values
     return figures
 
 
@@ -96,49 +92,18 @@ def _latencies(out: Output, networks: Mapping[str, nn.Module], data: Data, figur
     for engine in timing.engines:
         with out.step(f"measuring latency in {engine}"):
             measured = partial(latency, networks, inputs, engine=engine, threads=timing.threads)
-            times = _tried(out, f"latency in {engine}", measured)
+            times = tried(out, f"latency in {engine}", measured)
         for name, time in (times or {}).items():
             figures[name][f"latency_{engine}_ms"] = time.median * 1e3
 
 
-def _tried(out: Output, what: str, run: Callable[[], Any]) -> Any:
+def tried(out: Output, what: str, run: Callable[[], Any]) -> Any:
     """The figure, or None and a note: one figure that cannot be had does not cost the others."""
     try:
         return run()
     except ValueError as error:
         out.note(f"{what} was not measured: {error}")
         return None
-
-
-def _outputs(network: nn.Module, example: Any) -> int | None:
-    """Number of classes of a classifier, None where the output is no tensor of scores."""
-    from ..batches import call, pristine
-
-    with pristine(network):
-        scores = call(network, example)
-    shape: tuple[int, ...] = getattr(getattr(scores, "logits", scores), "shape", ())
-    return int(shape[-1]) if len(shape) > 1 else None
-
-
-def labels_fit(out: Output, networks: Mapping[str, nn.Module], data: Data, example: Any) -> bool:
-    """Whether the labels of the data are the networks' classes; a note says why where they look like it and are not."""
-    if not data.labelled:
-        return False
-    outputs = _outputs(next(iter(networks.values())), example)
-    # Labels counted from folders are right only where every class has its folder.
-    if data.classes is not None and outputs != data.classes:
-        out.note(
-            f"accuracy was not measured: {data.name} has {data.classes} class folders, the network has {outputs} "
-            "outputs, so the order of the folders does not give their class numbers"
-        )
-        return False
-    return True
-
-
-def _telling(top: Mapping[str, float], network: nn.Module, example: Any) -> dict[str, float]:
-    """Accuracies that say something: with five classes or fewer, the label is always among the best five."""
-    outputs = _outputs(network, example) or 0
-    return {key: value for key, value in top.items() if int(key.removeprefix("top")) < outputs}
 
 
 def figures_of(figures: Figures, data: Data) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def heal(
     split: options.Split = None,
     batches: options.Batches = "auto",
     example_batch: options.ExampleBatch = False,
+    metric: options.Judge = None,
+    classes_dim: options.ClassesDim = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -121,15 +123,18 @@ def heal(
         import torch
 
         from ..artifact import read, save
+        from ..evaluate import shown
         from ..training import heal as train_network
         from .data import DataOptions
         from .figures import Timing, figures_of, measure
+        from .judging import Judging
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import check_folder, warn_about_random_weights
         from .tables import figures_table
 
         timing = Timing.of(engines, threads, latency_batch)
+        judging = Judging.of(metric and [metric], classes_dim, fits=False)
         torch.manual_seed(seed)
         check_folder(out_folder)
         how = DataOptions(
@@ -151,6 +156,8 @@ def heal(
         warn_about_random_weights(out, model, weights)
         measured_on = held_out or source
         measured_on.example(timing.batch)
+        judging.check(dense, measured_on)
+        judge = judging.judged(out, dense, measured_on).measures[0] if judging.own or judging.name else None
 
         def progress(stage: str, look: Look) -> None:
             out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: held-out distance {look.held_out:.5g}")
@@ -165,7 +172,9 @@ def heal(
             augment=augment,
             blocks=blocks,
             train=train,
-            logits=not regression,
+            logits=False if regression else None,
+            classes_dim=classes_dim,
+            evaluate=judge,
             temperature=temperature,
             checkpoint=checkpoint,
             resume=resume,
@@ -175,18 +184,20 @@ def heal(
             seed=seed,
         )
         save(healed, out_folder, plan=plan)  # before anything is measured, which may fail
-        before = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=Timing.of("none", 1, 1))
-        figures = measure(out, {"dense": dense, "compressed": healed}, measured_on, timing=timing)
+        untimed = Timing.of("none", 1, 1)
+        before = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=untimed, judging=judging)
+        figures = measure(out, {"dense": dense, "compressed": healed}, measured_on, timing=timing, judging=judging)
         told = {key: value for key, value in asdict(healing).items() if key != "stages"}
         told |= {"seconds": healing.seconds, "figures_before": before["compressed"]}
         save(healed, out_folder, plan=plan, figures={**figures_of(figures, measured_on), "healing": told})
         if plan is not None:
             plan.save(out_folder / "plan.yaml")
         out.show(figures_table(figures, timing.batch))
-        for key, title in (("top1", "top-1 accuracy"), ("agreement", "same answer as dense")):
-            if key in before["compressed"]:
-                was, now = before["compressed"][key], figures["compressed"][key]
-                out.say(f"{title}: {was:.2f} % -> {now:.2f} %")
+        was, now = before["compressed"], figures["compressed"]
+        for name, about in now.get("measures", {}).items():
+            key = "top1" if name == "accuracy" else name
+            if key in was:
+                out.say(f"{about['title']}: {shown(was[key], about['unit'])} -> {shown(now[key], about['unit'])}")
         out.say(str(healing))
         out.say(f"artifact: {out_folder}")
         out.result(

@@ -46,13 +46,12 @@ def selecting(job: Job, plan: Plan, selection: Selection) -> dict[str, Format]:
     """
     from ..formats.slr import SparseLowRank, Staircase
     from ..importance import of_plan, self_labelled
-    from .figures import labels_fit
 
     data = None
     if selection.criterion in ("cost", "curvature"):
         if job.data is None:
             raise ValueError(f"--importance {selection.criterion} measures the loss on data; name DATA")
-        labelled = labels_fit(job.out, {"dense": job.network}, job.data, job.data.example())
+        labelled = job.judging.judged(job.out, job.network, job.data).labelled
         data = job.data.pairs if labelled else self_labelled(job.network, job.data.inputs)
         job.out.say(f"importance: the loss of {'the labels' if labelled else 'the own answers'} on {job.data.name}")
     source = job.statistics if selection.criterion == "activation" else job.sites

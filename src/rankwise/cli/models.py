@@ -81,7 +81,7 @@ def user_model(spec: str) -> nn.Module:
     return model
 
 
-def load_function(spec: str, what: str, others: str) -> Callable[[], Any]:
+def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
     """The function that `FILE.py:FUNCTION` names.
 
     Args:
@@ -90,7 +90,7 @@ def load_function(spec: str, what: str, others: str) -> Callable[[], Any]:
         others: what else the argument may be, for error messages.
 
     Returns:
-        The function, which needs no arguments.
+        The function.
 
     Raises:
         ValueError: where there is no such file or function.

@@ -168,14 +168,32 @@ Formats = Annotated[
         help="Formats that a layer may take, or auto for all (see `rankwise formats`); dense always may.",
     ),
 ]
+JUDGE_HELP = (
+    "agreement, relative_error, cosine, ... or FILE.py:FUNCTION judges networks instead of what fits their outputs: "
+    "(model, batches) -> number, with :lower where lower is better."
+)
 Metric = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--metric",
         metavar="NAME",
         rich_help_panel=_BUDGET,
-        help="input: error of the layer's output on the data; diagonal: the same without covariances; fisher: outputs "
-        "weighed by the gradients of the loss; weight: error of the weight, no data needed.",
+        show_default=False,
+        help="Of the fits: input (default), error of the layer's output on the data; diagonal: the same without "
+        "covariances; fisher: outputs weighed by the gradients of the loss; weight: error of the weight, no data "
+        f"needed. Given once more, {JUDGE_HELP}",
+    ),
+]
+Judge = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME", rich_help_panel=_DATA, show_default=False, help=JUDGE_HELP)
+]
+ClassesDim = Annotated[
+    int | None,
+    typer.Option(
+        "--classes-dim",
+        metavar="N",
+        rich_help_panel=_DATA,
+        help="The dimension of the outputs that holds the classes, where it cannot be told.",
     ),
 ]
 Ignore = Annotated[
@@ -253,7 +271,8 @@ TargetDrop = Annotated[
         "--target-drop",
         metavar="POINTS",
         rich_help_panel=_BUDGET,
-        help="The smallest network that loses no more: points of accuracy where there are labels, else of agreement.",
+        help="The smallest network that loses no more: points of accuracy where there are labels, else of agreement, "
+        "hundredths of a relative error or a cosine, or what --metric counts in.",
     ),
 ]
 Minimise = Annotated[

@@ -12,6 +12,7 @@ from . import options
 from .output import Output
 
 if TYPE_CHECKING:
+    from .. import evaluate
     from ..plan import Plan
 
 Along = Annotated[
@@ -21,7 +22,7 @@ At = Annotated[str, typer.Option("--at", metavar="SHARE,SHARE", help="Shares of 
 Own = Annotated[bool, typer.Option("--own", help="Each plan by itself, not inside the next larger one.")]
 Measure = Annotated[
     bool,
-    typer.Option("--measure", help="Also build every network and measure its agreement, on --test or else DATA."),
+    typer.Option("--measure", help="Also build every network and judge it, on --test or else DATA."),
 ]
 PlansOut = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the plans and pareto.svg.")]
 
@@ -50,7 +51,8 @@ def pareto(
     rule: options.Rule = "knapsack",
     floor_rule: options.FloorRule = None,
     formats: options.Formats = "svd,spatial_svd,tucker2",
-    metric: options.Metric = "input",
+    metric: options.Metric = None,
+    classes_dim: options.ClassesDim = None,
     ignore: options.Ignore = None,
     include: options.Include = None,
     pin: options.Pin = None,
@@ -78,6 +80,7 @@ def pareto(
         from ..pareto import pareto as plans_for
         from .constraints import choose_options, parse_shares, parse_shrink
         from .data import DataOptions
+        from .judging import Judging
         from .steps import Job, wishes_gradients
         from .tables import pareto_table
         from .trying import engine_for, trials, what_times, what_tries
@@ -85,8 +88,9 @@ def pareto(
         keeps, share = parse_shares(along, at), parse_shrink(shrink)
         if share == "auto":
             raise ValueError("--shrink auto chooses for one plan; give a number from 0 to 1 for a list of budgets")
+        judging = Judging.of(metric, classes_dim)
         wishes = choose_options(
-            None, rule, formats, metric, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule, tie=tie
+            None, rule, formats, judging.fit, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule, tie=tie
         )
         measuring = engine_for(along == "latency", engine, threads, latency_batch)
         how = DataOptions(
@@ -110,6 +114,7 @@ def pareto(
             stats=stats,
             test=test,
             input_shape=input_shape,
+            judging=judging,
             gradients=wishes_gradients(wishes),
             wishes=wishes,
         )
@@ -117,34 +122,41 @@ def pareto(
         times = what_times(job, measuring, latency_batch)
         planner = job.planner(wishes, float(share or 0), evaluate, times)
         plans = plans_for(planner, keeps, wishes["rule"], nested=not own, floor=wishes["floor_rule"])
-        drops: list[float] = []
+        values: list[float] = []
+        judge = None
         if measure:
             if not job.measured_on.real:
                 raise ValueError("--measure runs the networks on data; name --test or DATA")
-            trial = trials(job, "agreement", "auto")
-            drops = [trial(plan) for plan in out.track(plans, "measuring")]
-        rows = [_row(plan, along, drops[place] if drops else None) for place, plan in enumerate(plans)]
-        _write(out_folder, plans, along, rows)
-        out.show(pareto_table(rows))
+            judged = judging.judged(out, job.network, job.measured_on)
+            judge = judged.comparison
+            trial = trials(job, judged.batches(judge, job.measured_on), judge, "auto")
+            values = [trial.value(plan) for plan in out.track(plans, "measuring")]
+        rows = [_row(plan, along) for plan in plans]
+        for row, value in zip(rows, values, strict=False):
+            row[judge.key if judge else ""] = value
+        _write(out_folder, plans, along, rows, judge)
+        out.show(pareto_table(rows, judge))
         out.say(f"plans and picture: {out_folder}/")
-        out.result("pareto", {"folder": out_folder, "rows": rows, "plans": [plan.to_dict() for plan in plans]})
+        result = {"folder": out_folder, "rows": rows, "plans": [plan.to_dict() for plan in plans]}
+        out.result("pareto", result if judge is None else {**result, "measures": {judge.key: judge.document()}})
 
 
-def _row(plan: Plan, along: str, drop: float | None) -> dict[str, Any]:
+def _row(plan: Plan, along: str) -> dict[str, Any]:
     row: dict[str, Any] = {"keep": plan.keep[along], "factorised": len(plan.factorised)}
     row |= {f"{unit}_ratio": plan.planned[unit] / plan.dense[unit] for unit in plan.dense}
     row["error"] = sum(each.error or 0.0 for each in plan.rows)
-    return row if drop is None else {**row, "agreement": 100 - drop}
+    return row
 
 
-def _write(folder: Path, plans: Sequence[Plan], along: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(
+    folder: Path, plans: Sequence[Plan], along: str, rows: Sequence[Mapping[str, Any]], judge: evaluate.Measure | None
+) -> None:
     from ..files import replacing
     from .picture import line_picture
 
     for plan in plans:
         plan.save(folder / f"plan-{along}-{plan.keep[along]:g}.yaml")
-    measured = "agreement" in rows[0]
-    points = [(row[f"{along}_ratio"], row["agreement"] if measured else row["error"]) for row in rows]
-    title = "same answer as dense, per cent" if measured else "sum of the layers' relative errors"
+    points = [(row[f"{along}_ratio"], row[judge.key if judge else "error"]) for row in rows]
+    title = judge.title if judge else "sum of the layers' relative errors"
     with replacing(folder / "pareto.svg") as new:
         new.write_text(line_picture(points, x=f"share of the dense network's {along}", y=title), encoding="utf-8")

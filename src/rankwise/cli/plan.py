@@ -35,7 +35,8 @@ def plan(
     example_batch: options.ExampleBatch = False,
     stats: options.Stats = None,
     formats: options.Formats = "svd,spatial_svd,tucker2",
-    metric: options.Metric = "input",
+    metric: options.Metric = None,
+    classes_dim: options.ClassesDim = None,
     ignore: options.Ignore = None,
     include: options.Include = None,
     pin: options.Pin = None,
@@ -68,15 +69,17 @@ def plan(
     with Output(json, debug=debug) as out:
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
+        from .judging import Judging
         from .steps import Job, wishes_gradients
         from .tables import plan_table
         from .trying import engine_for, what_times, what_tries
 
+        judging = Judging.of(metric, classes_dim)
         wishes = choose_options(
             keep,
             rule,
             formats,
-            metric,
+            judging.fit,
             ignore,
             include,
             pin,
@@ -114,6 +117,7 @@ def plan(
             stats=stats,
             test=test,
             input_shape=input_shape,
+            judging=judging,
             gradients=wishes_gradients(wishes),
             wishes=wishes,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .constraints import check_method
 from .data import Data, DataOptions, random_data
 from .importance import Selection, selecting
+from .judging import Judging
 from .loading import load_data, load_example
 from .models import is_torchvision, load_model
 from .output import Output
@@ -42,6 +43,7 @@ class Job:
         stored: whether the statistics file was there already, so that it may be of other data.
         batch: samples in a batch.
         gradients: whether statistics that are collected need gradients.
+        judging: what networks are judged by.
     """
 
     out: Output
@@ -56,6 +58,7 @@ class Job:
     stored: bool = False
     batch: int = 64
     gradients: bool = False
+    judging: Judging = field(default_factory=Judging)
 
     @classmethod
     def start(
@@ -74,6 +77,7 @@ class Job:
         gradients: bool = False,
         fold: bool = False,
         wishes: Mapping[str, Any] | None = None,
+        judging: Judging | None = None,
     ) -> Job:
         """Load everything that the command names, before any long work begins."""
         import torch
@@ -103,7 +107,7 @@ class Job:
         if wishes is not None:
             asked = Constraints(**{name: wishes[name] for name in vars(Constraints()) if name in wishes})
             check_budgets(network, sites, wishes.get("keep"), asked)
-        return cls(
+        job = cls(
             out=out,
             spec=spec,
             network=network,
@@ -115,8 +119,11 @@ class Job:
             example=example,
             batch=how.batch,
             gradients=gradients,
+            judging=judging or Judging(),
             seed=how.seed,
         )
+        job.judging.check(network, job.measured_on)
+        return job
 
     @property
     def measured_on(self) -> Data:
@@ -267,7 +274,8 @@ def finish(
     save(small, folder, plan=plan)
     plan.save(folder / "plan.yaml")
     data = job.measured_on
-    figures = measure(job.out, {"dense": job.network, "compressed": as_stored(small, storage)}, data, timing=timing)
+    networks = {"dense": job.network, "compressed": as_stored(small, storage)}
+    figures = measure(job.out, networks, data, timing=timing, judging=job.judging)
     save(small, folder, plan=plan, figures=figures_of(figures, data), storage=storage)
     job.out.show(plan_table(plan, job.sites, job.out.console.width))
     if plan.latency is not None:

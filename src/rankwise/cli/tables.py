@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.text import Text
 WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
-    from ..evaluate import Roofline, Storage
+    from ..evaluate import Measure, Roofline, Storage
     from ..plan import Plan
     from ..sites import Sites
 
@@ -63,16 +63,18 @@ def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
     return table
 
 
-def pareto_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def pareto_table(rows: Sequence[Mapping[str, Any]], judge: Measure | None = None) -> Table:
     """One row for each budget; rows as `rankwise pareto --json` writes them."""
-    measured = ("agreement",) if "agreement" in rows[0] else ()
+    from ..evaluate import shown
+
+    measured = () if judge is None else (judge.title,)
     counted = ("params", "macs", "bytes", *(("latency",) if "latency_ratio" in rows[0] else ()))
     titles = ("MACs" if unit == "macs" else unit for unit in counted)
     table = _table(right=("keep", *titles, "layers factorised", "sum of errors", *measured))
     for row in rows:
         ratios = (f"{row[f'{unit}_ratio']:.1%}" for unit in counted)
-        agreement = [f"{row['agreement']:.2f} %"] if measured else []
-        table.add_row(f"{row['keep']:g}", *ratios, f"{row['factorised']}", f"{row['error']:.3f}", *agreement)
+        judged = [] if judge is None else [shown(row[judge.key], judge.unit)]
+        table.add_row(f"{row['keep']:g}", *ratios, f"{row['factorised']}", f"{row['error']:.3f}", *judged)
     return table
 
 
@@ -138,7 +140,6 @@ _FIGURES: dict[str, tuple[str, str, str]] = {
     },
     "top1": ("top-1 accuracy", "{:.2f} %", "points"),
     "top5": ("top-5 accuracy", "{:.2f} %", "points"),
-    "agreement": ("same answer as dense", "{:.2f} %", ""),
 }
 
 
@@ -149,6 +150,8 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table
         figures: `{"dense": {...}, "compressed": {...}}`; a figure that was not measured is absent.
         batch: samples in the batch that latency was measured with.
     """
+    from ..evaluate import shown
+
     names = [name for name in ("dense", "compressed") if name in figures]
     table = _table("", right=(*names, *(("compressed / dense",) if len(names) == 2 else ())))
     for key, (title, form, compare) in _FIGURES.items():
@@ -158,8 +161,26 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table
         cells = ["" if value is None else form.format(value) for value in values]
         if len(names) == 2:
             cells.append(_compared(values[0], values[1], compare))
-        table.add_row(title.format(batch=batch), *cells)
+        table.add_row(Text(_title(figures[names[-1]], key, title.format(batch=batch))), *cells)
+    for title, unit, key in _judged(figures[names[-1]]):
+        cells = [shown(figures[name][key], unit) if key in figures[name] else "" for name in names]
+        table.add_row(Text(title), *cells, *([""] if len(names) == 2 else []))
     return table
+
+
+def _title(judged: Mapping[str, Any], key: str, title: str) -> str:
+    """The title of a row, of an accuracy with the dimension of the classes."""
+    accuracy = judged.get("measures", {}).get("accuracy")
+    return f"{key.replace('top', 'top-')} {accuracy['title']}" if accuracy and key.startswith("top") else title
+
+
+def _judged(judged: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Title, unit and key of what networks were judged by beside accuracy; of several outputs also one for each."""
+    for key, measure in judged.get("measures", {}).items():
+        if key in judged:
+            yield measure["title"], measure["unit"], key
+        for part in (each for each in judged if each.startswith(f"{key}.")):
+            yield f"  of output {part.removeprefix(f'{key}.')}", measure["unit"], part
 
 
 def _compared(dense: float | None, small: float | None, compare: str) -> str:

@@ -135,6 +135,8 @@ def train(
     split: options.Split = None,
     batches: options.Batches = "auto",
     example_batch: options.ExampleBatch = False,
+    metric: options.Judge = None,
+    classes_dim: options.ClassesDim = None,
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
@@ -161,12 +163,14 @@ def train(
         from .constraints import parse_budgets, parse_rule
         from .data import DataOptions
         from .figures import Timing, figures_of, measure
+        from .judging import Judging
         from .loading import load_data
         from .models import load_model
         from .steps import check_folder
         from .tables import figures_table, plan_table
 
         timing = Timing.of(engines, threads, latency_batch)
+        judging = Judging.of(metric and [metric], classes_dim, fits=False)
         torch.manual_seed(seed)
         check_folder(out_folder)
         how = DataOptions(
@@ -189,6 +193,7 @@ def train(
                 held_out = load_data(test, how, network=network, model=model, default_split="test")
         measured_on = held_out or source
         measured_on.example(timing.batch)
+        judging.check(network, measured_on)
 
         def progress(stage: str, look: Look) -> None:
             out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: held-out loss {look.held_out:.5g}")
@@ -226,8 +231,9 @@ def train(
         dense, cut, small = (each.cpu() for each in (report.dense, report.cut, small))
         save(small, out_folder, plan=report.plan)  # before anything is measured, which may fail
         report.plan.save(out_folder / "plan.yaml")
-        before = measure(out, {"dense": dense, "cut": cut}, measured_on, timing=Timing.of("none", 1, 1))
-        figures = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=timing)
+        untimed = Timing.of("none", 1, 1)
+        before = measure(out, {"dense": dense, "cut": cut}, measured_on, timing=untimed, judging=judging)
+        figures = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=timing, judging=judging)
         told = _told(report, before)
         save(small, out_folder, plan=report.plan, figures={**figures_of(figures, measured_on), "training": told})
         out.show(plan_table(report.plan, _sites(dense, measured_on), out.console.width))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .figures import labels_fit
 from .steps import Job
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..evaluate import Trials
+    from ..evaluate import Measure, Trials
     from ..latency import Engine
     from ..plan import Plan
 
@@ -32,15 +31,19 @@ def what_tries(job: Job, wishes: Mapping[str, Any], method: str = "auto") -> dic
         if job.data is None:
             raise ValueError(f"--rule {wishes['rule'].name} tries plans on data; name DATA")
         # Many plans are tried: one-shot fits take a second where sequential ones run both networks over the data.
-        found["evaluate"] = trials(job, "divergence", "one-shot", held_out=False)
+        judge = job.judging.for_plans(job.out, job.network, job.data)
+        batches = job.data.pairs if judge.judge is not None and job.data.labelled else job.data.inputs
+        found["evaluate"] = trials(job, batches, judge, "one-shot")
     if wishes["target_drop"] is not None:
         data = job.measured_on
         if not data.real:
             raise ValueError("--target-drop measures on data; name --test or DATA")
-        measure = "accuracy" if labels_fit(job.out, {"dense": job.network}, data, data.example()) else "agreement"
+        judged = job.judging.judged(job.out, job.network, data)
+        judge = judged.measures[0]
         where = data.name if job.test else f"{data.name}, the calibration samples themselves (name others with --test)"
-        job.out.say(f"target: at most {wishes['target_drop']:g} points of {measure} lost on {where}")
-        found["drop"] = trials(job, measure, method)
+        job.out.say(f"target: at most {judge.points(wishes['target_drop'])} lost on {where}")
+        job.out.say(f"judged by {judge.title}, {judge.direction}")
+        found["drop"] = trials(job, judged.batches(judge, data), judge, method)
     return found
 
 
@@ -76,8 +79,8 @@ def what_times(job: Job, engine: Engine | None, batch: int) -> dict[str, Any]:
     return {} if engine is None else {"example": job.measured_on.example(batch), "engine": engine}
 
 
-def trials(job: Job, measure: str, method: str, held_out: bool = True) -> Trials:
-    """What tries a plan on the data of a job; on its calibration samples unless `held_out`."""
+def trials(job: Job, batches: Iterable[Any], measure: Measure, method: str) -> Trials:
+    """What tries a plan on batches by a measure."""
     from ..evaluate import Trials
     from ..factorise import factorise
 
@@ -87,5 +90,4 @@ def trials(job: Job, measure: str, method: str, held_out: bool = True) -> Trials
             return factorise(job.network, plan, stats, data=job.data.inputs, seed=job.seed)
         return factorise(job.network, plan, job.sites if plan.metric == "weight" else job.statistics)
 
-    data = job.measured_on if held_out or job.data is None else job.data
-    return Trials(job.network, build, data.pairs if measure == "accuracy" else data.inputs, measure)
+    return Trials(job.network, build, batches, measure)

@@ -1,30 +1,43 @@
-"""Measure a network: accuracy, agreement with another one, latency, size; and the machine it runs on."""
+"""Measure a network: what fits its outputs beside another one's, latency, size; and the machine it runs on."""
 
 from __future__ import annotations
 
-from .accuracy import accuracy, agreement
+from ..outputs import Outputs
+from .accuracy import accuracy
+from .comparisons import agreement, cosine, divergence, relative_error
 from .latency import Latency, latency
 from .limits import Limits, machine_limits
+from .measures import MEASURES, Measure, compared, measure, measure_of_plans, measures_for, shown
 from .roofline import LayerRoofline, Roofline, roofline
 from .size import Size, size
 from .storage import LayerStorage, Storage, sparse_bytes, storage
-from .trials import Trials, divergence
+from .trials import Trials
 
 __all__ = [
+    "MEASURES",
     "Latency",
     "LayerRoofline",
     "LayerStorage",
     "Limits",
+    "Measure",
+    "Outputs",
     "Roofline",
     "Size",
     "Storage",
     "Trials",
     "accuracy",
     "agreement",
+    "compared",
+    "cosine",
     "divergence",
     "latency",
     "machine_limits",
+    "measure",
+    "measure_of_plans",
+    "measures_for",
+    "relative_error",
     "roofline",
+    "shown",
     "size",
     "sparse_bytes",
     "storage",

@@ -1,27 +1,40 @@
-"""How often a classifier is right, and how often two classifiers say the same."""
+"""How often a classifier is right."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..batches import call, pristine
-from ..calling import scores_in
 from ..guards import unwrap
+from ..outputs import Outputs, described, fits, ignored
+from .tallies import NO_SAMPLES
 
 
-def accuracy(model: nn.Module, batches: Iterable[Any], k: Sequence[int] = (1, 5)) -> dict[str, float]:
+def accuracy(
+    model: nn.Module,
+    batches: Iterable[Any],
+    k: Sequence[int] = (1, 5),
+    *,
+    classes_dim: int | None = None,
+    outputs: Outputs | None = None,
+) -> dict[str, float]:
     """Top-k accuracy of a classifier.
 
     Args:
-        model: gives scores with the classes in the last dimension: a tensor, or an output with `logits`.
-        batches: pairs (inputs, labels); labels are class numbers, one for each row of scores.
+        model: gives scores of classes, in the dimension that the labels say: a tensor, or an output with `logits`; one
+            score of a yes where labels are 0 and 1; or the numbers of classes themselves.
+        batches: pairs (inputs, labels); labels are class numbers, one for each entry but the classes. Those of -100,
+            and in maps of labels of 255, count for nothing.
         k: a prediction counts when the label is among the k best scores. With fewer than k classes it always is.
+        classes_dim: the dimension of the classes, where the labels leave that open.
+        outputs: what the outputs are, where that is decided; by default what the first batch says.
 
     Returns:
-        Percentages: {"top1": 91.2, "top5": 99.5}.
+        Percentages: {"top1": 91.2, "top5": 99.5}; of pixels or tokens where each has a label.
 
     Raises:
         ValueError: naming the batch that is no pair, has other labels than scores, or scores that are not finite.
@@ -43,83 +56,40 @@ def accuracy(model: nn.Module, batches: Iterable[Any], k: Sequence[int] = (1, 5)
                     f"batch {index} is no pair (inputs, labels); accuracy needs labels, agreement does not"
                 )
             inputs, labels = batch
-            scores = scores_of(model, inputs, index)
-            labels = labels.to(scores.device)
-            _check_labels(labels, scores, index)
-            best = scores.topk(min(max(k), scores.shape[-1]), dim=-1).indices == labels[..., None]
-            for each in k:
-                hits[each] += int(best[..., :each].any(-1).sum())
-            total += labels.numel()
-    return {f"top{each}": _percentage(hits[each], total) for each in k}
-
-
-def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> float:
-    """How often two classifiers prefer the same class.
-
-    Args:
-        a: a classifier, as for `accuracy`.
-        b: another one, for the same inputs.
-        batches: inputs, no labels.
-
-    Returns:
-        A percentage.
-
-    Raises:
-        ValueError: naming the batch whose scores are not finite or differ in shape.
-
-    Example:
-        >>> import torch
-        >>> same = torch.nn.Linear(4, 3)
-        >>> agreement(same, same, [torch.randn(8, 4)])
-        100.0
-    """
-    a, b = unwrap(a), unwrap(b)
-    same, total = 0, 0
-    with pristine(a), pristine(b):
-        for index, batch in enumerate(batches):
-            ours, theirs = scores_of(a, batch, index), scores_of(b, batch, index)
-            if ours.shape != theirs.shape:
+            if outputs is None:
+                outputs = Outputs.of(model, inputs, labels, classes_dim=classes_dim, scores=True)
+            scores = outputs.scores(call(model, inputs, index=index))
+            if not bool(scores.isfinite().all()):
                 raise ValueError(
-                    f"batch {index}: one model gives scores of shape {list(ours.shape)}, the other "
-                    f"{list(theirs.shape)}; they must have the same classes"
+                    f"batch {index}: {type(model).__name__} gave scores that are not finite; check its weights"
                 )
-            same += int((ours.argmax(-1) == theirs.argmax(-1).to(ours.device)).sum())
-            total += ours[..., 0].numel()
-    return _percentage(same, total)
+            best, labels = _best(scores, labels.to(scores.device), outputs, max(k), index)
+            for each in k:
+                hits[each] += int((best[..., :each] == labels[..., None]).any(-1).sum())
+            total += len(labels)
+    if not total:
+        raise ValueError(NO_SAMPLES)
+    return {f"top{each}": 100 * hits[each] / total for each in k}
 
 
-def scores_of(model: nn.Module, inputs: Any, index: int) -> Tensor:
-    """A classifier's scores for one batch, classes last; ValueError naming the batch where it gives none."""
-    scores = scores_in(call(model, inputs, index=index))
-    if not isinstance(scores, Tensor) or scores.dim() < 2:
+def _best(scores: Tensor, labels: Tensor, outputs: Outputs, k: int, index: int) -> tuple[Tensor, Tensor]:
+    """The best answers of every entry that has a label, and the labels: E x k and E."""
+    shape = scores.movedim(-1, outputs.dim).shape if outputs.kind == "scores" else scores.shape
+    rows = list(scores.shape[:-1] if outputs.has_scores else scores.shape)
+    one_each = fits(labels, shape, outputs.dim) if outputs.kind == "scores" else labels.numel() == math.prod(rows)
+    if labels.is_floating_point() or not one_each:
         raise ValueError(
-            f"batch {index}: {type(model).__name__} gave {_described(scores)}; "
-            f"scores of shape [samples, classes], or an output with logits, are needed"
+            f"batch {index}: labels are {described(labels)}, scores {list(shape)}; one class number for each of {rows} "
+            "is needed"
         )
-    if not bool(scores.isfinite().all()):
-        raise ValueError(f"batch {index}: {type(model).__name__} gave scores that are not finite; check its weights")
-    return scores
-
-
-def _check_labels(labels: Tensor, scores: Tensor, index: int) -> None:
-    if labels.shape != scores.shape[:-1] or labels.is_floating_point():
+    labels = labels.reshape(rows)
+    counted = ~ignored(labels)
+    best = scores.topk(min(k, scores.shape[-1]), dim=-1).indices if outputs.has_scores else scores[..., None]
+    best, labels = best[counted], labels[counted]
+    last = outputs.classes - 1
+    if outputs.has_scores and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
         raise ValueError(
-            f"batch {index}: labels are {_described(labels)}, scores {list(scores.shape)}; "
-            f"one class number for each of {list(scores.shape[:-1])} is needed"
+            f"batch {index}: labels run from {int(labels.min())} to {int(labels.max())}, the model has classes 0 to "
+            f"{last}"
         )
-    classes = scores.shape[-1]
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"batch {index}: labels run from {int(labels.min())} to {int(labels.max())}, "
-            f"the model has classes 0 to {classes - 1}"
-        )
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _percentage(part: int, total: int) -> float:
-    if total == 0:
-        raise ValueError("there are no samples: the batches are empty, or a generator that was already used up")
-    return 100 * part / total
+    return best, labels

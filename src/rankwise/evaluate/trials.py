@@ -7,14 +7,14 @@ from functools import cached_property
 from typing import Any
 
 from torch import nn
-from torch.nn.functional import log_softmax
 
-from ..batches import pristine
 from ..guards import unwrap
+from ..outputs import Outputs
 from ..plan import Plan
-from .accuracy import accuracy, agreement, scores_of
+from .measures import MEASURES, Judge, Measure, measure, measure_of_plans
+from .tallies import NO_SAMPLES
 
-MEASURES = ("divergence", "agreement", "accuracy")
+AUTO = "auto"
 
 
 class Trials:
@@ -24,7 +24,11 @@ class Trials:
         model: the dense network.
         build: makes the network of a plan, for instance `lambda plan: rankwise.factorise(model, plan, stats)`.
         batches: what to measure on, held-out as a rule; pairs (inputs, labels) for "accuracy", else inputs.
-        measure: "divergence" (KL in nats, for comparing plans), "agreement" or "accuracy" (points lost).
+        measure: "auto", which compares plans by what grows with the square of the layers' errors: the divergence in
+            nats where outputs are scores of classes, else the relative squared error in per cent; the name of a measure
+            of `MEASURES`; a `Measure`; or a function `(model, batches) -> number` of your own (see `Measure.own`).
+            Losses are in points: of accuracy, of agreement, hundredths of a relative error or a cosine, nats, or in the
+            unit of your own.
 
     Raises:
         ValueError: for an unknown measure.
@@ -40,64 +44,54 @@ class Trials:
     """
 
     def __init__(
-        self, model: nn.Module, build: Callable[[Plan], nn.Module], batches: Iterable[Any], measure: str = "divergence"
+        self,
+        model: nn.Module,
+        build: Callable[[Plan], nn.Module],
+        batches: Iterable[Any],
+        measure: str | Measure | Judge = AUTO,
     ) -> None:
-        if measure not in MEASURES:
-            raise ValueError(f"unknown measure {measure!r}; the measures are {', '.join(MEASURES)}")
+        if isinstance(measure, str) and measure not in (AUTO, *MEASURES):
+            raise ValueError(
+                f"unknown measure {measure!r}; the measures are {AUTO}, {', '.join(MEASURES)}, or a function "
+                "(model, batches) -> number"
+            )
         self.model = unwrap(model)
         self.build = build
         self.batches = batches
-        self.measure = measure
+        self._asked = measure if isinstance(measure, (str, Measure)) else Measure.own(measure)
         self._known: dict[tuple[Any, ...], float] = {}
 
     def __call__(self, plan: Plan) -> float:
-        """The loss of a plan's network."""
+        """The points that a plan's network loses."""
+        return self.measure.lost(self.value(plan), self.reference) if plan.factorised else 0.0
+
+    def value(self, plan: Plan) -> float:
+        """The value of a plan's network by the measure."""
+        if not plan.factorised:
+            return self.reference
         key = (plan.metric, plan.shrink, *((row.site, row.format, row.ranks) for row in plan.factorised))
         if key not in self._known:
-            self._known[key] = self._loss(self.build(plan)) if plan.factorised else 0.0
+            self._known[key] = self.measure(self.build(plan), self.model, self.batches)
         return self._known[key]
 
     @cached_property
-    def _dense_accuracy(self) -> float:
-        return accuracy(self.model, self.batches, k=(1,))["top1"]
+    def measure(self) -> Measure:
+        """What judges, decided by the outputs for the first batch."""
+        if isinstance(self._asked, Measure):
+            return self._asked
+        first = next(iter(self.batches), None)
+        if first is None:
+            raise ValueError(NO_SAMPLES)
+        if self._asked == "accuracy":
+            if not isinstance(first, (tuple, list)) or len(first) != 2:
+                raise ValueError("batch 0 is no pair (inputs, labels); accuracy needs labels, agreement does not")
+            return measure("accuracy", Outputs.of(self.model, *first, scores=True))
+        outputs = Outputs.of(self.model, first, scores=self._asked in ("agreement", "divergence"))
+        if self._asked == AUTO:
+            return measure_of_plans(outputs)
+        return measure(self._asked, outputs)
 
-    def _loss(self, small: nn.Module) -> float:
-        if self.measure == "accuracy":
-            return self._dense_accuracy - accuracy(small, self.batches, k=(1,))["top1"]
-        if self.measure == "agreement":
-            return 100 - agreement(self.model, small, self.batches)
-        return divergence(self.model, small, self.batches)
-
-
-def divergence(a: nn.Module, b: nn.Module, batches: Iterable[Any]) -> float:
-    """Mean Kullback-Leibler divergence of two classifiers' answers: `E sum_k p_a(k) log(p_a(k) / p_b(k))`.
-
-    Args:
-        a: the network whose answers count as right.
-        b: another one, for the same inputs.
-        batches: inputs, no labels.
-
-    Returns:
-        Nats, at least 0.
-
-    Raises:
-        ValueError: naming the batch whose scores are not finite or differ in shape, or if there is none.
-
-    Example:
-        >>> import torch
-        >>> divergence(nn.Identity(), nn.Identity(), [torch.eye(3)])
-        0.0
-    """
-    a, b = unwrap(a), unwrap(b)
-    total, rows = 0.0, 0
-    with pristine(a), pristine(b):
-        for index, batch in enumerate(batches):
-            p, q = scores_of(a, batch, index), scores_of(b, batch, index)
-            if p.shape != q.shape:
-                raise ValueError(f"batch {index}: scores of shape {list(p.shape)} and {list(q.shape)} differ")
-            p, q = log_softmax(p.double(), -1), log_softmax(q.double().to(p.device), -1)
-            total += float((p.exp() * (p - q)).sum())
-            rows += p[..., 0].numel()
-    if not rows:
-        raise ValueError("there are no samples: the batches are empty, or a generator that was already used up")
-    return max(total / rows, 0.0)
+    @cached_property
+    def reference(self) -> float:
+        """The value of the dense network."""
+        return self.measure.reference(self.model, self.batches)

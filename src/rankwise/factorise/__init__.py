@@ -158,7 +158,10 @@ def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, ex
     if not factorised:
         return
     same = example is sites.example or total_macs(model, example) == sites.total_macs
-    planned = sites.total_macs + sum(row.macs - sites[row.site].macs for row in plan.factorised)
+    planned = sites.total_macs
+    for row in plan.factorised:  # the plan may have been made for another example
+        site = sites[row.site]
+        planned += get_format(row.format).cost(site, row.ranks, site.chain_bias(plan.metric)).macs - site.macs
     check_result(model, compressed, factorised, example, planned if same else None)
 
 

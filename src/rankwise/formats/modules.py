@@ -63,7 +63,7 @@ class Bias(nn.Module):
     def __init__(self, features: int, spatial: int, **options: Any) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(features, **options))
-        self.shape = (-1, *[1] * spatial)
+        self.spatial, self.shape = spatial, (-1, *[1] * spatial)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bias.view(self.shape)
@@ -127,7 +127,7 @@ class Pivoted(nn.Module):
     def __init__(self, rest: nn.Module | None, order: Tensor, spatial: int) -> None:
         super().__init__()
         self.rest = rest
-        self.dim = -1 - spatial  # of the channels
+        self.spatial, self.dim = spatial, -1 - spatial  # of the channels
         self.register_buffer("order", order.int())
         self.order: Tensor
 

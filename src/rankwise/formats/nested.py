@@ -50,13 +50,14 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gathered = x if self.inputs is None else x.index_select(self.dim, self.inputs)
+        size = self.channels if self.inputs is None else self.gathered  # sorted inputs need no gathering
         parts = []
         for number, layer in enumerate(self.levels):
             count = self.counts[number]
             if count == self.channels:
                 parts.append(layer(x))
             else:
-                parts.append(layer(first_of(gathered, count, self.gathered, self.groups, self.dim)))
+                parts.append(layer(first_of(gathered, count, size, self.groups, self.dim)))
         if len(parts) == 1:
             return parts[0]
         if self.groups == 1:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from ..outputs import Outputs
+
 Labelled = Iterable[tuple[Tensor, Tensor]]
 # Of outputs and targets, the mean over the samples.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -16,12 +18,19 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def self_labelled(model: nn.Module, inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Inputs with the dense network's own first answers as labels, where there are no others.
 
+    Raises:
+        ValueError: for outputs that are no scores with classes in dimension 1, as losses take them.
+
     Example:
         >>> model = nn.Linear(2, 2, bias=False)
         >>> _ = model.weight.data.copy_(torch.eye(2))
         >>> self_labelled(model, [torch.tensor([[1.0, 3.0], [5.0, 2.0]])])[0][1].tolist()
         [1, 0]
     """
+    inputs = list(inputs)
+    outputs = Outputs.of(model, inputs[0], scores=True)
+    if outputs.kind != "scores" or outputs.dim != 1 or outputs.name:
+        raise ValueError(f"own answers are those of scores with classes in dimension 1; the outputs have {outputs}")
     trial = copy.deepcopy(model).eval()
     with torch.no_grad():
         return [(x, trial(x).argmax(1)) for x in inputs]

@@ -20,6 +20,7 @@ from ..calling import DataError, samples_in
 from ..example import taking_example, with_example
 from ..find import find
 from ..guards import unwrap
+from ..outputs import Outputs
 from ..padding import Mask, Padding
 from ..sites import Site
 from .accumulator import BLOCK_ROWS, Accumulator
@@ -113,7 +114,8 @@ def collect(
         fitting / 1e9,
     )
     collector, padding = _Collector(chosen, samples, positions, seed), Padding(mask)
-    backward = GradientCollector(loss or FisherProbe(seed))
+    probed = Outputs.of(model, batches.first()) if takers and loss is None and batches is not None else None
+    backward = GradientCollector(loss or FisherProbe(seed, probed))
     with pristine(model), ExitStack() as hooks:
         for site in chosen:
             layers = {

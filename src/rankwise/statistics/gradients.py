@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import DataError, scores_in
+from ..calling import DataError
 from ..linalg.metric import Metric
 from ..linalg.two_sided import TwoSided
+from ..outputs import Outputs, leaves_of
 from .accumulator import add_gram, mirror
 from .moments import DAMPING, shrinkage
 from .rows import output_rows
@@ -97,6 +98,9 @@ def fisher_energy(weight: Tensor, moments: Moments) -> float:
     return 0.5 * sum(float((G_TT * metric.inner(W_TD)).sum()) for G_TT, W_TD, metric in parts)
 
 
+OWN = "give a loss of your own with loss="
+
+
 class FisherProbe:
     """A function of the scores z whose gradients have the Fisher information of the answers as second moment.
 
@@ -105,8 +109,12 @@ class FisherProbe:
     the cross entropy with labels drawn from `p` has the same one, but where a network is sure of its answers, few of
     the drawn labels differ from the sure one, and those few make all of the estimate.
 
+    Of outputs that are no scores (values, embeddings) it is `sum_k u_k z_k / sqrt(E z^2)` of each of them: the Fisher
+    information of a normal distribution about z, in which errors count relative to the size of the outputs.
+
     Args:
         seed: of the signs.
+        outputs: what the network's outputs are, where that is decided; else by the outputs alone.
 
     Example:
         >>> z = torch.zeros(1, 2, requires_grad=True)
@@ -116,20 +124,34 @@ class FisherProbe:
                 [-0.5000,  0.5000]])
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, outputs: Outputs | None = None) -> None:
         self.generator = torch.Generator().manual_seed(seed)
+        self.outputs = outputs
 
     def __call__(self, output: Any) -> Tensor:
-        scores = scores_in(output)
-        if not isinstance(scores, Tensor) or scores.dim() < 2:
+        try:
+            outputs = self.outputs or Outputs.seen(output)
+            if outputs.has_scores:
+                return self._of_classes(outputs.logits(output).flatten(0, -2).float())
+        except ValueError as error:
+            raise DataError(f"gradients need scores of classes or values: {error}") from None
+        floating = [leaf.float() for _, leaf in leaves_of(output) if leaf.is_floating_point() and leaf.requires_grad]
+        if not floating:
             raise DataError(
-                "gradients need scores of shape [samples, ..., classes], or an output with logits; give the loss of "
-                "other outputs with loss="
+                f"gradients need scores or values that depend on the layers, the {outputs} have none; {OWN}"
             )
-        scores_NK = scores.flatten(0, -2).float()
-        p_NK = scores_NK.detach().softmax(-1)
-        signs_NK = torch.randint(2, p_NK.shape, generator=self.generator).to(p_NK) * 2 - 1
-        return (signs_NK * p_NK.sqrt() * (scores_NK - (p_NK * scores_NK).sum(-1, keepdim=True))).sum()
+        return torch.stack([self._of_values(leaf) for leaf in floating]).sum()
+
+    def _of_classes(self, z_NK: Tensor) -> Tensor:
+        p_NK = z_NK.detach().softmax(-1)
+        return (self._signs(p_NK) * p_NK.sqrt() * (z_NK - (p_NK * z_NK).sum(-1, keepdim=True))).sum()
+
+    def _of_values(self, z: Tensor) -> Tensor:
+        size = z.detach().square().mean().sqrt().clamp_min(torch.finfo(z.dtype).tiny)
+        return (self._signs(z) * z).sum() / size
+
+    def _signs(self, like: Tensor) -> Tensor:
+        return torch.randint(2, like.shape, generator=self.generator).to(like) * 2 - 1
 
 
 class GradientCollector:

@@ -9,27 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..calling import call, scores_in
+from ..calling import call
 from ..guards import unwrap
+from ..outputs import Outputs, described, ignored, leaves_of
 from .modes import evaluating, recorded, relative_error
 
 
 class Distillation:
     """How far a network's answers are from those of the dense one.
 
-    With z the outputs of the network, d those of the dense one, classes last, and T = temperature:
+    With z the outputs of the network, d those of the dense one, and T = temperature:
 
-        T^2 sum_k p_k log(p_k / q_k),    p = softmax(d / T), q = softmax(z / T)        logits
+        T^2 sum_k p_k log(p_k / q_k),    p = softmax(d / T), q = softmax(z / T)        scores of classes
         ||z - d||^2 / ||d||^2                                                         otherwise
 
-    mean over rows; plus `feature_weight` times the mean relative squared error at `features`, plus `label_weight` times
-    the cross entropy of labels, where they are given. The dense network runs in eval mode without gradients and is left
-    as it was.
+    mean over samples, pixels or tokens, and over several outputs; plus `feature_weight` times the mean relative squared
+    error at `features`, plus `label_weight` times the cross entropy of labels, where they are given. The dense network
+    runs in eval mode without gradients and is left as it was.
 
     Args:
         dense: the network to follow.
         temperature: of the softened answers, above 0.
-        logits: whether outputs are scores of classes, classes last.
+        logits: whether outputs are scores of classes; by default what `Outputs` decides for the first batch.
+        classes_dim: the dimension of the classes, where it cannot be told.
         features: qualified names of modules whose outputs shall agree as well; these need `of`.
         feature_weight: of their error.
         label_weight: of the labels' cross entropy.
@@ -52,7 +54,8 @@ class Distillation:
         dense: nn.Module,
         *,
         temperature: float = 2.0,
-        logits: bool = True,
+        logits: bool | None = None,
+        classes_dim: int | None = None,
         features: Sequence[str] = (),
         feature_weight: float = 1.0,
         label_weight: float = 0.5,
@@ -63,7 +66,8 @@ class Distillation:
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name} is {weight}; it must be 0 or more")
         self.dense = unwrap(dense)
-        self.temperature, self.logits = temperature, logits
+        self.temperature, self.logits, self.classes_dim = temperature, logits, classes_dim
+        self._outputs: Outputs | None = None
         self.features, self.feature_weight, self.label_weight = tuple(features), feature_weight, label_weight
         with recorded(self.dense, self.features):  # unknown names are found out now
             pass
@@ -81,7 +85,7 @@ class Distillation:
         """
         if self.features:
             raise ValueError("features are read inside the network; use distil.of(small, inputs) instead")
-        return self._answers(self._dense(inputs), outputs, labels)
+        return self._answers(inputs, self._dense(inputs), outputs, labels)
 
     def of(self, small: nn.Module, inputs: Any, labels: Tensor | None = None) -> Tensor:
         """Run the network on a batch and give the loss, features included."""
@@ -96,29 +100,57 @@ class Distillation:
             for name in self.features
             for ours, theirs in zip(got[name], wanted[name], strict=True)
         ]
-        return self._answers(answers, outputs, labels) + self.feature_weight * torch.stack(errors).mean()
+        return self._answers(inputs, answers, outputs, labels) + self.feature_weight * torch.stack(errors).mean()
 
     def _dense(self, inputs: Any) -> Any:
         with torch.no_grad(), evaluating(self.dense):
-            return scores_in(call(self.dense, inputs))
+            return call(self.dense, inputs)
 
-    def _answers(self, answers: Any, outputs: Any, labels: Tensor | None) -> Tensor:
-        outputs = scores_in(outputs)
-        if not isinstance(outputs, Tensor) or not isinstance(answers, Tensor):
-            raise ValueError(f"the network returned a {type(outputs).__name__}; a tensor is needed, or `logits`")
-        if outputs.shape != answers.shape:
-            raise ValueError(
-                f"the dense network gives outputs of shape {list(answers.shape)}, the small one {list(outputs.shape)}; "
-                "a network learns from one of the same outputs"
-            )
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        answers = answers.to(outputs)
-        loss = self._divergence(outputs, answers) if self.logits else relative_error(outputs, answers)
+    def outputs(self, inputs: Any, labels: Tensor | None = None) -> Outputs:
+        """What the dense network's outputs are taken for, decided once.
+
+        Raises:
+            ValueError: where they should be scores of classes and are not.
+        """
+        if self._outputs is None:
+            if self.logits is False:
+                self._outputs = Outputs(kind="values", why="you said so")
+            else:
+                scores = self.logits is True
+                self._outputs = Outputs.of(self.dense, inputs, labels, classes_dim=self.classes_dim, scores=scores)
+        return self._outputs
+
+    def _answers(self, inputs: Any, answers: Any, outputs: Any, labels: Tensor | None) -> Tensor:
+        kind = self.outputs(inputs, labels)
+        if kind.has_scores:
+            scores, wanted = _alike(kind.logits(outputs), kind.logits(answers))
+            loss = self._divergence(scores, wanted)
+            if labels is not None and self.label_weight:
+                rows = labels.masked_fill(ignored(labels), -100).to(scores.device).flatten()
+                loss = loss + self.label_weight * F.cross_entropy(scores.flatten(0, -2), rows)
+            return loss
         if labels is not None and self.label_weight:
-            rows = labels.to(outputs.device).flatten()
-            loss = loss + self.label_weight * F.cross_entropy(outputs.flatten(0, -2), rows)
-        return loss
+            raise ValueError(f"labels teach scores of classes alone; the outputs are {kind} ({kind.why})")
+        theirs = {name: leaf for name, leaf in leaves_of(answers) if leaf.is_floating_point()}
+        ours = dict(leaves_of(outputs))
+        if not theirs or not theirs.keys() <= ours.keys():
+            raise ValueError(
+                f"the dense network returned {described(answers)}, the small one {described(outputs)}; a network "
+                "learns from one of the same outputs"
+            )
+        return torch.stack([relative_error(*_alike(ours[name], theirs[name])) for name in theirs]).mean()
 
     def _divergence(self, outputs: Tensor, answers: Tensor) -> Tensor:
         q, p = (F.log_softmax(each.flatten(0, -2) / self.temperature, -1) for each in (outputs, answers))
         return self.temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def _alike(outputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 or better, where they have one shape."""
+    if outputs.shape != answers.shape:
+        raise ValueError(
+            f"the dense network gives outputs of shape {list(answers.shape)}, the small one {list(outputs.shape)}; "
+            "a network learns from one of the same outputs"
+        )
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    return outputs, answers.to(outputs)

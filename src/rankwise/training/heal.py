@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calling import call
+from ..evaluate.measures import Judge, Measure
 from ..guards import unwrap
 from .augment import Augment, augmentation
 from .balance import balance_
@@ -26,6 +27,8 @@ from .together import shared, together
 
 # Share of the time in which blocks learn by themselves, where they are to.
 BLOCKS = 0.2
+# Samples by which it is decided what the outputs are.
+FEW = 8
 Progress = Callable[[str, Look], None]
 
 
@@ -35,7 +38,9 @@ class HealReport:
 
     Attributes:
         before, after: how far the network is from the dense one on held-out samples, before and after: divergence in
-            nats, or relative squared error where outputs are no scores. The second is never larger.
+            nats, relative squared error where outputs are no scores, or what it loses by a measure of your own. The
+            second is never larger.
+        judge: which of them.
         stages: "blocks" and "distillation", those that there were, with all looks at the held-out samples.
         samples: that were trained on.
         held_out: samples that judged.
@@ -48,6 +53,7 @@ class HealReport:
     samples: int
     held_out: int
     parameters: int
+    judge: str
 
     @property
     def seconds(self) -> float:
@@ -58,7 +64,7 @@ class HealReport:
         steps = ", ".join(f"{stage.steps} steps of {name}" for name, stage in self.stages.items())
         return (
             f"distance from the dense network on {self.held_out} held-out samples {self.before:.4g} -> "
-            f"{self.after:.4g}\n{steps} on {self.samples} samples in {self.seconds:.0f} s"
+            f"{self.after:.4g} ({self.judge})\n{steps} on {self.samples} samples in {self.seconds:.0f} s"
         )
 
 
@@ -74,7 +80,9 @@ def heal(
     prepare: Prepare | None = None,
     blocks: bool | float | Sequence[str] = False,
     train: str = "factors",
-    logits: bool = True,
+    logits: bool | None = None,
+    classes_dim: int | None = None,
+    evaluate: Measure | Judge | None = None,
     temperature: float = 2.0,
     features: Sequence[str] = (),
     checkpoint: str | Path | None = None,
@@ -99,7 +107,10 @@ def heal(
         prepare: what is done to each batch, such as normalising bytes.
         blocks: whether blocks learn by themselves first; the share of the time for it, or the names of the blocks.
         train: "factors" (with biases and normalisations) or "all" parameters.
-        logits: whether outputs are scores of classes, classes last.
+        logits: whether outputs are scores of classes; by default what `evaluate.Outputs` decides.
+        classes_dim: the dimension of the classes, where it cannot be told.
+        evaluate: what judges on the held-out samples instead of the distance: a function `(model, batches) -> number`,
+            higher is better unless its attribute `higher_is_better` is False, or an `evaluate.Measure`.
         temperature: of the softened answers.
         features: modules whose outputs shall agree in the second stage as well.
         checkpoint: file to go on from after an interruption; the first stage has its own beside it, with ".blocks".
@@ -136,8 +147,13 @@ def heal(
     identity: dict[str, Any] = {"networks": _digest(small, dense), "train": train, "augment": named}
     healed = balance_(copy.deepcopy(small))
     parameters = trainable(healed, train)
-    judge = Distillation(dense, temperature=1.0, logits=logits)
-    distil = Distillation(dense, temperature=temperature, logits=logits, features=features)
+    judge = Distillation(dense, temperature=1.0, logits=logits, classes_dim=classes_dim)
+    distil = Distillation(dense, temperature=temperature, logits=logits, classes_dim=classes_dim, features=features)
+    few = samples.batch(torch.arange(min(len(samples), FEW)))
+    is_scores = all(each.outputs(*few).has_scores for each in (judge, distil))
+    if labels is not None and not is_scores:
+        raise ValueError(f"labels teach scores of classes alone; the outputs are {judge.outputs(*few)}")
+    own = None if evaluate is None else _Lost(evaluate, dense)
     losses: dict[str, Callable[[Any, Tensor | None], Tensor]] = {}
     if shares["blocks"]:
         names = "auto" if isinstance(blocks, (bool, float, int)) else blocks
@@ -145,7 +161,9 @@ def heal(
         identity["blocks"] = reconstruction.blocks
         losses["blocks"] = lambda inputs, _: reconstruction(inputs)
     losses["distillation"] = lambda inputs, labels: distil.of(healed, inputs, labels)
-    identity["distillation"] = [temperature, logits, list(features), labels is not None]
+    identity["distillation"] = [temperature, is_scores, list(features), labels is not None]
+    if own is not None:
+        identity["judge"] = own.measure.key
 
     reports: dict[str, LoopReport] = {}
     with together(parameters[0].device):
@@ -162,6 +180,7 @@ def heal(
                 samples,
                 _part(wanted, shares[stage]),
                 judge=lambda inputs, _: judge(inputs, call(healed, inputs)),
+                evaluate=own,
                 parameters=parameters,
                 augment=change,
                 checkpoint=file,
@@ -178,7 +197,27 @@ def heal(
         samples=len(loop.training),
         held_out=len(loop.held_out),
         parameters=sum(parameter.numel() for parameter in parameters),
+        judge=own.name if own else "divergence in nats" if is_scores else "relative squared error",
     )
+
+
+class _Lost:
+    """What a network loses by a measure, beside the dense one on the same batches."""
+
+    def __init__(self, measure: Measure | Judge, dense: nn.Module) -> None:
+        self.measure = measure if isinstance(measure, Measure) else Measure.own(measure)
+        self.dense = dense
+        self.reference: float | None = None
+
+    def __call__(self, model: nn.Module, batches: list[Any]) -> float:
+        if self.reference is None:
+            self.reference = self.measure.reference(self.dense, batches)
+        return self.measure.lost(self.measure(model, self.dense, batches), self.reference)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"lost {self.measure.title}, of which {self.measure.direction}"
 
 
 def _shares(blocks: bool | float | Sequence[str]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from .schedule import Cosine
 from .together import rank, shared, together, world, wrapped
 
 Loss = Callable[[Any, "Tensor | None"], Tensor]
+Evaluate = Callable[[nn.Module, list[Any]], float]
 # The most steps between two looks at the held-out samples, unless asked for more.
 LONGEST = 200
 
@@ -42,6 +43,8 @@ class Loop:
         samples: what to train on.
         options: how.
         judge: like `loss`, on held-out samples; the loss itself by default.
+        evaluate: instead of it what gives a loss of the network on all held-out batches together, pairs (inputs,
+            labels) where there are labels.
         parameters: those to train; all by default.
         augment: random changes of a batch.
         penalties: further losses that need no data, such as of weights.
@@ -70,6 +73,7 @@ class Loop:
         options: LoopOptions,
         *,
         judge: Loss | None = None,
+        evaluate: Evaluate | None = None,
         parameters: Sequence[nn.Parameter] | None = None,
         augment: Augment | None = None,
         penalties: Sequence[Callable[[], Tensor]] = (),
@@ -79,7 +83,8 @@ class Loop:
         progress: Callable[[Look], None] | None = None,
     ) -> None:
         self.model, self.loss, self.samples, self.options = unwrap(model), loss, samples, options
-        self.judge, self.augment, self.penalties = judge or loss, augment, tuple(penalties)
+        self.judge, self.evaluate = judge or loss, evaluate
+        self.augment, self.penalties = augment, tuple(penalties)
         self.parameters = list(self.model.parameters() if parameters is None else parameters)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.progress = progress
@@ -207,6 +212,13 @@ class Loop:
     def _judged(self) -> float:
         total, count = 0.0, 0
         with evaluating(self.model):
+            if self.evaluate is not None:
+                pairs = [
+                    (prepared(self.model, inputs), labels)
+                    for inputs, labels in self.samples.batches(self.held_out, 2 * self.options.batch)
+                ]
+                whole = [inputs if labels is None else (inputs, labels) for inputs, labels in pairs]
+                return shared(self.evaluate(self.model, whole), self.device)
             for inputs, labels in self.samples.batches(self.held_out, 2 * self.options.batch):
                 size = samples_in(inputs)
                 total += size * float(self.judge(prepared(self.model, inputs), labels))

@@ -1,0 +1,210 @@
+"""What networks are judged by: what `--metric` and `--classes-dim` say, else what fits outputs and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from .data import Data
+from .output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..evaluate import Measure, Outputs
+
+FITS = ("input", "diagonal", "fisher", "weight")
+NAMES = ("accuracy", "agreement", "divergence", "relative_error", "cosine", "detections")
+DIRECTIONS = {"higher": True, "lower": False}
+TAKEN = ("params", "macs", "bytes", "top1", "top5", "measures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What fits the outputs of a network on some data.
+
+    Args:
+        outputs: of the dense network.
+        measures: the one that judges first.
+        labelled: whether the labels of the data are those of the outputs.
+        own: whether the first measure is the user's function.
+    """
+
+    outputs: Outputs
+    measures: tuple[Measure, ...]
+    labelled: bool
+    own: bool
+
+    @property
+    def comparison(self) -> Measure:
+        """The one that judges where there are no labels: the user's own, or a comparison with the dense network."""
+        return next(each for each in self.measures if each.key != "accuracy")
+
+    def batches(self, measure: Measure, data: Data) -> Iterable[Any]:
+        """What a measure runs over."""
+        return data.pairs if measure.judge is not None and data.labelled else data.inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What the user said.
+
+    Args:
+        fit: the metric of the fits.
+        own: the user's function.
+        name: a measure by name.
+        classes_dim: the dimension of the classes.
+    """
+
+    fit: str = "input"
+    own: Measure | None = None
+    name: str | None = None
+    classes_dim: int | None = None
+
+    @classmethod
+    def of(cls, metric: Iterable[str] | None, classes_dim: int | None, fits: bool = True) -> Judging:
+        """The values of `--metric` and `--classes-dim`.
+
+        Args:
+            metric: each the metric of the fits, the name of a measure, or `FILE.py:FUNCTION[:lower]`.
+            classes_dim: of the outputs.
+            fits: whether the command fits anything.
+
+        Raises:
+            ValueError: for an unknown name, two of a kind, or a function that is not there.
+        """
+        said: dict[str, Any] = {}
+        for text in metric or ():
+            key = "fit" if fits and text in FITS else "name" if text in NAMES else "own"
+            rivals = {"fit"} if key == "fit" else {"name", "own"}
+            if rivals & said.keys():
+                what = "metric of the fits" if key == "fit" else "measure that judges"
+                raise ValueError(f"--metric {text!r}: there is a {what} already; keep one of them")
+            said[key] = _own(text, fits) if key == "own" else text
+        return cls(classes_dim=classes_dim, **said)
+
+    def check(self, network: nn.Module, data: Data) -> None:
+        """Try the user's function on the first batch, before any long work.
+
+        Raises:
+            ValueError: where it fails, or there is nothing to judge on.
+        """
+        if self.own is None and self.name is None:
+            return
+        if not data.real:
+            raise ValueError("--metric judges networks on data; name --test or DATA")
+        if self.own is not None:
+            inputs, labels = next(iter(data.pairs))
+            self.own(network, network, [(inputs, labels) if data.labelled else inputs])
+
+    def judged(self, out: Output, network: nn.Module, data: Data) -> Judged:
+        """What fits a network on data; a note says why labels that there are do not serve."""
+        from ..evaluate import Outputs, measure, measures_for
+
+        inputs, labels = next(iter(data.pairs))
+        outputs = Outputs.of(network, inputs, labels, classes_dim=self.classes_dim)
+        labelled = self._labelled(out, network, data, outputs, inputs, labels)
+        if self.name == "accuracy" and not labelled:
+            raise ValueError(f"--metric accuracy needs labels of the network's classes, which {data.name} has not")
+        if self.name is not None:
+            return Judged(outputs=outputs, measures=(measure(self.name, outputs),), labelled=labelled, own=False)
+        fitting = measures_for(outputs, labelled)
+        if self.own is None:
+            return Judged(outputs=outputs, measures=fitting, labelled=labelled, own=False)
+        others = [each for each in fitting if each.key != self.own.key]
+        return Judged(outputs=outputs, measures=(self.own, *others), labelled=labelled, own=True)
+
+    def for_plans(self, out: Output, network: nn.Module, data: Data) -> Measure:
+        """What rules that try plans compare them by: the user's own, else what grows as the errors do."""
+        from ..evaluate import measure_of_plans
+
+        judged = self.judged(out, network, data)
+        return judged.measures[0] if judged.own or self.name else measure_of_plans(judged.outputs)
+
+    def _labelled(
+        self, out: Output, network: nn.Module, data: Data, outputs: Outputs, inputs: Any, labels: Any
+    ) -> bool:
+        from ..evaluate import accuracy
+
+        if not data.labelled:
+            return False
+        # Labels counted from folders are right only where every class has its folder.
+        if data.classes is not None and outputs.classes != data.classes:
+            outs = f"{outputs.classes} outputs" if outputs.classes else f"outputs that are {outputs}"
+            out.note(
+                f"accuracy was not measured: {data.name} has {data.classes} class folders, the network has {outs}, so "
+                "the order of the folders does not give their class numbers"
+            )
+            return False
+        try:
+            if not outputs.is_choice:
+                raise ValueError(f"the outputs are taken as {outputs}: {outputs.why}")
+            accuracy(network, [(inputs, labels)], k=(1,), outputs=outputs)
+        except ValueError as error:
+            out.note(f"accuracy was not measured: {error}")
+            return False
+        return True
+
+
+def figures_by(
+    out: Output, networks: Mapping[str, nn.Module], data: Data, judging: Judging
+) -> dict[str, dict[str, Any]]:
+    """What networks come to by the measures that fit the first of them; what cannot be measured is absent, with a note.
+
+    Returns:
+        Values by network and key; that of the last network has beside them `measures`, which says what they are.
+    """
+    from functools import partial
+
+    from ..evaluate import accuracy, compared
+    from .figures import tried
+
+    dense, *others = networks
+    found: dict[str, dict[str, Any]] = {name: {} for name in networks}
+    judged = tried(out, "what the outputs are", partial(judging.judged, out, networks[dense], data))
+    if judged is None:
+        return found
+    told = {each.key: each.document() for each in judged.measures}
+    for name, network in networks.items():
+        for each in judged.measures:
+            if each.key == "accuracy":
+                pairs = out.track(data.pairs, f"accuracy, {name}")
+                top = tried(out, "accuracy", partial(accuracy, network, pairs, outputs=judged.outputs)) or {}
+                # With five classes or fewer, the label is always among the best five.
+                classes = judged.outputs.classes or 2
+                found[name] |= {key: value for key, value in top.items() if int(key.removeprefix("top")) < classes}
+            elif each.judge is not None:
+                with out.step(f"measuring {each.key}, {name}"):
+                    found[name][each.key] = each(network, networks[dense], judged.batches(each, data))
+    for name in others:
+        inputs = out.track(data.inputs, "beside the dense network")
+        beside = [each for each in judged.measures if each.tally is not None]
+        run = partial(compared, networks[name], networks[dense], inputs, beside)
+        found[name] |= tried(out, " and ".join(each.key for each in beside), run) or {} if beside else {}
+    last = found[others[-1] if others else dense]
+    there = {"accuracy": "top1"}
+    last["measures"] = {key: value for key, value in told.items() if there.get(key, key) in last}
+    return found
+
+
+def _own(text: str, fits: bool) -> Measure:
+    from ..evaluate import Measure
+    from .models import load_function
+
+    spec, _, direction = text.rpartition(":")
+    if direction not in DIRECTIONS or not spec:
+        spec, direction = text, ""
+    if ".py:" not in spec:
+        known = (*(FITS if fits else ()), *NAMES)
+        near = get_close_matches(text, known, n=3, cutoff=0.4) or known
+        raise ValueError(
+            f"--metric {text!r} is neither one of {', '.join(near)} nor FILE.py:FUNCTION, a function (model, batches) "
+            "-> number, with :lower where lower is better"
+        )
+    function = load_function(spec, "--metric", "the name of a metric")
+    name = spec.rpartition(":")[2]
+    if name in TAKEN:
+        raise ValueError(f"--metric {text!r}: figures have a {name!r} already; call the function something else")
+    return Measure.own(function, higher=DIRECTIONS.get(direction), name=name)

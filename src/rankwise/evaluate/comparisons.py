@@ -1,0 +1,119 @@
+"""Two networks compared on inputs without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from ..outputs import Outputs
+from .measures import compared, measure
+from .tallies import NO_SAMPLES
+
+
+def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim: int | None = None) -> float:
+    """How often two classifiers prefer the same class: of a sample, a pixel or a token.
+
+    Args:
+        a: a classifier, as for `accuracy`.
+        b: another one, for the same inputs.
+        batches: inputs, no labels.
+        classes_dim: the dimension of the classes, where it cannot be told (see `Outputs`).
+
+    Returns:
+        A percentage.
+
+    Raises:
+        ValueError: naming the batch whose scores are not finite or differ in shape; for outputs that are no scores of
+            classes, or `[N, A, B]` of which it is not known where the classes are.
+
+    Example:
+        >>> import torch
+        >>> same = torch.nn.Linear(4, 3)
+        >>> agreement(same, same, [torch.randn(8, 4)])
+        100.0
+    """
+    return _compare("agreement", a, b, batches, classes_dim)
+
+
+def divergence(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim: int | None = None) -> float:
+    """Mean Kullback-Leibler divergence of two classifiers' answers: `E sum_k p_a(k) log(p_a(k) / p_b(k))`.
+
+    Args:
+        a: the network whose answers count as right.
+        b: another one, for the same inputs.
+        batches: inputs, no labels.
+        classes_dim: the dimension of the classes, where it cannot be told.
+
+    Returns:
+        Nats, at least 0.
+
+    Raises:
+        ValueError: as `agreement` does.
+
+    Example:
+        >>> import torch
+        >>> divergence(nn.Identity(), nn.Identity(), [torch.eye(3)])
+        0.0
+    """
+    return _compare("divergence", a, b, batches, classes_dim)
+
+
+def relative_error(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -> float:
+    """How far outputs of any kind are from those of the dense network: `||small - dense|| / ||dense||`.
+
+    Args:
+        dense: the network whose outputs count as right.
+        small: another one, for the same inputs.
+        batches: inputs, no labels.
+
+    Returns:
+        At least 0; of several outputs the largest. Of an output of integers the share that differs.
+
+    Raises:
+        ValueError: naming the batch whose outputs are not finite, or differ in number or shape.
+
+    Example:
+        >>> import torch
+        >>> half = nn.Linear(1, 1, bias=False)
+        >>> _ = half.weight.data.fill_(0.5)
+        >>> relative_error(nn.Identity(), half, [torch.ones(3, 1)])
+        0.5
+    """
+    return _compare("relative_error", dense, small, batches)
+
+
+def cosine(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -> float:
+    """Mean cosine between the embeddings of two networks, last dimension; of several outputs over all their vectors.
+
+    Args:
+        dense, small: networks for the same inputs.
+        batches: inputs, no labels.
+
+    Returns:
+        From -1 to 1.
+
+    Raises:
+        ValueError: as `relative_error` does.
+
+    Example:
+        >>> import torch
+        >>> cosine(nn.Identity(), nn.Identity(), [torch.eye(3)])
+        1.0
+    """
+    return _compare("cosine", dense, small, batches)
+
+
+def _compare(
+    name: str, dense: nn.Module, small: nn.Module, batches: Iterable[Any], classes_dim: int | None = None
+) -> float:
+    walk = iter(batches)
+    first = next(walk, None)
+    if first is None:
+        raise ValueError(NO_SAMPLES)
+    choice = name in ("agreement", "divergence")
+    outputs = Outputs.of(dense, first, classes_dim=classes_dim, scores=choice)
+    chosen = measure(name, outputs)
+    return compared(small, dense, chain([first], walk), [chosen])[chosen.key]
