@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from .randomness import RandomState
+from .randomness import Randomness
 
 HOOK_TABLES = (
     "_forward_hooks",
@@ -28,7 +28,7 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
     that every layer runs as it is written; `module.compile()` suspended.
 
     Restored on leaving, also after an exception: every submodule's `training` flag, forward hooks, buffers and
-    `requires_grad`, the random state of the CPU and of the model's devices, and all switches above.
+    `requires_grad`, the state of every random generator (`randomness`), and all switches above.
 
     Args:
         model: the model to run. Do not move it to another device inside.
@@ -48,22 +48,13 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_random_state(devices))
+        stack.enter_context(Randomness(model).kept())
         stack.enter_context(_full_precision())
         for kind in sorted({"cpu", *(device.type for device in devices)}):
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_restored(model))
         model.eval()
         yield model
-
-
-@contextmanager
-def _random_state(devices: list[torch.device]) -> Iterator[None]:
-    state = RandomState.now(devices)
-    try:
-        yield
-    finally:
-        state.restore()
 
 
 @contextmanager

@@ -19,9 +19,11 @@ from torch.utils import _pytree as pytree
 from ..batches import Batches, call
 from ..calling import DataError, prepared
 from ..padding import Padding
-from ..randomness import RandomState, seed_all
+from ..randomness import Randomness
 from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
+
+_DRAWS = "draws random numbers"  # of a node, found when the graph is checked
 
 
 class OtherOptionsError(ValueError):
@@ -79,16 +81,19 @@ def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]
     try:
         arguments = bind(model, example)
         concrete = {name: value for name, value in arguments.items() if not _has_tensor(value)}
+        randomness = Randomness(model)
+        state = randomness.state()
         graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
+        if randomness.drawn_since(state):
+            return "random numbers that do not depend on the batch would be constants of the graph"
         _drop_constants(graph, arguments.keys() - concrete.keys())
         called = [node.target for node in graph.nodes if node.op == "call_module" and node.target in sites]
         if sorted(called) != sorted(sites):
             return "a site is not called exactly once in the traced graph"
-        # Not the random state of the tracing: a number that was drawn there would pass for one drawn anew.
-        seed_all(1)
+        randomness.seed(1)
         expected = pytree.tree_leaves(call(model, example))
-        seed_all(1)
-        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, linked)[0], arguments))
+        randomness.seed(1)
+        got = pytree.tree_leaves(_run_dense(model, schedule(graph, model, linked)[0], arguments, randomness))
     except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
         return f"{type(error).__name__}: {error}"
     if len(expected) != len(got) or not all(_close(a, b) for a, b in zip(expected, got, strict=True)):
@@ -128,6 +133,7 @@ def run(
     sites = set(sites)
     nodes, links = schedule(graph, dense, linked)
     position = {node: i for i, node in enumerate(nodes)}
+    randomness = Randomness(dense, compressed)
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
     with ActivationStore(cap) as store:
         fitted: fx.Node | None = None  # the last fitted site, whose compressed output is still to be computed
@@ -143,7 +149,7 @@ def run(
             # every input is a node of the graph, stored like any other value: the data is walked over only once
             for index, arguments in enumerate(_arguments(dense, seen) if start == 0 else [{}] * count):
                 count = max(count, index + 1)
-                segment = _Segment(dense, compressed, visitor, store, index, arguments)
+                segment = _Segment(dense, compressed, visitor, store, index, arguments, randomness)
                 with _naming(dense, index):
                     if fitted is not None:
                         segment.compress(fitted)
@@ -217,10 +223,11 @@ class _Segment:
         store: ActivationStore,
         batch: int,
         arguments: Mapping[str, Any],
+        randomness: Randomness,
     ) -> None:
         self.dense, self.compressed, self.visitor = dense, compressed, visitor
         self.store, self.batch, self.arguments = store, batch, arguments
-        self.devices = {parameter.device for parameter in dense.parameters()}
+        self.randomness = randomness
         self.values: dict[fx.Node, tuple[Any, Any]] = {}
         self.fresh: set[fx.Node] = set()
 
@@ -238,15 +245,16 @@ class _Segment:
             for argument, (value, compressed) in zip(node.all_input_nodes, inputs, strict=True):
                 if compressed is SAME:
                     self._set(argument, value, pytree.tree_map_only(Tensor, torch.clone, value))
-        if same:
-            self._set(node, self._call(node, self.dense, 0), SAME)
+        if same or not node.meta[_DRAWS]:
+            result = self._call(node, self.dense, 0)
+            self._set(node, result, SAME if same else self._call(node, self.compressed, 1))
             return
-        before = RandomState.now(self.devices)
+        before = self.randomness.state()
         result = self._call(node, self.dense, 0)
-        after = RandomState.now(self.devices)
-        before.restore()  # what is drawn is the same in both networks
+        after = self.randomness.state()
+        self.randomness.restore(before)  # what is drawn is the same in both networks
         self._set(node, result, self._call(node, self.compressed, 1))
-        after.restore()
+        self.randomness.restore(after)
 
     def site(self, node: fx.Node, link: Link | None) -> tuple[Tensor, Tensor, Repair | None]:
         """Input in the compressed network, output of the dense one, and what that should repair.
@@ -330,14 +338,18 @@ def _apply(node: fx.Node, model: nn.Module, args: tuple[Any, ...], kwargs: dict[
     return node.target(*args, **kwargs)
 
 
-def _run_dense(model: nn.Module, nodes: list[fx.Node], arguments: Mapping[str, Any]) -> Any:
+def _run_dense(model: nn.Module, nodes: list[fx.Node], arguments: Mapping[str, Any], randomness: Randomness) -> Any:
+    """Run a graph, and mark the nodes that draw random numbers."""
     values: dict[fx.Node, Any] = {}
     for node in nodes:
+        node.meta[_DRAWS] = False
         if node.op == "placeholder":
             values[node] = arguments[str(node.target)]
         else:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            state = randomness.state()
             values[node] = _apply(node, model, args, kwargs)
+            node.meta[_DRAWS] = randomness.drawn_since(state)
     return values[node]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..batches import Batches, call
 from ..padding import Padding
-from ..randomness import seed_all
+from ..randomness import Randomness
 from .graph import Visitor
 from .residual import Link, repair
 from .watch import Watcher
@@ -35,16 +35,16 @@ def run(
     The cost grows with the square of the number of sites. Both networks draw the same random numbers for a batch: those
     of `seed` and the batch's number.
     """
-    order = list(sites)
+    order, randomness = list(sites), Randomness(dense, compressed)
     for site in order:
         step(site)
         for index, batch in enumerate(batches):
-            seed_all(seed + index)
+            randomness.seed(seed + index)
             y, dense_link = _output(dense, site, order, site in linked, batch, index)
-            seed_all(seed + index)
+            randomness.seed(seed + index)
             x, needed = _input(compressed, site, batch, index), None
             if dense_link is not None and y is not None:
-                seed_all(seed + index)
+                randomness.seed(seed + index)
                 _, link = _output(compressed, site, order, True, batch, index)
                 if link is not None:
                     needed = repair(dense.get_submodule(site), y, dense_link.other, link.other, dense_link.scale)
