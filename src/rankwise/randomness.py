@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -103,7 +104,7 @@ def _own_sources(model: nn.Module) -> Iterator[_Source]:
         elif numpy_random is not None and isinstance(value, numpy_random.Generator):
             yield _of_numpy(value, numpy_random)
         elif numpy_random is not None and isinstance(value, numpy_random.RandomState):
-            yield _Source(lambda held=value: held.get_state(legacy=False), value.set_state, value.seed)
+            yield _Source(partial(value.get_state, legacy=False), value.set_state, value.seed)
 
 
 def _of_numpy(generator: Any, numpy_random: Any) -> _Source:
