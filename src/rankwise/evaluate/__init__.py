@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..latency import Latency, Ratio
 from .accuracy import accuracy, agreement
-from .latency import Latency, latency
+from .latency import latency
 from .limits import Limits, machine_limits
 from .roofline import LayerRoofline, Roofline, roofline
 from .size import Size, size
@@ -15,6 +16,7 @@ __all__ = [
     "LayerRoofline",
     "LayerStorage",
     "Limits",
+    "Ratio",
     "Roofline",
     "Size",
     "Storage",
