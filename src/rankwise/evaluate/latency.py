@@ -11,7 +11,8 @@ from torch import nn
 from ..arguments import arguments
 from ..guards import unwrap
 from ..latency import Engine, Latency, Work, get_engine
-from ..latency.clock import ROUNDS, WARMUP
+from ..latency.clock import WARMUP
+from ..latency.engine import Running
 from ..latency.load import watched
 
 
@@ -21,7 +22,7 @@ def latency(
     *,
     engine: str | Engine = "torch",
     threads: int = 1,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     warmup: int = WARMUP,
 ) -> dict[str, Latency]:
     """Time one forward of each model, in turns.
@@ -35,7 +36,7 @@ def latency(
         example: the input, as for `find`.
         engine: "torch", "compile" (torch.compile), "onnxruntime", "executorch", "cuda", or "roofline:FILE.yaml".
         threads: of the CPU; torch's own setting is restored.
-        rounds: measured rounds.
+        rounds: measured rounds; by default 30, each the median of as many turns as fill half a second together.
         warmup: rounds before them.
 
     Returns:
@@ -54,14 +55,15 @@ def latency(
     if not models:
         raise ValueError("models is empty; name at least one model")
     for name, value, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     running = get_engine(engine, threads)
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
         stack.enter_context(running.ready())
-        stack.enter_context(watched())
+        if isinstance(running, Running):
+            stack.enter_context(watched())
         works = {name: Work(model, arguments(unwrap(model), example)) for name, model in models.items()}
         return running.times(works, rounds=rounds, warmup=warmup)
 

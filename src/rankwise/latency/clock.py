@@ -13,6 +13,8 @@ import torch
 
 # How whole networks are timed, wherever that is.
 ROUNDS, WARMUP = 30, 3
+# Rounds together take this many seconds where they can: a round is the median of several runs, of at most so many.
+SECONDS, RUNS = 0.5, 20
 # Of the interval around a median.
 CONFIDENCE = 0.95
 # What a time is told by.
@@ -98,12 +100,29 @@ class Ratio:
 def timed(
     runs: Mapping[str, Callable[[], object]],
     *,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     warmup: int = WARMUP,
     before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Latency]:
-    """What runs take that take turns; see `in_turns`."""
-    return {name: summary(seconds) for name, seconds in in_turns(runs, rounds, warmup, before).items()}
+    """What runs take that take turns.
+
+    Args:
+        runs: what is timed.
+        rounds: measured rounds. By default 30, each the median of as many turns as fill half a second together: of what
+            takes microseconds, thirty turns in a row would meet one moment of the machine.
+        warmup: rounds before them.
+        before: what goes before each run and is not timed.
+    """
+    turns = 1
+    if rounds is None:
+        first = in_turns(runs, 1, warmup, before)
+        rounds, warmup, taken = ROUNDS, 0, sum(seconds[0] for seconds in first.values())
+        turns = min(max(int(SECONDS / (ROUNDS * taken)), 1), RUNS) if taken > 0 else RUNS
+    seconds = in_turns(runs, rounds * turns, warmup, before)
+    return {
+        name: summary([median(each[start : start + turns]) for start in range(0, len(each), turns)])
+        for name, each in seconds.items()
+    }
 
 
 def in_turns(

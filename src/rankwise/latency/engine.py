@@ -72,7 +72,7 @@ class Engine(ABC):
         self,
         works: Mapping[str, Work],
         *,
-        rounds: int = ROUNDS,
+        rounds: int | None = ROUNDS,
         warmup: int = WARMUP,
         around: int = 0,
         layers: Mapping[str, str] | None = None,
@@ -81,7 +81,7 @@ class Engine(ABC):
 
         Args:
             works: what to time, by name.
-            rounds: measured runs of each.
+            rounds: measured runs of each; None as for `clock.timed`.
             warmup: runs before them.
             around: bytes that are read between two runs, as the other layers of a network are.
             layers: the layer of the network that a work stands for, for messages.
@@ -114,7 +114,7 @@ class Running(Engine):
         self,
         works: Mapping[str, Work],
         *,
-        rounds: int = ROUNDS,
+        rounds: int | None = ROUNDS,
         warmup: int = WARMUP,
         around: int = 0,
         layers: Mapping[str, str] | None = None,

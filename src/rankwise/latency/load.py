@@ -30,26 +30,29 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def busy(*loads: float) -> str:
-    """What to say of a machine whose load was this before and after a measurement; nothing if it has enough cores.
+class Watch:
+    """Warns once of a machine that has more load than cores when it looks, before or after a measurement."""
 
-    Example:
-        >>> busy(0.0, 0.1)
-        ''
-    """
-    most, there = max(loads), cores()
-    if most <= there:
-        return ""
-    return f"the machine is busy (load {most:.1f} on {there} core{'s' * (there > 1)}): times are unreliable"
+    def __init__(self) -> None:
+        self._warned = False
+        self.look()
+
+    def look(self) -> None:
+        """Look at the load of this moment."""
+        if self._warned or (now := load()) <= (there := cores()):
+            return
+        logger.warning(
+            "the machine is busy (load %.1f on %d core%s): times are unreliable", now, there, "s" * (there > 1)
+        )
+        self._warned = True
 
 
 @contextmanager
 def watched() -> Iterator[None]:
     """Warn of a machine that was busy before or after the times that are measured inside."""
-    before = load()
+    watch = Watch()
     yield
-    if text := busy(before, load()):
-        logger.warning(text)
+    watch.look()
 
 
 def _running() -> float:

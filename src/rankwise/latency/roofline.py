@@ -131,7 +131,7 @@ class Roofline(Engine):
         self,
         works: Mapping[str, Work],
         *,
-        rounds: int = ROUNDS,
+        rounds: int | None = ROUNDS,
         warmup: int = WARMUP,
         around: int = 0,
         layers: Mapping[str, str] | None = None,
