@@ -229,10 +229,36 @@ def test_figures_are_in_the_plan_and_survive_its_file(net: tuple[nn.Module, rw.S
         str(PlannedLatency(**figures, measured=7.34))  # type: ignore[arg-type]
         == "predicted 7.1 ms, measured 7.34 ms, dense 14.2 ms, onnxruntime 1 thread"
     )
+    told = str(PlannedLatency(**figures, measured=7.34, low=7.2, high=7.5, blind=6.0, corrections=1))  # type: ignore[arg-type]
+    assert told == (
+        "predicted 7.1 ms (-3.3%) after one correction on this very network, blindly 6 ms (-18.3%), "
+        "measured 7.34 ms (7.2 to 7.5), dense 14.2 ms, onnxruntime 1 thread"
+    )
+    with pytest.raises(ValueError, match="the latency's blind must be a number, not 'x'"):
+        PlannedLatency(**figures, measured=7.0, blind="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the latency's engine must be a name, not 3"):
         PlannedLatency(**{**figures, "engine": 3, "measured": 7.0})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the latency's measured must be a number above 0, not 0"):
         PlannedLatency(**figures, measured=0)  # type: ignore[arg-type]
+
+
+def test_what_is_not_faster_is_not_called_faster() -> None:
+    figures: dict[str, Any] = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "dense": 10.0, "predicted": 9.0}
+    near = PlannedLatency(**figures, measured=9.8, low=9.5, high=10.1, blind=9.0)
+    assert "predicted 9 ms (-8.2%) without having measured it, measured 9.8 ms (9.5 to 10.1, within noise)" in str(near)
+    assert str(PlannedLatency(**figures, measured=10.0)).startswith(
+        "dense 10 ms, which the planned network takes too: no speed is claimed"
+    )
+
+
+@pytest.mark.parametrize("gain", [0.5, 2.0])
+def test_the_blind_prediction_knows_no_network(net: tuple[nn.Module, rw.Sites], gain: float) -> None:
+    """Networks save `gain` times what their layers save alone: the blind prediction is off by exactly that."""
+    latency = planned(net, {"latency": 0.75}, Elsewhere(gain)).latency
+    assert latency is not None and latency.blind is not None
+    assert (latency.dense - latency.measured) / (latency.dense - latency.blind) == pytest.approx(gain, rel=1e-6)
+    assert latency.corrections >= 1
+    assert latency.predicted == pytest.approx(latency.measured, rel=0.05)
 
 
 def test_an_edited_plan_has_no_latency(net: tuple[nn.Module, rw.Sites]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,10 @@ class PlannedLatency:
         dense: of the dense network, measured.
         predicted: of the planned network, from its layers.
         measured: of the planned network as a whole, beside the dense one; of a roofline it is computed, as all is.
+        low, high: 95 % confidence interval of `measured`, from rounds in which both networks ran.
+        blind: of the planned network, from its layers alone: before networks of this very model that were measured
+            corrected what is predicted.
+        corrections: how many did, before this one.
 
     Raises:
         ValueError: for a figure that is no number above 0; what is predicted may be below.
@@ -64,13 +68,19 @@ class PlannedLatency:
     dense: float
     predicted: float
     measured: float
+    low: float | None = None
+    high: float | None = None
+    blind: float | None = None
+    corrections: int = 0
 
     def __post_init__(self) -> None:
         for name in ("engine", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"plan: the latency's {name} must be a name, not {getattr(self, name)!r}")
-        if not _number(self.predicted):  # below 0 where layers alone promise more than there is
-            raise ValueError(f"plan: the latency's predicted must be a number, not {self.predicted!r}")
+        for name in ("predicted", "blind", "low", "high", "corrections"):  # below 0 where layers alone promise too much
+            value = getattr(self, name)
+            if not _number(value) and (name in ("predicted", "corrections") or value is not None):
+                raise ValueError(f"plan: the latency's {name} must be a number, not {value!r}")
         for name in ("threads", "dense", "measured"):
             if not _number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise ValueError(f"plan: the latency's {name} must be a number above 0, not {getattr(self, name)!r}")
@@ -78,9 +88,24 @@ class PlannedLatency:
     def __str__(self) -> str:
         computed = self.engine.startswith("roofline")
         where = f"roofline of {self.device}" if computed else f"{self.engine} {self.threads} thread"
+        where += "s" * (self.threads > 1 and not computed)
+        if self.measured == self.dense:
+            return f"dense {self.dense:.3g} ms, which the planned network takes too: no speed is claimed, {where}"
+        took = f"{'computed' if computed else 'measured'} {self.measured:.3g} ms"
+        if self.low is not None and self.high is not None and self.low < self.high:
+            took += f" ({self.low:.3g} to {self.high:.3g}{', within noise' * (self.low <= self.dense <= self.high)})"
+        return f"{self._predicted()}, {took}, dense {self.dense:.3g} ms, {where}"
+
+    def _predicted(self) -> str:
+        """What was predicted, how far that was from what came out, and what the layers alone said."""
+        if self.blind is None:
+            return f"predicted {self.predicted:.3g} ms"
+        if not self.corrections:
+            return f"predicted {self.blind:.3g} ms ({self.blind / self.measured - 1:+.1%}) without having measured it"
+        times = "one correction" if self.corrections == 1 else f"{self.corrections} corrections"
         return (
-            f"predicted {self.predicted:.3g} ms, {'computed' if computed else 'measured'} {self.measured:.3g} ms, "
-            f"dense {self.dense:.3g} ms, {where}{'s' * (self.threads > 1)}"
+            f"predicted {self.predicted:.3g} ms ({self.predicted / self.measured - 1:+.1%}) after {times} on this very "
+            f"network, blindly {self.blind:.3g} ms ({self.blind / self.measured - 1:+.1%})"
         )
 
 
@@ -164,7 +189,7 @@ class Plan(Mapping[str, PlanRow]):
             if not isinstance(values.get(name, ""), str):
                 raise ValueError(f"plan: {name} must be a string, not {values[name]!r}")
         if values.get("latency") is not None:
-            names = {item.name for item in fields(PlannedLatency)}
+            names = {item.name for item in fields(PlannedLatency) if item.default is MISSING}
             values["latency"] = PlannedLatency(**_fields_of(PlannedLatency, values["latency"], "plan latency", names))
         return cls(rows=rows, **values)
 

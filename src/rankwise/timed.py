@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .budgets import Prices, check_keep
+from .latency.clock import NOISE
 from .latency.meter import Meter
 from .plan import DENSE, Plan
 from .planner import Planner
@@ -23,8 +24,6 @@ ROUNDS = 8
 CHECKS = 5
 # A prediction that is this near is not corrected any more.
 NEAR = 0.05
-# A budget counts as kept up to this share above it: medians of two runs of one network differ by about as much.
-NOISE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +137,7 @@ class TimedPlanner(Planner):
                 break
             plan = replace(plan, latency=self.meter.check(plan))
             checked.append(plan)
-            if _measured(plan) <= limit * (1 + NOISE) and _is_near(plan):
+            if _measured(plan) <= limit * (1 + NOISE) and _is_near(plan):  # a budget is kept up to noise
                 break
         kept = [plan for plan in checked if _measured(plan) <= limit * (1 + NOISE)]
         if not kept:

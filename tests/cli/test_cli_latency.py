@@ -31,8 +31,10 @@ def test_a_share_and_what_came_out(cli: Callable[..., Any]) -> None:
     assert plan["planned"]["latency"] <= 0.6 * plan["dense"]["latency"] + 0.01
     figures = plan["latency"]
     assert figures["measured"] <= 0.6 * figures["dense"] * 1.001
-    told = f"latency: predicted {figures['predicted']:.3g} ms, computed {figures['measured']:.3g} ms, dense"
-    assert told in words(result.stdout)
+    said = words(result.stdout)
+    assert f"latency: predicted {figures['predicted']:.3g} ms (" in said
+    assert f"computed {figures['measured']:.3g} ms, dense {figures['dense']:.3g} ms, roofline of paper" in said
+    assert ("on this very network, blindly" in said) == (figures["corrections"] > 0)
     assert "all latency" in result.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,8 @@ from .output import Output
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..latency import Latency
 
 Artifact = Annotated[
     Path | None,
@@ -99,9 +102,9 @@ def export(
         import torch
 
         from ..arguments import arguments
-        from ..export.runners import medians, target_of
+        from ..export.runners import target_of, times
         from .data import DataOptions
-        from .figures import input_shape_of
+        from .figures import NOTHING_FACTORISED, all_dense, input_shape_of
         from .loading import load_data, load_example
         from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
@@ -145,17 +148,28 @@ def export(
                         files[name] = write(prepare(networks[name]), example, Path(folder) / f"{name}{file.suffix}")
                     except ValueError as error:  # the file that was asked for is there all the same
                         out.note(f"the {name} network was not exported beside it: {error}")
+            timed = files
+            if artifact is not None and all_dense(networks[wanted]):
+                out.say(NOTHING_FACTORISED)
+                timed = {wanted: file}
             with out.step("measuring"):
-                times = medians(files, arguments(networks[wanted], example), threads=threads, target=target)
-            rows = [
-                {"network": name, "bytes": files[name].stat().st_size, "milliseconds": times[name] * 1e3}
-                for name in networks
-                if name in files
-            ]
+                took = times(timed, arguments(networks[wanted], example), threads=threads, target=target)
+            rows = [_row(name, files[name], took) for name in networks if name in files]
         out.show(exports_table(rows, threads))
         out.say(f"{file}: {target}{f' in {dtype}' if dtype else ''}, {file.stat().st_size:,} bytes, checked")
         result = {"file": file, "bytes": file.stat().st_size, "target": target, "dtype": dtype, "rows": rows}
         out.result("export", result)
+
+
+def _row(name: str, file: Path, times: Mapping[str, Latency]) -> dict[str, Any]:
+    """A file, its size, its time, and of the compressed network's how much faster it is than the dense one's."""
+    row: dict[str, Any] = {"network": name, "bytes": file.stat().st_size, "milliseconds": None}
+    if name in times:
+        row["milliseconds"] = times[name].median * 1e3
+        row["milliseconds_interval"] = [times[name].low * 1e3, times[name].high * 1e3]
+    if name != "dense" and {name, "dense"} <= times.keys():
+        row["speedup"] = asdict(times["dense"] / times[name])
+    return row
 
 
 def _prepared(network: nn.Module, *, fold: bool, absorb: bool) -> nn.Module:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Figures = dict[str, dict[str, Any]]
 DEFAULT_ENGINES = ("torch", "onnxruntime")
+NOTHING_FACTORISED = "nothing is factorised: every layer is the dense one, so no speed is claimed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,10 @@ class Timing:
         return cls(engines=names, threads=threads, batch=batch)
 
     def document(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
+        """For `--json`: how it was measured, and what the machine had to do right after it."""
+        from ..latency.load import cores, load
+
+        return {**asdict(self), "load": load(), "cores": cores()}
 
 
 def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing, judging: Judging) -> Figures:
@@ -68,7 +71,8 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timin
         judging: what networks are judged by.
 
     Returns:
-        `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds, accuracy in percent.
+        `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds with the interval of its median, of a
+        second network its speed-up as well; accuracy in percent.
     """
     from ..evaluate import size
 
@@ -89,12 +93,26 @@ def _latencies(out: Output, networks: Mapping[str, nn.Module], data: Data, figur
     from ..evaluate import latency
 
     inputs = data.example(timing.batch)
+    if timing.engines and len(networks) == 2 and all_dense(list(networks.values())[1]):
+        out.say(NOTHING_FACTORISED)
+        networks = dict(list(networks.items())[:1])
     for engine in timing.engines:
         with out.step(f"measuring latency in {engine}"):
             measured = partial(latency, networks, inputs, engine=engine, threads=timing.threads)
             times = tried(out, f"latency in {engine}", measured)
         for name, time in (times or {}).items():
             figures[name][f"latency_{engine}_ms"] = time.median * 1e3
+            figures[name][f"latency_{engine}_ms_interval"] = [time.low * 1e3, time.high * 1e3]
+        if times is not None and len(times) == 2:
+            (_, first), (name, second) = times.items()
+            figures[name][f"speedup_{engine}"] = asdict(first / second)
+
+
+def all_dense(network: nn.Module) -> bool:
+    """Whether a network has no factorised layer."""
+    from ..formats import LowRank
+
+    return not any(isinstance(module, LowRank) for module in network.modules())
 
 
 def tried(out: Output, what: str, run: Callable[[], Any]) -> Any:

@@ -116,10 +116,9 @@ def exports_table(rows: Sequence[Mapping[str, Any]], threads: int) -> Table:
     """Size and time of exported files; rows as `rankwise export --json` writes them, dense first."""
     table = _table("", right=("bytes", "share", f"ms, threads {threads}", ""))
     for row in rows:
-        first = row is rows[0]
-        share = "" if first else _compared(rows[0]["bytes"], row["bytes"], "share")
-        speed = "" if first else _compared(rows[0]["milliseconds"], row["milliseconds"], "speed")
-        table.add_row(row["network"], f"{row['bytes']:,}", share, f"{row['milliseconds']:.3f}", speed)
+        share = "" if row is rows[0] else _compared(rows[0]["bytes"], row["bytes"], "share")
+        time = _cell(row, "milliseconds", "{:.3f}")
+        table.add_row(row["network"], f"{row['bytes']:,}", share, time, _speed(row.get("speedup")))
     return table
 
 
@@ -129,7 +128,7 @@ _FIGURES: dict[str, tuple[str, str, str]] = {
     "macs": ("MACs per input", "{:,.0f}", "share"),
     "bytes": ("bytes on disk", "{:,.0f}", "share"),
     **{
-        f"latency_{engine}_ms": (f"ms in {name}, batch {{batch}}", "{:.3f}", "speed")
+        f"latency_{engine}_ms": (f"ms in {name}, batch {{batch}}", "{:.3f}", f"speedup_{engine}")
         for engine, name in (
             ("torch", "torch"),
             ("compile", "torch.compile"),
@@ -158,8 +157,10 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table
         values = [figures[name].get(key) for name in names]
         if all(value is None for value in values):
             continue
-        cells = ["" if value is None else form.format(value) for value in values]
-        if len(names) == 2:
+        cells = [_cell(figures[name], key, form) for name in names]
+        if len(names) == 2 and compare.startswith("speedup"):
+            cells.append(_speed(figures[names[1]].get(compare)))
+        elif len(names) == 2:
             cells.append(_compared(values[0], values[1], compare))
         table.add_row(Text(_title(figures[names[-1]], key, title.format(batch=batch))), *cells)
     for title, unit, key in _judged(figures[names[-1]]):
@@ -190,9 +191,22 @@ def _compared(dense: float | None, small: float | None, compare: str) -> str:
         return f"{small - dense:+.2f} points"
     if dense == 0 or small == 0:
         return ""
-    if compare == "share":
-        return f"{small / dense:.1%}"
-    return f"{dense / small:.2f}x faster" if small <= dense else f"{small / dense:.2f}x slower"
+    return f"{small / dense:.1%}"
+
+
+def _cell(figures: Mapping[str, Any], key: str, form: str) -> str:
+    """A figure, with its interval where it has one."""
+    value, interval = figures.get(key), figures.get(f"{key}_interval")
+    if value is None:
+        return ""
+    return form.format(value) + ("" if interval is None else f" ({' to '.join(map(form.format, interval))})")
+
+
+def _speed(speedup: Mapping[str, float] | None) -> str:
+    """A speed-up in words; nothing where there is none."""
+    from ..evaluate import Ratio
+
+    return "" if speedup is None else str(Ratio(**speedup))
 
 
 def _table(*left: str, right: tuple[str, ...], wide: str | None = None) -> Table:

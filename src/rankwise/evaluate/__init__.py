@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ..latency import Latency, Ratio
 from ..outputs import Outputs
 from .accuracy import accuracy
 from .comparisons import agreement, cosine, divergence, relative_error
-from .latency import Latency, latency
+from .latency import latency
 from .limits import Limits, machine_limits
 from .measures import MEASURES, Measure, compared, measure, measure_of_plans, measures_for, shown
 from .roofline import LayerRoofline, Roofline, roofline
@@ -21,6 +22,7 @@ __all__ = [
     "Limits",
     "Measure",
     "Outputs",
+    "Ratio",
     "Roofline",
     "Size",
     "Storage",

@@ -11,6 +11,9 @@ from torch import nn
 from ..arguments import arguments
 from ..guards import unwrap
 from ..latency import Engine, Latency, Work, get_engine
+from ..latency.clock import WARMUP
+from ..latency.engine import Running
+from ..latency.load import watched
 
 
 def latency(
@@ -19,24 +22,26 @@ def latency(
     *,
     engine: str | Engine = "torch",
     threads: int = 1,
-    rounds: int = 30,
-    warmup: int = 3,
+    rounds: int | None = None,
+    warmup: int = WARMUP,
 ) -> dict[str, Latency]:
     """Time one forward of each model, in turns.
 
     Every round runs each model once, and the next round begins with the next model: what slows the machine down for a
-    while slows all of them, so their ratio stays right when the seconds do not.
+    while slows all of them, so their ratio stays right when the seconds do not. `compress`, `evaluate` and `export` of
+    the command line measure so. A machine with more load than cores is warned of.
 
     Args:
         models: the networks by name; a model that torch.compile made is timed as compiled.
         example: the input, as for `find`.
         engine: "torch", "compile" (torch.compile), "onnxruntime", "executorch", "cuda", or "roofline:FILE.yaml".
         threads: of the CPU; torch's own setting is restored.
-        rounds: measured rounds.
+        rounds: measured rounds; by default 30, each the median of as many turns as fill half a second together.
         warmup: rounds before them.
 
     Returns:
-        Median and its confidence interval in seconds, by name.
+        Median and its confidence interval in seconds, by name; a quotient of two is the ratio of paired rounds with its
+        own interval.
 
     Raises:
         ValueError: if an argument is out of range, or the engine cannot run a model.
@@ -44,19 +49,21 @@ def latency(
 
     Example:
         >>> timed = latency({"dense": model, "small": small}, torch.randn(1, 3, 32, 32))  # doctest: +SKIP
-        >>> timed["dense"].median / timed["small"].median  # doctest: +SKIP
-        1.7
+        >>> print(timed["dense"] / timed["small"])  # doctest: +SKIP
+        1.70x faster (1.66 to 1.75)
     """
     if not models:
         raise ValueError("models is empty; name at least one model")
     for name, value, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
     running = get_engine(engine, threads)
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
         stack.enter_context(running.ready())
+        if isinstance(running, Running):
+            stack.enter_context(watched())
         works = {name: Work(model, arguments(unwrap(model), example)) for name, model in models.items()}
         return running.times(works, rounds=rounds, warmup=warmup)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
+import torch
 from torch import Tensor
 
-from ..latency.clock import in_turns, torch_threads
+from ..latency.clock import Latency, timed, torch_threads
+from ..latency.load import watched
 from .compare import Arguments, tensors_in
 
 # Target -> (suffix of its files, package that runs them, extra that installs it).
@@ -76,18 +77,47 @@ def runner(path: Path, threads: int | None = None, target: str | None = None) ->
     return run_by_torch(path)
 
 
-def medians(
-    files: Mapping[str, Path], given: Arguments, *, threads: int = 1, target: str | None = None, rounds: int = 30
-) -> dict[str, float]:
-    """Median seconds for one forward of exported files that take turns, so that their ratio holds on a busy machine.
+def once(path: Path, given: Arguments, threads: int | None = None, target: str | None = None) -> Callable[[], object]:
+    """One forward of an exported file and nothing beside it: the inputs are prepared for its engine beforehand.
+
+    Args:
+        path, threads, target: as for `runner`.
+        given: arguments of the network's forward.
+
+    Returns:
+        A function that runs the file and returns when it is done.
+
+    Raises:
+        ValueError: if the engine cannot run the file, or the suffix is unknown.
+        ImportError: if the engine is not installed.
+    """
+    target = target_of(path, target)
+    if target == "onnx":
+        from .check import feed, session
+
+        running = session(path, threads)
+        return partial(running.run, None, feed(running, given))
+    if target == "executorch":
+        from .check_executorch import program
+
+        return partial(program(path, threads), tensors_in(given))
+    return partial(runner(path, threads, target), given)
+
+
+def times(
+    files: Mapping[str, Path], given: Arguments, *, threads: int = 1, target: str | None = None
+) -> dict[str, Latency]:
+    """Seconds for one forward of exported files, measured as `evaluate.latency` measures networks.
 
     Args:
         files: by name.
         given: arguments of the network's forward.
         threads: of the engine; torch's own setting is restored.
         target: a key of `TARGETS`, None to go by the suffixes.
-        rounds: measured ones, after three others.
+
+    Returns:
+        Median and its confidence interval, by name.
     """
-    runs = {name: partial(runner(path, threads, target), given) for name, path in files.items()}
-    with torch_threads(threads):
-        return {name: median(seconds) for name, seconds in in_turns(runs, rounds, 3).items()}
+    runs = {name: once(path, given, threads, target) for name, path in files.items()}
+    with torch_threads(threads), torch.no_grad(), watched():
+        return timed(runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .clock import Latency
+from .clock import Latency, Ratio
 from .engine import Engine, Work
 from .executorch_engine import ExecuTorch
 from .onnxruntime_engine import OnnxRuntime
@@ -35,4 +35,4 @@ def get_engine(name: str | Engine, threads: int = 1) -> Engine:
     return ENGINES[name](threads)
 
 
-__all__ = ["ENGINES", "Engine", "Latency", "Work", "get_engine"]
+__all__ = ["ENGINES", "Engine", "Latency", "Ratio", "Work", "get_engine"]

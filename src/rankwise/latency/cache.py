@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
 from ..files import replacing
-from .clock import Latency
+from .clock import FIGURES, Latency
 from .engine import Engine
 
 # Raised when a layer of the same signature is built or counted in another way.
@@ -59,7 +58,7 @@ class Cache:
     def add(self, times: Mapping[str, Latency]) -> None:
         """Keep these too; the file is replaced as a whole, with what others wrote to it in the meantime."""
         self._times = {**self._read(), **self._times, **times}
-        layers = {signature: asdict(time) for signature, time in sorted(self._times.items())}
+        layers = {key: {name: getattr(time, name) for name in FIGURES} for key, time in sorted(self._times.items())}
         with replacing(self.path) as new:
             new.write_text(json.dumps({**self._valid_for, "layers": layers}, indent=0) + "\n", encoding="utf-8")
 

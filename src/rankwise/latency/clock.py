@@ -5,14 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import comb
+from dataclasses import dataclass, field
+from math import comb, inf
 from statistics import median
 
 import torch
 
+# How whole networks are timed, wherever that is.
+ROUNDS, WARMUP = 30, 3
+# Rounds together take this many seconds where they can: a round is the median of several runs, of at most so many.
+SECONDS, RUNS = 0.5, 20
 # Of the interval around a median.
 CONFIDENCE = 0.95
+# What a time is told by.
+FIGURES = ("median", "low", "high")
+# The fewest rounds that have such an interval.
+FEWEST = 6
+# Medians of two runs of one network differ by about as much.
+NOISE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +33,96 @@ class Latency:
         median: of all rounds.
         low, high: 95 % confidence interval of the median, whatever the distribution; with fewer than six rounds the
             least and the largest.
+        rounds: seconds of every round; none where time was computed, not measured.
+
+    Example:
+        >>> print(Latency(median=2e-3, low=1.9e-3, high=2.2e-3))
+        2.000 ms (1.900 to 2.200)
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    def __mul__(self, factor: float) -> Latency:
+        rounds = tuple([factor * seconds for seconds in self.rounds])
+        return Latency(median=self.median * factor, low=self.low * factor, high=self.high * factor, rounds=rounds)
+
+    def __truediv__(self, other: Latency) -> Ratio:
+        """How many times the other's time this takes; from pairs of rounds, where both were timed in turns."""
+        if self.rounds and len(self.rounds) == len(other.rounds):
+            if len(self.rounds) < FEWEST:
+                return Ratio(median=self.median / other.median, low=0.0, high=inf)
+            pairs = zip(self.rounds, other.rounds, strict=True)
+            paired = summary([own / others for own, others in pairs])
+            return Ratio(median=paired.median, low=paired.low, high=paired.high)
+        return Ratio(median=self.median / other.median, low=self.low / other.high, high=self.high / other.low)
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.median:.3f} ms ({1e3 * self.low:.3f} to {1e3 * self.high:.3f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A time in parts of another one; the dense network's in parts of the compressed one's is a speed-up.
+
+    Attributes:
+        median: of the ratios of all rounds.
+        low, high: 95 % confidence interval of the median; unbounded with fewer than six rounds.
+
+    Example:
+        >>> print(Ratio(median=1.07, low=0.97, high=1.21))
+        within noise (0.97 to 1.21)
+        >>> print(Ratio(median=1.5, low=1.4, high=1.6))
+        1.50x faster (1.40 to 1.60)
     """
 
     median: float
     low: float
     high: float
 
-    def __mul__(self, factor: float) -> Latency:
-        return Latency(median=self.median * factor, low=self.low * factor, high=self.high * factor)
+    @property
+    def is_noise(self) -> bool:
+        """Whether both times may be the same: one lies in the interval, or is as near as two runs of one network."""
+        return self.low <= 1 <= self.high or abs(self.median - 1) < NOISE
+
+    def __str__(self) -> str:
+        if self.high == inf:
+            return f"within noise (fewer than {FEWEST} rounds)"
+        if self.is_noise:
+            return f"within noise ({self.low:.2f} to {self.high:.2f})"
+        if self.median > 1:
+            return f"{self.median:.2f}x faster ({self.low:.2f} to {self.high:.2f})"
+        return f"{1 / self.median:.2f}x slower ({1 / self.high:.2f} to {1 / self.low:.2f})"
+
+
+def timed(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int | None = None,
+    warmup: int = WARMUP,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, Latency]:
+    """What runs take that take turns.
+
+    Args:
+        runs: what is timed.
+        rounds: measured rounds. By default 30, each the median of as many turns as fill half a second together: of what
+            takes microseconds, thirty turns in a row would meet one moment of the machine.
+        warmup: rounds before them.
+        before: what goes before each run and is not timed.
+    """
+    turns = 1
+    if rounds is None:
+        first = in_turns(runs, 1, warmup, before)
+        rounds, warmup, taken = ROUNDS, 0, sum(seconds[0] for seconds in first.values())
+        turns = min(max(int(SECONDS / (ROUNDS * taken)), 1), RUNS) if taken > 0 else RUNS
+    seconds = in_turns(runs, rounds * turns, warmup, before)
+    return {
+        name: summary([median(each[start : start + turns]) for start in range(0, len(each), turns)])
+        for name, each in seconds.items()
+    }
 
 
 def in_turns(
@@ -77,7 +169,7 @@ def summary(seconds: Sequence[float]) -> Latency:
         k += 1
         tail += comb(rounds, k)
     k = max(k, 1)
-    return Latency(median=median(ordered), low=ordered[k - 1], high=ordered[rounds - k])
+    return Latency(median=median(ordered), low=ordered[k - 1], high=ordered[rounds - k], rounds=tuple(seconds))
 
 
 def synchronised(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

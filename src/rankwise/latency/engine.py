@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..arguments import Arguments
-from .clock import Latency, in_turns, summary, torch_threads
+from .clock import ROUNDS, WARMUP, Latency, timed, torch_threads
 
 
 class Work(NamedTuple):
@@ -72,8 +72,8 @@ class Engine(ABC):
         self,
         works: Mapping[str, Work],
         *,
-        rounds: int = 30,
-        warmup: int = 3,
+        rounds: int | None = ROUNDS,
+        warmup: int = WARMUP,
         around: int = 0,
         layers: Mapping[str, str] | None = None,
     ) -> dict[str, Latency]:
@@ -81,7 +81,7 @@ class Engine(ABC):
 
         Args:
             works: what to time, by name.
-            rounds: measured runs of each.
+            rounds: measured runs of each; None as for `clock.timed`.
             warmup: runs before them.
             around: bytes that are read between two runs, as the other layers of a network are.
             layers: the layer of the network that a work stands for, for messages.
@@ -114,8 +114,8 @@ class Running(Engine):
         self,
         works: Mapping[str, Work],
         *,
-        rounds: int = 30,
-        warmup: int = 3,
+        rounds: int | None = ROUNDS,
+        warmup: int = WARMUP,
         around: int = 0,
         layers: Mapping[str, str] | None = None,
     ) -> dict[str, Latency]:
@@ -138,8 +138,7 @@ class Running(Engine):
                         raise
                     raise ValueError(f"layer {layers[name]!r} as {name.rpartition(': ')[2]}: {error}") from error
             before = {name: partial(between, name) for name in runs}
-            seconds = in_turns(runs, rounds, warmup, before)
-        return {name: summary(values) for name, values in seconds.items()}
+            return timed(runs, rounds=rounds, warmup=warmup, before=before)
 
 
 @cache

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..formats import Ranks
-from .clock import Latency
+from .clock import FIGURES, Latency
 
 # Sweeps of coordinate descent over at most some dozen coefficients.
 SWEEPS = 2000
@@ -81,7 +81,7 @@ class Estimate:
         below, above = self._ladder[place - 1 : place + 1]
         share = (rank - below) / (above - below)
         one, other = self._measured[(below,)], self._measured[(above,)]
-        mixed = {name: (1 - share) * getattr(one, name) + share * getattr(other, name) for name in vars(one)}
+        mixed = {name: (1 - share) * getattr(one, name) + share * getattr(other, name) for name in FIGURES}
         return Latency(**mixed)
 
     def _features(self, ranks: Ranks) -> list[float]:

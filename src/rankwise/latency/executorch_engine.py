@@ -30,12 +30,9 @@ class ExecuTorch(Running):
 
     def prepare(self, work: Work) -> Callable[[], object]:
         from ..export import executorch
-        from ..export.check_executorch import program
-        from ..export.compare import tensors_in
+        from ..export.runners import once
 
         args, kwargs = work.given
         with tempfile.TemporaryDirectory() as folder:
             path = executorch(work.module, kwargs or args, Path(folder) / "model.pte", tolerance=0.05)
-            run = program(path, self.threads)
-        inputs = tensors_in(work.given)
-        return lambda: run(inputs)
+            return once(path, work.given, self.threads)

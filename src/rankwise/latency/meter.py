@@ -15,11 +15,12 @@ from ..plan import Plan, PlannedLatency
 from ..profile import Option, dense_option
 from ..sites import Site, Sites
 from ..surgery import rebuild
-from .engine import Engine, Work
+from .clock import Latency, Ratio
+from .engine import Engine, Running, Work
 from .layers import randomised
+from .load import Watch
 from .table import Table
 
-ROUNDS, WARMUP = 30, 3
 MICRO = 1e6
 
 
@@ -42,6 +43,7 @@ class Meter:
     Attributes:
         dense: microseconds of the dense network.
         gain: see above.
+        corrections: how often networks of this very model have corrected it.
         table: times of the layers.
     """
 
@@ -55,14 +57,15 @@ class Meter:
         metric: str = "input",
         table: Table | None = None,
     ) -> None:
-        self.engine, self.gain = engine, 1.0
+        self.engine, self.gain, self.corrections = engine, 1.0, 0
+        self._watch = Watch() if isinstance(engine, Running) else None
         self._model, self._sites, self._metric = model, sites, metric
         self.table = table or Table(engine, model, sites, example, metric=metric)
         with pristine(model):
             self._given = arguments(model, example)
         self._network = copy.deepcopy(model).eval().requires_grad_(False)
         engine.hold(Work(self._network, self._given))
-        self.dense = self._times({})["dense"] * MICRO
+        self.dense = self._times({})["dense"].median * MICRO
 
     def costs(self, site: Site, options: Sequence[Option]) -> tuple[float, ...]:
         """Microseconds of every option of a site; of its dense layer what it takes by itself."""
@@ -76,23 +79,31 @@ class Meter:
         which is slower now is no fault of the plan.
 
         Returns:
-            The figures in milliseconds: as the plan said, and as it came out.
+            The figures in milliseconds: as the plan said, as the layers alone said before any correction, and as it
+            came out.
         """
-        predicted = plan.planned["latency"]
+        predicted, corrections = plan.planned["latency"], self.corrections
+        blind = self.dense + (predicted - self.dense) / self.gain
+        took = Ratio(median=1.0, low=1.0, high=1.0)
         if plan.factorised:
             times = self._times({"planned": self.built(plan)})
-            measured = self.dense * times["planned"] / times["dense"]
+            took = times["planned"] / times["dense"]
             if predicted < self.dense:
-                self.gain *= max(self.dense - measured, 0.01 * self.dense) / (self.dense - predicted)
-        else:
-            measured = self.dense
+                self.gain *= max(self.dense * (1 - took.median), 0.01 * self.dense) / (self.dense - predicted)
+                self.corrections += 1
+        if self._watch is not None:
+            self._watch.look()
         return PlannedLatency(
             engine=self.engine.name,
             device=self.engine.device(self._network),
             threads=self.engine.threads,
             dense=self.dense / 1000,
             predicted=predicted / 1000,
-            measured=measured / 1000,
+            measured=self.dense * took.median / 1000,
+            low=self.dense * took.low / 1000,
+            high=self.dense * took.high / 1000,
+            blind=blind / 1000,
+            corrections=corrections,
         )
 
     def built(self, plan: Plan) -> nn.Module:
@@ -104,6 +115,6 @@ class Meter:
             randomised(rebuild(network, (site.name, *site.aliases), format, row.ranks, bias))
         return network.eval().requires_grad_(False)
 
-    def _times(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+    def _times(self, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
         works = {name: Work(network, self._given) for name, network in {"dense": self._network, **networks}.items()}
-        return {name: time.median for name, time in self.engine.times(works, rounds=ROUNDS, warmup=WARMUP).items()}
+        return self.engine.times(works, rounds=None)

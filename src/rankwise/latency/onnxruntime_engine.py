@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -37,17 +38,14 @@ class OnnxRuntime(Running):
         written = chain_file(work.module, *work.given[0]) if len(work.given[0]) == 1 and not work.given[1] else None
         if written is not None:
             running = session(written, self.threads)
-        else:
-            from ..export.onnx import onnx
+            return partial(running.run, None, feed(running, work.given))
+        from ..export.onnx import onnx
+        from ..export.runners import once
 
-            args, kwargs = work.given
-            if args and kwargs:
-                raise ValueError("onnxruntime runs networks with positional or with named inputs, not with both")
-            with tempfile.TemporaryDirectory() as folder:
-                # only this batch size is run; half precision rounds differently there, and is as fast all the same
-                path = Path(folder) / "model.onnx"
-                running = session(
-                    onnx(work.module, kwargs or args, path, dynamic_batch=False, tolerance=0.05), self.threads
-                )
-        inputs = feed(running, work.given)
-        return lambda: running.run(None, inputs)
+        args, kwargs = work.given
+        if args and kwargs:
+            raise ValueError("onnxruntime runs networks with positional or with named inputs, not with both")
+        with tempfile.TemporaryDirectory() as folder:
+            # only this batch size is run; half precision rounds differently there, and is as fast all the same
+            path = onnx(work.module, kwargs or args, Path(folder) / "model.onnx", dynamic_batch=False, tolerance=0.05)
+            return once(path, work.given, self.threads)

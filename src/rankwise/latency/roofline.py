@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..files import replacing
-from .clock import Latency
+from .clock import ROUNDS, WARMUP, Latency
 from .engine import Engine, Work
 
 
@@ -131,8 +131,8 @@ class Roofline(Engine):
         self,
         works: Mapping[str, Work],
         *,
-        rounds: int = 30,
-        warmup: int = 3,
+        rounds: int | None = ROUNDS,
+        warmup: int = WARMUP,
         around: int = 0,
         layers: Mapping[str, str] | None = None,
     ) -> dict[str, Latency]:

@@ -14,7 +14,7 @@ from ..plan import DENSE
 from ..profile import Curve, Option, dense_option
 from ..sites import Sites
 from .cache import Cache
-from .clock import Latency
+from .clock import FIGURES, Latency
 from .engine import Engine, Work
 from .estimate import Estimate, spread
 from .layers import Input, calls_of, layers_of, signature, work_of
@@ -143,7 +143,7 @@ class Table:
 
     def _measured(self, name: str, option: Option) -> Latency:
         times = [self._cache[self._key(part, option)] * count for part, count in self._parts[name].items()]
-        return Latency(**{field: sum(getattr(time, field) for time in times) for field in ("median", "low", "high")})
+        return Latency(**{field: sum(getattr(time, field) for time in times) for field in FIGURES})
 
     def _key(self, part: _Part, option: Option) -> str:
         site, layer = self._sites[part.site], self._model.get_submodule(part.layer)
