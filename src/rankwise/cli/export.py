@@ -90,6 +90,7 @@ def export(
         import torch
 
         from ..arguments import arguments
+        from ..artifact import read
         from ..export.runners import target_of, times
         from .data import DataOptions
         from .figures import NOTHING_FACTORISED, all_dense, input_shape_of
@@ -111,6 +112,8 @@ def export(
         example = load_example(data, shape, how, model)
         inputs = None if calibration is None else load_data(calibration, how, model=model, samples=samples).inputs
         write = _writer(target, dtype=dtype, calibration=inputs, opset=opset, fixed_batch=fixed_batch)
+        # What an artifact has folded, the dense network beside it has too.
+        fold = fold or (artifact is not None and bool(read(artifact).folds))
         prepare = partial(_prepared, fold=fold, absorb=absorb)
         with tempfile.TemporaryDirectory() as folder:
             *beside, wanted = networks

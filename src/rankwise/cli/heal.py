@@ -111,17 +111,19 @@ def heal(
 
     Example: [bold]rankwise heal nets.py:build pictures/ --weights net.pth --artifact out/ -o healed/[/bold]
 
-    A part of DATA is held out and judges: the closest network to the dense one is what is written, and that is never
+    A part of DATA is not trained on and judges (validation): the closest network to the dense one is what is written, and that is never
     further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes on with
     [bold]--resume[/bold] and otherwise the same options.
     """
     with Output(json, debug=debug) as out:
         import torch
 
-        from ..artifact import read, save
+        from ..artifact import read, save, stored_bytes
+        from ..seen import Seen
         from ..training import heal as train_network
         from .data import DataOptions
         from .figures import Timing, figures_of, measure
+        from .held_out import Judged
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import check_folder, warn_about_random_weights
@@ -143,7 +145,7 @@ def heal(
         measured_on.example(timing.batch)
 
         def progress(stage: str, look: Look) -> None:
-            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: held-out distance {look.held_out:.5g}")
+            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation distance {look.held_out:.5g}")
 
         healed, healing = train_network(
             small,
@@ -164,12 +166,15 @@ def heal(
             rate=rate,
             seed=seed,
         )
-        save(healed, out_folder, plan=plan)  # before anything is measured, which may fail
+        seen = {**read(artifact).seen, "training": Seen.of(source.inputs)}
+        save(healed, out_folder, plan=plan, seen=seen)  # before anything is measured, which may fail
         before = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=Timing.of("none", 1, 1))
         figures = measure(out, {"dense": dense, "compressed": healed}, measured_on, timing=timing)
         told = {key: value for key, value in asdict(healing).items() if key != "stages"}
         told |= {"seconds": healing.seconds, "figures_before": before["compressed"]}
-        save(healed, out_folder, plan=plan, figures={**figures_of(figures, measured_on), "healing": told})
+        save(healed, out_folder, plan=plan, figures={**figures_of(figures, measured_on), "healing": told}, seen=seen)
+        figures["compressed"]["bytes"] = stored_bytes(out_folder)
+        judged = Judged.of(measured_on, seen)
         if plan is not None:
             plan.save(out_folder / "plan.yaml")
         out.show(figures_table(figures, timing.batch))
@@ -177,6 +182,7 @@ def heal(
             if key in before["compressed"]:
                 was, now = before["compressed"][key], figures["compressed"][key]
                 out.say(f"{title}: {was:.2f} % -> {now:.2f} %")
+        out.say(judged.text)
         out.say(str(healing))
         out.say(f"artifact: {out_folder}")
         out.result(
@@ -185,8 +191,7 @@ def heal(
                 "artifact": out_folder,
                 "figures": figures,
                 "healing": told,
-                "measured_on": measured_on.name,
-                "held_out": held_out is not None,
+                **judged.document(),
                 "timing": timing.document(),
                 "seed": seed,
             },

@@ -76,6 +76,7 @@ def pareto(
         from ..pareto import pareto as plans_for
         from .constraints import choose_options, parse_shares, parse_shrink
         from .data import DataOptions
+        from .held_out import Judged
         from .steps import Job, wishes_gradients
         from .tables import pareto_table
         from .trying import trials, what_times, what_tries
@@ -114,8 +115,12 @@ def pareto(
         rows = [_row(plan, along, drops[place] if drops else None) for place, plan in enumerate(plans)]
         _write(out_folder, plans, along, rows)
         out.show(pareto_table(rows))
+        judged = Judged.of(job.measured_on, job.seen) if measure else None
+        if judged is not None:
+            out.say(judged.text)
         out.say(f"plans and picture: {out_folder}/")
-        out.result("pareto", {"folder": out_folder, "rows": rows, "plans": [plan.to_dict() for plan in plans]})
+        told = {} if judged is None else judged.document()
+        out.result("pareto", {"folder": out_folder, "rows": rows, "plans": [plan.to_dict() for plan in plans], **told})
 
 
 def _row(plan: Plan, along: str, drop: float | None) -> dict[str, Any]:

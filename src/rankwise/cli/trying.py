@@ -39,6 +39,7 @@ def what_tries(job: Job, wishes: Mapping[str, Any], method: str = "auto") -> dic
         measure = "accuracy" if labels_fit(job.out, {"dense": job.network}, data, data.example()) else "agreement"
         where = data.name if job.test else f"{data.name}, the calibration samples themselves (name others with --test)"
         job.out.say(f"target: at most {wishes['target_drop']:g} points of {measure} lost on {where}")
+        job.searched.append(data)
         found["drop"] = trials(job, measure, method)
     return found
 

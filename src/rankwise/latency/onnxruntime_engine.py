@@ -47,7 +47,5 @@ class OnnxRuntime(Running):
             raise ValueError("onnxruntime runs networks with positional or with named inputs, not with both")
         with tempfile.TemporaryDirectory() as folder:
             # only this batch size is run; half precision rounds differently there, and is as fast all the same
-            path = onnx(
-                work.module, kwargs or args, Path(folder) / "model.onnx", dynamic_batch=False, tolerance=0.05
-            )
+            path = onnx(work.module, kwargs or args, Path(folder) / "model.onnx", dynamic_batch=False, tolerance=0.05)
             return once(path, work.given, self.threads)
