@@ -255,7 +255,8 @@ def test_what_is_not_faster_is_not_called_faster() -> None:
 def test_the_blind_prediction_knows_no_network(net: tuple[nn.Module, rw.Sites], gain: float) -> None:
     """Networks save `gain` times what their layers save alone: the blind prediction is off by exactly that."""
     latency = planned(net, {"latency": 0.75}, Elsewhere(gain)).latency
-    assert latency is not None and latency.blind is not None
+    assert latency is not None
+    assert latency.blind is not None
     assert (latency.dense - latency.measured) / (latency.dense - latency.blind) == pytest.approx(gain, rel=1e-6)
     assert latency.corrections >= 1
     assert latency.predicted == pytest.approx(latency.measured, rel=0.05)

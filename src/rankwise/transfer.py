@@ -97,7 +97,7 @@ def choose_shrinkage(
             errors[share] += output_error(change, whole, fitted, seen)
     best = min(errors, key=errors.__getitem__)
     told = ", ".join(f"{share:g}: {error / len(plan.factorised):.4f}" for share, error in errors.items())
-    logger.info("error of the sites' outputs on held-out samples by share of the weight metric: %s", told)
+    logger.info("error of the sites' outputs on the samples that choose, by share of the weight metric: %s", told)
     return best
 
 

@@ -21,7 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rankwise.artifact import as_stored, load, read, save
-from rankwise.artifact.coding import _LZMA, CODERS, decode, encode
+from rankwise.artifact.coding import (
+    _LZMA,
+    CODERS,
+    Coded,
+    coded_from,
+    coded_text,
+    decode,
+    encode,
+    is_coded,
+)
 from rankwise.state import DTYPES
 
 
@@ -147,6 +156,44 @@ def test_artifacts_of_version_1_are_read(small: nn.Module, artifact: Path) -> No
     assert_same(load(Net().eval(), artifact), small, images())
 
 
+def test_artifacts_of_version_2_are_read(small: nn.Module, coded: Path) -> None:
+    craft(coded, {}, lambda _: None)
+    assert read(coded).format_version == 2
+    assert_same(load(Net().eval(), coded), small, images())
+
+
+@pytest.mark.parametrize(
+    "shape, planes, int8, line",
+    [
+        ((16, 3, 3, 3), [("raw", 432), *[("raw", 16)] * 4], True, "float32 16x3x3x3 int8"),
+        ((16, 3, 3, 3), [("lzma", 40), ("raw", 16), *[("zlib", 9)] * 3], True,
+         "float32 16x3x3x3 int8 lzma:40 raw zlib:9 zlib:9 zlib:9"),
+        ((), [("raw", 1)] * 4, False, "float32 scalar"),
+        ((0, 3), [("raw", 0)] * 4, False, "float32 0x3"),
+        ((1,), [("zlib", 1), *[("raw", 1)] * 3], False, "float32 1 zlib:1 raw raw raw"),
+    ],
+)  # fmt: skip
+def test_a_coded_tensor_is_one_line(
+    shape: tuple[int, ...], planes: list[tuple[str, int]], int8: bool, line: str
+) -> None:
+    it = Coded(dtype="float32", shape=shape, planes=tuple(planes), int8=int8)
+    assert str(it) == line
+    assert is_coded(coded_text(line))
+    assert coded_from(coded_text(line)) == it
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "float32", "object 3", "float32 3 raw", "float32 3 raw raw raw zlib:x", "float32 -3", "float32 3x"),
+        *(7, None, [], "float32 scalar int8", "float32 1" + "0" * 5000, "float32 " + "x".join(["1048576"] * 100_000)),
+        *("float32 3 raw raw raw pickle:3", "float32 3 raw raw raw zlib:-3", "float32 4 int8"),
+    ],
+)
+def test_what_is_no_such_line(line: Any) -> None:
+    assert not is_coded(coded_text(line))
+
+
 # --- crafted files: the hash is right, the content is not
 
 
@@ -162,8 +209,10 @@ def craft(artifact: Path, bytes_of: dict[str, bytes], change: Callable[[dict[str
     data = (artifact / "model.safetensors").read_bytes()
     content = json.loads((artifact / "rankwise.json").read_text())
     content |= {"tensors_bytes": len(data), "tensors_sha256": hashlib.sha256(data).hexdigest()}
+    # as version 2 wrote them: every field of a coded tensor can be wrong by itself
+    content["coded"] = {name: coded_text(text) for name, text in content["coded"].items()}
     change(content["coded"])
-    (artifact / "rankwise.json").write_text(json.dumps(content))
+    (artifact / "rankwise.json").write_text(json.dumps(content | {"format_version": 2}))
 
 
 def planes(name: str, *pairs: tuple[str, int]) -> Callable[[dict[str, Any]], Any]:

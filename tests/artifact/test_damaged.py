@@ -27,7 +27,7 @@ def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(format_version=3), "format_version is 3, this rankwise reads up to 2; install"),
+        (lambda c: c.update(format_version=4), "format_version is 4, this rankwise reads up to 3; install"),
         (lambda c: c.pop("aliases"), "the field 'aliases' is missing"),
         (lambda c: c.update(code="import os"), "unknown field 'code'"),
         (lambda c: c.update(tensors_bytes=True), "tensors_bytes must be a positive integer, not 'True'"),

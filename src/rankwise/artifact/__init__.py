@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..folding import folds_of
 from ..guards import unwrap
 from ..plan import Plan
+from ..seen import Seen
 from ..state import state_of
 from .coding import STORAGES, decode, encode
 from .directory import current, replacing
@@ -44,6 +45,7 @@ def save(
     plan: Plan | None = None,
     figures: Mapping[str, Any] | None = None,
     storage: str = "plain",
+    seen: Mapping[str, Seen] | None = None,
 ) -> Path:
     """Write a compressed network to a directory, all of it or nothing.
 
@@ -54,6 +56,8 @@ def save(
         directory: a new or empty directory, or an artifact.
         plan: the plan it was made by, stored beside it.
         figures: measured figures, stored beside it: anything that JSON can hold.
+        seen: samples that it was made from, by use, such as {"calibration": Seen.of(batches)}; short digests of them
+            are stored, by which `rankwise evaluate` knows them again.
         storage: "plain"; "entropy", smaller files with the same bits back; "int8+entropy", weights rounded to 8 bits
             first, one scale for each entry of their first dimension. What the last one loses is logged and stored.
             Biases, norms, buffers and indices keep their bits.
@@ -89,6 +93,7 @@ def save(
             figures=dict(figures or {}),
             provenance=_provenance(model),
             folds=folds_of(model),
+            seen=dict(seen or {}),
             **coding,
         )
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -179,6 +184,17 @@ def read(directory: str | Path) -> Manifest:
         raise ValueError(f"{path}: {error}") from error
 
 
+def stored_bytes(directory: str | Path) -> int:
+    """Bytes of the files that loading an artifact takes: `rankwise.json` and `model.safetensors`.
+
+    Example:
+        >>> stored_bytes("out/")  # doctest: +SKIP
+        167225
+    """
+    where = current(Path(directory))
+    return sum((where / name).stat().st_size for name in (MANIFEST, WEIGHTS))
+
+
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file, failures as OSError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -242,4 +258,15 @@ def _provenance(model: nn.Module) -> dict[str, str]:
     }
 
 
-__all__ = ["MANIFEST", "STORAGES", "WEIGHTS", "Chain", "Manifest", "as_stored", "load", "read", "save"]
+__all__ = [
+    "MANIFEST",
+    "STORAGES",
+    "WEIGHTS",
+    "Chain",
+    "Manifest",
+    "as_stored",
+    "load",
+    "read",
+    "save",
+    "stored_bytes",
+]

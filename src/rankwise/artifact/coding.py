@@ -9,7 +9,7 @@ from __future__ import annotations
 import lzma
 import math
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -43,6 +43,13 @@ class Coded:
     shape: tuple[int, ...]
     planes: tuple[tuple[str, int], ...]
     int8: bool
+
+    def __str__(self) -> str:
+        """One line, for `coded_text`: `float32 16x3x3x3 int8`; planes that are not all stored as they are follow."""
+        parts = [self.dtype, "x".join(map(str, self.shape)) or "scalar", *["int8"] * self.int8]
+        if any(coder != "raw" for coder, _ in self.planes):
+            parts += [coder if coder == "raw" else f"{coder}:{length}" for coder, length in self.planes]
+        return " ".join(parts)
 
     def outline(self) -> Tensor:
         """A tensor of that shape and dtype without memory."""
@@ -101,9 +108,7 @@ def decode(name: str, stored: Tensor, coded: Coded) -> Tensor:
     Raises:
         ValueError: naming a tensor whose bytes are not what they should be.
     """
-    dtype, numbers = DTYPES[coded.dtype], math.prod(coded.shape)
-    scales = coded.shape[0] if coded.int8 else 0
-    sizes = [numbers, *[scales] * 4] if coded.int8 else [numbers] * dtype.itemsize
+    dtype, sizes = DTYPES[coded.dtype], _sizes(coded.dtype, coded.shape, coded.int8)
     lengths = [length for _, length in coded.planes]
     whole = stored.dtype == torch.uint8 and stored.dim() == 1 and len(stored) == (sum(lengths) or 1)
     if len(lengths) != len(sizes) or not whole:
@@ -118,6 +123,31 @@ def decode(name: str, stored: Tensor, coded: Coded) -> Tensor:
             raise ValueError(f"tensor {name!r}: a scale of its 8-bit numbers is not finite; save the artifact again")
         return _unrounded(_tensor(planes[0], torch.int8).reshape(coded.shape), rows, dtype)
     return _joined(planes, dtype).reshape(coded.shape)
+
+
+def coded_text(text: Any) -> Any:
+    """The plain value of a `Coded` that its line stands for; what is no such line is handed back, which no one takes.
+
+    Example:
+        >>> coded = Coded(dtype="int64", shape=(), planes=(("zlib", 2), *[("raw", 1)] * 7), int8=False)
+        >>> coded_text(str(coded))["shape"]
+        []
+    """
+    try:
+        dtype, sides, *rest = text.split(" ")
+        shape = [] if sides == "scalar" else [int(side) for side in sides.split("x")]
+        int8 = rest[:1] == ["int8"]
+        if dtype not in DTYPES or not _is_shape(shape, DTYPES[dtype].itemsize) or (int8 and not shape):
+            return text
+        sizes, coders = _sizes(dtype, shape, int8), rest[int8:]
+        coders = coders or ["raw"] * len(sizes)
+        parts = [coder.partition(":") for coder in coders]
+        planes = [
+            [coder, int(length) if colon else size] for (coder, colon, length), size in zip(parts, sizes, strict=True)
+        ]
+    except (AttributeError, ValueError):
+        return text
+    return {"dtype": dtype, "shape": shape, "planes": planes, "int8": int8}
 
 
 def is_coded(value: Any) -> bool:
@@ -139,6 +169,12 @@ def coded_from(plain: Mapping[str, Any]) -> Coded:
     """The object of a plain value that `is_coded`."""
     planes = tuple((coder, length) for coder, length in plain["planes"])
     return Coded(dtype=plain["dtype"], shape=tuple(plain["shape"]), planes=planes, int8=plain["int8"])
+
+
+def _sizes(dtype: str, shape: Sequence[int], int8: bool) -> list[int]:
+    """Bytes of every plane before it is coded."""
+    numbers = math.prod(shape)
+    return [numbers, *[shape[0]] * 4] if int8 else [numbers] * DTYPES[dtype].itemsize
 
 
 def _is_shape(shape: list[Any], width: int) -> bool:

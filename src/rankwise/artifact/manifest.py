@@ -10,11 +10,14 @@ from typing import Any
 
 from ..kinds import KINDS
 from ..plan import Plan
-from .coding import STORAGES, Coded, coded_from, is_coded
+from ..seen import Seen
+from .coding import STORAGES, Coded, coded_from, coded_text, is_coded
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # What version 1 did not have.
 _SINCE_2: dict[str, Any] = {"storage": "plain", "coded": {}, "folds": {}, "plain_bytes": None, "largest_error": None}
+# What versions before 3 did not have: they say nothing of the samples.
+_SINCE_3: dict[str, Any] = {"seen": {}}
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers compute in
 
 
@@ -66,6 +69,7 @@ class Manifest:
         folds: name of every folded batch norm -> the layer that does its work.
         plain_bytes: length of `model.safetensors` without coding, None where there is none.
         largest_error: largest `||V - W|| / ||W||` of a tensor that was rounded to 8 bits, None without rounding.
+        seen: samples that the network was made from, by what they were used for; empty where nothing is known of them.
         format_version: of this file.
     """
 
@@ -84,22 +88,24 @@ class Manifest:
     folds: dict[str, str] = field(default_factory=dict)
     plain_bytes: int | None = None
     largest_error: float | None = None
+    seen: dict[str, Seen] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """JSON text.
+        """JSON text without spaces, coded tensors in a line each; `rankwise inspect` shows it to people.
 
         Raises:
             ValueError: if figures or plan hold what JSON cannot.
         """
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
         plain["structure"] = [asdict(chain) for chain in self.structure]
-        plain["coded"] = {name: asdict(coded) for name, coded in self.coded.items()}
+        plain["coded"] = {name: str(coded) for name, coded in self.coded.items()}
+        plain["seen"] = {use: samples.text() for use, samples in self.seen.items()}
         plain["plan"] = None if self.plan is None else self.plan.to_dict()
         # the version comes first, so that a person sees it and a reader of another version finds it
         plain = {"format_version": plain.pop("format_version"), **plain}
         try:
-            return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            return json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"figures and plan must be numbers, strings, lists and dictionaries without NaN or infinity: {error}"
@@ -120,7 +126,7 @@ class Manifest:
             ) from error
         if not isinstance(plain, dict):
             raise ValueError(f"a JSON object is needed, not {type(plain).__name__}")
-        version = plain.get("format_version")
+        version = plain.get("format_version", 0)
         if version not in range(1, FORMAT_VERSION + 1) or isinstance(version, bool):
             raise ValueError(
                 f"format_version is {version!r}, this rankwise reads up to {FORMAT_VERSION}; install the version that "
@@ -128,7 +134,12 @@ class Manifest:
             )
         if version == 1:
             plain = {**_SINCE_2, **plain}
+        if version < 3:
+            plain = {**_SINCE_3, **plain}
+        elif isinstance(plain.get("coded"), dict):
+            plain["coded"] = {name: coded_text(text) for name, text in plain["coded"].items()}
         values = _checked(cls, plain, _MANIFEST, "")
+        values["seen"] = {use: Seen.from_text(text) for use, text in values["seen"].items()}
         values["coded"] = {name: coded_from(item) for name, item in values["coded"].items()}
         structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(values.pop("structure")))
         plan = None if values["plan"] is None else Plan.from_dict(values["plan"])
@@ -194,6 +205,7 @@ _MANIFEST: dict[str, tuple[_Test, str]] = {
     "folds": (_map_of(_is_text), "a map of strings"),
     "plain_bytes": (lambda value: value is None or (_is_int(value) and value > 0), "a positive integer or null"),
     "largest_error": (lambda value: value is None or isinstance(value, (int, float)), "a number or null"),
+    "seen": (_map_of(_is_text), "a map of strings"),
 }
 _CHAIN: dict[str, tuple[_Test, str]] = {
     "names": (_list_of(lambda value: isinstance(value, str) and value != "", least=1), "a list of module names"),

@@ -57,8 +57,11 @@ def evaluate(
     with Output(json, debug=debug) as out:
         import torch
 
+        from ..artifact import read, stored_bytes
+        from ..folding import folded
         from .data import DataOptions
         from .figures import Timing, measure
+        from .held_out import Judged
         from .judging import Judging
         from .loading import load_data
         from .models import load_artifact, load_model
@@ -83,13 +86,21 @@ def evaluate(
             networks = {"dense": load_model(model, weights)}
             if artifact is not None:
                 networks["compressed"] = load_artifact(model, artifact)
+                if read(artifact).folds:  # as when the artifact was made: folding is not its gain
+                    networks["dense"] = folded(networks["dense"])
             test = load_data(data, how, network=networks["dense"], model=model, samples=samples, default_split="test")
         warn_about_random_weights(out, model, weights)
         out.say(f"data: {test.name}, {test.prepared}")
         judging.check(networks["dense"], test)
         figures = measure(out, networks, test, timing=timing, judging=judging)
-        out.show(figures_table(figures, timing.batch))
         result = {"figures": figures, "measured_on": test.name, "timing": timing.document(), "seed": seed}
+        if artifact is not None:
+            figures["compressed"]["bytes"] = stored_bytes(artifact)
+            judged = Judged.of(test, read(artifact).seen, fix="name other DATA")
+            result |= judged.document()
+        out.show(figures_table(figures, timing.batch))
+        if artifact is not None:
+            out.say(f"\n{judged.text}")
         if stored:
             from ..evaluate import storage
 

@@ -102,6 +102,7 @@ def export(
         import torch
 
         from ..arguments import arguments
+        from ..artifact import read
         from ..export.runners import target_of, times
         from .data import DataOptions
         from .figures import NOTHING_FACTORISED, all_dense, input_shape_of
@@ -136,6 +137,8 @@ def export(
         write = _writer(
             target, dtype=dtype, calibration=inputs, opset=opset, fixed_batch=fixed_batch, dynamic_axes=axes
         )
+        # What an artifact has folded, the dense network beside it has too.
+        fold = fold or (artifact is not None and bool(read(artifact).folds))
         prepare = partial(_prepared, fold=fold, absorb=absorb)
         with tempfile.TemporaryDirectory() as folder:
             *beside, wanted = networks

@@ -129,10 +129,24 @@ def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
     from .output import plain
 
     shape = getattr(data.example(), "shape", None)
-    stored: dict[str, Any] = {"measured_on": data.name, **figures}
+    # The directory itself says how many bytes it has; this file is among them.
+    told = {
+        name: {key: value for key, value in each.items() if (name, key) != ("compressed", "bytes")}
+        for name, each in figures.items()
+    }
+    stored: dict[str, Any] = {"measured_on": data.name, **told}
     if shape is not None:
         stored["input_shape"] = list(shape[1:])
-    return dict(plain(stored))
+    return dict(_short(plain(stored)))
+
+
+def _short(value: Any) -> Any:
+    """Six digits of every number: what is measured has no more."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def input_shape_of(artifact: Path) -> str | None:

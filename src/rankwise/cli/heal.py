@@ -115,18 +115,20 @@ def heal(
 
     Example: [bold]rankwise heal nets.py:build pictures/ --weights net.pth --artifact out/ -o healed/[/bold]
 
-    A part of DATA is held out and judges: the closest network to the dense one is what is written, and that is never
-    further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes on with
-    [bold]--resume[/bold] and otherwise the same options.
+    A part of DATA is not trained on and judges (validation): the closest network to the dense one is what is written,
+    and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes
+    on with [bold]--resume[/bold] and otherwise the same options.
     """
     with Output(json, debug=debug) as out:
         import torch
 
-        from ..artifact import read, save
+        from ..artifact import read, save, stored_bytes
         from ..evaluate import shown
+        from ..seen import Seen
         from ..training import heal as train_network
         from .data import DataOptions
         from .figures import Timing, figures_of, measure
+        from .held_out import Judged
         from .judging import Judging
         from .loading import load_data
         from .models import load_artifact, load_model
@@ -160,7 +162,7 @@ def heal(
         judge = judging.judged(out, dense, measured_on).measures[0] if judging.own or judging.name else None
 
         def progress(stage: str, look: Look) -> None:
-            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: held-out distance {look.held_out:.5g}")
+            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation distance {look.held_out:.5g}")
 
         healed, healing = train_network(
             small,
@@ -183,13 +185,16 @@ def heal(
             rate=rate,
             seed=seed,
         )
-        save(healed, out_folder, plan=plan)  # before anything is measured, which may fail
+        seen = {**read(artifact).seen, "training": Seen.of(source.inputs)}
+        save(healed, out_folder, plan=plan, seen=seen)  # before anything is measured, which may fail
         untimed = Timing.of("none", 1, 1)
         before = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=untimed, judging=judging)
         figures = measure(out, {"dense": dense, "compressed": healed}, measured_on, timing=timing, judging=judging)
         told = {key: value for key, value in asdict(healing).items() if key != "stages"}
         told |= {"seconds": healing.seconds, "figures_before": before["compressed"]}
-        save(healed, out_folder, plan=plan, figures={**figures_of(figures, measured_on), "healing": told})
+        save(healed, out_folder, plan=plan, figures={**figures_of(figures, measured_on), "healing": told}, seen=seen)
+        figures["compressed"]["bytes"] = stored_bytes(out_folder)
+        judged = Judged.of(measured_on, seen)
         if plan is not None:
             plan.save(out_folder / "plan.yaml")
         out.show(figures_table(figures, timing.batch))
@@ -198,6 +203,7 @@ def heal(
             key = "top1" if name == "accuracy" else name
             if key in was:
                 out.say(f"{about['title']}: {shown(was[key], about['unit'])} -> {shown(now[key], about['unit'])}")
+        out.say(judged.text)
         out.say(str(healing))
         out.say(f"artifact: {out_folder}")
         out.result(
@@ -206,8 +212,7 @@ def heal(
                 "artifact": out_folder,
                 "figures": figures,
                 "healing": told,
-                "measured_on": measured_on.name,
-                "held_out": held_out is not None,
+                **judged.document(),
                 "timing": timing.document(),
                 "seed": seed,
             },

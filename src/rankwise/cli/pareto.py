@@ -80,6 +80,7 @@ def pareto(
         from ..pareto import pareto as plans_for
         from .constraints import choose_options, parse_shares, parse_shrink
         from .data import DataOptions
+        from .held_out import Judged
         from .judging import Judging
         from .steps import Job, wishes_gradients
         from .tables import pareto_table
@@ -136,8 +137,12 @@ def pareto(
             row[judge.key if judge else ""] = value
         _write(out_folder, plans, along, rows, judge)
         out.show(pareto_table(rows, judge))
+        compared = Judged.of(job.measured_on, job.seen) if measure else None
+        if compared is not None:
+            out.say(compared.text)
         out.say(f"plans and picture: {out_folder}/")
         result = {"folder": out_folder, "rows": rows, "plans": [plan.to_dict() for plan in plans]}
+        result |= {} if compared is None else compared.document()
         out.result("pareto", result if judge is None else {**result, "measures": {judge.key: judge.document()}})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..plan import Plan
     from ..planner import Planner
+    from ..seen import Seen
     from ..sites import Sites
     from ..statistics import Statistics
     from .figures import Timing
@@ -44,6 +46,7 @@ class Job:
         batch: samples in a batch.
         gradients: whether statistics that are collected need gradients.
         judging: what networks are judged by.
+        searched: data that a search was judged on.
     """
 
     out: Output
@@ -59,6 +62,7 @@ class Job:
     batch: int = 64
     gradients: bool = False
     judging: Judging = field(default_factory=Judging)
+    searched: list[Data] = field(default_factory=list)
 
     @classmethod
     def start(
@@ -129,6 +133,20 @@ class Job:
     def measured_on(self) -> Data:
         """The data that figures come from: held-out data, the calibration samples, or where there are none a shape."""
         return self.test or self.data or random_data(self.example, self.batch)
+
+    @cached_property
+    def seen(self) -> dict[str, Seen]:
+        """Samples that were used, by use: not those of calibration where a file of statistics was read, which has none.
+
+        Read when the work is done.
+        """
+        from ..seen import Seen
+
+        from_file = self.stored and "statistics" in vars(self)
+        own = [] if self.data is None else [self.data]
+        used = {"search": [*self.searched, *(own if from_file else [])]} | ({} if from_file else {"calibration": own})
+        found = {use: Seen.of(chain.from_iterable(data.inputs for data in each)) for use, each in used.items()}
+        return {use: each for use, each in found.items() if each.samples or use == "calibration"}
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -265,36 +283,35 @@ def finish(
     job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing, storage: str = "plain"
 ) -> None:
     """Write the artifact, measure it, and show what came out."""
-    from ..artifact import as_stored, save
+    from ..artifact import as_stored, save, stored_bytes
     from .figures import figures_of, measure
+    from .held_out import Judged
     from .tables import figures_table, plan_table
 
     # Written before anything is measured: a problem with test data must not cost the work so far. The second artifact
     # takes over what is not its own, the plan.
-    save(small, folder, plan=plan)
+    save(small, folder, plan=plan, seen=job.seen)
     plan.save(folder / "plan.yaml")
     data = job.measured_on
     networks = {"dense": job.network, "compressed": as_stored(small, storage)}
     figures = measure(job.out, networks, data, timing=timing, judging=job.judging)
-    save(small, folder, plan=plan, figures=figures_of(figures, data), storage=storage)
+    save(small, folder, plan=plan, figures=figures_of(figures, data), storage=storage, seen=job.seen)
+    figures["compressed"]["bytes"] = stored_bytes(folder)
     job.out.show(plan_table(plan, job.sites, job.out.console.width))
     if plan.latency is not None:
         job.out.say(f"latency: {plan.latency}")
     job.out.say("")
     job.out.show(figures_table(figures, timing.batch))
-    where = "held-out samples" if job.test else "the calibration samples themselves (name others with --test)"
-    if not data.real:
-        where = "no samples, so that accuracy and agreement are not known (name some with --test)"
-    job.out.say(f"\nmeasured on {where}: {data.name}")
-    job.out.say(f"artifact: {folder}  (rankwise.json, model.safetensors, plan.yaml)")
+    judged = Judged.of(data, job.seen)
+    job.out.say(f"\n{judged.text}")
+    job.out.say(f"artifact: {folder}  (rankwise.json, model.safetensors; plan.yaml is not needed for loading)")
     job.out.result(
         command,
         {
             "artifact": folder,
             "plan": plan.to_dict(),
             "figures": figures,
-            "measured_on": data.name,
-            "held_out": job.test is not None,
+            **judged.document(),
             "timing": timing.document(),
             "seed": job.seed,
         },

@@ -156,13 +156,15 @@ def train(
     with Output(json, debug=debug) as out:
         import torch
 
-        from ..artifact import save
+        from ..artifact import save, stored_bytes
+        from ..seen import Seen
         from ..training import train as train_network
         from ..training.together import rank, together
         from ..wishes import check_wishes
         from .constraints import parse_budgets, parse_rule
         from .data import DataOptions
         from .figures import Timing, figures_of, measure
+        from .held_out import Judged
         from .judging import Judging
         from .loading import load_data
         from .models import load_model
@@ -196,7 +198,7 @@ def train(
         judging.check(network, measured_on)
 
         def progress(stage: str, look: Look) -> None:
-            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: held-out loss {look.held_out:.5g}")
+            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation loss {look.held_out:.5g}")
 
         inputs, labels = _read(source)
         with together(next(network.parameters()).device):
@@ -229,13 +231,17 @@ def train(
         if not first:
             return
         dense, cut, small = (each.cpu() for each in (report.dense, report.cut, small))
-        save(small, out_folder, plan=report.plan)  # before anything is measured, which may fail
+        seen = {"calibration": Seen.of([]), "training": Seen.of(inputs)}  # calibration takes samples of the training
+        save(small, out_folder, plan=report.plan, seen=seen)  # before anything is measured, which may fail
         report.plan.save(out_folder / "plan.yaml")
         untimed = Timing.of("none", 1, 1)
         before = measure(out, {"dense": dense, "cut": cut}, measured_on, timing=untimed, judging=judging)
         figures = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=timing, judging=judging)
         told = _told(report, before)
-        save(small, out_folder, plan=report.plan, figures={**figures_of(figures, measured_on), "training": told})
+        stored = {**figures_of(figures, measured_on), "training": told}
+        save(small, out_folder, plan=report.plan, figures=stored, seen=seen)
+        figures["compressed"]["bytes"] = stored_bytes(out_folder)
+        judged = Judged.of(measured_on, seen)
         out.show(plan_table(report.plan, _sites(dense, measured_on), out.console.width))
         out.say("")
         out.show(figures_table(figures, timing.batch))
@@ -243,6 +249,7 @@ def train(
             parts = (before["dense"], before["cut"], figures["compressed"])
             words = zip(("trained", "cut", "trained on"), parts, strict=True)
             out.say("top-1 accuracy: " + ", ".join(f"{word} {part['top1']:.2f} %" for word, part in words))
+        out.say(judged.text)
         out.say(str(report))
         out.say(f"artifact: {out_folder}")
         out.result(
@@ -252,8 +259,7 @@ def train(
                 "plan": report.plan.to_dict(),
                 "figures": figures,
                 "training": told,
-                "measured_on": measured_on.name,
-                "held_out": held_out is not None,
+                **judged.document(),
                 "timing": timing.document(),
                 "seed": seed,
             },

@@ -43,6 +43,7 @@ def what_tries(job: Job, wishes: Mapping[str, Any], method: str = "auto") -> dic
         where = data.name if job.test else f"{data.name}, the calibration samples themselves (name others with --test)"
         job.out.say(f"target: at most {judge.points(wishes['target_drop'])} lost on {where}")
         job.out.say(f"judged by {judge.title}, {judge.direction}")
+        job.searched.append(data)
         found["drop"] = trials(job, judged.batches(judge, data), judge, method)
     return found
 

@@ -63,7 +63,7 @@ class HealReport:
     def __str__(self) -> str:
         steps = ", ".join(f"{stage.steps} steps of {name}" for name, stage in self.stages.items())
         return (
-            f"distance from the dense network on {self.held_out} held-out samples {self.before:.4g} -> "
+            f"distance from the dense network on {self.held_out} validation samples {self.before:.4g} -> "
             f"{self.after:.4g} ({self.judge})\n{steps} on {self.samples} samples in {self.seconds:.0f} s"
         )
 

@@ -66,7 +66,7 @@ class TrainReport:
     def __str__(self) -> str:
         losses = ", ".join(f"{name} {loss:.4g}" for name, loss in self.losses.items())
         return (
-            f"held-out loss: {losses}\n{self.plan.planned['params']:,} of {self.plan.dense['params']:,} parameters, "
+            f"validation loss: {losses}\n{self.plan.planned['params']:,} of {self.plan.dense['params']:,} parameters, "
             f"factors {self.deviation:.2g} from orthonormal when they were cut, {self.seconds:.0f} s"
         )
 
