@@ -5,7 +5,6 @@ Letters: s = gamma / sqrt(var + eps), one number for each output.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copying import copied
 from .formats import LowRank
 from .formats.convolution import PLAIN, TRANSPOSED
 from .guards import refuse_unsupported, unwrap
@@ -88,7 +88,7 @@ def folded(model: nn.Module) -> nn.Module:
     """
     model = unwrap(model)
     refuse_unsupported(model)
-    made = copy.deepcopy(model)
+    made = copied(model)
     graph = traced(made, "use it with its batch norms")
     modules: dict[str, Any] = dict(made.named_modules())
     alone = used_once(made, graph)
@@ -133,7 +133,7 @@ def refolded(fresh: nn.Module, folds: Mapping[str, str]) -> nn.Module:
         return fresh
     if folds_of(fresh):
         raise ValueError("other batch norms of the fresh model are folded; give it as it is built")
-    made = copy.deepcopy(fresh)
+    made = copied(fresh)
     modules: dict[str, Any] = dict(made.named_modules())
     for name, into in folds.items():
         norm, layer = modules.get(name), modules.get(into)

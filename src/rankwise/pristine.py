@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from .attributes import Attributes
 from .randomness import Randomness
 
 HOOK_TABLES = (
@@ -27,8 +28,9 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
     trained); autocast and TF32 off; the fused path of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` off, so
     that every layer runs as it is written; `module.compile()` suspended.
 
-    Restored on leaving, also after an exception: every submodule's `training` flag, forward hooks, buffers and
-    `requires_grad`, the state of every random generator (`randomness`), and all switches above.
+    Restored on leaving, also after an exception: every submodule's `training` flag, forward hooks, buffers, plain
+    attributes (`attributes`) and `requires_grad`, the state of every random generator (`randomness`), and all switches
+    above.
 
     Args:
         model: the model to run. Do not move it to another device inside.
@@ -95,16 +97,18 @@ def _full_precision() -> Iterator[None]:
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
+    attributes = Attributes(model)
     training = [module.training for module in modules]
     hooks = [{table: dict(getattr(module, table)) for table in HOOK_TABLES} for module in modules]
     compiled = [module._compiled_call_impl for module in modules]
     wants_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [
-        (module, name, buffer, writes(buffer), buffer.clone())
+        (buffer, writes(buffer), buffer.clone())
         for module in modules
-        for name, buffer in module._buffers.items()
+        for buffer in module._buffers.values()
         if buffer is not None
     ]
+    buffer_tables = [dict(module._buffers) for module in modules]
     try:
         for module in modules:
             module._compiled_call_impl = None  # a compiled call would skip hooks
@@ -119,10 +123,13 @@ def _restored(model: nn.Module) -> Iterator[None]:
                 live.update(entries)
         for parameter, flag in wants_grad:
             parameter.requires_grad_(flag)
-        for module, name, buffer, version, values in buffers:
+        for module, named in zip(modules, buffer_tables, strict=True):
+            module._buffers.clear()
+            module._buffers.update(named)
+        for buffer, version, values in buffers:
             if writes(buffer) != version:  # written in place
                 buffer.copy_(values)
-            module._buffers[name] = buffer
+        attributes.restore()
 
 
 def writes(tensor: torch.Tensor) -> int:

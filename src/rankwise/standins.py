@@ -7,7 +7,6 @@ once: nothing but the face differs, so that what is called otherwise, or compute
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .batches import call, pristine
+from .copying import copied
 from .formats.low_rank import LowRankLayer
 from .references import closure_of
 from .surgery import replace
@@ -48,17 +48,24 @@ def unreplaceable(model: nn.Module, sites: Mapping[str, Mapping[str, int]], batc
     return found
 
 
+class _Log:
+    """What one stand-in has seen. It is no plain attribute, which `pristine` would put back."""
+
+    def __init__(self, running: list[str]) -> None:
+        self.running = running
+        self.calls = 0
+        self.read_by: str | None = None
+
+
 class _StandIn(LowRankLayer):
     """A layer behind the face of a factorised one; it counts its calls and notes who reads its weight."""
 
     def __init__(self, layer: nn.Module, running: list[str]) -> None:
         super().__init__("stand-in", (), [layer], layer)
-        self.calls = 0
-        self.running = running
-        self.read_by: str | None = None
+        self.log = _Log(running)
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
+        self.log.calls += 1
         return self[0](input, *args, **kwargs)
 
     @property
@@ -67,7 +74,7 @@ class _StandIn(LowRankLayer):
         return bias
 
     def _dense_weight(self) -> Tensor:
-        self.read_by = self.running[-1] if self.running else "the model itself"
+        self.log.read_by = self.log.running[-1] if self.log.running else "the model itself"
         weight = self[0].weight
         assert isinstance(weight, Tensor)
         return weight
@@ -111,10 +118,10 @@ class _Trial:
             raise ValueError(f"a copy of {type(self.model).__name__} {works_on_another(self.model, reads.found)}")
         for name in names:
             for path, wanted in self.sites[name].items():
-                standin = standins[path]
-                if standin.read_by is not None:
-                    self.reasons[name] = f"its weight is used directly by {standin.read_by}"
-                elif standin.calls != wanted:
+                log = standins[path].log
+                if log.read_by is not None:
+                    self.reasons[name] = f"its weight is used directly by {log.read_by}"
+                elif log.calls != wanted:
                     self.reasons[name] = (
                         f"{self._host(path)} does not call another layer in its place: it goes by the class of its "
                         f"layers (isinstance or type)"
@@ -168,8 +175,7 @@ def sharing_copy(model: nn.Module) -> tuple[nn.Module, dict[int, str]]:
     for name, buffer in model.named_buffers():
         memo[id(buffer)] = buffer.detach()
         names[id(buffer)] = name
-    with torch.inference_mode(False):
-        return copy.deepcopy(model, memo), names
+    return copied(model, memo), names
 
 
 def works_on_another(model: nn.Module, tensor: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import hashlib
 import logging
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..copying import copied
 from ..folding import folds_of
 from ..guards import unwrap
 from ..plan import Plan
@@ -155,7 +155,7 @@ def as_stored(model: nn.Module, storage: str) -> nn.Module:
     _check_storage(storage)
     if storage != "int8+entropy":
         return model
-    made = copy.deepcopy(unwrap(model))
+    made = copied(unwrap(model))
     rounds = weights_of(made)
     tensors = {name: tensor for name, tensor in state_of(made).tensors.items() if name in rounds}
     stored, coded, _ = encode(tensors, rounds)

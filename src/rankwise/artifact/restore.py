@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..copying import copied
 from ..folding import refolded
 from ..formats import get_format
 from ..kinds import is_convolution, site_kind
@@ -51,7 +51,7 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
         _check_chain(fresh.get_submodule(chain.names[0]), chain, stored)
     for table, head in tied:
         _check_tied(fresh, table, head)
-    model = copy.deepcopy(fresh)
+    model = copied(fresh)
     # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it
     with torch.random.fork_rng():
         for chain in manifest.structure:

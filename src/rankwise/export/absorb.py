@@ -9,13 +9,13 @@ Letters: p the new order of the neurons of a value, `x' = x[p]`.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..copying import copied
 from ..formats import LowRank
 from ..formats.nested import Bands, Branches
 from ..guards import refuse_unsupported, unwrap
@@ -57,7 +57,7 @@ def absorbed(model: nn.Module) -> nn.Module:
     """
     model = unwrap(model)
     refuse_unsupported(model)
-    made = copy.deepcopy(model)
+    made = copied(model)
     graph = traced(made, "export it with its indices")
     modules = dict(made.named_modules())
     alone = used_once(made, graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
 from ..batches import Batches, samples_in
+from ..copying import copied
 from .capture import resized
 from .compare import Arguments, difference, largest, outputs
 
@@ -59,7 +59,7 @@ def cast(model: nn.Module, dtype: str) -> nn.Module:
         >>> cast(nn.Linear(2, 1), "bf16")(torch.ones(1, 2)).dtype
         torch.float32
     """
-    made, inside = copy.deepcopy(model).to(FLOATS[dtype]), FLOATS[dtype]
+    made, inside = copied(model).to(FLOATS[dtype]), FLOATS[dtype]
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return _floats_to((args, kwargs), inside)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import operator
 import re
@@ -18,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
 from ..batches import pristine, samples_in
+from ..copying import copied
 from ..example import taking_example
 from ..files import replacing
 from ..guards import unwrap
@@ -72,7 +72,7 @@ def executorch(
     model, path = unwrap(model), file_path(path, ".pte")
     check_dtype("executorch", dtype, calibration, model)
     if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
-        model = copy.deepcopy(model).cpu()
+        model = copied(model).cpu()
     with pristine(model), quiet():
         given = arguments(model, example)
         batches = calibrating(model, calibration, given)

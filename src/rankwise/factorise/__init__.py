@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..batches import Batches, pristine
 from ..check import check_result
+from ..copying import copied
 from ..example import with_example
 from ..find import find, total_macs
 from ..formats import Format, get_format
@@ -121,8 +120,7 @@ def factorise(
     if plan.metric == "fisher" and isinstance(stats, Statistics):
         for row in plan.factorised:
             stats.require(row.site, gradients=True)
-    with torch.inference_mode(False):  # a copy made in inference mode could not be trained
-        compressed = copy.deepcopy(model)
+    compressed = copied(model)
     with pristine(model), pristine(compressed):
         if batches is None:
             used = stats if plan.metric != "weight" and isinstance(stats, Statistics) else None

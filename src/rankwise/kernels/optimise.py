@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
+from ..copying import copied
 from ..evaluate.latency import evaluating
 from ..export.compare import difference, largest
 from ..find import find
@@ -110,7 +110,7 @@ def optimised(
         def timed(module: nn.Module) -> Callable[[], object]:
             return synchronised(lambda: module(*args, **kwargs), device)
 
-        tried = {AS_IT_IS: (copy.deepcopy(model), tuple(_kept(name) for name in layers))}
+        tried = {AS_IT_IS: (copied(model), tuple(_kept(name) for name in layers))}
         pictures = any(isinstance(module, nn.Conv2d) for module in model.modules())
         for layout in list(LAYOUTS)[: 2 if pictures else 1]:
             tried[layout] = _variant(model, layout, layers, args, kwargs, rounds)
@@ -150,7 +150,7 @@ def _variant(
     model: nn.Module, layout: str, names: list[str], args: Any, kwargs: Any, rounds: int
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
     """A copy in a layout, with the fastest form of each layer there."""
-    result = copy.deepcopy(model)
+    result = copied(model)
     for tensor in (*result.parameters(), *result.buffers()):
         if tensor.dim() == 4:  # of pictures; those of volumes have a layout of their own
             tensor.data = tensor.contiguous(memory_format=LAYOUTS[layout])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from ..arguments import arguments
 from ..batches import pristine
+from ..copying import copied
 from ..formats import get_format
 from ..plan import Plan, PlannedLatency
 from ..profile import Option, dense_option
@@ -63,7 +63,7 @@ class Meter:
         self.table = table or Table(engine, model, sites, example, metric=metric)
         with pristine(model):
             self._given = arguments(model, example)
-        self._network = copy.deepcopy(model).eval().requires_grad_(False)
+        self._network = copied(model).eval().requires_grad_(False)
         engine.hold(Work(self._network, self._given))
         self.dense = self._times({})["dense"].median * MICRO
 
@@ -108,7 +108,7 @@ class Meter:
 
     def built(self, plan: Plan) -> nn.Module:
         """The planned network with random factors, which are as fast as fitted ones."""
-        network = copy.deepcopy(self._network)
+        network = copied(self._network)
         for row in plan.factorised:
             site = self._sites[row.site]
             format, bias = get_format(row.format), site.chain_bias(self._metric)

@@ -184,7 +184,7 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
         # in float64: the metric and what it is made from, the weight, its projection and both outer products; of a
         # tied embedding, whose rows are many, matrices of the weight's size alone
         metric = kept * D if D > LARGEST_DENSE or rows <= D else D * D
-        work = 8 * T * D if site.is_tied else 4 * site.groups * T * D + 4 * T * T
+        work = 8 * T * D if site.is_tied else 4 * site.groups * T * D + 4 * min(T, D) ** 2
         fitting = max(fitting, 8 * (2 * site.groups * metric + work))
     return held, fitting
 

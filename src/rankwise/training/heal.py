@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calling import call
+from ..copying import copied
 from ..evaluate.measures import Judge, Measure
 from ..guards import unwrap
 from .augment import Augment, augmentation
@@ -145,7 +145,7 @@ def heal(
     wanted = LoopOptions(epochs=epochs, minutes=minutes, **options)
     named = "a function" if callable(augment) else augment
     identity: dict[str, Any] = {"networks": _digest(small, dense), "train": train, "augment": named}
-    healed = balance_(copy.deepcopy(small))
+    healed = balance_(copied(small))
     parameters = trainable(healed, train)
     judge = Distillation(dense, temperature=1.0, logits=logits, classes_dim=classes_dim)
     distil = Distillation(dense, temperature=temperature, logits=logits, classes_dim=classes_dim, features=features)

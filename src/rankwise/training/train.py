@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..calling import call
+from ..copying import copied
 from ..find import find
 from ..guards import unwrap
 from ..plan import Plan
@@ -162,7 +162,7 @@ def train(
     numbers, _ = samples.split(wanted.held_out, wanted.seed)
     example = samples.batch(numbers[:1])[0]
     patterns = [only] if isinstance(only, str) else list(only)
-    wide = copy.deepcopy(unwrap(model))
+    wide = copied(unwrap(model))
     expand_(wide, find(wide, example), expand, patterns)
     if kind == "hard":
         constrain_(wide)
@@ -201,7 +201,7 @@ def train(
         small, plan = truncate(wide, example, rule=rule, keep=keep, data=calibrating if calibration else None)
         going_on = resume and last is not None and bool(shared(last.exists(), device))
         identity |= {"rule": str(rule), "keep": dict(keep or {}), "calibration": calibration}
-        cut = copy.deepcopy(small)
+        cut = copied(small)
         stages["small"] = loop(small, "small", tuning, last, going_on, **identity).run()
     return small, TrainReport(plan=plan, deviation=deviation(wide), dense=merge_(wide), cut=cut, stages=stages)
 

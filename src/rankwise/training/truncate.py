@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from ..choose import choose
+from ..copying import copied
 from ..factorise import factorise
 from ..find import find
 from ..formats import LowRank
@@ -62,7 +62,7 @@ def truncate(
     """
     model = unwrap(model)
     formats = {name: part.format for name, part in model.named_modules() if isinstance(part, LowRank)}
-    merged = merge_(copy.deepcopy(model))
+    merged = merge_(copied(model))
     sites = find(merged, example)
     curves = _curves(merged, sites, formats, round_to)
     expanded = [name for name in sites if name in formats]  # by name: embeddings too

@@ -1,0 +1,92 @@
+"""The plain attributes of a network's modules, kept and put back: state that is neither parameter nor buffer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .copying import tensors_held
+
+# Handed back with care of their own, or changed on purpose where layers are replaced.
+_OTHERS = ("_parameters", "_buffers", "_modules", "training", "_tied_weights_keys", "all_tied_weights_keys")
+_STATE = (Tensor, int, float, complex, str, type(None), list, dict, set, tuple)
+
+
+class Attributes:
+    """What the modules of a network hold beside parameters, buffers, modules and hooks, at one moment.
+
+    Numbers, tensors and containers of them are kept; whatever holds a module is not, for layers may be replaced
+    meanwhile. A container that is changed in place gets its entries back, a tensor that is written to its values.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> model.calls = 3
+        >>> before = Attributes(model)
+        >>> model.calls, model.seen = 4, [1]
+        >>> before.restore()
+        >>> model.calls, hasattr(model, "seen")
+        (3, False)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [
+            (module, set(vars(module)), {name: value for name, value in vars(module).items() if _is_state(name, value)})
+            for module in model.modules()
+        ]
+        values = [value for _, _, own in self._kept for value in own.values()]
+        self._containers = [(value, copy.copy(value)) for value in values if isinstance(value, (list, dict, set))]
+        parameters = {id(parameter) for parameter in model.parameters()}
+        held = {id(tensor): tensor for value in values for tensor in tensors_held(value)}
+        self._tensors = [
+            (tensor, _writes(tensor), tensor.detach().clone())
+            for place, tensor in held.items()
+            if place not in parameters
+        ]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for container, entries in self._containers:
+            if not _same(container, entries):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(entries)
+        for module, names, own in self._kept:
+            live = vars(module)
+            for name in [name for name in live if name not in names and _is_state(name, live[name])]:
+                del live[name]
+            for name, value in own.items():
+                if live.get(name, self) is not value:
+                    live[name] = value
+        with torch.no_grad():
+            for tensor, version, values in self._tensors:
+                if _writes(tensor) != version:
+                    tensor.detach().copy_(values)
+
+
+def _same(container: Any, entries: Any) -> bool:
+    """Whether a container still holds the same objects."""
+    if isinstance(container, set) or len(container) != len(entries):
+        return bool(container == entries)
+    if isinstance(container, dict):
+        return all(key in container and container[key] is value for key, value in entries.items())
+    return all(one is other for one, other in zip(container, entries, strict=True))
+
+
+def _is_state(name: str, value: Any) -> bool:
+    if name in _OTHERS or name.endswith("_hooks") or name.startswith("_forward_") or not isinstance(value, _STATE):
+        return False
+    return not isinstance(value, (list, dict, set, tuple)) or not _holds_module(value, 3)
+
+
+def _holds_module(value: Any, depth: int) -> bool:
+    if isinstance(value, nn.Module) or callable(value):
+        return True
+    if not depth or not isinstance(value, (list, dict, set, tuple)):
+        return False
+    return any(_holds_module(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
+
+
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

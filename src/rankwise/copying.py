@@ -1,0 +1,75 @@
+"""Copies of whole networks, which keep an activation or hold what cannot be copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# Containers within containers are looked into this deep.
+DEPTH = 3
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def copied(model: Model, memo: dict[int, Any] | None = None) -> Model:
+    """A copy of a network that shares nothing with it.
+
+    Activations that a module has kept, as attributes or in lists and dictionaries, lose the graph that made them.
+
+    Args:
+        model: any network.
+        memo: what stands for objects of the model in the copy, by identity, as for `copy.deepcopy`.
+
+    Raises:
+        ValueError: naming the attribute that cannot be copied, its module and the fix.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> model.kept = model(torch.ones(1, 2))
+        >>> copied(model).kept.requires_grad
+        False
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in _REGISTRIES:
+                for tensor in tensors_held(value):
+                    if not tensor.is_leaf and id(tensor) not in memo:
+                        memo[id(tensor)] = tensor.detach().clone()
+    try:
+        with torch.inference_mode(False):  # a copy made in inference mode could not be trained
+            return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ValueError(_told(model, error)) from error
+
+
+def tensors_held(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+    """The tensors in a value: itself, or in the lists, tuples, sets and dictionaries that it consists of."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple, set, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_held(item, depth - 1)
+
+
+def _told(model: nn.Module, error: Exception) -> str:
+    """Which attribute cannot be copied, and what to do."""
+    first = (str(error) or type(error).__name__).partition("\n")[0]
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in _REGISTRIES:
+                continue
+            try:
+                copy.deepcopy(value, {id(part): part for part in model.modules()})
+            except Exception:
+                where = f"{type(module).__name__} ({path or 'the model itself'})"
+                return (
+                    f"attribute {name!r} of {where} cannot be copied ({first}); delete it, or set it to None, before "
+                    f"the network is worked on"
+                )
+    return f"{type(model).__name__} cannot be copied ({first}); give it a __deepcopy__ that works"
