@@ -9,6 +9,7 @@ from torch import nn
 
 from .formats import Format, LowRank, Ranks
 from .formats.svd import SVD
+from .hub import refuse_pretrained
 from .pristine import HOOK_TABLES
 from .references import redirect
 from .ties import is_tied
@@ -62,6 +63,7 @@ def put(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
     """
     for name, chain in chains.items():
         replace(model, [name], chain)
+    refuse_pretrained(model)
     tables = [name for name, chain in chains.items() if getattr(chain, "kind", None) == "embedding"]
     if heads := [name for name in chains if tables and name not in tables]:
         _rename_ties(model, tables, heads)

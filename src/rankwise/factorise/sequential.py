@@ -30,7 +30,7 @@ from ..statistics.accumulator import Accumulator
 from ..statistics.collect import collect
 from ..statistics.moments import merge
 from ..statistics.rows import Drawn, draw, positions_per_sample
-from ..surgery import replace
+from ..surgery import put
 from . import graph, hooks
 from .fitting import choose_beta, fit_site
 from .one_shot import factorise_site
@@ -222,7 +222,7 @@ class _Visitor:
         format = get_format(row.format, self.formats)
         chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
         format.fill(chain, factors, bias if with_bias else None)
-        replace(self.compressed, [site], chain)
+        put(self.compressed, {site: chain})
         self.changed.append(site)
 
     def fit_alone(self, site: str, moments: Moments) -> None:

@@ -42,6 +42,12 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
     weight = weight.detach().double()
     if not torch.isfinite(weight).all():
         raise ValueError(f"site {site.name!r}: the weight holds NaN or infinity; repair or ignore the site")
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    if largest and not 1e-152 < largest < 1e150:
+        raise ValueError(
+            f"site {site.name!r}: the weight is of size {largest:.0e}, whose squares no number holds; scale it, or "
+            f"ignore the site"
+        )
     return weight
 
 

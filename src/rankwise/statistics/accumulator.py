@@ -5,6 +5,9 @@ Letters: G groups, N rows, D inputs per group, T targets per group.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -39,6 +42,7 @@ class Accumulator:
         self.keys: list[Tensor] = []
         self.shift_G1D: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
+        self.scale = self.target_scale = 1.0  # of rows and targets, while they are added up
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, x_GND: Tensor, y_GNT: Tensor | None = None) -> None:
@@ -47,6 +51,11 @@ class Accumulator:
         Raises:
             ValueError: if a row is not finite.
         """
+        if self.shift_G1D is None:
+            self.scale = _power_of_two(x_GND)
+            self.target_scale = 1.0 if y_GNT is None else _power_of_two(y_GNT)
+        x_GND = x_GND if self.scale == 1 else x_GND * self.scale
+        y_GNT = y_GNT if y_GNT is None or self.target_scale == 1 else y_GNT * self.target_scale
         if self.shift_G1D is None:
             self.shift_G1D = x_GND.mean(1, keepdim=True)
         self._add("mean", x_GND.sum(1).double())
@@ -105,13 +114,29 @@ class Accumulator:
             else:
                 cross_GTD = self.sums["cross"] / self.count + target_mean_GT[:, :, None] @ shift_G1D
             cross_GTD = cross_GTD[:, :, order]
-        return Moments(
+        moments = Moments(
             count=self.count,
             mean_GD=mean_G1D[:, 0, order],
             second_GDD=second_GDD,
             rows_GND=rows_GND if rows_GND is None or self.taps == 1 else rows_GND[:, :, order],
             target_mean_GT=target_mean_GT,
             cross_GTD=cross_GTD,
+        )
+        return moments if self.scale == self.target_scale == 1 else self._unscaled(moments)
+
+    def _unscaled(self, moments: Moments) -> Moments:
+        rows, target = 1 / self.scale, 1 / self.target_scale
+
+        def times(tensor: Tensor | None, factor: float) -> Tensor | None:
+            return None if tensor is None else tensor * factor
+
+        return replace(
+            moments,
+            mean_GD=moments.mean_GD * rows,
+            second_GDD=times(moments.second_GDD, rows**2),
+            rows_GND=times(moments.rows_GND, rows),
+            target_mean_GT=times(moments.target_mean_GT, target),
+            cross_GTD=times(moments.cross_GTD, rows * target),
         )
 
     def _add(self, name: str, value: Tensor) -> None:
@@ -135,6 +160,20 @@ class Accumulator:
         self.keys = [keys[kept]]
         self.pending, self.pending_targets = [_picked(parts, kept) for parts in (self.pending, self.pending_targets)]
         self.pending_rows = len(kept)
+
+
+def _power_of_two(rows: Tensor) -> float:
+    """What brings the largest number near 1, exactly; 1 where squares and their sums stay within float32 as they are.
+
+    Raises:
+        ValueError: if squares of the numbers are beyond float64 too.
+    """
+    largest = float(rows.abs().max().nan_to_num(0.0, posinf=0.0))
+    if largest == 0 or 1e-9 < largest < 1e9:
+        return 1.0
+    if not 1e-140 < largest < 1e140:
+        raise ValueError(f"its numbers are of size {largest:.0e}, whose squares no number holds; scale the inputs")
+    return 2.0 ** -max(-126, min(126, round(math.log2(largest))))
 
 
 def _picked(parts: list[Tensor], rows: Tensor) -> list[Tensor]:

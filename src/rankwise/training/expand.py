@@ -21,6 +21,7 @@ from ..formats.convolution import PLAIN, TRANSPOSED
 from ..formats.modules import TransposedLinear
 from ..formats.weights import site_bias, site_weight
 from ..guards import unwrap
+from ..hub import allow_pretrained
 from ..kinds import is_convolution, is_transposed, site_kind
 from ..linalg.symmetric import eigh
 from ..sites import Site, Sites
@@ -130,6 +131,7 @@ def merge_(model: nn.Module) -> nn.Module:
             raise ValueError(f"chain {name!r} shares its factors with an embedding and cannot be merged")
     for chain in dict.fromkeys(chains.values()):
         replace(model, [name for name, other in chains.items() if other is chain], dense_layer(chain))
+    allow_pretrained(model)
     return model
 
 
