@@ -108,3 +108,25 @@ def test_what_cannot_be_copied_is_named_before_the_work(what: object) -> None:
     model[0].guard = what
     with pytest.raises(ValueError, match=r"attribute 'guard' of Spiking \(0\) cannot be copied"):
         rw.collect(model, batches_of(8, 16))
+
+
+def test_a_forward_that_keeps_what_it_computes_is_traced_and_run_without_a_graph() -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.mean: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            self.mean = h.mean(0) if self.mean is None else 0.5 * self.mean + 0.5 * h.mean(0)
+            return h + self.b(h - self.mean)
+
+    torch.manual_seed(0)
+    model, data = Keeping().eval(), batches_of(32, 16)
+    stats = rw.collect(model, data)
+    plan = rw.choose(model, stats, keep={"macs": 0.8})
+    for engine in ("auto", "hooks"):
+        small = rw.factorise(model, plan, stats, data=data, engine=engine)
+        assert model.mean is None
+        assert small.mean is None

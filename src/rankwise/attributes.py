@@ -6,13 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .copying import tensors_held
 
 # Handed back with care of their own, or changed on purpose where layers are replaced.
 _OTHERS = ("_parameters", "_buffers", "_modules", "training", "_tied_weights_keys", "all_tied_weights_keys")
-_STATE = (Tensor, int, float, complex, str, type(None), list, dict, set, tuple)
+_STATE = (Tensor, fx.Proxy, int, float, complex, str, type(None), list, dict, set, tuple)
 
 
 class Attributes:
@@ -46,8 +46,8 @@ class Attributes:
             if place not in parameters
         ]
 
-    def restore(self) -> None:
-        """Put everything back."""
+    def restore(self, but: str | None = None) -> None:
+        """Put everything back, and take away what has come; not what has a name that begins with `but`."""
         for container, entries in self._containers:
             if not _same(container, entries):
                 container.clear()
@@ -55,7 +55,8 @@ class Attributes:
         for module, names, own in self._kept:
             live = vars(module)
             for name in [name for name in live if name not in names and _is_state(name, live[name])]:
-                del live[name]
+                if but is None or not name.startswith(but):
+                    del live[name]
             for name, value in own.items():
                 if live.get(name, self) is not value:
                     live[name] = value

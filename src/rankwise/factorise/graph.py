@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..attributes import Attributes
 from ..batches import Batches, call
 from ..calling import DataError, prepared
 from ..padding import Padding
@@ -23,6 +24,8 @@ from ..randomness import Randomness
 from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
 
+# Names that tracing gives to tensors that are no inputs; the graph reads them.
+_CONSTANTS = "_tensor_constant"
 _DRAWS = "draws random numbers"  # of a node, found when the graph is checked
 
 
@@ -83,7 +86,11 @@ def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]
         concrete = {name: value for name, value in arguments.items() if not _has_tensor(value)}
         randomness = Randomness(model)
         state = randomness.state()
-        graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
+        attributes = Attributes(model)
+        try:
+            graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
+        finally:
+            attributes.restore(but=_CONSTANTS)  # a forward that keeps what it computes has kept proxies
         if randomness.drawn_since(state):
             return "random numbers that do not depend on the batch would be constants of the graph"
         _drop_constants(graph, arguments.keys() - concrete.keys())

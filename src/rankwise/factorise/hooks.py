@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..attributes import Attributes
 from ..batches import Batches, call
 from ..padding import Padding
 from ..randomness import Randomness
@@ -38,6 +39,7 @@ def run(
     order, randomness = list(sites), Randomness(dense, compressed)
     for site in order:
         step(site)
+        state = Attributes(dense), Attributes(compressed)
         for index, batch in enumerate(batches):
             randomness.seed(seed + index)
             y, dense_link = _output(dense, site, order, site in linked, batch, index)
@@ -45,11 +47,15 @@ def run(
             x, needed = _input(compressed, site, batch, index), None
             if dense_link is not None and y is not None:
                 randomness.seed(seed + index)
+                once = Attributes(compressed)  # the batch has moved its state on already
                 _, link = _output(compressed, site, order, True, batch, index)
+                once.restore()
                 if link is not None:
                     needed = repair(dense.get_submodule(site), y, dense_link.other, link.other, dense_link.scale)
             real = None if x is None else padding.real(batch)(site, x)
             visitor.observe(site, index, x, y, needed, real)
+        for each in state:  # every site sees the data from the start
+            each.restore()
         visitor.finish(site)
 
 
