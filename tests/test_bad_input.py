@@ -134,7 +134,7 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no budget": ({"keep": {"macs": 0.0}}, "fraction up to 1 or a number above 0"),
     "half a unit": ({"keep": {"macs": 1.5}}, "neither a fraction up to 1.0 nor a whole number"),
-    "too small": ({"keep": {"params": 0.01}}, r"cannot be met: .*keeps at least [\d,]+ \(0\.\d+\); raise the budget"),
+    "too small": ({"keep": {"params": 0.01}}, r"cannot be met: .*keeps at least [\d,]+ \(0\.\d+\).*raise the budget"),
     "too much ignored": ({"keep": {"params": 0.5}, "ignore": ["*"]}, "cannot be met"),
     "rounding": ({"round_to": 0}, "round_to must be"),
     "pin": ({"pin": {"second": "svd"}}, "a pin is"),

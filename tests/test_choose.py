@@ -85,8 +85,8 @@ def test_several_budgets_are_all_met_and_one_is_filled(net: Net, curves: Any, ke
 
 def test_budgets_that_cannot_be_met_together_say_which() -> None:
     """tucker2 has the fewest parameters, but its first layer runs at the resolution of the input."""
-    model = nn.Sequential(nn.Conv2d(16, 16, 3, stride=4, padding=1, bias=False))
-    sites = find(model, torch.zeros(1, 16, 32, 32))
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, stride=4, padding=1, bias=False))
+    sites = find(model, torch.zeros(1, 64, 32, 32))
     fewest = FORMATS["tucker2"].cost(sites["0"], (1, 1), False)
     assert fewest.macs > FORMATS["svd"].cost(sites["0"], (1,), False).macs
     assert choose(model, sites, keep={"params": fewest.params}, metric="weight").planned["macs"] == fewest.macs

@@ -68,13 +68,25 @@ def check_keep(keep: Any) -> dict[str, int | float]:
         amounts[unit] = number = plain(amount)
         if number > 1 and number != int(number):
             raise ValueError(f"the {unit} budget {amount!r} is neither a fraction up to 1.0 nor a whole number")
+    return amounts
+
+
+def check_units(model: nn.Module, keep: Mapping[str, int | float]) -> None:
+    """Refuse a number of counts that was meant as a share in per cent.
+
+    Raises:
+        ValueError: with what to write instead.
+    """
+    sizes = [parameter.numel() for parameter in model.parameters() if not nn.parameter.is_lazy(parameter)]
+    if sum(sizes) <= 10 * PER_CENT:
+        return  # so small a network may be meant
+    for unit, number in keep.items():
         if unit in COUNTS and (number > 1 or isinstance(number, int)) and number <= PER_CENT:
             raise ValueError(
-                f"the {unit} budget {amount!r} is a number of {unit}, fewer than any network has; "
+                f"the {unit} budget {number!r} is a number of {unit}, fewer than this network can have; "
                 f'write keep={{"{unit}": {number / 100:g}}} for {number:g} % of the dense network'
                 + (f', or keep={{"{unit}": 1.0}} for all of it' if number == 1 else "")
             )
-    return amounts
 
 
 def _meant(amount: object) -> int | float | None:

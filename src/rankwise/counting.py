@@ -177,7 +177,7 @@ class Recorder(TorchDispatchMode):
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._running.append(module)
-        self._counted_by_hook += self._by_hook(module)
+        self._counted_by_hook += self._by_hook(module) or isinstance(module, ParametrizationList)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self._running.pop()
@@ -187,8 +187,10 @@ class Recorder(TorchDispatchMode):
                 if kwargs.get("output_size") is not None or (is_transposed(site_kind(module)) and len(args) > 1):
                     self.sized.add(self._names[id(module)])
             self._counted_by_hook -= 1
-        elif isinstance(module, ParametrizationList) and isinstance(output, torch.Tensor):
-            self._hold(output, self._names[id(module)].rpartition(".parametrizations.")[0])
+        elif isinstance(module, ParametrizationList):  # making a weight is no work of the layer
+            self._counted_by_hook -= 1
+            if isinstance(output, torch.Tensor):
+                self._hold(output, self._names[id(module)].rpartition(".parametrizations.")[0])
 
     def _count(self, module: Any, given: Any, output: Any) -> None:
         name = self._names[id(module)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .budgets import BUDGETS, check_keep, is_number
+from .budgets import BUDGETS, check_keep, check_units, is_number
 from .constraints import Pin, parse_pin
 from .formats import get_format
 from .guards import unwrap
@@ -54,7 +54,7 @@ def check_wishes(
     get_rule(rule)
     get_floor(floor_rule)
     if keep is not None:
-        check_keep(keep)
+        check_units(unwrap(model), check_keep(keep))
     if minimise not in BUDGETS:
         raise ValueError(f"minimise is {minimise!r}; it is one of {', '.join(BUDGETS)}")
     for name in _several(formats or ()):

@@ -37,7 +37,7 @@ def test_it_writes_an_artifact_with_figures_before_and_after(compressed: Path, c
     assert stored.plan == rw.artifact.read("out").plan
     assert Path("healed/plan.yaml").is_file()
     assert document["figures"]["compressed"]["macs"] < 0.4 * document["figures"]["dense"]["macs"] + 1
-    assert "held-out distance" in result.stdout
+    assert "validation distance" in result.stdout
     assert cli("evaluate", *NET, "--artifact", "healed", "--engines", "none").exit_code == 0
 
 
