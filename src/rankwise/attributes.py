@@ -46,6 +46,17 @@ class Attributes:
             if place not in parameters
         ]
 
+    def changed(self) -> bool:
+        """Whether anything is no longer what it was."""
+        return (
+            any(not _same(container, entries) for container, entries in self._containers)
+            or any(_writes(tensor) != version for tensor, version, _ in self._tensors)
+            or any(
+                vars(module).keys() != names or any(vars(module)[name] is not value for name, value in own.items())
+                for module, names, own in self._kept
+            )
+        )
+
     def restore(self, but: str | None = None) -> None:
         """Put everything back, and take away what has come; not what has a name that begins with `but`."""
         for container, entries in self._containers:
