@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,11 @@ def batches_of(*shape: int, count: int = 4, seed: int = 0) -> list[Tensor]:
     """Batches of unit normal values."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(*shape, generator=generator) for _ in range(count)]
+
+
+def lost(plan: Plan) -> float:
+    """1 less the product of what the sites keep of their outputs."""
+    return 1 - math.prod(1 - (row.error or 0.0) for row in plan.rows)
 
 
 def plan_of(sites: Sites, rows: Mapping[str, tuple[str, tuple[int, ...]]], metric: str = "input") -> Plan:

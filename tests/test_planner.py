@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Residual, batches_of, make
+from helpers import Residual, batches_of, lost, make
 from rank_problems import brief
 from torch import nn
 
@@ -79,9 +79,9 @@ def test_every_rule_meets_a_budget_and_can_be_built(net: Net, curves: Any, trial
     assert find(small, torch.zeros(1, 3, 16, 16)).total_macs == plan.planned["macs"]
 
 
-def test_the_default_has_the_least_sum_of_errors(net: Net, curves: Any) -> None:
+def test_by_the_default_the_layers_keep_most_together(net: Net, curves: Any) -> None:
     def total(name: str) -> float:
-        return sum(row.error or 0.0 for row in choose(*net, rule=name, keep={"macs": 0.45}, curves=curves).rows)
+        return lost(choose(*net, rule=name, keep={"macs": 0.45}, curves=curves))
 
     assert all(total("knapsack") <= total(name) for name in ("minimax", "uniform", "energy", "effective_rank"))
 
@@ -140,9 +140,9 @@ def test_a_format_that_a_rule_does_not_apply_to_is_named(net: Net) -> None:
 
 
 def test_a_floor_rule_holds_under_any_budget(net: Net, curves: Any) -> None:
-    free = choose(*net, keep={"macs": 0.35}, curves=curves)
-    plan = choose(*net, keep={"macs": 0.35}, curves=curves, floor_rule="stable_rank")
-    assert plan.planned["macs"] <= 0.35 * plan.dense["macs"]
+    free = choose(*net, keep={"macs": 0.3}, curves=curves)
+    plan = choose(*net, keep={"macs": 0.3}, curves=curves, floor_rule="stable_rank")
+    assert plan.planned["macs"] <= 0.3 * plan.dense["macs"]
     assert plan.rows != free.rows
     floor = get_rule("stable_rank")
     assert isinstance(floor, FreeRule)
@@ -292,7 +292,7 @@ def test_nested_plans_lie_inside_each_other(net: Net, curves: Any) -> None:
     alone = pareto(planner, keeps, get_rule("knapsack"), nested=False)
     assert alone == [choose(*net, keep=keep, curves=curves) for keep in keeps]
     for own, nested in zip(alone, plans, strict=True):
-        assert sum(row.error or 0 for row in own.rows) <= sum(row.error or 0 for row in nested.rows) + 1e-9
+        assert lost(own) <= lost(nested) + 1e-9
 
 
 # ---- a rule of the user's own

@@ -102,9 +102,9 @@ def choose(
     threads: int = 1,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Plan:
-    """Choose format and ranks of every site by a rule; by default with the least total error within the budgets.
+    """Choose format and ranks of every site by a rule; by default they keep most of their outputs.
 
-    `min sum_i error_i(option_i)  subject to  sum_i cost_i(option_i) + cost of all the rest <= budget`
+    `max prod_i (1 - error_i(option_i))  subject to  sum_i cost_i(option_i) + cost of all the rest <= budget`
 
     Args:
         model: the dense network.

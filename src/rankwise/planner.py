@@ -306,10 +306,11 @@ class Planner:
             for name, (options, why) in self.options.items()
             if all(option.format == DENSE for option in options)
         }
+        rest = remainder(self.prices, self.sites, unit, reasons)
         return ValueError(
             f"a budget of {limit:,.0f} {name} ({limit / dense:.3f} of dense) cannot be met{beside}: with these formats "
             f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); "
-            f"{remainder(self.prices, self.sites, unit, reasons)}; raise the budget, or allow more sites or lower ranks"
+            f"{rest + '; ' if rest else ''}raise the budget, or allow more sites or lower ranks"
         )
 
 

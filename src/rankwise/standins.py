@@ -20,7 +20,7 @@ from .batches import call, pristine
 from .copying import copied
 from .formats.low_rank import LowRankLayer
 from .references import closure_of
-from .surgery import replace
+from .surgery import replace_all
 
 
 def unreplaceable(model: nn.Module, sites: Mapping[str, Mapping[str, int]], batch: Any, output: Any) -> dict[str, str]:
@@ -100,7 +100,7 @@ class _Trial:
         for name in names:
             for path in self.sites[name]:
                 standins[path] = _StandIn(trial.get_submodule(path), running)
-                replace(trial, [path], standins[path])
+        replace_all(trial, standins)
         with pristine(trial), ExitStack() as stack:
             for path, module in trial.named_modules():
                 words = f"{type(module).__name__} ({path or 'the model itself'})"

@@ -61,8 +61,7 @@ def put(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
         model: the network, changed in place.
         chains: qualified name of a layer -> its chain.
     """
-    for name, chain in chains.items():
-        replace(model, [name], chain)
+    replace_all(model, chains)
     refuse_pretrained(model)
     tables = [name for name, chain in chains.items() if getattr(chain, "kind", None) == "embedding"]
     if heads := [name for name in chains if tables and name not in tables]:
@@ -90,12 +89,18 @@ def replace(model: nn.Module, site_names: Sequence[str], chain: nn.Module) -> No
         >>> [name for name, _ in model.named_parameters()]
         ['0.0.weight', '0.1.weight', '0.1.bias']
     """
-    old = {module_at(model, name): chain for name in site_names}
-    slots = [(parent, key) for parent in model.modules() for key, child in parent._modules.items() if child in old]
-    for parent, key in slots:
-        parent.add_module(key, chain)
-    redirect(model, old)
-    for layer in old:
+    replace_all(model, dict.fromkeys(site_names, chain))
+
+
+def replace_all(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
+    """`replace` for many layers: qualified name of a layer -> the module that takes its place."""
+    new = {module_at(model, name): chain for name, chain in chains.items()}
+    slots = [(parent, key, child) for parent in model.modules() for key, child in parent._modules.items()]
+    for parent, key, child in slots:
+        if child is not None and child in new:
+            parent.add_module(key, new[child])
+    redirect(model, new)
+    for layer, chain in new.items():
         _swap_hooks(layer, chain)
 
 

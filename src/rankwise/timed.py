@@ -14,6 +14,7 @@ from .plan import DENSE, Plan
 from .planner import Planner
 from .profile import option_of
 from .ranks import FreeRule, Rule
+from .ranks.budgeted import loss
 
 # Vector units take 16 numbers at once (AVX-512; two steps of AVX2, four of NEON): between two multiples of it a rank
 # costs what the next multiple costs.
@@ -147,7 +148,7 @@ class TimedPlanner(Planner):
                 f"{len(checked)} networks that were built the fastest takes {best:,.0f} "
                 f"({best / self.meter.dense:.3f}); raise the budget, or allow more sites or lower ranks"
             )
-        return min(kept, key=lambda plan: (not _is_near(plan), sum(row.error or 0.0 for row in plan.rows)))
+        return min(kept, key=lambda plan: (not _is_near(plan), sum(loss(row.error or 0.0) for row in plan.rows)))
 
     def _check_fastest(
         self, rule: Rule, keep: Mapping[str, float], floor: FreeRule | None, within: Plan | None

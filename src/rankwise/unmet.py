@@ -44,7 +44,7 @@ def check_budgets(
 
 
 def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str]) -> str:
-    """Which share of a unit lies in layers that stay dense, by reasons, the largest share first.
+    """Which share of a unit lies in layers that stay dense, by reasons, the largest share first; "" where none does.
 
     Args:
         prices: of the network.
@@ -61,6 +61,8 @@ def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str
     lines = [(sum(shares[name] for name in names), reasons[names[0]], names) for names in groups.values()]
     if (rest := prices.rest(unit) / total) > 0:
         lines.append((rest, NO_SITE, list(others)))
+    if not lines:
+        return ""
     lines.sort(key=lambda line: -line[0])
     told = [
         f"{_percent(share)} {_named(names, {**shares, **others})}{reason}" for share, reason, names in lines[:GROUPS]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rank_problems import problem, site
 
 from rankwise.ranks import Problem, Rule, get_rule
+from rankwise.ranks.budgeted import least
 from rankwise.ranks.continuous import Continuous
 from rankwise.ranks.exchanges import total_cost
 from rankwise.ranks.several import tables
@@ -59,13 +60,14 @@ def test_from_coarse_to_fine_down_to_one_rank() -> None:
     share=st.floats(0.2, 0.9),
     loss=st.sampled_from(["budget", "product"]),
 )
-def test_close_to_the_knapsack_and_within_the_budget(rates: list[float], share: float, loss: str) -> None:
+def test_close_to_the_least_sum_of_errors_and_within_the_budget(rates: list[float], share: float, loss: str) -> None:
     sites = [site(str(n), [rate**k for k in range(20)], cost=2 + n, dense=20 * (2 + n)) for n, rate in enumerate(rates)]
     asked = problem(*sites, params=share * sum(own.dense.params for own in sites))
     rule = Continuous(loss=loss, steps=60)
     assert asked.fits([pick.option for pick in rule.choose(asked)])
-    least = error(asked, get_rule("knapsack"))
-    assert least * (1 - 1e-9) <= error(asked, rule) <= 1.15 * least + 0.01
+    best = least(asked, [[option.error for option in own.options] for own in sites])
+    smallest = sum(own.options[pick.option].error for own, pick in zip(sites, best, strict=True))
+    assert smallest * (1 - 1e-9) <= error(asked, rule) <= 1.15 * smallest + 0.01
 
 
 def test_reasons_and_settings() -> None:

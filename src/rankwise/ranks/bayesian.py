@@ -1,4 +1,4 @@
-"""How much the errors of each kind of layer matter, found by trying plans: Bayesian optimisation over a knapsack."""
+"""How much the losses of each kind of layer matter, found by trying plans: Bayesian optimisation over a knapsack."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, ClassVar
 
 from ..plan import DENSE
 from .base import Candidates, Pick, Problem, Rule
-from .budgeted import least
+from .budgeted import least, losses
 from .studies import minimise, open_study
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bayesian(Rule):
-    """`min loss(plan(m))`, `plan(m) = argmin sum_i m_g(i) error_i(o_i)` within all budgets: a search for multipliers m.
+    """`min loss(plan(m))`, `plan(m) = argmax prod_i (1 - error_i(o_i))^m_g(i)` in all budgets: a search for m.
 
     Layers of one type (kind, and last part of the name, such as `q_proj` or `conv1`) at a similar depth are a group,
-    whose errors count `m_g` times in the knapsack. A Gaussian process with expected improvement proposes the next
+    whose losses count `m_g` times in the knapsack. A Gaussian process with expected improvement proposes the next
     multipliers, on a logarithmic scale. The first trial is the knapsack itself, and the best plan that was tried is
     returned, so the loss is never worse than its.
 
@@ -75,9 +75,9 @@ class Bayesian(Rule):
             """The knapsack for some multipliers."""
             factors = [multipliers[name] if name else 1.0 for name in groups]
             pairs = zip(problem.sites, factors, strict=True)
-            return least(problem, [[factor * option.error for option in site.options] for site, factor in pairs])
+            return least(problem, [[factor * loss for loss in losses(site)] for site, factor in pairs])
 
-        def loss(multipliers: Mapping[str, float]) -> float:
+        def tried(multipliers: Mapping[str, float]) -> float:
             assert problem.evaluate is not None
             pairs = zip(problem.sites, picks(multipliers), strict=True)
             return problem.evaluate(problem.plan({site.name: site.options[pick.option] for site, pick in pairs}))
@@ -87,7 +87,7 @@ class Bayesian(Rule):
             return picked
         with open_study(self.study, self._identity(problem)) as study:
             best = minimise(
-                study, loss, plain, most=self.most, trials=self.trials, startup=self.startup, seed=self.seed
+                study, tried, plain, most=self.most, trials=self.trials, startup=self.startup, seed=self.seed
             )
         return [
             pick if not name or site.options[pick.option].format == DENSE else Pick(pick.option, _why(pick, name, best))
@@ -129,4 +129,4 @@ def place(name: str) -> str:
 
 
 def _why(pick: Pick, group: str, multipliers: Mapping[str, float]) -> str:
-    return f"bayesian: errors of {group} count {multipliers[group]:.2g} times, {pick.why}"
+    return f"bayesian: losses of {group} count {multipliers[group]:.2g} times, {pick.why}"

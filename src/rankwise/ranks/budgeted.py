@@ -1,21 +1,27 @@
-"""The default rule: the least sum of the sites' errors within the budgets."""
+"""The default rule: what all sites together keep of their outputs is largest within the budgets."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Pick, Problem, Rule, described
+from .base import Candidates, Pick, Problem, Rule, described
 from .several import least_loss
+
+# An option that loses everything has a finite loss: plans that need it are compared, too.
+LEAST_KEPT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knapsack(Rule):
-    """`min sum_i error_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u`: multipliers, then slack filled by exchanges.
+    """`max prod_i (1 - error_i(o_i))  subject to  sum_i cost_iu(o_i) <= limit_u`: multipliers, then exchanges.
 
-    The errors are relative squared errors of the sites' outputs. Their sum is not the loss of the network, but it needs
-    no run of it, and every option of every format takes part.
+    The errors are relative squared errors of the sites' outputs, and `1 - error` is the share of the energy that a site
+    keeps. What passes through one site after the other keeps about the product, so that a site which loses nearly all
+    of its output costs more than many that lose a little each; a sum of errors would not tell them apart. It needs
+    no run of the network, and every option of every format takes part.
 
     Example:
         >>> str(Knapsack())
@@ -23,10 +29,25 @@ class Knapsack(Rule):
     """
 
     name: ClassVar[str] = "knapsack"
-    summary: ClassVar[str] = "least sum of the layers' errors within the budgets; the default, for all formats"
+    summary: ClassVar[str] = "largest product of what the layers keep, within the budgets; the default, for all formats"
 
     def choose(self, problem: Problem) -> list[Pick]:
-        return least(problem, [[option.error for option in site.options] for site in problem.sites])
+        return least(problem, [losses(site) for site in problem.sites])
+
+
+def losses(site: Candidates) -> list[float]:
+    """The loss of every option of a site; of tied ones, whose errors are added up, that of their mean."""
+    return [site.members * loss(option.error / site.members) for option in site.options]
+
+
+def loss(error: float) -> float:
+    """`-log(1 - error)`, for sums that stand for the product of what sites keep.
+
+    Example:
+        >>> round(loss(0.5), 3), round(loss(1.0), 3)
+        (0.693, 13.816)
+    """
+    return -math.log(max(1 - error, LEAST_KEPT))
 
 
 def least(problem: Problem, losses: Sequence[Sequence[float]]) -> list[Pick]:

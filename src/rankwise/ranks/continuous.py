@@ -38,7 +38,7 @@ class Continuous(Rule):
     begin with few candidates and repeat with those around the largest weight, until options are neighbours. The
     largest weights are then a plan, which exchanges of single options repair and fill up to the budgets.
 
-    No data and no model take part: what is minimised is the knapsack's own sum, so its plan is seldom beaten.
+    No data and no model take part: what is minimised is a sum of the curves' errors.
     `training.RankSearch` has the form that trains weights too.
 
     Args:

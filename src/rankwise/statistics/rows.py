@@ -34,8 +34,8 @@ def positions_per_sample(site: Site, samples: int | None, positions: int | str) 
     """How many output positions of each sample to gather; None for all.
 
     "auto" takes enough for 40 rows per input dimension over all samples, but not more than four times the layer's own
-    multiplications, and at least 16 per sample: neighbouring positions repeat each other, so more of them cost time and
-    teach little.
+    multiplications, and at least 16 per sample: neighbouring pixels repeat each other, so more of them cost time and
+    teach little. Tokens do not: linear layers take as many as the layer's own multiplications pay for, if that is more.
 
     Args:
         site: the layer.
@@ -52,8 +52,10 @@ def positions_per_sample(site: Site, samples: int | None, positions: int | str) 
             return 64
         enough = ROWS_PER_INPUT * site.in_features / max(samples, 1)
         total = max(math.prod(call.out_size) if call.out_size else call.rows for call in site.calls)
-        affordable = COST_IN_FORWARDS * total * (site.out_features // site.groups) / site.in_features
-        return max(FEWEST_POSITIONS, math.ceil(min(enough, affordable)))
+        paid = total * (site.out_features // site.groups) / site.in_features
+        if not site.kernel_size:
+            enough = max(enough, paid)
+        return max(FEWEST_POSITIONS, math.ceil(min(enough, COST_IN_FORWARDS * paid)))
     if isinstance(positions, int) and not isinstance(positions, bool) and positions > 0:
         return positions
     raise ValueError(f'positions must be "auto", "all" or a number above 0, not {positions!r}')
