@@ -61,6 +61,7 @@ def main() -> None:
         except Exception as error:  # a network that does not run at all is a row, too
             verdicts = [Verdict({"network": case.name, "kind": case.kind}, [f"{type(error).__name__}: {error}"])]
         seconds = (time.perf_counter() - begin) / len(verdicts)
+        print(f"{case.name}: {seconds * len(verdicts):.0f} s", flush=True)
         for verdict in verdicts:
             told = verdict.faults or [verdict.figures.get("verdict", "right")]
             rows.append({**verdict.figures, "seconds": seconds, "verdict": "; ".join(told)})

@@ -31,6 +31,7 @@ class Case:
         options: further arguments of `compress`, such as the layers to touch where all of them would take long.
         refused: words that a refusal has to contain; None where the network must be compressed.
         whole: whether MACs are counted for a whole batch, because one sample is none.
+        routed: whether rows go where their values send them, so that the counts of both networks are of other rows.
         before: what a user does to the network before he hands it over.
         quick: whether the short run has it.
     """
@@ -44,6 +45,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] | None = None
     whole: bool = False
+    routed: bool = False
     before: Callable[[nn.Module, Any], None] | None = None
     quick: bool = True
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rankwise as rw
 from benchmarks.honesty_case import Case
-from rankwise.batches import call, first_sample
+from rankwise.batches import call, first_samples
 from rankwise.evaluate import size
 
 # Squared errors below this (3 % of an output) are too small for a ratio of them to matter.
@@ -159,6 +159,30 @@ def layer_errors(dense: nn.Module, small: nn.Module, report: rw.CompressReport, 
     return {name: error.value(report.sites[name].chain_bias(report.plan.metric)) for name, error in errors.items()}
 
 
+def by_rows(dense: nn.Module, small: nn.Module, report: rw.CompressReport, batch: Any) -> list[str]:
+    """Chains whose products are not those of the plan for the rows that they were given; only linear layers."""
+    rows: dict[str, list[int]] = {}
+    for network, number in ((dense, 0), (small, 1)):
+        for row in report.plan.factorised:
+            seen = rows.setdefault(row.site, [0, 0])
+
+            def count(module: nn.Module, args: Any, seen: list[int] = seen, number: int = number) -> None:
+                seen[number] += args[0].shape[:-1].numel()
+
+            handle = network.get_submodule(row.site).register_forward_pre_hook(count)
+            with torch.no_grad():
+                call(network, batch)
+            handle.remove()
+    with FlopCounterMode(display=False, depth=99) as counter, torch.no_grad():
+        call(small, batch)
+    found = {name.partition(".")[2]: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    return [
+        f"{row.site!r} runs {found.get(row.site, 0):,} MACs for {rows[row.site][1]:,} rows, not {wanted:,}"
+        for row in report.plan.factorised
+        if found.get(row.site, 0) != (wanted := row.macs * rows[row.site][1] // max(rows[row.site][0], 1))
+    ]
+
+
 @dataclass
 class Verdict:
     """What was found of one network at one budget in one way.
@@ -178,7 +202,7 @@ def judge(
     """Both ways at one budget, one-shot first."""
     errors: dict[str, float | None] = {}
     wanted = outputs(model, held_out)
-    example = data[0] if case.whole else first_sample(data[0])
+    example = data[0] if case.whole else first_samples(data[0])
     for method in ("one-shot", "sequential"):
         unit, share = next(iter(keep.items()))
         verdict = Verdict({"network": case.name, "kind": case.kind, "budget": f"{unit} {share:g}", "method": method})
@@ -196,7 +220,7 @@ def judge(
             verdict.faults += changed(before, snapshot(model))
         else:
             verdict.faults += changed(before, snapshot(model))  # before anything else runs it
-            _measure(verdict, model, small, report, data, held_out, example, wanted, errors, keep)
+            _measure(verdict, model, small, report, data, held_out, example, wanted, errors, keep, case.routed)
         yield verdict
 
 
@@ -211,6 +235,7 @@ def _measure(
     wanted: list[Tensor],
     errors: dict[str, float | None],
     keep: Any,
+    routed: bool,
 ) -> None:
     plan, method, faults = report.plan, verdict.figures["method"], verdict.faults
     random = torch.get_rng_state()
@@ -224,13 +249,15 @@ def _measure(
         "error": error,
     }
     for unit, count in (("macs", counted.macs), ("params", counted.params), ("params", in_memory(small))):
-        if count != plan.planned[unit]:
+        if count != plan.planned[unit] and not (routed and unit == "macs"):
             faults.append(f"{count:,} {unit} were counted, {plan.planned[unit]:,} planned")
+    if routed:
+        faults += by_rows(model, small, report, example)
     for unit, share in keep.items():
         if plan.planned[unit] > share * plan.dense[unit]:
             faults.append(f"the budget of {unit} is not met")
     saved = plan.dense["macs"] - plan.planned["macs"]
-    if before is not None and after is not None and before - after != 2 * saved:
+    if before is not None and after is not None and before - after != 2 * saved and not routed:
         faults.append(f"PyTorch counts {(before - after) // 2:,} MACs fewer, the plan {saved:,.0f}")
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         faults.append("outputs are not finite")

@@ -31,10 +31,14 @@ def made() -> tuple[nn.Module, nn.Module, rw.Sites, rw.Plan]:
     return model, rw.factorise(model, plan, stats), stats.sites, plan
 
 
+def counts(plan: rw.Plan) -> tuple[dict[str, int], int]:
+    return {row.site: row.macs for row in plan.factorised}, int(plan.planned["macs"])
+
+
 def test_the_result_of_factorise_passes() -> None:
     model, small, sites, plan = made()
     factorised = [sites[row.site] for row in plan.factorised]
-    check_result(model, small, factorised, sites.example, int(plan.planned["macs"]))
+    check_result(model, small, factorised, sites.example, *counts(plan))
 
 
 def test_macs_by_operators_are_those_by_layers() -> None:
@@ -75,8 +79,39 @@ def test_more_multiplications_than_planned_are_told() -> None:
     model, small, sites, plan = made()
     small.extra = nn.Linear(8, 8)
     small.register_forward_hook(lambda layer, args, output: layer.extra(output))
-    with pytest.raises(ValueError, match=r"its plan says [\d,]+: the forward of Net"):
-        check_result(model, small, [sites["fc"]], sites.example, int(plan.planned["macs"]))
+    with pytest.raises(ValueError, match=r"runs [\d,]+ multiply-accumulates in 'extra', the dense one 0"):
+        check_result(model, small, [sites[row.site] for row in plan.factorised], sites.example, *counts(plan))
+
+
+def test_a_chain_that_costs_more_than_planned_is_named() -> None:
+    model, small, sites, plan = made()
+    planned, total = counts(plan)
+    with pytest.raises(ValueError, match=r"site 'fc' cannot be factorised: its chain runs [\d,]+ multiply-acc"):
+        check_result(model, small, [sites["fc"]], sites.example, {"fc": planned["fc"] - 1}, total - 1)
+
+
+class Routed(nn.Module):
+    """Rows go through a layer by their values, which the first one's factors change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        taken = x.mean(-1) > 0
+        y = x.clone()
+        y[taken] = self.second(x[taken])
+        return self.last(y)
+
+
+def test_rows_that_go_another_way_are_no_difference() -> None:
+    torch.manual_seed(0)
+    model, data = Routed().eval(), [torch.randn(64, 16) for _ in range(3)]
+    small, report = rw.compress(model, data, keep={"macs": 0.6}, example=data[0], method="one-shot")
+    assert report.compressed.macs != report.plan.planned["macs"]  # the counts are of other rows
+    assert "first" in {row.site for row in report.plan.factorised}
+    assert torch.isfinite(small(data[0])).all()
 
 
 def test_outputs_that_are_not_finite_name_the_first_site() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from .batches import call, pristine
 from .counting import Recorder
@@ -19,27 +21,36 @@ from .standins import Reads, works_on_another
 
 
 def check_result(
-    dense: nn.Module, result: nn.Module, sites: Iterable[Site], example: Any, macs: int | None = None
+    dense: nn.Module,
+    result: nn.Module,
+    sites: Sequence[Site],
+    example: Any,
+    planned: Mapping[str, int] | None = None,
+    total: int | None = None,
 ) -> None:
     """Run a factorised network once and refuse it where it is not what its plan says.
 
     Every chain is called as often as the layer that it replaced, no weight of a chain is put together, nothing of the
     dense network is read, and outputs are finite where those of the dense network are. Multiply-accumulates are counted
-    by operators, so that none is missed that runs beside the layers.
+    by operators, so that none is missed that runs beside the layers. Where a network sends its rows by their values, as
+    a mixture of experts does, each layer's are compared for the rows that it was given.
 
     Args:
         dense: the network that was factorised.
         result: the factorised network.
         sites: those that were factorised.
         example: what the networks are called with.
-        macs: what the result counts to by its plan, for this example; None where that is not known.
+        planned: site -> what its chain counts to by the plan, for this example; None where that is not known.
+        total: what the result counts to by the plan.
 
     Raises:
         ValueError: naming the site, what is wrong and what to do.
     """
     chains = {site.name: result.get_submodule(site.name) for site in sites}
     names = {chain: name for name, chain in chains.items()}
-    wanted = _calls(dense, {site.name: (site.name, *site.aliases) for site in sites}, example)
+    wanted = _Calls(dense)
+    with wanted, pristine(dense):
+        call(dense, example)
     made: set[str] = set()
     infinite: list[str] = []
 
@@ -53,7 +64,7 @@ def check_result(
     originals = {id(tensor): name for name, tensor in (*dense.named_parameters(), *dense.named_buffers())}
     with ExitStack() as stack:
         stack.enter_context(pristine(result))
-        calls = _counting(stack, result, {site.name: (site.name, *site.aliases) for site in sites})
+        calls = stack.enter_context(_Calls(result))
         for chain in names:
             stack.callback(chain.register_forward_hook(finite, prepend=True).remove)
         stack.enter_context(watching_weights(watch))
@@ -62,46 +73,87 @@ def check_result(
         output = call(result, example)
     if reads.found:
         raise ValueError(f"the factorised {type(dense).__name__} {works_on_another(dense, reads.found)}")
-    for name in chains:
-        if name in made:
-            raise _wrong(name, "its dense weight is put together again in every forward")
-        if calls[name] != wanted[name]:
-            raise _wrong(name, f"the network calls it {calls[name]} times instead of {wanted[name]}")
+    for site in sites:
+        if site.name in made:
+            raise _wrong(site.name, "its dense weight is put together again in every forward")
+        found, before = (sum(seen.count[path] for path in (site.name, *site.aliases)) for seen in (calls, wanted))
+        if found != before:
+            raise _wrong(site.name, f"the network calls it {found} times instead of {before}")
     if infinite and _finite(_output(dense, example)):
         raise _wrong(infinite[0], "its outputs are not finite where those of the dense network are")
     if not _finite(output) and _finite(_output(dense, example)):
         raise ValueError("outputs of the factorised network are not finite where those of the dense network are")
-    if macs is not None and record.total_macs != macs:
-        raise ValueError(
-            f"the factorised network runs {record.total_macs:,} multiply-accumulates, its plan says {macs:,}: the "
-            f"forward of {type(dense).__name__} does something else with the factorised layers; "
-            f"leave some dense with ignore=, first {next(iter(chains))!r}"
-        )
+    if total is not None and planned is not None and record.total_macs != total:
+        with Recorder(dense, by_operators=True) as own, pristine(dense):
+            call(dense, example)
+        _compare(own.macs, record.macs, wanted.numbers, calls.numbers, sites, planned)
+
+
+def _compare(
+    before: Counter[str],
+    after: Counter[str],
+    given_before: Counter[str],
+    given_after: Counter[str],
+    sites: Iterable[Site],
+    planned: Mapping[str, int],
+) -> None:
+    """Refuse counts that are not those of the plan for the numbers that each module was given.
+
+    Args:
+        before, after: MACs by module, in the dense and in the factorised network.
+        given_before, given_after: how many numbers each module was given.
+        sites: those that were factorised.
+        planned: site -> MACs of its chain.
+    """
+    inside = {site.name: (site.name, *site.aliases) for site in sites}
+    for name, paths in inside.items():
+        chain = sum(macs for owner, macs in after.items() if any(f"{owner}.".startswith(f"{path}.") for path in paths))
+        now, then = (sum(given[path] for path in paths) for given in (given_after, given_before))
+        if chain * then != planned[name] * now:
+            macs = planned[name] * now // then if then else 0
+            raise _wrong(name, f"its chain runs {chain:,} multiply-accumulates, its plan says {macs:,}")
+    chains = tuple(f"{path}." for paths in inside.values() for path in paths)
+    for owner in before.keys() | after.keys():
+        same = owner not in given_before or given_before[owner] == given_after[owner]
+        if not f"{owner}.".startswith(chains) and same and before[owner] != after[owner]:
+            raise ValueError(
+                f"the factorised network runs {after[owner]:,} multiply-accumulates in {owner!r}, the dense one "
+                f"{before[owner]:,}: its forward does something else with the factorised layers; leave some dense with "
+                f"ignore=, first {next(iter(inside))!r}"
+            )
 
 
 def _wrong(name: str, what: str) -> ValueError:
     return ValueError(f"site {name!r} cannot be factorised: {what}; leave it dense with ignore=[{name!r}]")
 
 
-def _calls(model: nn.Module, paths: dict[str, Sequence[str]], example: Any) -> Counter[str]:
-    """How often the layers of each site are called."""
-    with ExitStack() as stack:
-        stack.enter_context(pristine(model))
-        calls = _counting(stack, model, paths)
-        call(model, example)
-    return calls
+class _Calls:
+    """Context that counts the calls of every module, and the numbers in the tensors that each was given.
 
+    Attributes:
+        count: module name -> calls.
+        numbers: module name -> numbers in all of them.
+    """
 
-def _counting(stack: ExitStack, model: nn.Module, paths: dict[str, Sequence[str]]) -> Counter[str]:
-    calls: Counter[str] = Counter()
-    for name, its_paths in paths.items():
-        for layer in {model.get_submodule(path): None for path in its_paths}:
+    def __init__(self, model: nn.Module) -> None:
+        self.count: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter(dict.fromkeys(dict(model.named_modules()), 0))
+        self._model = model
+        self._handles: list[RemovableHandle] = []
 
-            def count(*_: Any, name: str = name) -> None:
-                calls[name] += 1
+    def __enter__(self) -> _Calls:
+        for name, module in self._model.named_modules():
+            hook = partial(self._see, name)
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
 
-            stack.callback(layer.register_forward_pre_hook(count).remove)
-    return calls
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _see(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.count[name] += 1
+        self.numbers[name] += sum(x.numel() for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
 
 
 def _output(model: nn.Module, example: Any) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .state import storage_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -20,6 +23,7 @@ def copied(model: Model, memo: dict[int, Any] | None = None) -> Model:
     """A copy of a network that shares nothing with it.
 
     Activations that a module has kept, as attributes or in lists and dictionaries, lose the graph that made them.
+    Parameters and buffers that share memory share it in the copy, too.
 
     Args:
         model: any network.
@@ -41,11 +45,31 @@ def copied(model: Model, memo: dict[int, Any] | None = None) -> Model:
                 for tensor in tensors_held(value):
                     if not tensor.is_leaf and id(tensor) not in memo:
                         memo[id(tensor)] = tensor.detach().clone()
+    _share_memory(model, memo)
     try:
         with torch.inference_mode(False):  # a copy made in inference mode could not be trained
             return copy.deepcopy(model, memo)
     except Exception as error:
         raise ValueError(_told(model, error)) from error
+
+
+def _share_memory(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Let parameters and buffers of one storage be of one storage in the copy: each would get its own by itself."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    together: dict[int, list[Tensor]] = defaultdict(list)
+    for place, tensor in tensors.items():
+        if place not in memo and type(tensor) in (Tensor, nn.Parameter) and (storage := storage_of(tensor)):
+            together[storage].append(tensor)
+    for sharing in together.values():
+        if len(sharing) < 2:
+            continue
+        storage = sharing[0].untyped_storage().clone()
+        for tensor in sharing:
+            with torch.no_grad():
+                empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                view = empty.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if is_parameter else view
 
 
 def tensors_held(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ activations is not counted, and every operator that is left out is listed.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -158,15 +158,18 @@ class Recorder(TorchDispatchMode):
         return self._names[id(module)]
 
     @property
+    def macs(self) -> Counter[str]:
+        """Module name -> multiply-accumulates that were counted with its parameters."""
+        result = Counter(self.other_macs)
+        for name, calls in self.calls.items():
+            if not isinstance(self._layers[name], nn.Embedding):
+                result[name] += sum(call.rows for call in calls) * prod(self._shapes[name])
+        return result
+
+    @property
     def total_macs(self) -> int:
         """Multiply-accumulates of everything that was counted."""
-        own = sum(
-            call.rows * prod(self._shapes[name])
-            for name, calls in self.calls.items()
-            if not isinstance(self._layers[name], nn.Embedding)
-            for call in calls
-        )
-        return own + sum(self.other_macs.values())
+        return self.macs.total()
 
     # ---- layers, by hook
 

@@ -15,7 +15,7 @@ from rankwise.linalg.metric import Dense, Identity, Sampled
 from rankwise.linalg.reduced_rank import truncate
 from rankwise.statistics import Moments, accumulator, moments
 from rankwise.statistics.accumulator import Accumulator, add_gram, mirror
-from rankwise.statistics.moments import LARGEST_SHARE, identity_metrics, merge, shrinkage
+from rankwise.statistics.moments import LARGEST_SHARE, covariance_shrinkage, identity_metrics, merge, shrinkage
 from rankwise.statistics.rows import input_rows, unfold_order
 
 
@@ -253,16 +253,16 @@ def test_metrics_are_shrunk_towards_the_weight_metric(N: int) -> None:
     torch.testing.assert_close(found.metrics(1)[0].dense(), eye)
 
 
-def test_shrinkage_of_few_rows_and_the_share_add_up_to_one_share() -> None:
-    found = streamed([spiked(20, 30, 0)])
+@pytest.mark.parametrize("N", [20, 60])
+def test_few_rows_shrink_covariances_and_the_share_comes_on_top(N: int) -> None:
+    found = streamed([spiked(N, 30, 0)])
     S = found.metrics(damping=0)[0].dense()
-    mean = S.trace() / 30
-    rows_ask = shrinkage(float(S.trace()), float(S.square().sum()), 20, 30)
+    rows_ask = covariance_shrinkage(S.diagonal(), float(S.square().sum()), N)
     assert rows_ask > 0.05
-    share = 1 - (1 - rows_ask) * (1 - 0.2)
-    wanted = (1 - share) * S + share * mean * torch.eye(30, dtype=torch.float64)
+    best = (1 - rows_ask) * S + rows_ask * torch.diag(S.diagonal())
+    wanted = (1 - 0.2) * best + 0.2 * S.trace() / 30 * torch.eye(30, dtype=torch.float64)
     found_DD = found.metrics(0.2)[0].dense()
-    torch.testing.assert_close(found_DD / found_DD.trace(), wanted / wanted.trace())
+    torch.testing.assert_close(found_DD / found_DD.trace(), wanted / wanted.trace(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("wrong", [-0.01, 1.5, float("nan"), "0.1", True, None])
@@ -302,6 +302,31 @@ def test_the_shrinkage_is_close_to_the_best_one(N: int) -> None:
         found.append(missed[0])
         best.append(min(missed[1:]))
     assert sum(found) <= 1.2 * sum(best)
+
+
+@pytest.mark.parametrize("N", [3, 10, 40, 400, 40_000])
+def test_the_shrinkage_of_covariances_is_close_to_the_best_one(N: int) -> None:
+    """Of inputs that go together in pairs, against the share that a grid finds for the true covariance."""
+    D = 40
+    true = torch.diag(torch.logspace(2, -2, D, dtype=torch.float64))
+    mixed = torch.linalg.qr(normal(D, D, seed=7)).Q
+    true = torch.lerp(true, mixed @ true @ mixed.mT, 0.5)
+    root = torch.linalg.cholesky(true)
+    found, best = [], []
+    for seed in range(10):
+        S = streamed([normal(1, N, D, seed=seed) @ root.mT]).metrics(damping=0)[0].dense()
+        share = covariance_shrinkage(S.diagonal(), float(S.square().sum()), N)
+        missed = [float((torch.lerp(S, S.diagonal().diag(), s) - true).square().sum()) for s in (share, *GRID)]
+        found.append(missed[0])
+        best.append(min(missed[1:]))
+    assert sum(found) <= 1.2 * sum(best)
+
+
+def test_independent_inputs_have_no_covariance() -> None:
+    S = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert covariance_shrinkage(S.diagonal(), float(S.square().sum()), 10) == 0.0  # nothing to shrink
+    few = streamed([normal(1, 50, 40)]).metrics()[0].dense()
+    assert torch.equal(few, torch.diag(few.diagonal()))
 
 
 def test_the_shrinkage_of_no_and_of_all_information() -> None:

@@ -156,11 +156,12 @@ def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, ex
     if not factorised:
         return
     same = example is sites.example or total_macs(model, example) == sites.total_macs
-    planned = sites.total_macs
-    for row in plan.factorised:  # the plan may have been made for another example
-        site = sites[row.site]
-        planned += get_format(row.format).cost(site, row.ranks, site.chain_bias(plan.metric)).macs - site.macs
-    check_result(model, compressed, factorised, example, planned if same else None)
+    planned = {  # the plan may have been made for another example
+        row.site: get_format(row.format).cost(site, row.ranks, site.chain_bias(plan.metric)).macs
+        for row, site in zip(plan.factorised, factorised, strict=True)
+    }
+    total = sites.total_macs + sum(planned[site.name] - site.macs for site in factorised)
+    check_result(model, compressed, factorised, example, planned, total if same else None)
 
 
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:

@@ -101,14 +101,15 @@ class Moments:
         Of a tied embedding that of its rows comes last, their frequencies.
 
         `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
-        itself shrunk by what their number asks for; `s` is for what no number of rows tells: that the network will see
-        other data. The mean is not shrunk. The only value known without data is 0, and inputs after a ReLU are far
-        from it: the mean of related data is the better guess.
+        itself shrunk by what their number asks for: covariances towards 0 (`covariance_shrinkage`), above 8,192 inputs
+        all of it towards the weight metric (`shrinkage`). `s` is for what no number of rows tells: that the network
+        will see other data. The mean is not shrunk. The only value known without data is 0, and inputs after a ReLU are
+        far from it: the mean of related data is the better guess.
 
         Args:
             shrink: `s`, from 0 (the statistics) to 1 (the weight metric).
-            damping: instead of what the number of rows asks for (`shrinkage`), relative to the mean variance of an
-                input; 0 for the rows as they are.
+            damping: instead of what the number of rows asks for, relative to the mean variance of an input; 0 for the
+                rows as they are.
             diagonal: leave out what two inputs have in common. A variance needs few rows, so that none are asked for.
 
         Raises:
@@ -127,15 +128,23 @@ class Moments:
                 result.append(Diagonal(mean_D, (added + shrink) / (1 - shrink)))
             elif self.second_GDD is not None:
                 sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
-                squares = float(sigma_DD.square().sum())
-                added = self._damping(damping, float(sigma_DD.trace()), squares)
+                if damping is None:
+                    share = covariance_shrinkage(sigma_DD.diagonal(), float(sigma_DD.square().sum()), self.count)
+                    sigma_DD = torch.lerp(sigma_DD, sigma_DD.diagonal().diag(), share)
+                added = DAMPING if damping is None else damping
                 result.append(Dense(sigma_DD, (added + shrink) / (1 - shrink)))
             else:
                 assert self.rows_GND is not None
                 rows_ND = (self.rows_GND[group].double() - mean_D) / self.rows_GND.shape[1] ** 0.5
-                trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
-                added = self._damping(damping, trace, squares)
-                result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * trace / self.dim))
+                variances_D, squares = rows_ND.square().sum(0), float((rows_ND @ rows_ND.mT).square().sum())
+                mean = float(variances_D.mean())
+                if damping is None and self.dim <= LARGEST_DENSE:
+                    share = covariance_shrinkage(variances_D, squares, len(rows_ND))
+                    ridge_D = share * variances_D + (DAMPING + shrink) / (1 - shrink) * mean
+                    result.append(Sampled((1 - share) ** 0.5 * rows_ND, ridge_D))
+                else:
+                    added = self._damping(damping, mean * self.dim, squares)
+                    result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * mean))
         return result + self._lookup_metrics(shrink, damping)
 
     def _lookup_metrics(self, shrink: float, damping: float | None) -> list[Metric]:
@@ -192,6 +201,30 @@ def shrinkage(trace: float, squares: float, rows: int, dim: int) -> float:
     spread = squares - trace**2 / dim
     missed = ((1 - 2 / dim) * squares + trace**2) / (rows + 1 - 2 / dim)
     return min(missed / spread, LARGEST_SHARE) if spread > 0 else 0.0
+
+
+def covariance_shrinkage(variances_D: Tensor, squares: float, rows: int) -> float:
+    """The share of its diagonal that brings a covariance `S` of few rows closest to the true one.
+
+    `min over s of E ||(1 - s) S + s diag(S) - Sigma||_F^2`, that is `s = sum var(S_ij) / sum S_ij^2` over `i != j`,
+    with `var(S_ij) = (S_ii S_jj + S_ij^2) / rows` of normally distributed rows. Variances need few rows; inputs that
+    never fire keep theirs.
+
+    Args:
+        variances_D: the diagonal of `S`.
+        squares: sum of all squared entries of `S`.
+        rows: that it was made of.
+
+    Returns:
+        A number from 0 (many rows) to 1 (covariances are no larger than those of independent inputs).
+
+    Source: Schafer, Strimmer, "A Shrinkage Approach to Large-Scale Covariance Matrix Estimation and Implications for
+    Functional Genomics", 2005.
+    """
+    own = float(variances_D.square().sum())
+    shared = squares - own
+    missed = (float(variances_D.sum()) ** 2 - own + shared) / rows
+    return min(missed / shared, 1.0) if shared > 0 else 0.0
 
 
 def identity_metrics(groups: int, dim: int, device: torch.device | str = "cpu") -> list[Metric]:
