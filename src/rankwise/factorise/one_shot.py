@@ -14,6 +14,7 @@ from ..sites import Site, Sites
 from ..statistics import Statistics
 from ..statistics.moments import Moments
 from ..surgery import rebuild
+from .half import fill
 
 
 def one_shot(
@@ -69,4 +70,4 @@ def factorise_site(
         factors = fit(format, site, weight, moments.two_sided(metric, shrink), row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
     chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias=bias is not None)
-    format.fill(chain, factors, bias)
+    fill(format, chain, factors, bias, moments)

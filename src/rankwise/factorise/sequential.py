@@ -33,6 +33,7 @@ from ..statistics.rows import Drawn, draw, positions_per_sample
 from ..surgery import put
 from . import graph, hooks
 from .fitting import choose_beta, fit_site
+from .half import fill
 from .one_shot import factorise_site
 from .residual import Repair, corrected
 from .spill import DEFAULT_CAP
@@ -221,7 +222,7 @@ class _Visitor:
         factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric, self.formats)
         format = get_format(row.format, self.formats)
         chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
-        format.fill(chain, factors, bias if with_bias else None)
+        fill(format, chain, factors, bias if with_bias else None, moments)
         put(self.compressed, {site: chain})
         self.changed.append(site)
 
