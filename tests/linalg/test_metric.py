@@ -11,7 +11,7 @@ from torch import Tensor
 from rankwise.linalg.diagonal import Diagonal
 from rankwise.linalg.metric import Dense, Identity, Metric, Sampled
 
-KINDS = ("diagonal", "dense", "singular", "sampled", "ridge", "ridges", "many rows", "identity")
+KINDS = ("diagonal", "dense", "singular", "sampled", "ridge", "many rows", "identity")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -25,14 +25,11 @@ def made(kind: str, dim: int, seed: int) -> tuple[Metric, Tensor]:
         return Diagonal(variance_D, 0.5), torch.diag(variance_D + 0.5 * variance_D.mean())
     if kind == "identity":
         return Identity(dim), torch.eye(dim, dtype=torch.float64)
-    rows = max(1, dim // 2) if kind in ("singular", "sampled", "ridge", "ridges") else dim + 3
+    rows = max(1, dim // 2) if kind in ("singular", "sampled", "ridge") else dim + 3
     rows_ND = normal(rows, dim, seed=seed) @ normal(dim, dim, seed=seed + 1) / rows**0.5
     sigma = rows_ND.mT @ rows_ND
     if kind == "ridge":
         return Sampled(rows_ND, 0.5), sigma + 0.5 * torch.eye(dim, dtype=torch.float64)
-    if kind == "ridges":
-        ridge_D = normal(dim, seed=seed + 2).square() + 0.01
-        return Sampled(rows_ND, ridge_D), sigma + torch.diag(ridge_D)
     return (Dense(sigma) if kind in ("dense", "singular") else Sampled(rows_ND)), sigma
 
 

@@ -142,16 +142,16 @@ class Dense(Metric):
 
 
 class Sampled(Metric):
-    """Sigma as `X^T X + diag(ridge)` for fewer rows than inputs: nothing of size D x D is ever made.
+    """Sigma as `X^T X + ridge I` for fewer rows than inputs: nothing of size D x D is ever made.
 
     Args:
         rows_ND: centred samples divided by the square root of their number.
-        ridge: what is added to the diagonal: to all of it alike, so much of the weight metric, or D numbers.
+        ridge: how much of the weight metric is added.
     """
 
-    def __init__(self, rows_ND: Tensor, ridge: float | Tensor = 0.0) -> None:
+    def __init__(self, rows_ND: Tensor, ridge: float = 0.0) -> None:
         self.rows_ND = rows_ND.double()
-        self.ridge = torch.as_tensor(ridge, dtype=torch.float64, device=rows_ND.device)
+        self.ridge = ridge
         self.dim = rows_ND.shape[1]
         self.device = rows_ND.device
 
@@ -159,30 +159,21 @@ class Sampled(Metric):
         return (M_TD @ self.rows_ND.mT) @ self.rows_ND + self.ridge * M_TD
 
     def dense(self) -> Tensor:
-        return self.rows_ND.mT @ self.rows_ND + torch.diag(self._ridges)
-
-    @property
-    def _ridges(self) -> Tensor:
-        return self.ridge.expand(self.dim)
+        return self.rows_ND.mT @ self.rows_ND + self.ridge * _eye(self.rows_ND, self.dim)
 
     def inner(self, M_TD: Tensor) -> Tensor:
         half = M_TD @ self.rows_ND.mT
         products_TT = half @ half.mT
-        return products_TT + (self.ridge * M_TD) @ M_TD.mT if self.ridge.any() else products_TT
+        return products_TT + self.ridge * (M_TD @ M_TD.mT) if self.ridge else products_TT
 
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         K = math.prod(sizes[mode] for mode in held)
-        order = [mode for mode in range(len(sizes)) if mode not in held] + list(held)
-        rows = self.rows_ND.reshape(-1, *sizes).permute(0, *(1 + mode for mode in order)).reshape(-1, K)
-        ridge_K = self._ridges.reshape(*sizes).permute(*order).reshape(-1, K).mean(0)
-        return rows.mT @ rows * (K / self.dim) + torch.diag(ridge_K)
+        others = [1 + mode for mode in range(len(sizes)) if mode not in held]
+        rows = self.rows_ND.reshape(-1, *sizes).permute(0, *others, *(1 + mode for mode in held)).reshape(-1, K)
+        return rows.mT @ rows * (K / self.dim) + self.ridge * _eye(rows, K)
 
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
         folded = _channel_fold(self.rows_ND, B_CR, taps)
-        if self.ridge.dim():
-            ridge_CQ = self.ridge.reshape(-1, taps)
-            added = torch.einsum("cr,cq,cs,qp->rqsp", B_CR, ridge_CQ, B_CR, _eye(B_CR, taps))
-            return Dense(folded.mT @ folded + added.reshape(folded.shape[1], -1))
         gram_RR, eye_RR = B_CR.mT @ B_CR, _eye(B_CR, B_CR.shape[1])
         if len(folded) <= folded.shape[1] and torch.allclose(gram_RR, eye_RR, atol=1e-8):
             return Sampled(folded, self.ridge)
@@ -196,13 +187,7 @@ class Sampled(Metric):
         # ones is r (I + X'^T K^-1 X'), and of their products with the target r (target' + X'^T K^-1 rest).
         X_ND = self.rows_ND
         # Without a ridge an input that others determine would have a direction of its own made of rounding errors.
-        least = max(1e-12 * float(X_ND.square().mean()) * len(X_ND), torch.finfo(torch.float64).tiny)
-        ridge = 1.0
-        if self.ridge.dim():  # what the leading inputs explain is the same in other units, in which all ridges are 1
-            units_D = self.ridge.clamp_min(least).sqrt()
-            X_ND, target_TD = X_ND / units_D, target_TD * units_D
-        else:
-            ridge = max(float(self.ridge), least)
+        ridge = max(self.ridge, 1e-12 * float(X_ND.square().mean()) * len(X_ND), torch.finfo(torch.float64).tiny)
         K_NN, rest_NT = ridge * _eye(X_ND, len(X_ND)), X_ND @ target_TD.mT
         Y_KT = []
         for X_NB, target_TB in zip(X_ND.split(PROJECTED, 1), target_TD.split(PROJECTED, 1), strict=True):
@@ -215,7 +200,7 @@ class Sampled(Metric):
 
     def to(self, dtype: torch.dtype) -> Sampled:
         result = copy.copy(self)
-        result.rows_ND, result.ridge = self.rows_ND.to(dtype), self.ridge.to(dtype)
+        result.rows_ND = self.rows_ND.to(dtype)
         return result
 
 

@@ -25,6 +25,8 @@ SAMPLED_ROWS = 4096
 # Least damping, relative to the mean variance: keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
 LARGEST_SHARE = 0.99
+# With so many rows variances are known, and only covariances are in doubt.
+MANY_ROWS_PER_INPUT = 8
 NO_GRADIENTS = (
     "the statistics hold no gradients at its output; collect them with gradients=True (rankwise collect --gradients), "
     "or choose another metric and rule"
@@ -101,8 +103,8 @@ class Moments:
         Of a tied embedding that of its rows comes last, their frequencies.
 
         `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
-        itself shrunk by what their number asks for: covariances towards 0 (`covariance_shrinkage`), above 8,192 inputs
-        all of it towards the weight metric (`shrinkage`). `s` is for what no number of rows tells: that the network
+        itself shrunk by what their number asks for: towards the weight metric (`shrinkage`), where there are many rows
+        only covariances towards 0 (`covariance_shrinkage`). `s` is for what no number of rows tells: that the network
         will see other data. The mean is not shrunk. The only value known without data is 0, and inputs after a ReLU are
         far from it: the mean of related data is the better guess.
 
@@ -128,23 +130,20 @@ class Moments:
                 result.append(Diagonal(mean_D, (added + shrink) / (1 - shrink)))
             elif self.second_GDD is not None:
                 sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
-                if damping is None:
-                    share = covariance_shrinkage(sigma_DD.diagonal(), float(sigma_DD.square().sum()), self.count)
+                squares = float(sigma_DD.square().sum())
+                if damping is None and self.count >= MANY_ROWS_PER_INPUT * self.dim:
+                    share = covariance_shrinkage(sigma_DD.diagonal(), squares, self.count)
                     sigma_DD = torch.lerp(sigma_DD, sigma_DD.diagonal().diag(), share)
-                added = DAMPING if damping is None else damping
+                    added = DAMPING
+                else:
+                    added = self._damping(damping, float(sigma_DD.trace()), squares)
                 result.append(Dense(sigma_DD, (added + shrink) / (1 - shrink)))
             else:
                 assert self.rows_GND is not None
                 rows_ND = (self.rows_GND[group].double() - mean_D) / self.rows_GND.shape[1] ** 0.5
-                variances_D, squares = rows_ND.square().sum(0), float((rows_ND @ rows_ND.mT).square().sum())
-                mean = float(variances_D.mean())
-                if damping is None and self.dim <= LARGEST_DENSE:
-                    share = covariance_shrinkage(variances_D, squares, len(rows_ND))
-                    ridge_D = share * variances_D + (DAMPING + shrink) / (1 - shrink) * mean
-                    result.append(Sampled((1 - share) ** 0.5 * rows_ND, ridge_D))
-                else:
-                    added = self._damping(damping, mean * self.dim, squares)
-                    result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * mean))
+                trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
+                added = self._damping(damping, trace, squares)
+                result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * trace / self.dim))
         return result + self._lookup_metrics(shrink, damping)
 
     def _lookup_metrics(self, shrink: float, damping: float | None) -> list[Metric]:
@@ -207,8 +206,8 @@ def covariance_shrinkage(variances_D: Tensor, squares: float, rows: int) -> floa
     """The share of its diagonal that brings a covariance `S` of few rows closest to the true one.
 
     `min over s of E ||(1 - s) S + s diag(S) - Sigma||_F^2`, that is `s = sum var(S_ij) / sum S_ij^2` over `i != j`,
-    with `var(S_ij) = (S_ii S_jj + S_ij^2) / rows` of normally distributed rows. Variances need few rows; inputs that
-    never fire keep theirs.
+    with `var(S_ij) = (S_ii S_jj + S_ij^2) / rows` of normally distributed rows. Variances stay as they are, which takes
+    rows enough to know them: an input that fired in none of a few rows is not free.
 
     Args:
         variances_D: the diagonal of `S`.
