@@ -19,6 +19,7 @@ from rankwise.torchvision_shim import import_torchvision
 def made(name: str, module: str = "torchvision.models", **settings: Any) -> Any:
     def build() -> nn.Module:
         import_torchvision()
+        importlib.import_module("torchvision.extension")._has_ops = lambda: True
         _implement_nms()
         return getattr(importlib.import_module(module), name)(weights=None, **settings)
 
@@ -52,7 +53,7 @@ def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 _kept: list[torch.library.Library] = []
 
 
-def _one(size: int, samples: int = 2) -> Batch:
+def _one(size: int, samples: int = 8) -> Batch:
     return images(samples, 3, size, size)
 
 
@@ -70,7 +71,7 @@ def _case(name: str, size: int, include: Any, keep: tuple[float, float] = (0.97,
         kind="torchvision",
         build=made(name, module, **settings),
         batch=batch,
-        batches=2,
+        batches=options.pop("batches", 4),
         budgets=tuple({"macs": share} for share in keep),
         options={"include": include, "formats": ("svd", "spatial_svd")},
         quick=False,
@@ -141,6 +142,7 @@ CASES = (
         module="torchvision.models.detection",
         settings=SEGMENT,
         batch=_listed(64),
+        batches=16,
     ),
     _case(
         "fcos_resnet50_fpn",
@@ -150,9 +152,10 @@ CASES = (
         module="torchvision.models.detection",
         settings={**SEGMENT, "min_size": 64, "max_size": 64},
         batch=_listed(64),
+        batches=16,
     ),
-    _case("r3d_18", 16, ["layer1.*"], (0.97, 0.9), module="torchvision.models.video", batch=images(1, 3, 4, 16, 16)),
+    _case("r3d_18", 16, ["layer1.*"], (0.97, 0.9), module="torchvision.models.video", batch=images(4, 3, 4, 16, 16)),
     _case(
-        "s3d", 64, ["features.5.*", "features.6.*"], module="torchvision.models.video", batch=images(1, 3, 16, 64, 64)
+        "s3d", 64, ["features.5.*", "features.6.*"], module="torchvision.models.video", batch=images(1, 3, 16, 224, 224)
     ),
 )

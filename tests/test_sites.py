@@ -4,15 +4,18 @@ import copy
 import functools
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
+import rankwise as rw
 from rankwise.find import find
 from rankwise.guards import unwrap
 from rankwise.sites import Call, Site, Sites, fingerprint
@@ -649,3 +652,41 @@ def test_a_rejected_example_is_a_value_error_and_leaves_no_trace() -> None:
         find(model, torch.zeros(2, 5))
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class OfComplexNumbers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.odd = nn.Linear(32, 64), nn.Linear(32, 32, dtype=torch.complex64)
+        self.last = nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.odd(torch.view_as_complex(self.first(x).view(-1, 32, 2)))
+        return self.last(y.abs())
+
+
+class OfIntegers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.odd, self.last = nn.Linear(32, 32), nn.Linear(32, 32, bias=False), nn.Linear(32, 16)
+        self.odd.weight = nn.Parameter(torch.randint(-3, 3, (32, 32)), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.odd((self.first(x) * 10).long())
+        return self.last(y.float() / 100)
+
+
+@pytest.mark.parametrize(
+    "build, reason", [(OfComplexNumbers, "complex64, and formats are of real numbers"), (OfIntegers, "int64, integers")]
+)
+@pytest.mark.parametrize("method", ["one-shot", "sequential"])
+def test_weights_that_are_no_real_numbers_stay_dense(
+    build: Callable[[], nn.Module], reason: str, method: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, data = build().eval(), [torch.randn(16, 32) for _ in range(4)]
+    assert reason in str(rw.find(model, data[0][:1])["odd"].dense_because)
+    small, report = rw.compress(model, data, keep={"macs": 0.9}, method=method)
+    assert report.plan["odd"].format == "dense"
+    rw.save(small, tmp_path / "out", plan=report.plan)
+    assert torch.equal(rw.load(build().eval(), tmp_path / "out")(data[0]), small(data[0]))

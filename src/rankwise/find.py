@@ -99,6 +99,10 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
     unfit = {layer: f"its weight is used directly by {owner}" for layer, owner in users.items()}
     for name in record.sized:
         unfit[id(model.get_submodule(name))] = "it is called with an output_size; give it an output_padding instead"
+    for name in order:
+        layer = model.get_submodule(name)
+        if (reason := _no_real_numbers(layer.weight)) is not None:
+            unfit[id(layer)] = reason
     sites = []
     for group in ties.groups:
         names = {ties.names[id(layer)][0]: layer for layer in group}
@@ -122,6 +126,16 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
         )
         sites.append(site)
     return guarded(sorted(sites, key=lambda site: order[site.name]), model)
+
+
+def _no_real_numbers(weight: Any) -> str | None:
+    """Why a weight has no factors of its own type, in words."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if weight.is_complex():
+        return f"its weight is {dtype}, and formats are of real numbers"
+    if not weight.is_floating_point():
+        return f"its weight is {dtype}, integers; factorise the floating-point model and quantise the result"
+    return None
 
 
 def _described(layer: Any, tied: bool) -> dict[str, Any]:

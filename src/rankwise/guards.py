@@ -8,8 +8,6 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .kinds import site_kind
-
 _OLD_NORMS = {
     WeightNorm: ("weight_norm", "torch.nn.utils.remove_weight_norm(layer)"),
     SpectralNorm: ("spectral_norm", "torch.nn.utils.remove_spectral_norm(layer)"),
@@ -82,13 +80,6 @@ def refuse_unsupported(model: nn.Module) -> None:
         _refuse_module(f"'{name}'" if name else "the model", module)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _refuse_tensor(name, tensor)
-    for name, module in model.named_modules():
-        weight = module._parameters.get("weight") if site_kind(module) else None
-        if weight is not None and not weight.is_floating_point():
-            raise ValueError(
-                f"the weight of '{name}' is {weight.dtype}, so the layer is quantised; factorise the floating-point "
-                "model and quantise the result"
-            )
 
 
 def _refuse_module(name: str, module: nn.Module) -> None:

@@ -523,6 +523,12 @@ def test_chain_takes_over_how_the_layer_is_kept(format: Format, name: str) -> No
         chain = format.build(layer, ranks, bias=True)
         assert chain.training
         assert all(parameter.requires_grad for parameter in chain.parameters())
+        layer.weight.requires_grad_(False)
+        chain = format.build(layer, ranks, bias=True)
+        assert [name for name, p in chain.named_parameters() if p.requires_grad] == [
+            name for name, p in chain.named_parameters() if layer.bias is not None and name.endswith("bias")
+        ]
+        layer.requires_grad_(True)
         device = format.build(copy.deepcopy(layer).to("meta"), ranks, bias=True)
         assert {parameter.device.type for parameter in device.parameters()} == {"meta"}
 

@@ -196,14 +196,19 @@ def same_tensor_options(layer: nn.Module) -> dict[str, Any]:
 
 
 def match_layout(chain: LowRank, layer: nn.Module) -> LowRank:
-    """Give the chain the dense layer's memory format, training flag and `requires_grad`."""
+    """Give the chain the dense layer's memory format and training flag, and the flags of weight and bias to its own."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     layout = CHANNELS_LAST.get(weight.dim())
     if layout is not None and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous():
         chain.to(memory_format=layout)  # type: ignore[call-overload]
     chain.train(layer.training)
-    return chain.requires_grad_(any(parameter.requires_grad for parameter in layer.parameters()))
+    bias = getattr(layer, "bias", None)
+    trained = any(parameter.requires_grad for parameter in layer.parameters() if parameter is not bias)
+    moved = bias.requires_grad if isinstance(bias, nn.Parameter) else trained
+    for name, parameter in chain.named_parameters():
+        parameter.requires_grad_(moved if name.rpartition(".")[2] == "bias" else trained)
+    return chain
 
 
 def set_bias(layer: nn.Module, bias: Tensor | None) -> None:

@@ -144,7 +144,11 @@ def dense_layer(chain: LowRank) -> nn.Module:
         if bias is not None:
             layer.bias.copy_(bias.detach())
     layer.train(chain.training)
-    return layer.requires_grad_(any(parameter.requires_grad for parameter in chain.parameters()))
+    own = chain.bias
+    layer.requires_grad_(any(parameter.requires_grad for parameter in chain.parameters() if parameter is not own))
+    if own is not None:
+        layer.bias.requires_grad_(own.requires_grad)
+    return layer
 
 
 def _layer_like(chain: Any, bias: bool, options: dict[str, Any]) -> Any:
