@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +50,15 @@ def state_of(model: nn.Module) -> State:
     """The state dict of a model, each tensor once.
 
     Raises:
-        ValueError: naming the entry that is no plain tensor with values, or a copy for running.
+        ValueError: naming the entry that is no plain tensor with values, the parameter or buffer that the state dict
+            leaves out, renames or changes, or a copy for running.
     """
     refuse_running_copy(model)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
+    state = _state_dict(model)
+    for name, value in state.items():
         if problem := _problem(value):
             raise ValueError(f"state {name!r} {problem}")
         stored = first.setdefault(place(value), name) if value.numel() else name
@@ -66,8 +69,56 @@ def state_of(model: nn.Module) -> State:
     return State(tensors=tensors, aliases=aliases)
 
 
+def _state_dict(model: nn.Module) -> dict[str, Any]:
+    """The model's own state dict, in which every parameter and persistent buffer stands under its name."""
+    try:
+        state: dict[str, Any] = model.state_dict(keep_vars=True)
+    except TypeError as error:
+        raise ValueError(
+            f"{type(model).__name__}.state_dict does not take keep_vars=True ({error}); let it hand its options on"
+        ) from error
+    for name, tensor in _own_tensors(model):
+        if (wrong := _differs(name, tensor, state)) is not None:
+            raise ValueError(
+                f"the state dict of {type(model).__name__} {wrong}, so that what is saved could not be loaded; "
+                f"remove {_changer(model)}, and save that form by yourself"
+            )
+    return state
+
+
+def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers under all their names, whatever the state dict makes of them."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        parts = [*module._parameters.items(), *module._buffers.items()]
+        for part, tensor in parts:
+            if tensor is not None and part not in module._non_persistent_buffers_set:
+                yield (f"{path}.{part}" if path else part), tensor
+
+
+def _differs(name: str, tensor: Tensor, state: Mapping[str, Any]) -> str | None:
+    """What a state dict makes of a tensor, in words; None if it holds it under its name."""
+    found = state.get(name)
+    if isinstance(found, Tensor):
+        same = found is tensor or (found.dtype, place(found)) == (tensor.dtype, place(tensor))
+        return None if same else f"holds other values than the network under {name!r}"
+    other = next((key for key, value in state.items() if value is tensor), None)
+    return f"leaves out {name!r}" if other is None else f"holds {name!r} as {other!r}"
+
+
+def _changer(model: nn.Module) -> str:
+    """Which module changes its state dict, and how."""
+    for path, module in model.named_modules():
+        where = f"{type(module).__name__} ({path or 'the model itself'})"
+        if module._state_dict_hooks or module._state_dict_pre_hooks:
+            return f"the state_dict hook of {where}"
+        for method in ("state_dict", "_save_to_state_dict"):
+            if getattr(type(module), method) is not getattr(nn.Module, method):
+                return f"the {method} of {where}"
+    return "what changes it"
+
+
 def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
-    """The bytes of `state_of(model)`; what cannot be stored counts nothing instead of being refused.
+    """The bytes of parameters and persistent buffers, each once; what cannot be stored counts nothing.
 
     Args:
         model: the network.
@@ -83,7 +134,7 @@ def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
     left_out = tuple(f"{name}." if name else "" for name in without)
     places = {
         place(value): value.numel() * value.element_size()
-        for name, value in model.state_dict(keep_vars=True).items()
+        for name, value in _own_tensors(model)
         if not name.startswith(left_out) and _problem(value) is None
     }
     return sum(places.values())

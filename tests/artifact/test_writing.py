@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from artifact_nets import Net, assert_same, compressed, images
 from safetensors import SafetensorError
 from torch import nn
 
+from rankwise import compress
 from rankwise.artifact import load, read, save
 
 
@@ -130,3 +132,57 @@ def test_disk_errors_of_the_tensor_writer_are_os_errors(
         save(small, tmp_path / "out")
     assert caught.value.errno == 28
     assert list(tmp_path.iterdir()) == []
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+class LeavesOut(Plain):
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return {name: value for name, value in super().state_dict(*args, **options).items() if name[0] != "b"}
+
+
+class Renames(Plain):
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return {f"model.{name}": value for name, value in super().state_dict(*args, **options).items()}
+
+
+class Rounds(Plain):
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return {name: value.half() for name, value in super().state_dict(*args, **options).items()}
+
+
+class HasAHook(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b._register_state_dict_hook(lambda module, state, prefix, meta: state.pop(prefix + "bias"))
+
+
+class TakesNoOptions(Plain):
+    def state_dict(self) -> Any:  # type: ignore[override]
+        return super().state_dict()
+
+
+@pytest.mark.parametrize(
+    "build, told",
+    [
+        (LeavesOut, r"leaves out 'b\.weight'.* remove the state_dict of LeavesOut \(the model itself\)"),
+        (Renames, r"holds 'a\.0\.weight' as 'model\.a\.0\.weight'"),
+        (Rounds, r"holds other values than the network under 'a\.0\.weight'"),
+        (HasAHook, r"leaves out 'b\.bias'.* remove the state_dict hook of Linear \(b\)"),
+        (TakesNoOptions, r"does not take keep_vars=True"),
+    ],
+)
+def test_a_state_dict_that_could_not_be_loaded_is_refused(build: type[nn.Module], told: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = build().eval(), [torch.randn(8, 4) for _ in range(2)]
+    result, _ = compress(model, data, keep={"macs": 0.9}, pin={"a": "svd:1"})  # the network itself is right
+    with pytest.raises(ValueError, match=told):
+        save(result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -89,6 +89,7 @@ class Job:
         from ..constraints import Constraints
         from ..find import find
         from ..folding import folded
+        from ..state import state_of
         from ..unmet import check_budgets
         from ..wishes import check_wishes
 
@@ -97,6 +98,8 @@ class Job:
             check_folder(folder)
         with out.step("loading the network"):
             network = folded(load_model(spec, weights)) if fold else load_model(spec, weights)
+            if folder is not None:
+                state_of(network)  # what cannot be saved is told before the work
         warn_about_random_weights(out, spec, weights)
         check_wishes(network, **(wishes or {}))
         with out.step("reading the data"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..find import total_macs
 from ..guards import unwrap
-from ..state import numbers_in, state_of
+from ..state import numbers_in, stored_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,5 +46,5 @@ def size(model: nn.Module, example: Any = None) -> Size:
     return Size(
         params=numbers_in(model.parameters()),
         macs=None if example is None else total_macs(model, example),
-        bytes=state_of(model).bytes,
+        bytes=stored_bytes(model),
     )
