@@ -92,6 +92,7 @@ def test_tiny_darknet_with_few_images(networks: ModuleType) -> None:
         assert float((got - dense).norm() / dense.norm()) < 0.5
 
 
+@pytest.mark.slow
 def test_resnet8_wide_with_uneven_padding_and_pixels(networks: ModuleType) -> None:
     """TensorFlow's "same" padding before strided convolutions, biases, inputs from 0 to 255. 91.5 % dense."""
     model = networks.resnet8_wide()

@@ -41,6 +41,10 @@ ZOO = {
 }
 
 
+# From 15 seconds to two minutes each.
+SLOW = ("vgg16", "vit_b_16", "resnet50", "densenet121", "convnext_tiny", "regnet_y_400mf")
+
+
 def dense(name: str, seed: int) -> nn.Module:
     """The network with random weights, batch-norm statistics that are not new, every second module in training."""
     torch.manual_seed(seed)
@@ -66,7 +70,7 @@ def _free() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ZOO])
 def test_every_verb(name: str, tmp_path: Path) -> None:
     model = dense(name, seed=0)
     flags = {module_name: module.training for module_name, module in model.named_modules()}

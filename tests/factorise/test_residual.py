@@ -47,10 +47,25 @@ class Block(nn.Module):
         self.several = nn.Sequential(nn.BatchNorm1d(12), nn.Dropout(0.3))
         self.drop = nn.Dropout(0.3)
         self.add = Addition()
+        self.keeps, self.halves, self.rectifies = Keeps(), DropPath(), nn.ReLU(inplace=True)
         self.combine = combine
 
     def forward(self, x: Tensor) -> Tensor:
         return self.combine(self, self.stem(x))
+
+
+class Keeps(nn.Module):
+    """Does nothing in evaluation, under a name that says nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+class DropPath(nn.Module):
+    """Has the name of a module that does nothing in evaluation, and does something."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2
 
 
 class Addition(nn.Module):
@@ -74,6 +89,7 @@ LINKED: dict[str, Callable[[Block, Tensor], Tensor]] = {
     "torch.add": lambda m, x: torch.add(m.main(x), x),
     "norm": lambda m, x: x + m.norm(m.main(x)),
     "norm and dropout": lambda m, x: x + m.drop(m.norm(m.main(x))),
+    "a module that does nothing": lambda m, x: x + m.keeps(m.main(x)),
     "computed later": lambda m, x: m.main(x) + torch.tanh(x),
     "into the other": lambda m, x: (x * 1).add_(m.main(x)),
     "in place, and read again": lambda m, x: (lambda y: (y.add_(x), y.abs())[1])(m.main(x)),
@@ -81,6 +97,8 @@ LINKED: dict[str, Callable[[Block, Tensor], Tensor]] = {
     "the other changed before": lambda m, x: (lambda h: m.main(h.mul_(2)) + h)(x * 1),
 }
 UNLINKED: dict[str, Callable[[Block, Tensor], Tensor]] = {
+    "a module that is called as one that does nothing": lambda m, x: x + m.halves(m.main(x)),
+    "an activation in place": lambda m, x: x + m.rectifies(m.main(x)),
     "an activation between": lambda m, x: x + torch.relu(m.main(x)),
     "used twice": lambda m, x: (lambda y: x + y + y.abs())(m.main(x)),
     "a number": lambda m, x: m.main(x) + 1.0,

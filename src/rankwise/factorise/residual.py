@@ -24,9 +24,10 @@ from ..kinds import spatial_dims
 ADD_NAMES = ("add", "add_", "__add__", "__iadd__", "__radd__")
 # By the spatial dimensions of the layer before it.
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_IDENTITIES = ("Identity", "Dropout", "Dropout2d", "StochasticDepth", "DropPath")
 # A channel that its batch norm scales down more than this against the others carries no usable correction.
 _SMALLEST_SCALE = 1e-2
+# Of a batch norm's outputs against the largest.
+_ROUNDING = 1e-4
 
 
 class Link(NamedTuple):
@@ -118,9 +119,25 @@ def _missing(node: fx.Node, done: set[fx.Node]) -> list[fx.Node]:
     return list(found)
 
 
-def passes(module: nn.Module, layer: nn.Module) -> bool:
-    """Whether a module only scales and shifts the outputs of a layer, each one by itself."""
-    return type(module).__name__ in _IDENTITIES or scale_of(module, layer) is not None
+def passes(module: nn.Module, layer: nn.Module, x: Tensor, y: Any) -> bool:
+    """Whether a module has only scaled and shifted the outputs of a layer, each one by itself.
+
+    It goes by what the module did, whatever its class: dropout and its like in eval mode give back what they get, and a
+    batch norm does what `scale_of` says.
+
+    Args:
+        module: that was called.
+        layer: whose outputs it was called with.
+        x: these, as they were before the call.
+        y: what it returned.
+    """
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        return False
+    scale = scale_of(module, layer)
+    if scale is None:
+        return y is x or torch.equal(x, y)
+    moved = (y - x * scale.view(-1, *[1] * (x.dim() - 2))).transpose(0, 1).flatten(1)
+    return bool((moved - moved[:, :1]).abs().max() <= _ROUNDING * y.abs().max())
 
 
 def scale_of(module: nn.Module, layer: nn.Module) -> Tensor | None:

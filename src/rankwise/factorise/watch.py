@@ -82,6 +82,7 @@ class Watcher(TorchFunctionMode):
         self.model, self.sites, self.stop = model, list(sites), stop
         self.trails = {site: _Trail(site, model.get_submodule(site)) for site in watched}
         self.inside = 0  # depth in modules that are not looked into
+        self.version = 0  # of the tensor that the outermost of them was called with
 
     def __enter__(self) -> Any:
         modules = [(name, module) for name, module in self.model.named_modules() if name]
@@ -115,17 +116,23 @@ class Watcher(TorchFunctionMode):
         if not self.inside:
             for trail in self._using((args, kwargs)):
                 straight = len(args) == 1 and args[0] is trail.tensors[-1] and not kwargs
-                if trail.link is not None or not straight or not passes(module, trail.layer):
+                if trail.link is not None or not straight:
                     trail.end()
                     self.stop()
         self.inside += 1
+        if self.inside == 1 and args and isinstance(args[0], Tensor):
+            self.version = writes(args[0])
 
     def _left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.inside -= 1
-        if not self.inside:
+        if self.inside == 1:  # still inside: what is computed here is no use of the outputs
             for trail in self._using(args):
-                trail.tensors.append(output)
-                trail.scale = times(trail.scale, scale_of(module, trail.layer))
+                if writes(args[0]) == self.version and passes(module, trail.layer, args[0], output):
+                    trail.tensors.append(output)
+                    trail.scale = times(trail.scale, scale_of(module, trail.layer))
+                else:
+                    trail.end()
+                    self.stop()
+        self.inside -= 1
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
