@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import batches_of
@@ -137,3 +139,28 @@ def test_shared_chains_are_counted_together() -> None:
     small = Tied().eval()
     rebuild(small, ["a", "b"], rw.FORMATS["svd"], (2,), bias=True)
     check_result(model, small, [sites["a"]], sites.example)
+
+
+class Switched(nn.Module):
+    """May ask for the class of its layer, as an update of the host may do."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.asks = asks
+        self.fc, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.asks and not isinstance(self.fc, nn.Linear):
+            return self.last(x)
+        return self.last(torch.tanh(self.fc(x)))
+
+
+def test_an_architecture_that_does_something_else_is_refused_when_loading(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Switched(False).eval(), [torch.randn(32, 16) for _ in range(3)]
+    small, report = rw.compress(model, data, keep={"macs": 0.8}, include=["fc"])
+    rw.save(small, tmp_path / "out", plan=report.plan)
+    same = rw.load(Switched(False).eval(), tmp_path / "out", example=data[0][:1])
+    assert torch.equal(same(data[0]), small(data[0]))
+    with pytest.raises(ValueError, match=r"cannot load .*site 'fc' cannot be factorised: the network calls it 0 times"):
+        rw.load(Switched(True).eval(), tmp_path / "out", example=data[0][:1])

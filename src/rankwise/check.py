@@ -15,6 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .batches import call, pristine
 from .counting import Recorder
+from .find import find
+from .formats import get_format
 from .formats.low_rank import LowRank, watching_weights
 from .sites import Site
 from .standins import Reads, works_on_another
@@ -87,6 +89,29 @@ def check_result(
         with Recorder(dense, by_operators=True) as own, pristine(dense):
             call(dense, example)
         _compare(own.macs, record.macs, wanted.numbers, calls.numbers, sites, planned)
+
+
+def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
+    """`check_result` of a network whose chains are all that is known of its plan.
+
+    Args:
+        dense: the architecture, with any values.
+        result: the same with chains.
+        example: what the networks are called with.
+
+    Raises:
+        ValueError: as `check_result` does.
+    """
+    sites = find(dense, example)
+    parts = {name: result.get_submodule(name) for name in sites}
+    chains = {name: chain for name, chain in parts.items() if isinstance(chain, LowRank)}
+    planned = {
+        name: get_format(chain.format).cost(sites[name], chain.ranks, chain.bias is not None).macs
+        for name, chain in chains.items()
+    }
+    total = sites.total_macs + sum(planned[name] - sites[name].macs for name in chains)
+    if chains:
+        check_result(dense, result, [sites[name] for name in chains], example, planned, total)
 
 
 def _compare(

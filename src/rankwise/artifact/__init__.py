@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..check import check_loaded
 from ..copying import copied
 from ..folding import folds_of
 from ..guards import unwrap
@@ -102,7 +103,7 @@ def save(
     return directory
 
 
-def load(fresh_model: nn.Module, directory: str | Path) -> nn.Module:
+def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) -> nn.Module:
     """The compressed network that `save` wrote.
 
     Nothing in the directory is executed or unpickled. What has no tensors (strides, activations, the forward itself)
@@ -111,6 +112,8 @@ def load(fresh_model: nn.Module, directory: str | Path) -> nn.Module:
     Args:
         fresh_model: the dense architecture, with any values; it is not changed.
         directory: where `save` wrote to.
+        example: an input, as for `find`; with it the result is run once, and refused where the architecture does
+            something else with its factorised layers than the one that was saved.
 
     Returns:
         A copy of `fresh_model` with the stored layers, tensors and dtypes, on the device of `fresh_model` and with its
@@ -127,7 +130,11 @@ def load(fresh_model: nn.Module, directory: str | Path) -> nn.Module:
     manifest = read(directory)
     _check_tensors_file(where / WEIGHTS, manifest)
     try:
-        return restored(unwrap(fresh_model), manifest, load_file(where / WEIGHTS))
+        fresh_model = unwrap(fresh_model)
+        made = restored(fresh_model, manifest, load_file(where / WEIGHTS))
+        if example is not None:
+            check_loaded(fresh_model, made, example)
+        return made
     except SafetensorError as error:
         raise ValueError(f"{where / WEIGHTS} is no safetensors file: {error}; save the artifact again") from error
     except ValueError as error:

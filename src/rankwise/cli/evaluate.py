@@ -58,6 +58,7 @@ def evaluate(
         import torch
 
         from ..artifact import read, stored_bytes
+        from ..check import check_loaded
         from ..folding import folded
         from .data import DataOptions
         from .figures import Timing, measure
@@ -89,6 +90,8 @@ def evaluate(
                 if read(artifact).folds:  # as when the artifact was made: folding is not its gain
                     networks["dense"] = folded(networks["dense"])
             test = load_data(data, how, network=networks["dense"], model=model, samples=samples, default_split="test")
+        if artifact is not None:
+            check_loaded(networks["dense"], networks["compressed"], test.example(1))
         warn_about_random_weights(out, model, weights)
         out.say(f"data: {test.name}, {test.prepared}")
         judging.check(networks["dense"], test)

@@ -103,6 +103,7 @@ def export(
 
         from ..arguments import arguments
         from ..artifact import read
+        from ..check import check_loaded
         from ..export.runners import target_of, times
         from .data import DataOptions
         from .figures import NOTHING_FACTORISED, all_dense, input_shape_of
@@ -131,6 +132,8 @@ def export(
             warn_about_random_weights(out, model, weights)
         shape = input_shape or (None if data or artifact is None else input_shape_of(artifact))
         example = load_example(data, shape, how, model, networks["dense"])
+        if artifact is not None:
+            check_loaded(networks["dense"], networks["compressed"], example)
         inputs = None
         if calibration is not None:
             inputs = load_data(calibration, how, network=networks["dense"], model=model, samples=samples).inputs

@@ -123,6 +123,7 @@ def heal(
         import torch
 
         from ..artifact import read, save, stored_bytes
+        from ..check import check_loaded
         from ..evaluate import shown
         from ..seen import Seen
         from ..training import heal as train_network
@@ -157,7 +158,7 @@ def heal(
             held_out = None if test is None else load_data(test, how, network=dense, model=model, default_split="test")
         warn_about_random_weights(out, model, weights)
         measured_on = held_out or source
-        measured_on.example(timing.batch)
+        check_loaded(dense, small, measured_on.example(timing.batch))
         judging.check(dense, measured_on)
         judge = judging.judged(out, dense, measured_on).measures[0] if judging.own or judging.name else None
 
