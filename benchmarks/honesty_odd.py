@@ -164,6 +164,26 @@ class EmptyCalls(Base):
         return x.index_copy(0, taken, self.hidden(x[taken]))
 
 
+class Parts(Base):
+    """Calls a layer for each part of a batch; one sample is one part."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.cat([self.hidden(part) for part in x.split(4)])
+
+
+class Inferring(Base):
+    """Turns gradients off for good."""
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Vmapped(Base):
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.hidden)(x)
+
+
 class BatchOnly(Base):
     """Compares the samples of a batch; one sample is none."""
 
@@ -267,6 +287,9 @@ CASES = (
     _case("C", "tied by memory", TiedByMemory, rows(64, 40), refused=("first",)),
     _case("C", "subclass", LookAlike),
     _case("D", "empty calls", EmptyCalls, whole=True, routed=True),
+    _case("D", "parts of a batch", Parts),
+    _case("F", "inference mode", Inferring),
+    _case("F", "vmap", Vmapped, refused=HIDDEN),
     _case("D", "batches only", BatchOnly, whole=True),
     _case("D", "time first", TimeFirst, rows(7, 32, 24), whole=True),
     _case("E", "reads attributes", ReadsAttributes, images(8, 4, 12, 12)),

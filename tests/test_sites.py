@@ -690,3 +690,66 @@ def test_weights_that_are_no_real_numbers_stay_dense(
     assert report.plan["odd"].format == "dense"
     rw.save(small, tmp_path / "out", plan=report.plan)
     assert torch.equal(rw.load(build().eval(), tmp_path / "out")(data[0]), small(data[0]))
+
+
+class Hosted(nn.Module):
+    """Calls its middle layer in the way of a function."""
+
+    def __init__(self, how: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(16, 24), nn.Linear(24, 24), nn.Linear(24, 8)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.how(self.middle, torch.relu(self.first(x)))))
+
+
+def nested(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(torch.nested.nested_tensor([x[:1], x[1:]], layout=torch.jagged)).values()
+
+
+@pytest.mark.parametrize(
+    "how, told",
+    [
+        (lambda layer, x: torch.vmap(layer)(x), "tensors inside of torch.vmap"),
+        (lambda layer, x: torch.vmap(torch.vmap(layer))(x[None])[0], "tensors inside of torch.vmap"),
+        (nested, "nested tensors"),
+    ],
+)
+def test_tensors_without_rows_of_their_own_leave_a_layer_dense(how: Callable[..., Tensor], told: str) -> None:
+    torch.manual_seed(0)
+    model, data = Hosted(how).eval(), [torch.randn(12, 16) for _ in range(4)]
+    sites = find(model, data[0])
+    assert sites["middle"].dense_because == f"it is called with {told}"
+    assert sites.total_macs == 12 * (16 * 24 + 24 * 24 + 24 * 8)
+    small, report = rw.compress(model, data, keep={"macs": 0.8}, example=data[0])
+    assert report.compressed.macs == report.plan.planned["macs"] <= 0.8 * report.dense.macs
+    assert small(data[0]).shape == (12, 8)
+
+
+def test_a_forward_in_inference_mode_is_counted_and_factorised() -> None:
+    class Inferring(Hosted):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, data = Inferring(lambda layer, x: layer(x)).eval(), [torch.randn(12, 16) for _ in range(4)]
+    assert find(model, data[0][:1]).total_macs == 16 * 24 + 24 * 24 + 24 * 8
+    _, report = rw.compress(model, data, keep={"macs": 0.7})
+    assert report.compressed.macs == report.plan.planned["macs"] <= 0.7 * report.dense.macs
+
+
+def test_a_weight_that_is_made_of_a_layer_and_more_is_the_layers() -> None:
+    class Adapted(Hosted):
+        def __init__(self) -> None:
+            super().__init__(nn.Module.forward)
+            self.up, self.down = nn.Parameter(torch.randn(24, 2)), nn.Parameter(torch.randn(2, 24))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.middle.weight + self.up @ self.down
+            return self.last(F.linear(self.first(x), weight, self.middle.bias))
+
+    sites = find(Adapted().eval(), torch.randn(1, 16))
+    assert str(sites["middle"].dense_because).startswith("its weight is used directly by")
+    assert sites.total_macs == 16 * 24 + 24 * 24 + 24 * 8 + 24 * 2 * 24  # the product of the adapter with them

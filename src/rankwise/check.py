@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.hooks import RemovableHandle
 
 from .batches import call, pristine
-from .counting import Recorder
+from .counting import Calls, Recorder
 from .find import find
 from .formats import get_format
 from .formats.low_rank import LowRank, watching_weights
@@ -50,7 +48,7 @@ def check_result(
     """
     chains = {site.name: result.get_submodule(site.name) for site in sites}
     names = {chain: name for name, chain in chains.items()}
-    wanted = _Calls(dense)
+    wanted = Calls(dense)
     with wanted, pristine(dense):
         call(dense, example)
     made: set[str] = set()
@@ -66,7 +64,7 @@ def check_result(
     originals = {id(tensor): name for name, tensor in (*dense.named_parameters(), *dense.named_buffers())}
     with ExitStack() as stack:
         stack.enter_context(pristine(result))
-        calls = stack.enter_context(_Calls(result))
+        calls = stack.enter_context(Calls(result))
         for chain in names:
             stack.callback(chain.register_forward_hook(finite, prepend=True).remove)
         stack.enter_context(watching_weights(watch))
@@ -150,35 +148,6 @@ def _compare(
 
 def _wrong(name: str, what: str) -> ValueError:
     return ValueError(f"site {name!r} cannot be factorised: {what}; leave it dense with ignore=[{name!r}]")
-
-
-class _Calls:
-    """Context that counts the calls of every module, and the numbers in the tensors that each was given.
-
-    Attributes:
-        count: module name -> calls.
-        numbers: module name -> numbers in all of them.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.count: Counter[str] = Counter()
-        self.numbers: Counter[str] = Counter(dict.fromkeys(dict(model.named_modules()), 0))
-        self._model = model
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> _Calls:
-        for name, module in self._model.named_modules():
-            hook = partial(self._see, name)
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _see(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.count[name] += 1
-        self.numbers[name] += sum(x.numel() for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
 
 
 def _output(model: nn.Module, example: Any) -> Any:

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -47,6 +48,35 @@ class Call:
         """Positions where the spatial dimensions `done` have their output size and the others their input size."""
         before, after = (prod(size[d] for d in done) for size in (self.in_size, self.out_size))
         return self.in_positions // before * after if before else 0
+
+
+class Calls:
+    """Context that counts the calls of every module, and the numbers in the tensors that each was given.
+
+    Attributes:
+        count: module name -> calls.
+        numbers: module name -> numbers in all of them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.count: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter(dict.fromkeys(dict(model.named_modules()), 0))
+        self._model = model
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Calls:
+        for name, module in self._model.named_modules():
+            hook = partial(self._see, name)
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _see(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.count[name] += 1
+        self.numbers[name] += sum(x.numel() for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
 
 
 # Operator -> positions of the two factors among its arguments.
@@ -100,6 +130,7 @@ class Recorder(TorchDispatchMode):
         calls: layer name -> its calls, in order of the first call.
         direct: layer name -> the module that used its weight without calling it, in words.
         sized: transposed convolutions that were called with an output size.
+        unusual: layer name -> tensors without rows of their own that it was called with, in words.
         other_macs: name -> MACs of everything counted that is no call of a `site_kind` layer.
         not_counted: operator -> why it is not counted.
     """
@@ -110,6 +141,7 @@ class Recorder(TorchDispatchMode):
         self.calls: dict[str, list[Call]] = {}
         self.direct: dict[str, str] = {}
         self.sized: set[str] = set()
+        self.unusual: dict[str, str] = {}
         self.other_macs: dict[str, int] = defaultdict(int)
         self.not_counted: dict[str, str] = {}
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
@@ -197,6 +229,9 @@ class Recorder(TorchDispatchMode):
 
     def _count(self, module: Any, given: Any, output: Any) -> None:
         name = self._names[id(module)]
+        if (what := _unusual(given)) is not None:
+            self.unusual[name] = what
+            given, output = _plain(given), _plain(output)
         if isinstance(module, nn.RNNBase):
             # Every time step of every sample meets every weight of every layer and direction.
             steps = prod((given.data if isinstance(given, PackedSequence) else given).shape[:-1])
@@ -217,6 +252,14 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if torch.is_inference_mode_enabled():  # in which operators come undivided, such as a whole linear layer
+            super().__enter__()
+            try:
+                output = func.decompose(*args, **(kwargs or {}))
+            finally:
+                super().__exit__(None, None, None)
+            if output is not NotImplemented:
+                return output
         output = func(*args, **(kwargs or {}))
         if not self._counted_by_hook:
             self._see(func, args, kwargs or {}, output)
@@ -233,6 +276,7 @@ class Recorder(TorchDispatchMode):
             left, right = (args[position] for position in _MATMULS[name])
             macs = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
             self._product(name, macs, [right, left], None)
+            self._derive(args, kwargs, output)  # a product of parameters is part of a weight
         else:
             self._derive(args, kwargs, output)
             why = _why_not_counted(func, name)
@@ -285,13 +329,32 @@ class Recorder(TorchDispatchMode):
             if not isinstance(tensor, torch.Tensor):
                 continue
             if owners and all(owner is not None for owner in owners):
-                self._hold(tensor, str(owners[0]))
+                named = [str(owner) for owner in owners]
+                self._hold(tensor, next((owner for owner in named if owner in self._layers), named[0]))
             else:
                 self._derived.pop(storage_of(tensor), None)
 
     def _hold(self, tensor: torch.Tensor, owner: str) -> None:
         if storage_of(tensor) and self._owner(tensor) is None:
             self._derived[storage_of(tensor)] = (tensor, owner)
+
+
+def _unusual(given: Any) -> str | None:
+    """What kind of tensor has no rows as layers have them, in words."""
+    if not isinstance(given, torch.Tensor):
+        return None
+    if given.is_nested:
+        return "nested tensors"
+    return "tensors inside of torch.vmap" if torch._C._functorch.is_functorch_wrapped_tensor(given) else None
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """All rows of such a tensor."""
+    if tensor.is_nested:
+        return tensor.values() if tensor.layout is torch.jagged else torch.cat([*tensor.unbind()])
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def _linear_call(rows: int) -> Call:

@@ -99,6 +99,8 @@ def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list
     unfit = {layer: f"its weight is used directly by {owner}" for layer, owner in users.items()}
     for name in record.sized:
         unfit[id(model.get_submodule(name))] = "it is called with an output_size; give it an output_padding instead"
+    for name, what in record.unusual.items():
+        unfit[id(model.get_submodule(name))] = f"it is called with {what}"
     for name in order:
         layer = model.get_submodule(name)
         if (reason := _no_real_numbers(layer.weight)) is not None:

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .kinds import site_kind
+from .state import has_memory
 
 # Operators whose argument at this place says which rows of the first one come out; the axis stands between.
 _PICKS = {"index": 1, "_unsafe_index": 1, "index_select": 2, "gather": 2, "take": 1, "masked_select": 1}
@@ -247,6 +247,6 @@ def _sole(orders: Any) -> int:
 
 def _memory(value: Any) -> int:
     """A number of the block of memory that a tensor lies in; 0 for what has none."""
-    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+    if not isinstance(value, Tensor) or not has_memory(value):
         return 0
     return int(value.untyped_storage()._cdata)

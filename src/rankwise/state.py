@@ -147,7 +147,12 @@ def place(tensor: Tensor) -> tuple[object, ...]:
 
 def storage_of(tensor: Tensor) -> int:
     """Where a tensor's block of memory begins; 0 for sparse and other tensors without one, which share none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
+    return tensor.untyped_storage().data_ptr() if has_memory(tensor) else 0
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is a part of one block of memory: not sparse, nested, or inside of `torch.vmap` and the like."""
+    return tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def interval(tensor: Tensor) -> tuple[int, int]:

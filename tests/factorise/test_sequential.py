@@ -492,3 +492,22 @@ def test_a_batch_that_the_network_rejects(engine: str) -> None:
     plan = plan_of(rw.find(model, batches[0]), {"net.2": ("svd", (4,))})
     with unchanged(model), pytest.raises(ValueError, match="Chain rejects batch 4"):
         rw.factorise(model, plan, data=[*batches, torch.zeros(4, 19)], engine=engine)
+
+
+def test_a_layer_that_is_called_for_each_part_of_a_batch() -> None:
+    """One sample is one part; all rows of all parts count, as they do one-shot."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(32, 48), nn.Linear(48, 48), nn.Linear(48, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(torch.relu(torch.cat([self.middle(part) for part in x.split(4)])))
+
+    model, batches = make(Parts), batches_of(16, 32)
+    stats = rw.collect(model, batches)
+    plan = plan_of(stats.sites, {"middle": ("svd", (12,))})
+    expected, found = rw.factorise(model, plan, stats), rw.factorise(model, plan, data=batches)
+    torch.testing.assert_close(outputs(found, batches), outputs(expected, batches), rtol=1e-4, atol=1e-5)

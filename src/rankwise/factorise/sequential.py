@@ -10,15 +10,16 @@ Letters: G groups, N rows, D inputs and T outputs per group.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as replaced
 from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..batches import Batches
+from ..batches import Batches, call
 from ..calling import DataError
+from ..counting import Calls
 from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..kinds import spatial_dims
@@ -114,7 +115,20 @@ def sequential(
         if engine == "graph":
             raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
         logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
-    hooks.run(dense, compressed, batches, order, linked, visitor, padding, seed, step)
+    if several := _called_again(dense, batches, order):
+        stats = own(only=several)
+        for name in several:
+            step(name)
+            visitor.fit_alone(name, stats[name])
+        order = [name for name in order if name not in several]
+    hooks.run(dense, compressed, batches, order, linked.difference(several), visitor, padding, seed, step)
+
+
+def _called_again(dense: nn.Module, batches: Batches, order: Sequence[str]) -> list[str]:
+    """The sites that a batch calls several times though the example does not, such as one call for each part of it."""
+    with Calls(dense) as calls:
+        call(dense, next(iter(batches)))
+    return [name for name in order if calls.count[name] > 1]
 
 
 def check_engine(engine: str) -> None:
