@@ -12,6 +12,7 @@ have random weights, and data a few directions and noise; nothing here says what
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import time
@@ -23,10 +24,13 @@ import torch
 import rankwise as rw
 from benchmarks.common import Row, parser, report, start
 from benchmarks.honesty_case import Case
-from benchmarks.honesty_checks import Verdict, judge
+from benchmarks.honesty_checks import ROUNDING, Verdict, judge
 from benchmarks.honesty_networks import CASES
 
 COLUMNS = ("network", "kind", "budget", "method", "sites", "macs_ratio", "error", "predicted", "seconds", "verdict")
+
+# By kind: error of the worst layer in parts of the predicted one, and sequential errors in parts of one-shot ones.
+SUMMARY = ("kind", "networks", "rows", "refused", "wrong", "least", "most", "sequential")
 
 
 def run(case: Case, seed: int) -> list[Verdict]:
@@ -40,6 +44,35 @@ def run(case: Case, seed: int) -> list[Verdict]:
         case.before(model, data[0])
     settings: dict[str, Any] = {"example": data[0]} if case.whole else {}
     return [verdict for keep in case.budgets for verdict in judge(case, model, data, held_out, settings, keep)]
+
+
+def summary(rows: list[Row]) -> list[Row]:
+    """Of each kind of networks how many rows there are, and the worst figures among those that are no refusals."""
+    result: list[Row] = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [row for row in rows if row["kind"] == kind]
+        ratios = [row["predicted"] for row in own if row.get("predicted")]
+        pairs = itertools.pairwise(own)
+        behind = [
+            after["error"] / before["error"]
+            for before, after in pairs
+            if (before.get("method"), after.get("method")) == ("one-shot", "sequential")
+            and (before.get("error") or 0) > ROUNDING
+            and after.get("error") is not None
+        ]
+        result.append(
+            {
+                "kind": kind,
+                "networks": len({row["network"] for row in own}),
+                "rows": len(own),
+                "refused": sum(row["verdict"].startswith("refused: ") for row in own),
+                "wrong": sum(row["verdict"] != "right" and not row["verdict"].startswith("refused: ") for row in own),
+                "least": min(ratios, default=None),
+                "most": max(ratios, default=None),
+                "sequential": max(behind, default=None),
+            }
+        )
+    return result
 
 
 def main() -> None:
@@ -68,6 +101,7 @@ def main() -> None:
             faults += [f"{case.name}, {verdict.figures.get('method')}: {fault}" for fault in verdict.faults]
     title = f"{len(chosen)} networks, rankwise {rw.__version__}"
     report(rows, COLUMNS, title, arguments.json)
+    report(summary(rows), SUMMARY, "by kind")
     bad = sum(row["verdict"] != "right" and not row["verdict"].startswith("refused: ") for row in rows)
     print(f"{len(rows) - bad} of {len(rows)} rows are right")
     sys.exit(bool(faults))
