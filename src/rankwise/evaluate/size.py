@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..find import total_macs
-from ..guards import unwrap
+from ..guards import refuse_running_copy, unwrap
 from ..state import numbers_in, stored_bytes
 
 
@@ -43,6 +43,7 @@ def size(model: nn.Module, example: Any = None) -> Size:
         Size(params=36, macs=32, bytes=144)
     """
     model = unwrap(model)
+    refuse_running_copy(model)
     return Size(
         params=numbers_in(model.parameters()),
         macs=None if example is None else total_macs(model, example),
