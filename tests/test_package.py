@@ -1,0 +1,47 @@
+"""The package: public names, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import rankwise as rw
+
+
+def said(script: str) -> str:
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return run.stdout.strip()
+
+
+def test_importing_it_does_not_import_torch() -> None:
+    assert said("import sys, rankwise; print(rankwise.__version__, 'torch' in sys.modules)") == "0.1.0 False"
+
+
+def test_a_mistake_that_needs_no_network_is_told_before_torch_is_imported() -> None:
+    script = (
+        "import sys; from rankwise.cli import app; from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(app, ['compress', 'nets.py:build', 'x.npz', '-o', 'o', '--keep', 'macs=50'])\n"
+        "print(result.exit_code, 'torch' in sys.modules)"
+    )
+    assert said(script) == "2 False"
+
+
+@pytest.mark.parametrize("name", rw.__all__)
+def test_every_public_name_is_there_and_no_module_hides_it(name: str) -> None:
+    value = getattr(rw, name)
+    assert isinstance(value, ModuleType) == (name in ("evaluate", "export", "kernels", "training"))
+    assert name in dir(rw)
+
+
+@pytest.mark.parametrize("first", ["rankwise.choose", "rankwise.compress", "rankwise.find", "rankwise.planner"])
+def test_importing_a_module_first_hides_no_function(first: str) -> None:
+    names = "choose, compress, factorise, find, pareto, profile"
+    assert said(f"import {first}; from rankwise import {names}; print(all(map(callable, ({names}))))") == "True"
+
+
+def test_names_that_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = rw.nothing
