@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from rankwise.batches import Batches, call, first_samples, inputs_only, pristine, to_device
+from rankwise.batches import Batches, call, first_samples, inputs_only, pristine, samples_in, to_device
 from rankwise.find import find
 from rankwise.torchvision_shim import import_torchvision
 
@@ -325,3 +325,18 @@ def test_a_missing_torchvision_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"rankwise\[vision\]"):
         import_torchvision()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda pictures, targets: (pictures, targets), lambda p, t: {"images": p, "targets": t}]
+)
+def test_lists_of_pictures_are_samples(wrap: Callable[..., Any]) -> None:
+    pictures = [torch.zeros(3, 8, 8), torch.ones(3, 6, 9), torch.ones(3, 5, 5)]
+    batch = wrap(pictures, [{"boxes": torch.zeros(1, 4)}] * 3)
+    assert Batches.of([batch, batch]).samples == 6
+    first = first_samples(batch, 2)
+    images, targets = first.values() if isinstance(first, dict) else first
+    assert [image.shape for image in images] == [(3, 8, 8), (3, 6, 9)]
+    assert len(targets) == 2
+    maps = ([torch.zeros(4, 8, 5, 5), torch.zeros(4, 16, 3, 3)],)  # feature maps of four samples
+    assert samples_in(maps) == 4

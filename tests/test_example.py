@@ -80,10 +80,6 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "centred over the batch": (lambda: Body(centred), rows()),
     "not finite for one": (lambda: Body(spread), rows()),
     "experts": (lambda: Body(experts), rows()),
-    "list of pictures": (
-        lambda: Body(lambda net, images: net.second(net.first(torch.stack(images).flatten(1)))),
-        ([torch.randn(3, 4, 4) for _ in range(4)],),
-    ),
 }
 
 
@@ -101,6 +97,19 @@ def test_the_whole_batch_where_one_sample_does_not_do(case: str, caplog: pytest.
         assert report.dense.macs == rw.find(model, batch).total_macs
         assert report.compressed.params <= 0.7 * report.dense.params
         assert rw.find(small, batch).total_macs == report.plan.planned["macs"]
+
+
+def test_of_a_list_of_pictures_the_first_one_is_the_example() -> None:
+    torch.manual_seed(0)
+    model = Body(lambda net, images: net.second(net.first(torch.stack(images).flatten(1)))).eval()
+    batch = ([torch.randn(3, 4, 4) for _ in range(4)],)
+    example, batches = with_example(model, Batches.of([batch]))
+    assert [image.shape for image in example[0]] == [(3, 4, 4)]
+    assert batches.samples == 4
+    for method in ("one-shot", "sequential"):
+        small, report = rw.compress(model, [batch] * 3, keep={"params": 0.7}, formats="svd", method=method)
+        assert report.dense.macs == rw.find(model, example).total_macs
+        assert rw.find(small, example).total_macs == report.plan.planned["macs"]
 
 
 class Noisy(nn.Module):

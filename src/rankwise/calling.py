@@ -88,6 +88,8 @@ def first_samples(batch: Any, count: int = 1, axis: int = 0) -> Any:
         torch.Size([1, 3])
     """
     size = samples_in(batch, axis)
+    if pictures := _pictures(batch):
+        return _map_lists(lambda values: values[:count] if len(values) == len(pictures) else values, batch)
 
     def cut(tensor: torch.Tensor) -> torch.Tensor:
         for dimension in range(axis, -1, -1):
@@ -105,11 +107,35 @@ def own_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def samples_in(batch: Any, axis: int = 0) -> int:
-    """The number of samples in a batch: the length of its first tensor along a dimension (1 for a scalar)."""
+    """The number of samples in a batch: the length of its first tensor along a dimension (1 for a scalar).
+
+    Where the first argument is a list of pictures, as detectors take it, it is the length of that list.
+
+    Example:
+        >>> samples_in(([torch.zeros(3, 8, 8), torch.zeros(3, 6, 9)],))
+        2
+    """
+    if pictures := _pictures(batch):
+        return len(pictures)
     first = next(tensors_in(batch), None)
     if first is None:
         raise ValueError(f"a batch must hold a tensor, got {describe(batch)}; convert arrays with torch.as_tensor")
     return first.shape[axis] if first.dim() > axis else 1
+
+
+def _pictures(batch: Any) -> list[torch.Tensor]:
+    """The first argument where it is a list of single pictures, without a dimension for samples; else nothing."""
+    arguments = list(batch.values()) if isinstance(batch, Mapping) else batch
+    first = arguments[0] if isinstance(arguments, (tuple, list)) and arguments else None
+    single = isinstance(first, list) and all(isinstance(part, torch.Tensor) and part.dim() == 3 for part in first)
+    return list(first) if single and first else []
+
+
+def _map_lists(change: Callable[[list[Any]], list[Any]], batch: Any) -> Any:
+    """The batch with the lists among its arguments changed."""
+    if isinstance(batch, Mapping):
+        return {key: change(value) if isinstance(value, list) else value for key, value in batch.items()}
+    return type(batch)(change(value) if isinstance(value, list) else value for value in batch)
 
 
 def describe(batch: Any) -> str:
