@@ -34,8 +34,19 @@ from rankwise.profile import dense_option
 from rankwise.timed import VECTOR
 
 COLUMNS = (
-    *("network", "what", "engine", "dense_ms", "predicted_ms", "measured_ms", "ratio", "speedup", "off", "macs_ratio"),
-    *("of_macs", "top1", "agreement", "against_macs", "least", "layers", "layer_error", "share_error", "seconds"),
+    *("network", "what", "engine", "dense_ms", "blind_ms", "predicted_ms", "measured_ms", "ratio", "speedup", "off"),
+    *(
+        "macs_ratio",
+        "of_macs",
+        "top1",
+        "agreement",
+        "against_macs",
+        "least",
+        "layers",
+        "layer_error",
+        "share_error",
+        "seconds",
+    ),
 )
 PARTS = ("networks", "accuracy", "roofline")
 TRAINED = ("resnet20", "resnet32")
@@ -68,7 +79,7 @@ def planned(
     row |= {"ratio": ratio, "speedup": 1 / ratio, "macs_ratio": plan.planned["macs"] / plan.dense["macs"]}
     row["of_macs"] = row["speedup"] * row["macs_ratio"]
     if plan.latency is not None:
-        row["predicted_ms"] = plan.latency.predicted
+        row["predicted_ms"], row["blind_ms"] = plan.latency.predicted, plan.latency.blind
         row["off"] = plan.latency.predicted / plan.latency.dense / ratio - 1
     _show(row)
     return row
@@ -120,7 +131,7 @@ def equal_accuracy(names: Sequence[str], engines: Sequence[str], rounds: int, qu
                     right = task.answers(built[what], task.images) == task.labels
                     row["top1"] = 100 * float(right.double().mean())
                     if plan.latency is not None:
-                        row["predicted_ms"] = plan.latency.predicted
+                        row["predicted_ms"], row["blind_ms"] = plan.latency.predicted, plan.latency.blind
                         predicted[what] = plan.latency.predicted / plan.latency.dense
                     found[what] = row
                     _show(row)
