@@ -35,19 +35,8 @@ from rankwise.timed import VECTOR
 
 COLUMNS = (
     *("network", "what", "engine", "dense_ms", "blind_ms", "predicted_ms", "measured_ms", "ratio", "speedup", "off"),
-    *("macs_ratio", "of_macs", "top1", "agreement", "against_macs", "least", "layers"),
-    *("layer_error", "share_error", "seconds"),
-        "macs_ratio",
-        "of_macs",
-        "top1",
-        "agreement",
-        "against_macs",
-        "least",
-        "layers",
-        "layer_error",
-        "share_error",
-        "seconds",
-    ),
+    *("macs_ratio", "of_macs", "top1", "agreement", "against_macs", "least", "layers", "layer_error", "share_error"),
+    "seconds",
 )
 PARTS = ("networks", "accuracy", "roofline")
 TRAINED = ("resnet20", "resnet32")
