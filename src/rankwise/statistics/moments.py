@@ -25,8 +25,8 @@ SAMPLED_ROWS = 4096
 # Least damping, relative to the mean variance: keeps fits defined on inputs that never fire without moving the others.
 DAMPING = 1e-6
 LARGEST_SHARE = 0.99
-# With so many rows variances are known, and only covariances are in doubt.
-MANY_ROWS_PER_INPUT = 8
+# With so many rows variances are known; of covariances that have to be shrunk by more than this, most is noise.
+MANY_ROWS_PER_INPUT, MOSTLY_NOISE = 8, 0.5
 NO_GRADIENTS = (
     "the statistics hold no gradients at its output; collect them with gradients=True (rankwise collect --gradients), "
     "or choose another metric and rule"
@@ -103,10 +103,10 @@ class Moments:
         Of a tied embedding that of its rows comes last, their frequencies.
 
         `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
-        itself shrunk by what their number asks for: towards the weight metric (`shrinkage`), where there are many rows
-        only covariances towards 0 (`covariance_shrinkage`). `s` is for what no number of rows tells: that the network
-        will see other data. The mean is not shrunk. The only value known without data is 0, and inputs after a ReLU are
-        far from it: the mean of related data is the better guess.
+        itself shrunk by what their number asks for: towards the weight metric (`shrinkage`), or, where there are many
+        rows and inputs are independent as far as they tell, covariances towards 0 (`covariance_shrinkage`). `s` is for
+        what no number of rows tells: that the network will see other data. The mean is not shrunk. The only value known
+        without data is 0, and inputs after a ReLU are far from it: the mean of related data is the better guess.
 
         Args:
             shrink: `s`, from 0 (the statistics) to 1 (the weight metric).
@@ -131,8 +131,7 @@ class Moments:
             elif self.second_GDD is not None:
                 sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
                 squares = float(sigma_DD.square().sum())
-                if damping is None and self.count >= MANY_ROWS_PER_INPUT * self.dim:
-                    share = covariance_shrinkage(sigma_DD.diagonal(), squares, self.count)
+                if damping is None and (share := self._independent(sigma_DD, squares)) is not None:
                     sigma_DD = torch.lerp(sigma_DD, sigma_DD.diagonal().diag(), share)
                     added = DAMPING
                 else:
@@ -157,6 +156,11 @@ class Moments:
             return (self.second_GDD[group].diagonal() - self.mean_GD[group].square()).clamp_min(0)
         assert self.rows_GND is not None
         return (self.rows_GND[group].double() - self.mean_GD[group]).square().mean(0)
+
+    def _independent(self, sigma_DD: Tensor, squares: float) -> float | None:
+        """How far covariances are shrunk where variances are known and covariances are mostly noise, else None."""
+        share = covariance_shrinkage(sigma_DD.diagonal(), squares, self.count)
+        return share if self.count >= MANY_ROWS_PER_INPUT * self.dim and share > MOSTLY_NOISE else None
 
     def _damping(self, wanted: float | None, trace: float, squares: float) -> float:
         if wanted is not None:
