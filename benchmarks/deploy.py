@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, interleaved, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
-from rankwise.artifact import STORAGES, as_stored, read
+from rankwise.artifact import STORAGES, as_stored, read, stored_bytes
 from rankwise.export.compare import difference
 from rankwise.export.runners import TARGETS, runner
 from rankwise.torchvision_shim import import_torchvision
@@ -124,10 +124,10 @@ def storage_rows(folder: Path, task: Task, small: nn.Module) -> list[Row]:
     for what, model in (("dense", task.model), ("compressed", small)):
         for storage in STORAGES:
             rw.save(model, folder / "artifact", storage=storage)
-            manifest = read(folder / "artifact")
-            plain.setdefault(what, manifest.tensors_bytes)
-            row: Row = {"network": "resnet20", "what": what, "storage": storage, "bytes": manifest.tensors_bytes}
-            row["share"] = manifest.tensors_bytes / plain["dense"]
+            manifest, taken = read(folder / "artifact"), stored_bytes(folder / "artifact")
+            plain.setdefault(what, taken)
+            row: Row = {"network": "resnet20", "what": what, "storage": storage, "bytes": taken}
+            row["share"] = taken / plain["dense"]
             if manifest.largest_error is not None:
                 row["largest_error"] = manifest.largest_error
             rows.append(row | {"top1": top1(partial(_answers, as_stored(model, storage)), task)})
