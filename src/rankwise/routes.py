@@ -72,6 +72,7 @@ class Routes(TorchDispatchMode):
         picked: layer name -> the operator and the module that picked its rows, in words.
 
     Example:
+        >>> import torch
         >>> class Pruned(nn.Module):
         ...     def __init__(self) -> None:
         ...         super().__init__()

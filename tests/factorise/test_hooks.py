@@ -22,8 +22,11 @@ def test_nothing_runs_beyond_the_site() -> None:
             lambda module, args, output, name=name: seen.append(name) if len(args[0]) == 16 else None
         )
     rw.factorise(model, plan, data=batches, engine="hooks")
-    assert "net.1" in seen
-    assert not {"net.2", "net.4", "net.6", ""} & set(seen)  # the engine's own hook on the site comes first
+    assert seen.count("net.1") > 1
+    # Once, where the calls of a whole batch are counted; the engine's own hook on the site comes first.
+    assert {name: seen.count(name) for name in ("net.2", "net.4", "net.6", "")} == dict.fromkeys(
+        ("net.2", "net.4", "net.6", ""), 1
+    )
 
 
 def test_hooks_are_gone_afterwards() -> None:
