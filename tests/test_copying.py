@@ -36,6 +36,14 @@ def test_views_of_one_block_are_views_of_one_block() -> None:
     assert float(model.b.weight[0, 0]) != 7.0
 
 
+def test_a_copy_that_is_made_in_inference_mode_can_be_trained() -> None:
+    model = Flat()
+    with torch.inference_mode():
+        other = copied(model)
+    other.a(torch.ones(1, 3)).sum().backward()
+    assert other.a.weight.grad is not None
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_weight_shared_by_memory_counts_once_in_the_copy(transposed: bool) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

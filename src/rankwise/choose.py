@@ -102,7 +102,7 @@ def choose(
     threads: int = 1,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Plan:
-    """Choose format and ranks of every site by a rule; by default they keep most of their outputs.
+    """Choose format and ranks of every site by a rule; the default lets the layers together keep the most.
 
     `max prod_i (1 - error_i(option_i))  subject to  sum_i cost_i(option_i) + cost of all the rest <= budget`
 

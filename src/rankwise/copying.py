@@ -45,9 +45,9 @@ def copied(model: Model, memo: dict[int, Any] | None = None) -> Model:
                 for tensor in tensors_held(value):
                     if not tensor.is_leaf and id(tensor) not in memo:
                         memo[id(tensor)] = tensor.detach().clone()
-    _share_memory(model, memo)
     try:
         with torch.inference_mode(False):  # a copy made in inference mode could not be trained
+            _share_memory(model, memo)
             return copy.deepcopy(model, memo)
     except Exception as error:
         raise ValueError(_told(model, error)) from error
