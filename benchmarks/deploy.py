@@ -24,9 +24,10 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, interleaved, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
-from rankwise.artifact import STORAGES, as_stored, read, stored_bytes
+from rankwise.artifact import as_stored, read, stored_bytes
 from rankwise.export.compare import difference
 from rankwise.export.runners import TARGETS, runner
+from rankwise.names import STORAGES
 from rankwise.torchvision_shim import import_torchvision
 
 ENGINES = ("network", "engine", "dtype", "what", "bytes", "milliseconds", "speedup", "difference")

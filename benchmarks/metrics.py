@@ -20,7 +20,7 @@ from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS
 from rankwise.evaluate import divergence
 from rankwise.formats.weights import site_weight
-from rankwise.plan import METRICS
+from rankwise.names import METRICS
 from rankwise.profile import DEFAULT_FORMATS
 from rankwise.statistics.gradients import fisher_energy
 

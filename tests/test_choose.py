@@ -387,7 +387,10 @@ def test_given_curves_and_what_they_cannot_follow(net: Net, curves: Any) -> None
         ({"formats": ["svd"]}, r"formats=\['svd'\] has no effect on given curves; pass it to profile"),
         ({"round_to": 4}, "round_to=4 has no effect on given curves; pass it to profile"),
         ({"metric": "weight"}, "site 'block1.conv1': its curve counts .* in the 'weight' metric are"),
-        ({"metric": "fischer"}, "unknown metric 'fischer'; the metrics are input, diagonal, fisher, weight"),
+        (
+            {"metric": "fischer"},
+            "unknown metric 'fischer'; did you mean fisher",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             choose(model, stats, keep={"macs": 0.5}, curves=curves["input"], **options)

@@ -20,13 +20,41 @@ def test_importing_it_does_not_import_torch() -> None:
     assert said("import sys, rankwise; print(rankwise.__version__, 'torch' in sys.modules)") == "0.1.0 False"
 
 
-def test_a_mistake_that_needs_no_network_is_told_before_torch_is_imported() -> None:
+COMPRESS = ("compress", "nets.py:build", "x.npz", "-o", "o", "--keep")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*COMPRESS, "macs=50"),
+        (*COMPRESS, "macs=0.5", "--rule", "knapsak"),
+        (*COMPRESS, "macs=0.5", "--floor-rule", "energie:share=0.9"),
+        (*COMPRESS, "macs=0.5", "--formats", "svd,tukcer"),
+        (*COMPRESS, "macs=0.5", "--pin", "fc=sdv:4"),
+        (*COMPRESS, "macs=0.5", "--metric", "inputs"),
+        (*COMPRESS, "macs=0.5", "--method", "sequentially"),
+        (*COMPRESS, "macs=0.5", "--storage", "zip"),
+        (*COMPRESS, "macs=0.5", "--engines", "tensorrt"),
+        (*COMPRESS, "latency=0.5", "--engine", "tensorrt"),
+        ("plan", "nets.py:build", "x.npz", "-o", "o", "--keep", "latency=0.5", "--engine", "tensorrt"),
+        ("pareto", "nets.py:build", "x.npz", "--at", "0.5", "--formats", "svdd"),
+        ("apply", "nets.py:build", "plan.yaml", "x.npz", "-o", "o", "--storage", "zip"),
+        ("evaluate", "nets.py:build", "x.npz", "--engines", "tensorrt"),
+        ("heal", "nets.py:build", "x.npz", "--artifact", "a", "-o", "o", "--metric", "accurcy"),
+        ("train", "nets.py:build", "x.npz", "-o", "o", "--engines", "tensorrt"),
+        ("roofline", "--engine", "tensorrt", "-o", "cpu.yaml"),
+        ("formats", "tukcer"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_that_needs_no_network_is_told_before_torch_is_imported(words: tuple[str, ...]) -> None:
     script = (
         "import sys; from rankwise.cli import app; from typer.testing import CliRunner\n"
-        "result = CliRunner().invoke(app, ['compress', 'nets.py:build', 'x.npz', '-o', 'o', '--keep', 'macs=50'])\n"
-        "print(result.exit_code, 'torch' in sys.modules)"
+        f"result = CliRunner().invoke(app, {list(words)})\n"
+        "print(result.exit_code, 'torch' in sys.modules, 'did you mean' in result.output, result.output)"
     )
-    assert said(script) == "2 False"
+    code, torch, *_ = said(script).split()
+    assert (code, torch) == ("2", "False"), said(script)
 
 
 @pytest.mark.parametrize("name", rw.__all__)

@@ -109,7 +109,10 @@ def test_complaints(net: tuple[nn.Module, Statistics]) -> None:
         profile(model, stats, formats=["svd", "parafac"])
     with pytest.raises(ValueError, match="no format given"):
         profile(model, stats, formats=[])
-    with pytest.raises(ValueError, match="unknown metric 'fischer'; the metrics are input, diagonal, fisher, weight"):
+    with pytest.raises(
+        ValueError,
+        match="unknown metric 'fischer'; did you mean fisher",
+    ):
         profile(model, stats, metric="fischer")
     with pytest.raises(ValueError, match=r'needs statistics: .* or metric="weight"'):
         profile(model, stats.sites)

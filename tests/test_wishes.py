@@ -77,7 +77,7 @@ def test_mistakes_are_found_before_anything_is_read_or_run(wishes: dict[str, Any
         ({"target_drop": 1.0}, "target_drop and drop go together"),
         ({"minimise": "params"}, "no effect without target_drop"),
         ({"engine": "onnxruntime"}, "for latency budgets alone"),
-        ({"keep": {"latency": 0.5}, "engine": "tpu"}, "engine is 'tpu'"),
+        ({"keep": {"latency": 0.5}, "engine": "tpu"}, "unknown engine 'tpu'"),
     ],
 )
 def test_contradictions_are_found_as_early(arguments: dict[str, Any], text: str) -> None:

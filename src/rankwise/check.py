@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,17 +16,17 @@ from .counting import Calls, Recorder
 from .find import find
 from .formats import get_format
 from .formats.low_rank import LowRank, watching_weights
-from .sites import Site
+from .sites import Site, Sites
 from .standins import Reads, works_on_another
 
 
 def check_result(
     dense: nn.Module,
     result: nn.Module,
-    sites: Sequence[Site],
+    sites: Sites,
+    planned: Mapping[str, int],
     example: Any,
-    planned: Mapping[str, int] | None = None,
-    total: int | None = None,
+    alike: bool = True,
 ) -> None:
     """Run a factorised network once and refuse it where it is not what its plan says.
 
@@ -38,15 +38,15 @@ def check_result(
     Args:
         dense: the network that was factorised.
         result: the factorised network.
-        sites: those that were factorised.
+        sites: of the dense network.
+        planned: factorised site -> MACs of its chain by the plan.
         example: what the networks are called with.
-        planned: site -> what its chain counts to by the plan, for this example; None where that is not known.
-        total: what the result counts to by the plan.
+        alike: whether the example's MACs are those that the sites were counted with; they are compared then.
 
     Raises:
         ValueError: naming the site, what is wrong and what to do.
     """
-    chains = {site.name: result.get_submodule(site.name) for site in sites}
+    chains = {name: result.get_submodule(name) for name in planned}
     names = {chain: name for name, chain in chains.items()}
     wanted = Calls(dense)
     with wanted, pristine(dense):
@@ -73,20 +73,21 @@ def check_result(
         output = call(result, example)
     if reads.found:
         raise ValueError(f"the factorised {type(dense).__name__} {works_on_another(dense, reads.found)}")
-    for site in sites:
-        if site.name in made:
-            raise _wrong(site.name, "its dense weight is put together again in every forward")
-        found, before = (sum(seen.count[path] for path in (site.name, *site.aliases)) for seen in (calls, wanted))
+    for name in planned:
+        if name in made:
+            raise _wrong(name, "its dense weight is put together again in every forward")
+        found, before = (sum(seen.count[path] for path in (name, *sites[name].aliases)) for seen in (calls, wanted))
         if found != before:
-            raise _wrong(site.name, f"the network calls it {found} times instead of {before}")
+            raise _wrong(name, f"the network calls it {found} times instead of {before}")
     if infinite and _finite(_output(dense, example)):
         raise _wrong(infinite[0], "its outputs are not finite where those of the dense network are")
     if not _finite(output) and _finite(_output(dense, example)):
         raise ValueError("outputs of the factorised network are not finite where those of the dense network are")
-    if total is not None and planned is not None and record.total_macs != total:
+    total = sites.total_macs + sum(macs - sites[name].macs for name, macs in planned.items())
+    if alike and record.total_macs != total:
         with Recorder(dense, by_operators=True) as own, pristine(dense):
             call(dense, example)
-        _compare(own.macs, record.macs, wanted.numbers, calls.numbers, sites, planned)
+        _compare(own.macs, record.macs, wanted.numbers, calls.numbers, [sites[name] for name in planned], planned)
 
 
 def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
@@ -102,14 +103,13 @@ def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
     """
     sites = find(dense, example)
     parts = {name: result.get_submodule(name) for name in sites}
-    chains = {name: chain for name, chain in parts.items() if isinstance(chain, LowRank)}
     planned = {
         name: get_format(chain.format).cost(sites[name], chain.ranks, chain.bias is not None).macs
-        for name, chain in chains.items()
+        for name, chain in parts.items()
+        if isinstance(chain, LowRank)
     }
-    total = sites.total_macs + sum(planned[name] - sites[name].macs for name in chains)
-    if chains:
-        check_result(dense, result, [sites[name] for name in chains], example, planned, total)
+    if planned:
+        check_result(dense, result, sites, planned, example)
 
 
 def _compare(

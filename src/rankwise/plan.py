@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .files import replacing
+from .names import METRICS, check_name
 
 if TYPE_CHECKING:
     from .sites import Site, Sites
 
 DENSE = "dense"
-METRICS = ("input", "diagonal", "fisher", "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +139,7 @@ class Plan(Mapping[str, PlanRow]):
     latency: PlannedLatency | None = None
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"plan: unknown metric {self.metric!r}; the metrics are {', '.join(METRICS)}")
+        check_name("metric", self.metric, METRICS, "plan: ")
         if not _number(self.shrink) or not 0 <= self.shrink <= 1:
             raise ValueError(f"plan: shrink must be a number from 0 to 1, not {self.shrink!r}")
         if twice := [name for name, count in Counter(row.site for row in self.rows).items() if count > 1]:

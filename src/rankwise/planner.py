@@ -16,7 +16,8 @@ from .constraints import Constraints
 from .curves import check_curves, check_option, pinned
 from .formats.weights import site_weight
 from .guards import unwrap
-from .plan import DENSE, METRICS, Plan, PlanRow
+from .names import METRICS, check_name
+from .plan import DENSE, Plan, PlanRow
 from .profile import DEFAULT_FORMATS, Curve, Option, dense_option, profile, site_metric
 from .ranks import Candidates, FreeRule, Problem, Rule
 from .ranks.several import BudgetError, least_loss
@@ -105,8 +106,7 @@ class Planner:
         model, constraints = unwrap(model), constraints or Constraints()
         sites = source.sites if isinstance(source, Statistics) else source
         sites.check_structure(model)
-        if metric not in METRICS:
-            raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
+        check_name("metric", metric, METRICS)
         free = constraints.free(sites)
         if curves is None:
             curves = profile(

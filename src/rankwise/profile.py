@@ -17,7 +17,8 @@ from .formats.both_sides import curve, refuses
 from .formats.weights import site_weight, weight_metrics
 from .guards import unwrap
 from .linalg.two_sided import TwoSided
-from .plan import DENSE, METRICS, PlanRow
+from .names import METRICS, check_name
+from .plan import DENSE, PlanRow
 from .sites import Site, Sites
 from .statistics import Statistics
 
@@ -77,8 +78,7 @@ def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.M
     """
     if metric == "weight":
         return TwoSided(inputs=weight_metrics(site, next(model.parameters()).device))
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    check_name("metric", metric, METRICS)
     if not isinstance(source, Statistics):
         raise ValueError(
             f'the "{metric}" metric needs statistics: pass rankwise.collect(model, data), or metric="weight"'

@@ -12,8 +12,9 @@ from .constraints import Pin, parse_pin
 from .formats import get_format
 from .guards import unwrap
 from .kinds import site_kind
+from .names import METRICS, check_name
 from .patterns import matching, near
-from .plan import DENSE, METRICS
+from .plan import DENSE
 from .profile import check_step
 from .ranks import Rule, get_floor, get_rule
 
@@ -60,8 +61,7 @@ def check_wishes(
     for name in _several(formats or ()):
         if name != "auto":
             get_format(name)
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; the metrics are {', '.join(METRICS)}")
+    check_name("metric", metric, METRICS)
     if round_to is not None:
         check_step(round_to)
     for wanted in (pin or {}).values():

@@ -62,7 +62,7 @@ def test_onnxruntime_times_the_same_models() -> None:
     [
         (
             {"engine": "tensorrt"},
-            "engine is 'tensorrt'; it must be one of torch, compile, onnxruntime, ",
+            "unknown engine 'tensorrt'; the engines are torch, compile, onnxruntime, ",
         ),
         ({"threads": 0}, "threads is 0; it must be at least 1"),
         ({"rounds": 0}, "rounds is 0; it must be at least 1"),

@@ -199,7 +199,10 @@ def test_complaints(model: nn.Module, stats: rw.Statistics) -> None:
     for how, message in (
         ({"metric": "fisher"}, f"site '{first}': the statistics hold no gradients at its output; collect them with"),
         ({"rule": "fisher"}, "the statistics hold no gradients at its output"),
-        ({"metric": "fischer"}, "unknown metric 'fischer'; the metrics are input, diagonal, fisher, weight"),
+        (
+            {"metric": "fischer"},
+            "unknown metric 'fischer'; did you mean fisher",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             rw.choose(model, plain, keep={"macs": 0.6}, **how)  # type: ignore[arg-type]

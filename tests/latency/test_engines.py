@@ -69,7 +69,7 @@ def test_no_graphics_card() -> None:
 
 
 def test_unknown() -> None:
-    with pytest.raises(ValueError, match=r"engine is 'abacus'; it must be one of torch, .*, roofline:FILE.yaml"):
+    with pytest.raises(ValueError, match=r"unknown engine 'abacus'; the engines are torch, .*, roofline:FILE.yaml"):
         get_engine("abacus")
     with pytest.raises(ValueError, match="threads is 0"):
         get_engine("torch", threads=0)

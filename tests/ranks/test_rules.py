@@ -115,7 +115,7 @@ def test_settings_in_the_text() -> None:
     "text, message",
     [
         ("energie", "unknown rule 'energie'; did you mean energy"),
-        ("zebra", "unknown rule 'zebra' The rules are|unknown rule 'zebra'.*The rules are"),
+        ("zebra", "unknown rule 'zebra'; the rules are"),
         ("energy:sharp=1", "no setting 'sharp'; its settings are share, squared"),
         ("energy:share=much", "share is 'much', which is no float"),
         ("energy:squared=maybe", "squared is 'maybe', which is no truth value"),

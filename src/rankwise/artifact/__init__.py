@@ -23,10 +23,11 @@ from ..check import check_loaded
 from ..copying import copied
 from ..folding import folds_of
 from ..guards import unwrap
+from ..names import STORAGES
 from ..plan import Plan
 from ..seen import Seen
 from ..state import state_of
-from .coding import STORAGES, decode, encode
+from .coding import decode, encode
 from .directory import current, replacing
 from .manifest import Chain, Manifest, fingerprint, outline
 from .restore import restored
@@ -267,7 +268,6 @@ def _provenance(model: nn.Module) -> dict[str, str]:
 
 __all__ = [
     "MANIFEST",
-    "STORAGES",
     "WEIGHTS",
     "Chain",
     "Manifest",

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..state import DTYPES, NAMES
 
-STORAGES = ("plain", "entropy", "int8+entropy")
 # A plane that Huffman's code leaves larger than this share is noise, on which slower coders would be wasted.
 NOISE = 0.97
 # The dictionary is fixed here and not read from the file, so that the file cannot ask for memory.

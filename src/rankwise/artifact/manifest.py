@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..kinds import KINDS
+from ..names import STORAGES
 from ..plan import Plan
 from ..seen import Seen
-from .coding import STORAGES, Coded, coded_from, coded_text, is_coded
+from .coding import Coded, coded_from, coded_text, is_coded
 
 FORMAT_VERSION = 3
 # What version 1 did not have.

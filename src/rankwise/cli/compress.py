@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..names import check_engine_name
 from . import options
 from .output import Output
 
@@ -78,7 +79,11 @@ def compress(
         from .steps import Job, check_storage, finish, wishes_gradients
         from .trying import engine_for, what_times, what_tries
 
+        check_method(method)
+        check_storage(storage)
+        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         judging = Judging.of(metric, classes_dim)
+        check_engine_name(engine, where=f"--engine {engine!r}: ")
         wishes = choose_options(
             keep,
             rule,
@@ -98,9 +103,6 @@ def compress(
         from ..choose import is_timed  # which imports torch: what is written wrongly is told before
 
         check_budget(wishes)
-        check_method(method)
-        check_storage(storage)
-        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
         selection = Selection.of(importance)
         timed = is_timed(wishes["keep"], target_drop, minimise)
         measuring = engine_for(timed, engine, threads, latency_batch, figures=True)

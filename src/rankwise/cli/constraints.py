@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..names import FORMATS, RULES, check_name
+
 if TYPE_CHECKING:
     from ..ranks import Rule
 
@@ -35,17 +37,25 @@ def choose_options(
     Raises:
         ValueError: naming the option whose text cannot be read.
     """
+    budgets, names, pins = parse_budgets(keep), parse_names(formats, "--formats"), dict(map(_pin, pin or ()))
+    for option, name in (("--rule", rule), ("--floor-rule", floor_rule)):
+        if name is not None:
+            check_name("rule", name.partition(":")[0], sorted(RULES), f"{option} {name!r}: ")
+    for name in names:
+        check_name("format", name, ["auto", *sorted(FORMATS)], f"--formats {formats!r}: ")
+    for pattern, wanted in pins.items():
+        check_name("format", wanted.partition(":")[0], ["dense", *sorted(FORMATS)], f"--pin {pattern}={wanted}: ")
     return {
-        "keep": parse_budgets(keep),
+        "keep": budgets,
         "rule": parse_rule(rule),
         "floor_rule": parse_floor(floor_rule),
         "target_drop": target_drop,
         "minimise": minimise,
-        "formats": parse_names(formats, "--formats"),
+        "formats": names,
         "metric": metric,
         "ignore": tuple(ignore or ()),
         "include": tuple(include or ("*",)),
-        "pin": dict(map(_pin, pin or ())),
+        "pin": pins,
         "floor": parse_ranks(floor, "--floor"),
         "cap": parse_ranks(cap, "--cap"),
         "tie": tuple(tie or ()),

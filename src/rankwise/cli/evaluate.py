@@ -55,22 +55,24 @@ def evaluate(
     Example: [bold]rankwise evaluate nets.py:build test.npz --weights net.pth --artifact out/[/bold]
     """
     with Output(json, debug=debug) as out:
-        import torch
+        from .figures import Timing, measure
+        from .judging import Judging
+
+        timing = Timing.of(engines, threads, latency_batch)
+        judging = Judging.of(metric and [metric], classes_dim, fits=False)
+
+        import torch  # what is written wrongly is told before
 
         from ..artifact import read, stored_bytes
         from ..check import check_loaded
         from ..folding import folded
         from .data import DataOptions
-        from .figures import Timing, measure
         from .held_out import Judged
-        from .judging import Judging
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
         from .tables import figures_table, roofline_table, storage_table
 
-        timing = Timing.of(engines, threads, latency_batch)
-        judging = Judging.of(metric and [metric], classes_dim, fits=False)
         torch.manual_seed(seed)
         how = DataOptions(
             transform=transform,

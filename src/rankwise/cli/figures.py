@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..names import check_engine_name
 from .data import Data
 from .judging import Judging, figures_by
 from .output import Output
@@ -39,17 +40,17 @@ class Timing:
         """
         if threads < 1 or batch < 1:
             raise ValueError(f"--threads {threads} and --latency-batch {batch} must be at least 1")
-        from ..latency import ENGINES, get_engine
-
         if engines == "auto":
             complete = all(map(find_spec, ("onnxruntime", "onnx", "onnxscript")))
             names: tuple[str, ...] = DEFAULT_ENGINES if complete else DEFAULT_ENGINES[:1]
         else:
             names = tuple(name.strip() for name in engines.split(",")) if engines != "none" else ()
         for name in names:
-            if name not in ENGINES:
-                raise ValueError(f"--engines {engines!r}: {name!r} is not one of {', '.join(ENGINES)}, auto, none")
-            if engines != "auto":
+            check_engine_name(name, ("auto", "none"), f"--engines {engines!r}: ")
+        if engines != "auto" and names:
+            from ..latency import get_engine
+
+            for name in names:
                 get_engine(name)  # one that is not installed is found out before the work, not after
         return cls(engines=names, threads=threads, batch=batch)
 

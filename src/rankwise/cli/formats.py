@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..names import FORMATS as NAMES
+from ..names import check_name
 from . import options
 from .format_facts import MOVES, describe, kind_of, layer_name, layer_site
 from .output import Output
@@ -46,13 +47,12 @@ def formats(
     order in which [dim]--pin[/dim] and plan.yaml take them.
     """
     with Output(json, debug=debug) as out:
+        if name is not None:
+            check_name("format", name, sorted(NAMES))
         from ..formats import FORMATS
 
         site = _site_of(conv, linear)
         if name is not None:
-            if name not in FORMATS:
-                near = difflib.get_close_matches(name, list(FORMATS), n=5, cutoff=0.4) or list(FORMATS)
-                raise ValueError(f"there is no format {name!r}; near names are: {', '.join(near)}")
             described = [describe(FORMATS[name], site)]
             for part in _page(described[0]):
                 out.show(part)

@@ -120,7 +120,13 @@ def heal(
     on with [bold]--resume[/bold] and otherwise the same options.
     """
     with Output(json, debug=debug) as out:
-        import torch
+        from .figures import Timing, figures_of, measure
+        from .judging import Judging
+
+        timing = Timing.of(engines, threads, latency_batch)
+        judging = Judging.of(metric and [metric], classes_dim, fits=False)
+
+        import torch  # what is written wrongly is told before
 
         from ..artifact import read, save, stored_bytes
         from ..check import check_loaded
@@ -128,16 +134,12 @@ def heal(
         from ..seen import Seen
         from ..training import heal as train_network
         from .data import DataOptions
-        from .figures import Timing, figures_of, measure
         from .held_out import Judged
-        from .judging import Judging
         from .loading import load_data
         from .models import load_artifact, load_model
         from .steps import check_folder, warn_about_random_weights
         from .tables import figures_table
 
-        timing = Timing.of(engines, threads, latency_batch)
-        judging = Judging.of(metric and [metric], classes_dim, fits=False)
         torch.manual_seed(seed)
         check_folder(out_folder)
         how = DataOptions(

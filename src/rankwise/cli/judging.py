@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from ..names import METRICS, check_name
 from .data import Data
 from .output import Output
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from ..evaluate import Measure, Outputs
 
-FITS = ("input", "diagonal", "fisher", "weight")
 NAMES = ("accuracy", "agreement", "divergence", "relative_error", "cosine", "detections")
 DIRECTIONS = {"higher": True, "lower": False}
 TAKEN = ("params", "macs", "bytes", "top1", "top5", "measures")
@@ -77,7 +76,7 @@ class Judging:
         """
         said: dict[str, Any] = {}
         for text in metric or ():
-            key = "fit" if fits and text in FITS else "name" if text in NAMES else "own"
+            key = "fit" if fits and text in METRICS else "name" if text in NAMES else "own"
             rivals = {"fit"} if key == "fit" else {"name", "own"}
             if rivals & said.keys():
                 what = "metric of the fits" if key == "fit" else "measure that judges"
@@ -190,19 +189,15 @@ def figures_by(
 
 
 def _own(text: str, fits: bool) -> Measure:
-    from ..evaluate import Measure
-    from .models import load_function
-
     spec, _, direction = text.rpartition(":")
     if direction not in DIRECTIONS or not spec:
         spec, direction = text, ""
     if ".py:" not in spec:
-        known = (*(FITS if fits else ()), *NAMES)
-        near = get_close_matches(text, known, n=3, cutoff=0.4) or known
-        raise ValueError(
-            f"--metric {text!r} is neither one of {', '.join(near)} nor FILE.py:FUNCTION, a function (model, batches) "
-            "-> number, with :lower where lower is better"
-        )
+        known = (*(METRICS if fits else ()), *NAMES)
+        check_name("metric", text, (*known, "FILE.py:FUNCTION", "FILE.py:FUNCTION:lower"), f"--metric {text!r}: ")
+    from ..evaluate import Measure
+    from .models import load_function
+
     function = load_function(spec, "--metric", "the name of a metric")
     name = spec.rpartition(":")[2]
     if name in TAKEN:

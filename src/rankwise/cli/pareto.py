@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..names import check_engine_name
 from . import options
 from .output import Output
 
@@ -77,7 +78,6 @@ def pareto(
     [bold]rankwise apply[/bold].
     """
     with Output(json, debug=debug) as out:
-        from ..pareto import pareto as plans_for
         from .constraints import choose_options, parse_shares, parse_shrink
         from .data import DataOptions
         from .held_out import Judged
@@ -90,9 +90,12 @@ def pareto(
         if share == "auto":
             raise ValueError("--shrink auto chooses for one plan; give a number from 0 to 1 for a list of budgets")
         judging = Judging.of(metric, classes_dim)
+        check_engine_name(engine, where=f"--engine {engine!r}: ")
         wishes = choose_options(
             None, rule, formats, judging.fit, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule, tie=tie
         )
+        from ..pareto import pareto as plans_for  # which imports torch: what is written wrongly is told before
+
         measuring = engine_for(along == "latency", engine, threads, latency_batch)
         how = DataOptions(
             transform=transform,

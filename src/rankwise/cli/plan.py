@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..names import check_engine_name
 from . import options
 from .output import Output
 
@@ -74,7 +75,8 @@ def plan(
         from .tables import plan_table
         from .trying import engine_for, what_times, what_tries
 
-        judging = Judging.of(metric, classes_dim)
+        judging, share = Judging.of(metric, classes_dim), parse_shrink(shrink)
+        check_engine_name(engine, where=f"--engine {engine!r}: ")
         wishes = choose_options(
             keep,
             rule,
@@ -95,7 +97,6 @@ def plan(
 
         check_budget(wishes)
         measuring = engine_for(is_timed(wishes["keep"], target_drop, minimise), engine, threads, latency_batch)
-        share = parse_shrink(shrink)
         how = DataOptions(
             transform=transform,
             size=size,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..names import check_engine_name
 from . import options
 from .output import Output
 
@@ -30,6 +31,7 @@ def roofline(
     with Output(json, debug=debug) as out:
         from dataclasses import asdict
 
+        check_engine_name(engine, where=f"--engine {engine!r}: ")
         from ..latency import get_engine
         from ..latency.roofline_fit import measured_device
 

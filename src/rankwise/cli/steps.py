@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..names import STORAGES
 from .constraints import check_method
 from .data import Data, DataOptions, random_data
 from .importance import Selection, selecting
@@ -330,8 +331,6 @@ def wishes_gradients(wishes: Mapping[str, Any]) -> bool:
 
 def check_storage(storage: str) -> None:
     """Refuse an unknown `--storage` before any long work begins."""
-    from ..artifact import STORAGES
-
     if storage not in STORAGES:
         raise ValueError(f"--storage {storage!r} is not one of {', '.join(STORAGES)}")
 

@@ -154,7 +154,13 @@ def train(
     processes.
     """
     with Output(json, debug=debug) as out:
-        import torch
+        from .figures import Timing, figures_of, measure
+        from .judging import Judging
+
+        timing = Timing.of(engines, threads, latency_batch)
+        judging = Judging.of(metric and [metric], classes_dim, fits=False)
+
+        import torch  # what is written wrongly is told before
 
         from ..artifact import save, stored_bytes
         from ..seen import Seen
@@ -163,16 +169,12 @@ def train(
         from ..wishes import check_wishes
         from .constraints import parse_budgets, parse_rule
         from .data import DataOptions
-        from .figures import Timing, figures_of, measure
         from .held_out import Judged
-        from .judging import Judging
         from .loading import load_data
         from .models import load_model
         from .steps import check_folder
         from .tables import figures_table, plan_table
 
-        timing = Timing.of(engines, threads, latency_batch)
-        judging = Judging.of(metric and [metric], classes_dim, fits=False)
         torch.manual_seed(seed)
         check_folder(out_folder)
         how = DataOptions(

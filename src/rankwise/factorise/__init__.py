@@ -152,16 +152,14 @@ def factorise(
 
 def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, example: Any) -> None:
     """Run the result once; MACs are compared where the plan's are those of this example."""
-    factorised = [sites[row.site] for row in plan.factorised]
-    if not factorised:
-        return
-    same = example is sites.example or total_macs(model, example) == sites.total_macs
     planned = {  # the plan may have been made for another example
         row.site: get_format(row.format).cost(site, row.ranks, site.chain_bias(plan.metric)).macs
-        for row, site in zip(plan.factorised, factorised, strict=True)
+        for row in plan.factorised
+        for site in [sites[row.site]]
     }
-    total = sites.total_macs + sum(planned[site.name] - site.macs for site in factorised)
-    check_result(model, compressed, factorised, example, planned, total if same else None)
+    if planned:
+        alike = example is sites.example or total_macs(model, example) == sites.total_macs
+        check_result(model, compressed, sites, planned, example, alike)
 
 
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:

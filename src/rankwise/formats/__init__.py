@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..names import check_name
 from .base import Cost, Factors, Format, LowRank, Ranks
 from .block_term import BlockTerm
 from .cp import CP, CP3
@@ -44,12 +45,11 @@ def get_format(name: str, formats: Mapping[str, Format] | None = None) -> Format
     """The format of that name; with settings of its own where `formats` holds it.
 
     Raises:
-        ValueError: listing the names that exist.
+        ValueError: for a name that does not exist, with near ones and all that do.
     """
     if formats and name in formats:
         return formats[name]
-    if name not in FORMATS:
-        raise ValueError(f"unknown format {name!r}; the formats are {', '.join(sorted(FORMATS))}")
+    check_name("format", name, sorted(FORMATS))
     return FORMATS[name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..names import check_engine_name
 from .clock import Latency, Ratio
 from .engine import Engine, Work
 from .executorch_engine import ExecuTorch
@@ -30,8 +31,7 @@ def get_engine(name: str | Engine, threads: int = 1) -> Engine:
                 f"threads={threads} has no effect on engine {str(engine)!r}, which is complete; leave it out"
             )
         return engine
-    if name not in ENGINES:
-        raise ValueError(f"engine is {name!r}; it must be one of {', '.join(ENGINES)}, roofline:FILE.yaml")
+    check_engine_name(name)
     return ENGINES[name](threads)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields
 from typing import Any
 
+from ..names import check_name
 from .base import Candidates, Pick, Problem, Rule
 from .bayesian import Bayesian
 from .budgeted import Knapsack
@@ -42,10 +42,7 @@ def get_rule(rule: str | Rule) -> Rule:
     if isinstance(rule, Rule):
         return rule
     name, _, text = rule.partition(":") if isinstance(rule, str) else (repr(rule), "", "")
-    if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"unknown rule {name!r}{hint} The rules are {', '.join(sorted(RULES))}")
+    check_name("rule", name, sorted(RULES))
     cls = RULES[name]
     types: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}  # type: ignore[arg-type]
     settings: dict[str, Any] = {}

@@ -1,0 +1,52 @@
+"""The names that a user can write, known before PyTorch is imported: a mistyped one is told at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+METRICS = ("input", "diagonal", "fisher", "weight")
+FORMATS = (
+    *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "cp3", "cp", "btd"),
+    *("tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
+)
+RULES = (
+    *("knapsack", "fisher", "sensitivity", "bayesian", "continuous", "minimax", "drank", "uniform"),
+    *("energy", "effective_rank", "stable_rank", "evbmf", "gavish_donoho"),
+)
+STORAGES = ("plain", "entropy", "int8+entropy")
+ENGINES = ("torch", "compile", "onnxruntime", "executorch", "cuda")
+
+
+def check_engine_name(name: str, others: Iterable[str] = (), where: str = "") -> None:
+    """Refuse an engine that does not exist; one that a file describes is `roofline:FILE.yaml`.
+
+    Raises:
+        ValueError: as `check_name`.
+    """
+    if not name.startswith("roofline:"):
+        check_name("engine", name, (*ENGINES, "roofline:FILE.yaml", *others), where)
+
+
+def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> None:
+    """Refuse a name that does not exist.
+
+    Args:
+        what: what it is the name of, such as "format".
+        name: as it was written.
+        known: those that exist.
+        where: what the message begins with, such as the option.
+
+    Raises:
+        ValueError: with near names, and all that there are.
+
+    Example:
+        >>> check_name("metric", "inputs", METRICS)
+        Traceback (most recent call last):
+        ValueError: unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, weight
+    """
+    names = list(known)
+    if name not in names:
+        near = " or ".join(difflib.get_close_matches(str(name), names, n=3, cutoff=0.5))
+        hint = f"did you mean {near}? The" if near else "the"
+        raise ValueError(f"{where}unknown {what} {name!r}; {hint} {what}s are {', '.join(names)}")
