@@ -138,8 +138,8 @@ def changed(row: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
         (changed(keep=0.5), "plan: keep must be a mapping, not 0.5"),
         (changed(dense=[1]), r"plan: dense must be a mapping, not \[1\]"),
         (changed(planned=None), "plan: planned must be a mapping, not None"),
-        (changed(keep={"macs": "half"}), "plan: keep must map names to numbers, not {'macs': 'half'}"),
-        (changed(dense={1: 2}), "plan: dense must map names to numbers"),
+        (changed(keep={"macs": "half"}), "plan: keep must map names to finite numbers, not {'macs': 'half'}"),
+        (changed(dense={1: 2}), "plan: dense must map names to finite numbers"),
         (changed(metric=3), "plan: metric must be a string, not 3"),
         (
             changed(metric="inputs"),

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .files import replacing
+from .files import is_finite, parse_yaml, read_text, replacing, shown, told
 from .names import METRICS, check_name
 
 if TYPE_CHECKING:
     from .sites import Site, Sites
 
 DENSE = "dense"
+LARGEST = 8 << 20  # bytes of a file; a thousand layers have 200 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +77,16 @@ class PlannedLatency:
     def __post_init__(self) -> None:
         for name in ("engine", "device"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"plan: the latency's {name} must be a name, not {getattr(self, name)!r}")
+                raise ValueError(f"plan: the latency's {name} must be a name, not {shown(getattr(self, name))}")
         for name in ("predicted", "blind", "low", "high", "corrections"):  # below 0 where layers alone promise too much
             value = getattr(self, name)
-            if not _number(value) and (name in ("predicted", "corrections") or value is not None):
-                raise ValueError(f"plan: the latency's {name} must be a number, not {value!r}")
+            if not is_finite(value) and (name in ("predicted", "corrections") or value is not None):
+                raise ValueError(f"plan: the latency's {name} must be a number, not {shown(value)}")
         for name in ("threads", "dense", "measured"):
-            if not _number(getattr(self, name)) or not getattr(self, name) > 0:
-                raise ValueError(f"plan: the latency's {name} must be a number above 0, not {getattr(self, name)!r}")
+            if not is_finite(getattr(self, name)) or not getattr(self, name) > 0:
+                raise ValueError(
+                    f"plan: the latency's {name} must be a number above 0, not {shown(getattr(self, name))}"
+                )
 
     def __str__(self) -> str:
         computed = self.engine.startswith("roofline")
@@ -140,10 +143,10 @@ class Plan(Mapping[str, PlanRow]):
 
     def __post_init__(self) -> None:
         check_name("metric", self.metric, METRICS, "plan: ")
-        if not _number(self.shrink) or not 0 <= self.shrink <= 1:
-            raise ValueError(f"plan: shrink must be a number from 0 to 1, not {self.shrink!r}")
+        if not is_finite(self.shrink) or not 0 <= self.shrink <= 1:
+            raise ValueError(f"plan: shrink must be a number from 0 to 1, not {shown(self.shrink)}")
         if twice := [name for name, count in Counter(row.site for row in self.rows).items() if count > 1]:
-            raise ValueError(f"plan: site {twice[0]!r} has more than one row; keep one")
+            raise ValueError(f"plan: site {shown(twice[0])} has more than one row; keep one")
 
     def __getitem__(self, site: str) -> PlanRow:
         for row in self.rows:
@@ -181,12 +184,12 @@ class Plan(Mapping[str, PlanRow]):
         rows = tuple(_row(row, index) for index, row in enumerate(values.pop("rows")))
         for name in ("keep", "dense", "planned"):
             if not isinstance(values.get(name, {}), dict):
-                raise ValueError(f"plan: {name} must be a mapping, not {values[name]!r}")
-            if not all(isinstance(key, str) and _number(value) for key, value in values.get(name, {}).items()):
-                raise ValueError(f"plan: {name} must map names to numbers, not {values[name]!r}")
+                raise ValueError(f"plan: {name} must be a mapping, not {shown(values[name])}")
+            if not all(isinstance(key, str) and is_finite(value) for key, value in values.get(name, {}).items()):
+                raise ValueError(f"plan: {name} must map names to finite numbers, not {shown(values[name])}")
         for name in ("metric", "rule", "fingerprint"):
             if not isinstance(values.get(name, ""), str):
-                raise ValueError(f"plan: {name} must be a string, not {values[name]!r}")
+                raise ValueError(f"plan: {name} must be a string, not {shown(values[name])}")
         if values.get("latency") is not None:
             names = {item.name for item in fields(PlannedLatency) if item.default is MISSING}
             values["latency"] = PlannedLatency(**_fields_of(PlannedLatency, values["latency"], "plan latency", names))
@@ -212,8 +215,8 @@ class Plan(Mapping[str, PlanRow]):
             ValueError: if the text is no YAML, or no plan.
         """
         try:
-            plain = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            plain = parse_yaml(text)
+        except ValueError as error:
             raise ValueError(f"the plan is not valid YAML: {error}") from error
         return cls.from_dict(plain)
 
@@ -233,12 +236,10 @@ class Plan(Mapping[str, PlanRow]):
         Raises:
             ValueError: naming the file, if it cannot be read or holds no plan.
         """
-        try:
-            return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read the plan {str(path)!r}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        with told(f"cannot read the plan {str(path)!r}"):
+            text = read_text(Path(path), LARGEST)
+        with told(path):
+            return cls.from_yaml(text)
 
 
 def site_of(row: PlanRow, sites: Sites) -> Site:
@@ -264,30 +265,26 @@ def _fields_of(cls: type, plain: object, where: str, required: set[str]) -> dict
         raise ValueError(f"{where}: a mapping is needed, not {type(plain).__name__}")
     known = {item.name for item in fields(cls)}
     if unknown := sorted(str(key) for key in plain.keys() - known):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+        raise ValueError(f"{where}: unknown field {shown(unknown[0])}; the fields are {', '.join(sorted(known))}")
     if missing := sorted(required - plain.keys()):
         raise ValueError(f"{where}: the field {missing[0]!r} is missing")
     return dict(plain)
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _row(plain: object, index: int) -> PlanRow:
     values = _fields_of(PlanRow, plain, f"plan row {index}", required={"site"})
-    where = f"plan row {index} (site {values['site']!r})"
+    where = f"plan row {index} (site {shown(values['site'])})"
     ranks = values.get("ranks", ())
     if not isinstance(ranks, (list, tuple)) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
-        raise ValueError(f"{where}: ranks must be a list of integers, not {ranks!r}")
+        raise ValueError(f"{where}: ranks must be a list of integers, not {shown(ranks)}")
     for name, kind in (("site", str), ("format", str), ("why", str), ("params", int), ("macs", int)):
         if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
-            raise ValueError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r}")
-    if values.get("error") is not None and not _number(values["error"]):
-        raise ValueError(f"{where}: error must be a number, not {values['error']!r}")
+            raise ValueError(f"{where}: {name} must be {kind.__name__}, not {shown(values[name])}")
+    if values.get("error") is not None and not is_finite(values["error"]):
+        raise ValueError(f"{where}: error must be a number, not {shown(values['error'])}")
     if values.get("format", DENSE) == DENSE and ranks:
         raise ValueError(
-            f"{where}: a dense site has no ranks, but {list(ranks)} stand there; name a format or clear them"
+            f"{where}: a dense site has no ranks, but {shown(list(ranks))} stand there; name a format or clear them"
         )
     # an edited row may leave out the counts: they follow from the ranks and are recomputed when the plan is applied
     return PlanRow(**{"params": 0, "macs": 0, **values, "ranks": tuple(ranks)})

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from .counting import Call
+from .files import built
 from .guards import unwrap
 from .kinds import TIED, is_convolution, is_transposed
 from .patterns import matching, near
@@ -270,12 +271,12 @@ class Sites(Mapping[str, Site]):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sites:
-        """The sites that `to_dict` described, also after a round trip through JSON."""
-        by_name = {
-            name: Site(**{**_tuples(site), "calls": tuple(Call(**_tuples(call)) for call in site["calls"])})
-            for name, site in values["by_name"].items()
-        }
-        return cls(**{**_tuples(values), "by_name": by_name})
+        """The sites that `to_dict` described, also after a round trip through JSON.
+
+        Raises:
+            ValueError: naming the field that is missing or of another type.
+        """
+        return built(cls, values, "sites")
 
     def _no_match(self, pattern: str, names: list[str], idle: list[str]) -> str:
         if idle:
@@ -298,7 +299,3 @@ def fingerprint(model: nn.Module) -> str:
     lines = [f"{name} {type(module).__name__}" for name, module in model.named_modules(remove_duplicate=False)]
     lines += [f"{name} {tuple(p.shape)}" for name, p in model.named_parameters(remove_duplicate=False)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

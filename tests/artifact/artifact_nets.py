@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.files import digest
 from rankwise.formats import FORMATS
 from rankwise.surgery import replace
 
@@ -74,3 +79,11 @@ def assert_same(a: nn.Module, b: nn.Module, x: Tensor) -> None:
     assert a.state_dict().keys() == b.state_dict().keys()
     with torch.no_grad():
         assert torch.equal(a(x), b(x))
+
+
+def edit(artifact: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest and its checksum with it, as somebody would who wants it to be loaded."""
+    content = json.loads((artifact / "rankwise.json").read_text())
+    del content["checksum"]
+    change(content)
+    (artifact / "rankwise.json").write_text(json.dumps(content | {"checksum": digest(content)}))

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from artifact_nets import Net
+from artifact_nets import Net, edit
 
 from rankwise.artifact import load
-
-
-def edit(artifact: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    content = json.loads((artifact / "rankwise.json").read_text())
-    change(content)
-    (artifact / "rankwise.json").write_text(json.dumps(content))
 
 
 def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
@@ -27,10 +20,10 @@ def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(format_version=4), "format_version is 4, this rankwise reads up to 3; install"),
+        (lambda c: c.update(format_version=5), "format_version is 5, this rankwise reads up to 4; install"),
         (lambda c: c.pop("aliases"), "the field 'aliases' is missing"),
         (lambda c: c.update(code="import os"), "unknown field 'code'"),
-        (lambda c: c.update(tensors_bytes=True), "tensors_bytes must be a positive integer, not 'True'"),
+        (lambda c: c.update(tensors_bytes=True), "tensors_bytes must be a positive integer, not True"),
         (lambda c: c.update(structure={}), "structure must be a list of objects"),
         (lambda c: c.update(storage="pickle"), "storage must be one of plain, entropy, int8.entropy, not 'pickle'"),
         (lambda c: c.update(storage="entropy"), "coded: it must name exactly the stored tensors"),

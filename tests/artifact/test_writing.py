@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,9 @@ def test_a_link_to_a_directory_is_followed(small: nn.Module, artifact: Path, tmp
     assert_same(load(Net().eval(), tmp_path / "link"), small, images())
 
 
-@pytest.mark.parametrize("failing", ["rankwise.artifact.save_file", "pathlib.Path.write_text", "os.fsync"])
+@pytest.mark.parametrize(
+    "failing", ["safetensors.torch.save_file", "pathlib.Path.write_text", "os.fsync", "os.replace"]
+)
 def test_a_full_disk_leaves_the_old_artifact(
     failing: str, small: nn.Module, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,62 +64,69 @@ def test_a_full_disk_leaves_the_old_artifact(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_rename_that_fails_puts_the_old_artifact_back(
-    small: nn.Module, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename = Path.rename
-
-    def fail(self: Path, target: Path) -> Path:
-        if ".tmp-" in self.name:
-            raise PermissionError(13, "Permission denied")
-        return rename(self, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", fail)
-        with pytest.raises(PermissionError, match="cannot write the artifact"):
-            save(compressed(Net(), {}), artifact)
-    assert_same(load(Net().eval(), artifact), small, images())
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_killed_run_loses_nothing(renames: int, tmp_path: Path) -> None:
-    """The process dies before the first rename, between both, and after them."""
-    script = textwrap.dedent(
-        f"""
-        import os
-        from pathlib import Path
-        from torch import nn
-        from rankwise.artifact import save
+def test_what_fails_says_which_artifact_is_there(
+    renames: int, small: nn.Module, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, done = os.replace, []
 
-        done, rename, unlink = [], Path.rename, Path.unlink
+    def fail(old: Path, new: Path) -> None:
+        if len(done) == renames:
+            raise PermissionError(13, "Permission denied")
+        done.append(new)
+        replace(old, new)
 
-        def counted(self, target):
-            if len(done) == {renames}:
-                os._exit(9)
-            done.append(target)
-            return rename(self, target)
+    other = compressed(Net().eval(), {"conv": ("svd", (2,))})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        told = "was replaced, but the disk did not confirm it" if renames == 2 else "cannot write the artifact"
+        with pytest.raises(PermissionError, match=f"{told}: Permission denied"):
+            save(other, artifact)
+    there = other if renames == 2 else small
+    assert_same(load(Net().eval(), artifact), there, images())
+    assert read(artifact).tensors_sha256 == hashlib.sha256((artifact / "model.safetensors").read_bytes()).hexdigest()
+    save(small, artifact)
+    assert_same(load(Net().eval(), artifact), small, images())
+    assert sorted(path.name for path in artifact.iterdir()) == ["model.safetensors", "rankwise.json"]
 
-        def last(self):
-            os._exit(9)
 
-        save(nn.Sequential(nn.Linear(2, 1)), "out", figures={{"run": "old"}})
-        Path("out/notes.txt").write_text("mine")
-        Path.rename, Path.unlink = counted, last
-        save(nn.Sequential(nn.Linear(2, 2)), "out", figures={{"run": "new"}})
-        """
-    )
-    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=120, check=False)
-    assert ended.returncode == 9
-    old = renames < 2
-    fresh = nn.Sequential(nn.Linear(2, 1 if old else 2))
-    load(fresh, tmp_path / "out")
-    assert read(tmp_path / "out").figures == {"run": "old" if old else "new"}
-    save(fresh, tmp_path / "out", figures={"run": "next"})
-    assert read(tmp_path / "out").figures == {"run": "next"}
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
-    left = [path.name for path in tmp_path.iterdir() if path.name != "out"]
-    assert all(name.startswith(".out.tmp-") for name in left)
+def test_a_rankwise_json_of_somebody_else_is_no_artifact(small: nn.Module, tmp_path: Path) -> None:
+    for text in ("{}", "[1]", "my notes", '{"format_version": 4}'):
+        (tmp_path / "rankwise.json").write_text(text)
+        with pytest.raises(ValueError, match=r"rankwise\.json was not written by Rankwise, or is damaged"):
+            save(small, tmp_path)
+        assert (tmp_path / "rankwise.json").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["rankwise.json"]
+
+
+def test_the_folder_that_one_is_in(small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        save(small, ".")
+        assert_same(load(Net().eval(), "."), small, images())
+    assert sorted(os.listdir()) == ["model.safetensors", "rankwise.json"]
+
+
+def test_links_that_lead_in_a_circle(small: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match=r"cannot write the artifact: .*symbolic links"):
+        save(small, tmp_path / "a")
+
+
+def test_permissions_of_replaced_files_stay(small: nn.Module, artifact: Path) -> None:
+    for name, mode in (("rankwise.json", 0o640), ("model.safetensors", 0o600)):
+        (artifact / name).chmod(mode)
+    save(small, artifact)
+    assert oct((artifact / "rankwise.json").stat().st_mode) == "0o100640"
+    assert oct((artifact / "model.safetensors").stat().st_mode) == "0o100600"
+
+
+def test_a_name_as_long_as_names_can_be(small: nn.Module, tmp_path: Path) -> None:
+    out = tmp_path / ("n" * 255)
+    for _ in range(2):
+        save(small, out)
+    assert_same(load(Net().eval(), out), small, images())
 
 
 def test_disk_errors_of_the_tensor_writer_are_os_errors(
@@ -127,7 +135,7 @@ def test_disk_errors_of_the_tensor_writer_are_os_errors(
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("rankwise.artifact.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         save(small, tmp_path / "out")
     assert caught.value.errno == 28

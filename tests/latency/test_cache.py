@@ -52,12 +52,26 @@ def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path.home() / ".cache" / "rankwise"
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_told_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = Cache(get_engine("torch"), LAYER, folder=tmp_path)
     cache.add({"a": TIME})
-    cache.path.write_text('{"layers": {"a": {"median": 1}}}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"is no file of measured times .* delete it"):
-        Cache(get_engine("torch"), LAYER, folder=tmp_path)
+    whole = cache.path.read_text(encoding="utf-8")
+    for text in ('{"layers": {"a": {"median": 1}}}', whole.replace("2.0", "2.5"), whole[:-20], "[" * 9999, "\0"):
+        cache.path.write_text(text, encoding="utf-8")
+        caplog.clear()
+        again = Cache(get_engine("torch"), LAYER, folder=tmp_path)
+        assert "a" not in again
+        assert "its times are measured again" in caplog.text
+    again.add({"b": TIME})
+    assert "b" in Cache(get_engine("torch"), LAYER, folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    cache = Cache(get_engine("torch"), LAYER, folder=tmp_path / "file" / "below")
+    cache.add({"a": TIME})
+    assert cache["a"] == TIME
+    assert "measured times are not kept: " in caplog.text
 
 
 def test_a_network_on_a_graphics_card_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
-import os
 import platform
-import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -15,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..check import check_loaded
 from ..copying import copied
+from ..files import cut, tensors_of, write_tensors
 from ..folding import folds_of
 from ..guards import unwrap
 from ..names import STORAGES
@@ -28,14 +24,11 @@ from ..plan import Plan
 from ..seen import Seen
 from ..state import state_of
 from .coding import decode, encode
-from .directory import current, replacing
+from .directory import replacing
 from .manifest import Chain, Manifest, fingerprint, outline
+from .opening import MANIFEST, WEIGHTS, manifest_of, opened
 from .restore import restored
 from .structure import chains_of, channels_last_of, unsaved_buffers_of, weights_of
-
-MANIFEST = "rankwise.json"
-WEIGHTS = "model.safetensors"
-
 
 logger = logging.getLogger("rankwise")
 
@@ -80,14 +73,14 @@ def save(
     model, directory = unwrap(model), Path(directory)
     state, structure = state_of(model), chains_of(model)
     dense = {name: chain.dense for chain in structure for name in chain.names}
-    with replacing(directory, MANIFEST, own=(MANIFEST, WEIGHTS)) as new:
-        _write_tensors(state.tensors, new / WEIGHTS)
-        coding = {} if storage == "plain" else _code_tensors(model, state.tensors, new / WEIGHTS, storage)
+    with replacing(directory) as (weights, text):
+        write_tensors(state.tensors, weights)
+        coding = {} if storage == "plain" else _code_tensors(model, state.tensors, weights, storage)
         manifest = Manifest(
             structure=structure,
             dense_fingerprint=fingerprint(outline(state.shapes(), dense)),
-            tensors_bytes=(new / WEIGHTS).stat().st_size,
-            tensors_sha256=_sha256(new / WEIGHTS),
+            tensors_bytes=weights.stat().st_size,
+            tensors_sha256=_sha256(weights),
             aliases=state.aliases,
             channels_last=channels_last_of(state.tensors),
             unsaved_buffers=unsaved_buffers_of(model),
@@ -98,9 +91,7 @@ def save(
             seen=dict(seen or {}),
             **coding,
         )
-        (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        # safetensors makes a file that only its owner may read; give it the permissions that a plain file gets here
-        os.chmod(new / WEIGHTS, (new / MANIFEST).stat().st_mode)
+        text.write_text(manifest.to_json(), encoding="utf-8")
     return directory
 
 
@@ -127,19 +118,15 @@ def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) 
     Example:
         >>> small = load(resnet18(), "out/")  # doctest: +SKIP
     """
-    where = current(Path(directory))
-    manifest = read(directory)
-    _check_tensors_file(where / WEIGHTS, manifest)
+    artifact = opened(Path(directory))
     try:
         fresh_model = unwrap(fresh_model)
-        made = restored(fresh_model, manifest, load_file(where / WEIGHTS))
+        made = restored(fresh_model, artifact.manifest, tensors_of(artifact.tensors))
         if example is not None:
             check_loaded(fresh_model, made, example)
         return made
-    except SafetensorError as error:
-        raise ValueError(f"{where / WEIGHTS} is no safetensors file: {error}; save the artifact again") from error
     except ValueError as error:
-        raise ValueError(f"cannot load {directory}: {error}") from error
+        raise ValueError(cut(f"cannot load {directory}: {error}")) from error
 
 
 def as_stored(model: nn.Module, storage: str) -> nn.Module:
@@ -183,13 +170,7 @@ def read(directory: str | Path) -> Manifest:
         >>> read("out/").figures  # doctest: +SKIP
         {'top1': 91.2}
     """
-    path = current(Path(directory)) / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{directory} is no artifact: there is no {path}")
-    try:
-        return Manifest.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    return manifest_of(Path(directory))
 
 
 def stored_bytes(directory: str | Path) -> int:
@@ -199,23 +180,7 @@ def stored_bytes(directory: str | Path) -> int:
         >>> stored_bytes("out/")  # doctest: +SKIP
         167225
     """
-    where = current(Path(directory))
-    return sum((where / name).stat().st_size for name in (MANIFEST, WEIGHTS))
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, failures as OSError."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors refuses views into one storage that overlap
-    plain = {
-        name: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
-        for name, tensor in plain.items()
-    }
-    try:
-        save_file(plain, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+    return sum((Path(directory) / name).stat().st_size for name in (MANIFEST, WEIGHTS))
 
 
 def _check_storage(storage: str) -> None:
@@ -227,7 +192,7 @@ def _code_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, s
     """Write the tensors anew, coded; what the manifest says about that."""
     plain_bytes = path.stat().st_size
     stored, coded, errors = encode(tensors, weights_of(model) if storage == "int8+entropy" else ())
-    _write_tensors(stored, path)
+    write_tensors(stored, path)
     now = path.stat().st_size
     text = f"{plain_bytes:,} bytes of tensors became {now:,} ({now / plain_bytes:.1%}) by storage {storage!r}"
     if errors:
@@ -236,16 +201,6 @@ def _code_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, s
     logger.info(text)
     largest = max(errors.values()) if errors else None
     return {"storage": storage, "coded": coded, "plain_bytes": plain_bytes, "largest_error": largest}
-
-
-def _check_tensors_file(path: Path, manifest: Manifest) -> None:
-    fix = "the file is damaged or an incomplete copy: copy it again, or save the artifact again"
-    if not path.is_file():
-        raise ValueError(f"there is no {path}, though {MANIFEST} is there; copy the whole directory")
-    if (size := path.stat().st_size) != manifest.tensors_bytes:
-        raise ValueError(f"{path} has {size:,} bytes, {MANIFEST} says {manifest.tensors_bytes:,}; {fix}")
-    if _sha256(path) != manifest.tensors_sha256:
-        raise ValueError(f"the sha256 of {path} is not the one in {MANIFEST}; {fix}")
 
 
 def _sha256(path: Path) -> str:

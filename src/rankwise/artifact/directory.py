@@ -1,100 +1,102 @@
-"""Directories that are replaced as a whole: a reader sees the old content or the new, never half of it."""
+"""The directory of an artifact: two files that change together.
+
+No system call replaces two files at once. The new manifest is put beside the old one, the new tensors take the place of
+the old ones, then the new manifest does. A run that ends in between has replaced the artifact: whose manifest is not
+that of its tensors is read by the one that stands beside it.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ..files import locked
+from ..files.replace import ReplacedError, followed, make_folder, mode_of, own, put, sync, told_of
+from ..files.temporary import is_temporary, sibling
+from .opening import MANIFEST, NEXT, WEIGHTS, is_ours, opened
 
 
 @contextmanager
-def replacing(directory: Path, marker: str, own: Collection[str]) -> Iterator[Path]:
-    """A new directory that takes the place of `directory` when the block ends without an error.
+def replacing(directory: Path) -> Iterator[tuple[Path, Path]]:
+    """New files for the tensors and the manifest, that take the places of both when the block ends without an error.
 
-    The new one is a hidden sibling until then. No call exchanges two directories everywhere, so the old one steps aside
-    under the name `aside(directory)` for the moment between two renames; a run killed in that moment has lost nothing,
-    `current` finds it there. Files that are not `own` move over to the new directory.
+    Other files of the directory stay, whoever they belong to. What killed runs left is removed.
 
     Args:
         directory: what to replace; it may be absent or empty.
-        marker: file that a directory must hold to be replaced.
-        own: names of the files that are replaced.
 
     Raises:
-        ValueError: if `directory` is a file, or a directory with other content than an artifact's.
-        OSError: naming `directory`, if it cannot be written.
+        ValueError: if `directory` is a file, or holds other content than an artifact's.
+        OSError: naming `directory`, if it cannot be written; the artifact that was there is unchanged, or the error
+            says that it was replaced.
     """
-    target = directory.resolve()
-    old = aside(target)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{directory} is a file; name a directory for the artifact")
-    if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-        raise ValueError(f"{directory} is not empty and holds no {marker}; name a new or an empty directory")
-    new = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if old.is_dir():  # a run was killed between the renames, or after them
-            _discard(old, own, target) if target.is_dir() else old.rename(target)
-        new.mkdir()
-        yield new
-        for path in (*new.iterdir(), new):
-            _sync(path)
-        _swap(new, target, old)
-        _sync(target.parent)
-        if old.is_dir():
-            _discard(old, own, target)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write the artifact: {error.strerror or error}", str(directory)) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with told_of(directory, "cannot write the artifact"):
+        target = followed(directory)
+        check_replaceable(target, directory)
+        made = make_folder(target)
+        try:
+            with sibling(target / "rankwise") as folder:
+                modes = {name: mode_of(target / name, folder) for name in (WEIGHTS, MANIFEST)}
+                yield folder / WEIGHTS, folder / MANIFEST
+                for name, mode in modes.items():
+                    own(folder / name, target / name, mode)
+                    sync(folder / name)
+                with locked(target):
+                    _finish(target)
+                    _commit(target, folder / WEIGHTS, folder / MANIFEST)
+        finally:
+            for folder in made:  # those that are still empty
+                with suppress(OSError):
+                    folder.rmdir()
 
 
-def current(directory: Path) -> Path:
-    """Where the content of `directory` is: there, or aside, when a run was killed between the renames."""
-    old = aside(directory.resolve())
-    return old if old.is_dir() and not directory.exists() else directory
+def check_replaceable(target: Path, directory: Path) -> None:
+    """Refuse a directory that holds something else than an artifact.
 
+    Args:
+        target: where links lead to.
+        directory: as the user named it.
 
-def aside(directory: Path) -> Path:
-    """Where the old directory stands during the replacement."""
-    return directory.with_name(f".{directory.name}.previous")
-
-
-def _swap(new: Path, target: Path, old: Path) -> None:
+    Raises:
+        ValueError: naming what it is.
+    """
     if not target.exists():
-        new.rename(target)
         return
-    target.rename(old)
+    if not target.is_dir():
+        raise ValueError(f"{directory} is a file; name a directory for the artifact")
+    names = {name for name in os.listdir(target) if not is_temporary(name)}
+    if names and MANIFEST not in names and NEXT not in names:
+        raise ValueError(f"{directory} is not empty and holds no {MANIFEST}; name a new or an empty directory")
+    if MANIFEST in names and not is_ours(target / MANIFEST):
+        raise ValueError(
+            f"{directory / MANIFEST} was not written by Rankwise, or is damaged; name another directory, or delete it"
+        )
+
+
+def _commit(target: Path, weights: Path, manifest: Path) -> None:
     try:
-        new.rename(target)
-    except OSError:
-        old.rename(target)
+        os.replace(manifest, target / NEXT)
+        sync(target)
+        put(weights, target / WEIGHTS)
+    except ReplacedError:
         raise
-
-
-def _discard(old: Path, own: Collection[str], target: Path) -> None:
-    """Delete a replaced directory; what is not its own moves to the new one."""
-    for path in old.iterdir():
-        if path.name in own:
-            path.unlink()
-        elif (target / path.name).exists():
-            reason = f"{path}, left by an interrupted run, exists in {target} as well; delete one of them"
-            raise FileExistsError(errno.EEXIST, reason)
-        else:
-            path.rename(target / path.name)
-    old.rmdir()
-
-
-def _sync(path: Path) -> None:
-    """Force a file or directory to the disk, so that a rename never outlives a power cut that its content does not."""
-    if path.is_dir() and os.name != "posix":  # only POSIX can open a directory
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:
+        with suppress(OSError):
+            (target / NEXT).unlink()
+        raise
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        put(target / NEXT, target / MANIFEST)
+    except OSError as error:
+        raise ReplacedError(error.errno, error.strerror or str(error)) from error
+
+
+def _finish(target: Path) -> None:
+    """What a killed run left between its two files: its manifest takes its place where its tensors did."""
+    if (target / NEXT).exists():
+        with suppress(ValueError):
+            if opened(target).file == NEXT:
+                put(target / NEXT, target / MANIFEST)
+                return
+        (target / NEXT).unlink()

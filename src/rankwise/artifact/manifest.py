@@ -8,17 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..files import digest, is_finite, is_text, parse_json, shown
 from ..kinds import KINDS
 from ..names import STORAGES
 from ..plan import Plan
 from ..seen import Seen
 from .coding import Coded, coded_from, coded_text, is_coded
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+LARGEST = 64 << 20  # bytes; that of ten thousand layers has 10 MB
 # What version 1 did not have.
 _SINCE_2: dict[str, Any] = {"storage": "plain", "coded": {}, "folds": {}, "plain_bytes": None, "largest_error": None}
 # What versions before 3 did not have: they say nothing of the samples.
 _SINCE_3: dict[str, Any] = {"seen": {}}
+# Since version 4: the digest of all other fields.
+_CHECKSUM = "checksum"
+_DAMAGED = "it is cut off or damaged: copy or save the artifact again"
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers compute in
 
 
@@ -106,11 +111,12 @@ class Manifest:
         # the version comes first, so that a person sees it and a reader of another version finds it
         plain = {"format_version": plain.pop("format_version"), **plain}
         try:
-            return json.dumps(plain, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+            as_read = json.loads(json.dumps(plain, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"figures and plan must be numbers, strings, lists and dictionaries without NaN or infinity: {error}"
             ) from error
+        return json.dumps({**as_read, _CHECKSUM: digest(as_read)}, separators=(",", ":"), ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -120,19 +126,19 @@ class Manifest:
             ValueError: naming the field that is missing, unknown or wrong.
         """
         try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"not valid JSON ({error}); it is cut off or damaged: copy or save the artifact again"
-            ) from error
+            plain = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"not valid JSON ({error}); {_DAMAGED}") from error
         if not isinstance(plain, dict):
             raise ValueError(f"a JSON object is needed, not {type(plain).__name__}")
         version = plain.get("format_version", 0)
-        if version not in range(1, FORMAT_VERSION + 1) or isinstance(version, bool):
+        if not _is_int(version) or not 1 <= version <= FORMAT_VERSION:
             raise ValueError(
-                f"format_version is {version!r}, this rankwise reads up to {FORMAT_VERSION}; install the version that "
-                f"wrote the artifact, or save it again with this one"
+                f"format_version is {shown(version)}, this rankwise reads up to {FORMAT_VERSION}; install the version "
+                f"that wrote the artifact, or save it again with this one"
             )
+        checksum = plain.pop(_CHECKSUM, None) if version >= 4 else None
+        content = digest(plain)
         if version == 1:
             plain = {**_SINCE_2, **plain}
         if version < 3:
@@ -144,6 +150,8 @@ class Manifest:
         values["coded"] = {name: coded_from(item) for name, item in values["coded"].items()}
         structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(values.pop("structure")))
         plan = None if values["plan"] is None else Plan.from_dict(values["plan"])
+        if version >= 4 and checksum != content:
+            raise ValueError(f"its content is not what its checksum says; {_DAMAGED}")
         return cls(**{**values, "structure": structure, "plan": plan})
 
 
@@ -184,35 +192,31 @@ def _map_of(test: _Test) -> _Test:
     return lambda value: isinstance(value, dict) and all(test(item) for item in value.values())
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 # field -> test of its plain value, and what the test asks for in words
 _MANIFEST: dict[str, tuple[_Test, str]] = {
     "format_version": (_is_int, "an integer"),
     "structure": (_list_of(lambda value: isinstance(value, dict)), "a list of objects"),
-    "dense_fingerprint": (_is_text, "a string"),
+    "dense_fingerprint": (is_text, "a string"),
     "tensors_bytes": (lambda value: _is_int(value) and value > 0, "a positive integer"),
-    "tensors_sha256": (_is_text, "a string"),
-    "aliases": (_map_of(_is_text), "a map of strings"),
-    "channels_last": (_list_of(_is_text), "a list of strings"),
+    "tensors_sha256": (is_text, "a string"),
+    "aliases": (_map_of(is_text), "a map of strings"),
+    "channels_last": (_list_of(is_text), "a list of strings"),
     "unsaved_buffers": (_map_of(lambda value: value in FLOATS), f"a map of dtypes ({', '.join(FLOATS)})"),
     "plan": (lambda value: value is None or isinstance(value, dict), "an object or null"),
     "figures": (lambda value: isinstance(value, dict), "an object"),
-    "provenance": (_map_of(_is_text), "a map of strings"),
+    "provenance": (_map_of(is_text), "a map of strings"),
     "storage": (lambda value: value in STORAGES, f"one of {', '.join(STORAGES)}"),
     "coded": (_map_of(is_coded), "a map of dtype, shape, planes and int8"),
-    "folds": (_map_of(_is_text), "a map of strings"),
+    "folds": (_map_of(is_text), "a map of strings"),
     "plain_bytes": (lambda value: value is None or (_is_int(value) and value > 0), "a positive integer or null"),
-    "largest_error": (lambda value: value is None or isinstance(value, (int, float)), "a number or null"),
-    "seen": (_map_of(_is_text), "a map of strings"),
+    "largest_error": (lambda value: value is None or is_finite(value), "a number or null"),
+    "seen": (_map_of(is_text), "a map of strings"),
 }
 _CHAIN: dict[str, tuple[_Test, str]] = {
     "names": (_list_of(lambda value: isinstance(value, str) and value != "", least=1), "a list of module names"),
     "kind": (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
     "weight_shape": (_list_of(lambda value: _is_int(value) and value > 0, least=2), "a list of positive integers"),
-    "format": (_is_text, "a string"),
+    "format": (is_text, "a string"),
     "ranks": (_list_of(lambda value: _is_int(value) and value >= 0, least=1), "a list of integers from 0"),
     "bias": (lambda value: isinstance(value, bool), "true or false"),
     "dtype": (lambda value: value in FLOATS, f"one of {', '.join(FLOATS)}"),
@@ -222,12 +226,12 @@ _CHAIN: dict[str, tuple[_Test, str]] = {
 def _checked(cls: type, plain: dict[str, Any], tests: dict[str, tuple[_Test, str]], where: str) -> dict[str, Any]:
     """The plain values, lists of names and numbers as tuples."""
     if unknown := sorted(plain.keys() - tests.keys()):
-        raise ValueError(f"{where}unknown field {unknown[0]!r}; the fields are {', '.join(tests)}")
+        raise ValueError(f"{where}unknown field {shown(unknown[0])}; the fields are {', '.join(tests)}")
     if missing := [name for name in tests if name not in plain]:
         raise ValueError(f"{where}the field {missing[0]!r} is missing")
     for name, (test, wanted) in tests.items():
         if not _holds(test, plain[name]):
-            raise ValueError(f"{where}{name} must be {wanted}, not {str(plain[name])[:80]!r}")
+            raise ValueError(f"{where}{name} must be {wanted}, not {shown(plain[name])}")
     kinds = {item.name: str(item.type) for item in fields(cls)}
     return {name: tuple(value) if kinds[name].startswith("tuple") else value for name, value in plain.items()}
 
@@ -245,4 +249,4 @@ def _checked_chain(plain: dict[str, Any], index: int) -> Chain:
 
 
 def _named(names: object) -> str:
-    return f" (site {names[0]!r})" if isinstance(names, list) and names else ""
+    return f" (site {shown(names[0])})" if isinstance(names, list) and names else ""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..arguments import arguments
 from ..batches import pristine
 from ..example import taking_example
-from ..files import replacing
+from ..files import Stream, replacing
 from ..guards import unwrap
 from .axes import DynamicAxes, capture
 from .capture import file_path, quiet
@@ -69,7 +69,7 @@ def pt2(
         source = model if dtype is None else cast(model, dtype)
         made = capture(source, given, dynamic_batch, dynamic_axes)
         with replacing(path) as written:
-            with written.open("wb") as file:
+            with Stream(written) as file:  # a write that fails would end the process in C++
                 torch.export.save(made.program, file)
             run = run_by_torch(written)
             for what, other in made.checks:

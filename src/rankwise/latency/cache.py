@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from ..files import replacing
+from ..files import built, cut, digest, locked, make_folder, parse_json, read_text, replacing, told
 from .clock import FIGURES, Latency
 from .engine import Engine
 
 # Raised when a layer of the same signature is built or counted in another way.
 _VERSION = 1
+
+logger = logging.getLogger("rankwise")
 
 
 def cache_folder() -> Path:
@@ -56,17 +60,39 @@ class Cache:
         return self._times[signature]
 
     def add(self, times: Mapping[str, Latency]) -> None:
-        """Keep these too; the file is replaced as a whole, with what others wrote to it in the meantime."""
-        self._times = {**self._read(), **self._times, **times}
-        layers = {key: {name: getattr(time, name) for name in FIGURES} for key, time in sorted(self._times.items())}
-        with replacing(self.path) as new:
-            new.write_text(json.dumps({**self._valid_for, "layers": layers}, indent=0) + "\n", encoding="utf-8")
+        """Keep these too; the file is replaced as a whole, with what others wrote to it in the meantime.
+
+        Where it cannot be written, a warning says so, and the times are measured again another day.
+        """
+        self._times = {**self._times, **times}
+        try:
+            make_folder(self.path.parent)
+            with locked(self.path.parent):
+                self._times = {**self._read(), **self._times}
+                layers = {key: {name: getattr(time, name) for name in FIGURES} for key, time in self._times.items()}
+                content = {**self._valid_for, "layers": dict(sorted(layers.items()))}
+                with replacing(self.path) as new:
+                    text = json.dumps({**content, "sha256": digest(content)}, indent=0)
+                    new.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            logger.warning("measured times are not kept: %s", cut(str(error)))
 
     def _read(self) -> dict[str, Latency]:
-        if not self.path.is_file():
-            return {}
+        """What the file says; where it is damaged, nothing, and a warning."""
         try:
-            layers = json.loads(self.path.read_text(encoding="utf-8"))["layers"]
-            return {signature: Latency(**time) for signature, time in layers.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.path} is no file of measured times ({error}); delete it") from error
+            if not self.path.is_file():
+                return {}
+            with told(self.path):
+                content = parse_json(read_text(self.path))
+                if not isinstance(content, dict) or content.pop("sha256", None) != digest(content):
+                    raise ValueError("its content is not what its sha256 says")
+                stored = built(_Stored, {"layers": content.pop("layers", None)})
+                return stored.layers if content == self._valid_for else {}
+        except (OSError, ValueError) as error:
+            logger.warning("%s; its times are measured again, and it is replaced", error)
+            return {}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    layers: dict[str, Latency]

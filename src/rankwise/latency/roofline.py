@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..files import replacing
+from ..files import parse_yaml, read_text, replacing, shown, told
 from .clock import ROUNDS, WARMUP, Latency
 from .engine import Engine, Work
 
@@ -48,6 +48,8 @@ class Device:
     overhead: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"roofline: name must be text, not {shown(self.name)}")
         for field in ("peak", "bandwidth", "tile", "overhead"):
             value = getattr(self, field)
             if field == "overhead" and value == 0:
@@ -55,7 +57,7 @@ class Device:
             good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
             if not good or (field == "tile" and value != int(value)):
                 kind = "a whole number" if field == "tile" else "a number"
-                raise ValueError(f"roofline: {field} must be {kind} above 0, not {value!r}")
+                raise ValueError(f"roofline: {field} must be {kind} above 0, not {shown(value)}")
 
     def seconds(self, *, macs: float, moved: float) -> float:
         """Seconds of one operator with so many MACs, padded, that moves so many bytes."""
@@ -77,20 +79,15 @@ class Device:
         Raises:
             ValueError: naming the file, if it cannot be read, or a number is missing, unknown or out of range.
         """
-        try:
-            plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"cannot read the roofline file {str(path)!r}: {error}") from error
-        known = {field.name for field in fields(cls)}
-        if not isinstance(plain, dict) or not {"peak", "bandwidth"} <= plain.keys() <= known:
-            raise ValueError(
-                f"{path}: a roofline needs peak (MAC/s) and bandwidth (bytes/s), and may have name, tile (channels) "
-                f"and overhead (s)"
-            )
-        try:
+        with told(f"cannot read the roofline file '{path}'"):
+            plain = parse_yaml(read_text(Path(path)))
+            known = {field.name for field in fields(cls)}
+            if not isinstance(plain, dict) or not {"peak", "bandwidth"} <= plain.keys() <= known:
+                raise ValueError(
+                    "a roofline needs peak (MAC/s) and bandwidth (bytes/s), and may have name, tile (channels) and "
+                    "overhead (s)"
+                )
             return cls(**{"name": Path(path).stem, **plain})
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
 
 class Roofline(Engine):

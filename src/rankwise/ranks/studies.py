@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import random
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ..files import digest, shown, told
 
 if TYPE_CHECKING:
     from optuna import Study
 
+# Of the study's identity, and of every finished trial's number, parameters and loss.
+_SEAL, _LOSS = "sha256", "loss"
+# What Optuna raises over a file whose rows are not those that it wrote.
+_BROKEN = (KeyError, TypeError, AttributeError, AssertionError, sqlite3.Error)
 # Errors of the same candidates differ by rounding between machines and thread counts, between networks by far more.
 SAME = 1e-3
 
@@ -39,21 +47,22 @@ def open_study(path: str, identity: Mapping[str, Any]) -> Iterator[Study]:
     try:
         if path and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"study {path!r}: there is no folder {str(Path(path).parent)!r}; make it first")
-        try:
+        with told(f"study {path!r} is no study file, or damaged", "name another", SQLAlchemyError, *_BROKEN):
+            _check_pages(path)
             storage = optuna.storages.RDBStorage(f"sqlite:///{path}") if path else optuna.storages.InMemoryStorage()
             study = optuna.create_study(storage=storage, study_name="rankwise", load_if_exists=True)
             known = study.user_attrs.get("identity")
-        except SQLAlchemyError as error:
-            raise ValueError(f"study {path!r} is no study file: {str(error).splitlines()[0]}; name another") from error
+            if known is not None and study.user_attrs.get(_SEAL) != digest(known):
+                raise ValueError("what it is about is not what its sha256 says")
+            _settle(study)
         if known is None:
             study.set_user_attr("identity", dict(identity))
+            study.set_user_attr(_SEAL, digest(study.user_attrs["identity"]))
         elif different := [name for name, value in identity.items() if not _same(known.get(name), value)]:
             raise ValueError(
                 f"study {path!r} is of other {' and '.join(different)} than asked for; name another file, or ask for "
                 f"the same"
             )
-        for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         yield study
     finally:
         optuna.logging.set_verbosity(verbosity)
@@ -104,9 +113,37 @@ def minimise(
         if not math.isfinite(value):
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise ValueError(f"the loss of trial {number} is {value}; evaluate must give finite numbers")
+        trial.set_user_attr(_SEAL, digest([trial.number, trial.params, float(value)]))
+        trial.set_user_attr(_LOSS, float(value))
         study.tell(trial, value)
         _log.info("trial %d of %d: loss %.4g, best %.4g", number + 1, trials, value, study.best_value)
     return dict(study.best_params)
+
+
+def _check_pages(path: str) -> None:
+    """Refuse a file whose pages are not those of a database, before anything is written to it."""
+    if path and Path(path).is_file() and Path(path).stat().st_size:
+        with closing(sqlite3.connect(f"file:{quote(str(Path(path).absolute()))}?mode=ro", uri=True)) as database:
+            (found,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise ValueError(f"SQLite says {shown(found)}")
+
+
+def _settle(study: Study) -> None:
+    """Compare finished trials with their sha256; end those that a stop left running, which fail without a loss."""
+    import optuna
+
+    states = optuna.trial.TrialState
+    for trial in study.get_trials(deepcopy=False):
+        loss = trial.value if trial.state == states.COMPLETE else trial.user_attrs.get(_LOSS)
+        if (loss is not None or trial.state == states.COMPLETE) and (
+            trial.user_attrs.get(_SEAL) != digest([trial.number, trial.params, loss])
+        ):
+            raise ValueError(f"trial {trial.number} is not what its sha256 says")
+        if loss is not None and trial.state == states.FAIL:
+            raise ValueError(f"trial {trial.number} has a loss, and is said to have failed")
+        if trial.state == states.RUNNING:
+            study.tell(trial.number, loss, state=states.FAIL if loss is None else states.COMPLETE)
 
 
 def _same(known: Any, value: Any) -> bool:

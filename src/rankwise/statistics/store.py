@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-from ..files import replacing
+from ..files import SEAL, built, parse_json, read_tensors, replacing, shown, told, write_tensors
 from ..linalg.two_sided import TwoSided
 from ..sites import Sites
 from .gradients import Gradients
@@ -21,7 +20,7 @@ from .moments import LARGEST_DENSE, NO_GRADIENTS, Moments, merge
 logger = logging.getLogger("rankwise")
 
 _KIND = "rankwise statistics"
-_VERSION = 1
+_VERSION = 2  # since which they carry the sha256 of their content
 _TENSORS = tuple(item.name for item in fields(Moments) if item.name not in ("count", "gradients"))
 # Files with gradients have these beside the rest; a reader that does not know them reads the rest.
 _GRADIENTS, _LOOKUP_GRADIENTS, _GRADIENT_SAMPLES = "gradients", "lookup_gradients", "gradient_samples"
@@ -168,10 +167,7 @@ class Statistics(Mapping[str, Moments]):
             _GRADIENT_SAMPLES: json.dumps(gradient_samples),
         }
         with replacing(path) as new:
-            try:
-                save_file(tensors, new, metadata=about)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            write_tensors(tensors, new, about)
         return path
 
     @classmethod
@@ -179,33 +175,64 @@ class Statistics(Mapping[str, Moments]):
         """Read a file that `save` wrote.
 
         Raises:
-            ValueError: if the file is missing, damaged, of another kind or of a newer version.
+            ValueError: if the file is missing, damaged, of another kind or of another version.
         """
-        tensors: dict[str, Tensor] = {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("kind") != _KIND:
-                    raise ValueError(f"{path} holds no Rankwise statistics; write them with Statistics.save")
-                if about["version"] != str(_VERSION):
-                    raise ValueError(f"{path} has version {about['version']}; this Rankwise reads version {_VERSION}")
-                for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    tensors[key] = file.get_tensor(key)
-            counts, sites = json.loads(about["counts"]), Sites.from_dict(json.loads(about["sites"]))
-            samples = json.loads(about.get(_GRADIENT_SAMPLES, "{}"))
-            moments = {name: _moments(name, count, tensors, samples.get(name)) for name, count in counts.items()}
-            return cls(moments, sites=sites, samples=json.loads(about["samples"]), seed=json.loads(about["seed"]))
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"cannot read statistics from {path}: {error}; collect them again") from error
+        with told(f"cannot read statistics from {path}", "collect them again"):
+            tensors, about = read_tensors(Path(path))
+            if about.get("kind") != _KIND:
+                raise ValueError("it holds no Rankwise statistics, which Statistics.save writes")
+            if about.get("version") != str(_VERSION):
+                raise ValueError(f"it has version {about.get('version')}; this Rankwise reads version {_VERSION}")
+            if SEAL not in about:
+                raise ValueError("its sha256 is missing")
+            return _read(tensors, about)
 
 
-def _moments(name: str, count: int, tensors: Mapping[str, Tensor], gradient_samples: int | None) -> Moments:
-    found = {kind: tensors[f"{kind}:{name}"] for kind in _TENSORS if f"{kind}:{name}" in tensors}
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What the file says beside its tensors, each as JSON."""
+
+    counts: Mapping[str, int]
+    sites: Sites
+    samples: int
+    seed: int
+    gradient_samples: Mapping[str, int] = field(default_factory=dict)
+
+
+def _read(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> Statistics:
+    plain = {item.name: parse_json(about[item.name]) for item in fields(_Stored) if item.name in about}
+    stored = built(_Stored, plain, "statistics")
+    if unknown := sorted(stored.counts.keys() - stored.sites.keys()):
+        raise ValueError(f"it counts rows of {shown(unknown[0])}, which is no site")
+    moments = {name: _moments(name, stored, tensors) for name in stored.counts}
+    return Statistics(moments, sites=stored.sites, samples=stored.samples, seed=stored.seed)
+
+
+def _moments(name: str, stored: _Stored, tensors: Mapping[str, Tensor]) -> Moments:
+    site = stored.sites[name]
+    sizes = {"G": site.groups, "D": site.in_features, "T": site.out_features // site.groups, "V": site.out_features}
+
+    def take(kind: str, axes: str, needed: bool = False) -> Tensor | None:
+        tensor = tensors.get(f"{kind}:{name}")
+        if tensor is None:
+            if needed:
+                raise ValueError(f"site {shown(name)}: the tensor {kind!r} is missing")
+            return None
+        wanted = [sizes.get(axis, size) for axis, size in zip(axes, tensor.shape, strict=False)]
+        if len(axes) != tensor.dim() or list(tensor.shape) != wanted or not tensor.is_floating_point():
+            raise ValueError(f"site {shown(name)}: {kind!r} cannot be {tensor.dtype} of shape {tuple(tensor.shape)}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"site {shown(name)}: {kind!r} holds numbers that are not finite")
+        return tensor
+
+    found = {kind: take(kind, kind.rpartition("_")[2], kind == "mean_GD") for kind in _TENSORS}
     gradients = None
-    if gradient_samples is not None:
+    if name in stored.gradient_samples:
+        second_GTT = take(_GRADIENTS, "GTT", needed=True)
+        assert second_GTT is not None
         gradients = Gradients(
-            samples=gradient_samples,
-            second_GTT=tensors[f"{_GRADIENTS}:{name}"],
-            lookups_DD=tensors.get(f"{_LOOKUP_GRADIENTS}:{name}"),
+            samples=stored.gradient_samples[name],
+            second_GTT=second_GTT,
+            lookups_DD=take(_LOOKUP_GRADIENTS, "DD"),
         )
-    return Moments(count=count, gradients=gradients, **found)
+    return Moments(count=stored.counts[name], gradients=gradients, **found)  # type: ignore[arg-type]

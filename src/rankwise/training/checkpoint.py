@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import pickle
+import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from ..files import replacing
+from ..files import Stream, read_bytes, replacing, shown, told
 
-VERSION = 1
+VERSION = 2  # since which they end with the sha256 of what stands before
+_SEAL = b"\nrankwise checkpoint sha256 "
 
 
 def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -26,14 +28,9 @@ def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any
     Raises:
         OSError: naming the file, where it cannot be written, as on a full disk.
     """
-    with replacing(path) as new:
-        try:
-            with new.open("wb") as file:
-                torch.save({"rankwise": VERSION, "run": dict(run), "state": dict(state)}, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except RuntimeError as error:  # torch's way to say that writing failed
-            raise OSError(getattr(error.__cause__, "errno", None), str(error)) from error
+    with replacing(path) as new, Stream(new) as stream:
+        torch.save({"rankwise": VERSION, "run": dict(run), "state": dict(state)}, stream)
+        stream.write(_SEAL + stream.sha256.encode())
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -48,17 +45,17 @@ def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[st
     """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; start without resuming")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is damaged ({reason}); delete it and start anew") from error
-    if not isinstance(content, dict) or content.get("rankwise") != VERSION:
+    with told(f"checkpoint {path} is damaged", "delete it and start anew", RuntimeError, EOFError, UnpicklingError):
+        content = torch.load(io.BytesIO(_unsealed(read_bytes(path))), map_location="cpu", weights_only=True)
+    fields = {"rankwise": int, "run": dict, "state": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in fields.items()):
+        raise ValueError(f"{path} is no checkpoint of Rankwise; delete it and start anew")
+    if content["rankwise"] != VERSION:
         raise ValueError(f"{path} is no checkpoint of this version of Rankwise; delete it and start anew")
     stored = content["run"]
     if run is not None and stored != dict(run):
         differ = [
-            f"{key} {stored.get(key)!r} there, {run.get(key)!r} here"
+            f"{key} {shown(stored.get(key))} there, {shown(run.get(key))} here"
             for key in {**stored, **run}
             if stored.get(key) != run.get(key)
         ]
@@ -68,3 +65,12 @@ def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[st
         )
     state: dict[str, Any] = content["state"]
     return state
+
+
+def _unsealed(content: bytes) -> bytes:
+    body, seal, sha256 = content.rpartition(_SEAL)
+    if not seal:
+        raise ValueError("it is cut off, or no checkpoint of this version of Rankwise")
+    if hashlib.sha256(body).hexdigest().encode() != sha256:
+        raise ValueError("its content is not what its sha256 says")
+    return body

@@ -1,0 +1,35 @@
+"""Files that are replaced as a whole, read from one open handle, and known again by their content."""
+
+from __future__ import annotations
+
+from .digest import digest
+from .plain import is_count, is_finite, is_text, parse_json, parse_yaml
+from .reading import read_bytes, read_text, told
+from .replace import Stream, make_folder, replacing
+from .schema import built
+from .temporary import locked
+from .tensors import SEAL, read_tensors, tensors_of, write_tensors
+from .text import cut, shown
+
+__all__ = [
+    "SEAL",
+    "Stream",
+    "built",
+    "cut",
+    "digest",
+    "is_count",
+    "is_finite",
+    "is_text",
+    "locked",
+    "make_folder",
+    "parse_json",
+    "parse_yaml",
+    "read_bytes",
+    "read_tensors",
+    "read_text",
+    "replacing",
+    "shown",
+    "tensors_of",
+    "told",
+    "write_tensors",
+]

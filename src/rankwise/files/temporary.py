@@ -1,0 +1,132 @@
+"""Temporary folders beside what they are for, and locks: what a killed run left is found and removed by the next.
+
+Whoever writes holds a lock on the folder that he writes in; the system lets go of it when the process ends, however
+that ends. A temporary folder that nobody has locked belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there, and nothing of others is removed
+    fcntl = None  # type: ignore[assignment]
+
+_TAIL = re.compile(r"\.tmp-[0-9a-f]{8}")
+_LONGEST_NAME = 255  # bytes, where the file system does not say
+PATIENCE = 10.0  # seconds that a lock is waited for; those who hold it rename two files
+
+
+@contextmanager
+def sibling(path: Path) -> Iterator[Path]:
+    """A new, empty, hidden folder beside `path` that only its owner may enter, locked; removed when the block ends.
+
+    What killed runs left under the same name is removed first.
+
+    Args:
+        path: what it is for; its folder is there.
+
+    Raises:
+        OSError: where it cannot be made.
+    """
+    prefix = _prefix(path)
+    _clear(path.parent, prefix)
+    new, handle = _made(path.parent, prefix)
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder, if its file system has locks, and it is free within ten seconds.
+
+    Args:
+        folder: any; nothing is written to it.
+        shared: with others that share it, but with nobody who wants it alone.
+    """
+    handle = None
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            until = time.monotonic() + PATIENCE
+            while not _lock(handle, shared) and time.monotonic() < until:
+                time.sleep(0.001)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether this is the name of one of `sibling`'s folders.
+
+    Example:
+        >>> is_temporary(".plan.yaml.tmp-0a1b2c3d")
+        True
+    """
+    return name.startswith(".") and _TAIL.fullmatch(name[-13:]) is not None
+
+
+def _made(parent: Path, prefix: str) -> tuple[Path, int | None]:
+    while True:
+        new = parent / f"{prefix}.tmp-{secrets.token_hex(4)}"
+        new.mkdir(0o700)
+        if fcntl is None:
+            return new, None
+        # Another run may take it for forgotten before it is locked.
+        with suppress(FileNotFoundError):
+            handle = os.open(new, os.O_RDONLY)
+            _lock(handle)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(new), os.fstat(handle)):
+                    return new, handle
+            os.close(handle)
+
+
+def _clear(parent: Path, prefix: str) -> None:
+    for name in os.listdir(parent):
+        if name.startswith(prefix) and _TAIL.fullmatch(name[len(prefix) :]) and fcntl is not None:
+            with suppress(OSError):
+                handle = os.open(parent / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+                try:
+                    if _lock(handle):
+                        shutil.rmtree(parent / name, ignore_errors=True)
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int, shared: bool = False) -> bool:
+    """Whether the lock is ours now; a file system without locks gives none."""
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _prefix(path: Path) -> str:
+    """`.NAME`, shortened where a longer name would be no name any more."""
+    try:
+        longest = os.pathconf(path.parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        longest = _LONGEST_NAME
+    name = os.fsencode(path.name)
+    room = longest - len(".") - len(".tmp-00000000")
+    if len(name) <= room:
+        return f".{path.name}"
+    known = hashlib.sha256(name).hexdigest()[:16]
+    return f".{name[: room - 17].decode(errors='ignore')}-{known}"

@@ -1,0 +1,74 @@
+"""Safetensors files, written by one name for all errors and read from one open handle into memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .digest import digest
+from .reading import read_bytes
+
+SEAL = "sha256"
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Args:
+        tensors: by name.
+        path: the file, new or to be overwritten; see `replacing`.
+        about: text by name, stored beside them; with it goes the sha256 of all, which `read_tensors` asks for.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors refuses views into one storage that overlap
+    plain = {
+        name: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        for name, tensor in plain.items()
+    }
+    sealed = {"format": "pt"} if about is None else {**about, SEAL: digest([about, plain])}
+    try:
+        safetensors.torch.save_file(plain, path, metadata=sealed)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the text beside them, their sha256 (`SEAL`) among it where there is one.
+
+    The file is read once, so that nothing that happens to it later changes them.
+
+    Raises:
+        OSError: where it cannot be read.
+        ValueError: where it is no safetensors file, or its content is not what its sha256 says.
+    """
+    data = read_bytes(path)
+    tensors = tensors_of(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    about = dict(header.get("__metadata__") or {})
+    content = {name: text for name, text in about.items() if name != SEAL}
+    if SEAL in about and about[SEAL] != digest([content, tensors]):
+        raise ValueError("its content is not what its sha256 says")
+    return tensors, about
+
+
+def tensors_of(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read, by name in order.
+
+    Raises:
+        ValueError: where it is none.
+    """
+    try:
+        return dict(sorted(safetensors.torch.load(data).items()))
+    except (SafetensorError, KeyError) as error:  # a dtype that torch has not
+        raise ValueError(f"it is no safetensors file: {error}") from error

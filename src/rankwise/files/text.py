@@ -1,0 +1,51 @@
+"""Values in messages: short, whatever they are."""
+
+from __future__ import annotations
+
+import reprlib
+
+LONGEST = 80
+LONGEST_MESSAGE = 900
+
+
+class _Short(reprlib.Repr):
+    """Looks at a few items and levels alone: a nest of a thousand million items costs no more than a small one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 3, 5, 5, 5, 5
+        self.maxstring = self.maxlong = self.maxother = LONGEST
+
+
+_SHORT = _Short()
+
+
+def shown(value: object, longest: int = LONGEST) -> str:
+    """`repr(value)`, cut where it is longer.
+
+    Args:
+        value: anything; one that cannot be written is told by its type.
+        longest: characters.
+
+    Example:
+        >>> shown("a" * 10**6, longest=12)
+        "'aaaaaa…aaa'"
+    """
+    try:
+        text = _SHORT.repr(value)
+    except Exception:  # an integer of more digits than Python writes, or an object whose repr fails
+        text = f"<{type(value).__name__}>"
+    return cut(text, longest)
+
+
+def cut(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """The text; of a longer one the start and, for the fix that stands there, the end.
+
+    Example:
+        >>> cut("0123456789", 7)
+        '0123…89'
+    """
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 1]}…{text[-end:]}"
