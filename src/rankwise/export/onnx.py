@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from ..arguments import arguments
 from ..batches import pristine
 from ..example import taking_example
+from ..files import replacing_several
 from ..guards import unwrap
 from ..state import state_of
 from .axes import Capture, DynamicAxes, capture
@@ -83,9 +82,8 @@ def onnx(
     with pristine(model), quiet():
         given = arguments(model, example)
         made = capture(model, given, dynamic_batch, dynamic_axes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.tmp-") as folder:
-            written = Path(folder) / path.name
+        with replacing_several(path) as folder:
+            written = folder / path.name
             try:
                 _write(model, made, written, opset, tolerance)
             except ValueError as error:
@@ -97,8 +95,6 @@ def onnx(
                 batches = calibrating(model, calibration, given)
                 reduced(written, dtype, batches)
                 off = gap(model, run_by_onnxruntime(written), batches, dtype)
-            for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights beside the file come first
-                os.replace(file, path.parent / file.name)
     if dtype is not None:
         logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
     return path

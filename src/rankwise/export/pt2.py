@@ -70,7 +70,7 @@ def pt2(
         made = capture(source, given, dynamic_batch, dynamic_axes)
         with replacing(path) as written:
             with Stream(written) as file:  # a write that fails would end the process in C++
-                torch.export.save(made.program, file)
+                torch.export.save(made.program, file)  # type: ignore[arg-type]
             run = run_by_torch(written)
             for what, other in made.checks:
                 exact = outputs(source, other, what)

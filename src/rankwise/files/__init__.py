@@ -5,9 +5,9 @@ from __future__ import annotations
 from .digest import digest
 from .plain import is_count, is_finite, is_text, parse_json, parse_yaml
 from .reading import read_bytes, read_text, told
-from .replace import Stream, make_folder, replacing
+from .replace import Stream, make_folder, replacing, replacing_several
 from .schema import built
-from .temporary import locked
+from .temporary import locked, sibling, temporary_folder
 from .tensors import SEAL, read_tensors, tensors_of, write_tensors
 from .text import cut, shown
 
@@ -28,7 +28,10 @@ __all__ = [
     "read_tensors",
     "read_text",
     "replacing",
+    "replacing_several",
     "shown",
+    "sibling",
+    "temporary_folder",
     "tensors_of",
     "told",
     "write_tensors",

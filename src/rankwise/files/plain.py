@@ -64,7 +64,7 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-class _Strict(_Loader):  # type: ignore[misc]
+class _Strict(_Loader):
     """The safe loader, that refuses a key that stands twice and numbers that are not finite."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -43,6 +43,9 @@ def read_text(path: Path, largest: int | None = None) -> str:
         raise ValueError(f"it is no text in UTF-8: {error}") from error
 
 
+_USUAL: tuple[type[Exception], ...] = (OSError, ValueError, MemoryError)
+
+
 @contextmanager
 def told(path: Path | str, fix: str = "", *further: type[Exception]) -> Iterator[None]:
     """An error inside becomes a `ValueError` of bounded length that names the file, and what to do.
@@ -54,7 +57,7 @@ def told(path: Path | str, fix: str = "", *further: type[Exception]) -> Iterator
     """
     try:
         yield
-    except (OSError, ValueError, MemoryError, *further) as error:
+    except (*_USUAL, *further) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         raise ValueError(cut(f"{shown(str(path), 200)[1:-1]}: {reason}" + (f"; {fix}" if fix else ""))) from error
 

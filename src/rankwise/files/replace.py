@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .temporary import sibling
 
@@ -40,6 +41,27 @@ def replacing(path: Path) -> Iterator[Path]:
             yield new
             own(new, target, mode)
             put(new, target)
+
+
+@contextmanager
+def replacing_several(path: Path) -> Iterator[Path]:
+    """A folder whose files take the places of those of their names beside `path`; `path` itself comes last.
+
+    Args:
+        path: the file that refers to the others.
+
+    Raises:
+        OSError: as `replacing`.
+    """
+    with told_of(path):
+        target = followed(path)
+        make_folder(target.parent)
+        with sibling(target) as folder:
+            mode = mode_of(target, folder)
+            yield folder
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+                own(file, target.parent / file.name, mode)
+                put(file, target.parent / file.name)
 
 
 @contextmanager
@@ -173,9 +195,9 @@ class Stream(io.RawIOBase):
         assert (offset, whence) == (0, os.SEEK_SET), "what was written would not be what was hashed"
         return 0
 
-    def write(self, data: object) -> int:  # type: ignore[override]
+    def write(self, data: Any) -> int:
         """Take all of it, written or not."""
-        view = memoryview(data).cast("B")  # type: ignore[arg-type]
+        view = memoryview(data).cast("B")
         self._digest.update(view)
         if self._error is None:
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -44,7 +43,7 @@ def built(cls: type[Built], plain: object, where: str = "") -> Built:
     for name, item in known.items():
         if name not in plain and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{where}: the field {name!r} is missing")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     return cls(**{name: _value(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in plain.items()})
 
 
@@ -86,5 +85,5 @@ def _words(hint: Any) -> str:
 
 
 @cache
-def _hints(cls: type) -> Mapping[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)

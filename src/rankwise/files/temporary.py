@@ -11,9 +11,10 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -47,6 +48,11 @@ def sibling(path: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         if handle is not None:
             os.close(handle)
+
+
+def temporary_folder() -> AbstractContextManager[Path]:
+    """A folder where the system has its temporary files; those of killed runs are removed."""
+    return sibling(Path(tempfile.gettempdir()) / "rankwise")
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import ClassVar
 
+from ..files import temporary_folder
 from .engine import Running, Work
 
 
@@ -33,6 +32,6 @@ class ExecuTorch(Running):
         from ..export.runners import once
 
         args, kwargs = work.given
-        with tempfile.TemporaryDirectory() as folder:
-            path = executorch(work.module, kwargs or args, Path(folder) / "model.pte", tolerance=0.05)
+        with temporary_folder() as folder:
+            path = executorch(work.module, kwargs or args, folder / "model.pte", tolerance=0.05)
             return once(path, work.given, self.threads)

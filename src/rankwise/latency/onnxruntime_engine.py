@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 from ..export.check import feed, session
+from ..files import temporary_folder
 from .engine import Running, Work
 from .onnx_chain import chain_file
 
@@ -45,7 +44,7 @@ class OnnxRuntime(Running):
         args, kwargs = work.given
         if args and kwargs:
             raise ValueError("onnxruntime runs networks with positional or with named inputs, not with both")
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             # only this batch size is run; half precision rounds differently there, and is as fast all the same
-            path = onnx(work.module, kwargs or args, Path(folder) / "model.onnx", dynamic_batch=False, tolerance=0.05)
+            path = onnx(work.module, kwargs or args, folder / "model.onnx", dynamic_batch=False, tolerance=0.05)
             return once(path, work.given, self.threads)

@@ -29,7 +29,7 @@ def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any
         OSError: naming the file, where it cannot be written, as on a full disk.
     """
     with replacing(path) as new, Stream(new) as stream:
-        torch.save({"rankwise": VERSION, "run": dict(run), "state": dict(state)}, stream)
+        torch.save({"rankwise": VERSION, "run": dict(run), "state": dict(state)}, stream)  # type: ignore[arg-type]
         stream.write(_SEAL + stream.sha256.encode())
 
 
