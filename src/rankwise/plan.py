@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -10,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .files import is_finite, parse_yaml, read_text, replacing, shown, told
+from .files import digest, is_finite, parse_yaml, read_text, replacing, shown, told
 from .names import METRICS, check_name
 
 if TYPE_CHECKING:
     from .sites import Site, Sites
 
+# The first line of a plan's file, a comment of YAML: what follows is told from what a person made of it.
+_WRITTEN = "# written by Rankwise, what follows has sha256 "
 DENSE = "dense"
 LARGEST = 8 << 20  # bytes of a file; a thousand layers have 200 kB
+
+
+logger = logging.getLogger("rankwise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,18 +232,22 @@ class Plan(Mapping[str, PlanRow]):
         Raises:
             OSError: naming the file, if it cannot be written.
         """
+        text = self.to_yaml()
         with replacing(Path(path)) as new:
-            new.write_text(self.to_yaml(), encoding="utf-8")
+            new.write_text(f"{_WRITTEN}{digest(text)}\n{text}", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a YAML file.
+        """Read a YAML file; a note says where it was edited after Rankwise had written it.
 
         Raises:
             ValueError: naming the file, if it cannot be read or holds no plan.
         """
         with told(f"cannot read the plan {str(path)!r}"):
             text = read_text(Path(path), LARGEST)
+        first, _, rest = text.partition("\n")
+        if first.startswith(_WRITTEN) and first != f"{_WRITTEN}{digest(rest)}":
+            logger.info("%s was edited after Rankwise had written it", path)
         with told(path):
             return cls.from_yaml(text)
 

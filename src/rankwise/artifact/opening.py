@@ -70,10 +70,14 @@ def manifest_of(directory: Path) -> Manifest:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a manifest is one that Rankwise wrote, of whatever version, damaged or not as long as it is JSON."""
+    """Whether a manifest is one that Rankwise wrote, of whatever version, damaged or not as long as it is JSON.
+
+    Raises:
+        OSError: where it cannot be read.
+    """
     try:
         plain = parse_json(read_text(path, LARGEST))
-    except (OSError, ValueError):
+    except ValueError:
         return False
     return isinstance(plain, dict) and {"format_version", "dense_fingerprint", "tensors_sha256"} <= plain.keys()
 

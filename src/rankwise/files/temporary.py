@@ -45,7 +45,8 @@ def sibling(path: Path) -> Iterator[Path]:
     try:
         yield new
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):  # what is left is removed by the next run
+            shutil.rmtree(new, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 

@@ -103,9 +103,11 @@ class Moments:
         Of a tied embedding that of its rows comes last, their frequencies.
 
         `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
-        itself shrunk by what their number asks for: towards the weight metric (`shrinkage`), or, where there are many
-        rows and inputs are independent as far as they tell, covariances towards 0 (`covariance_shrinkage`). `s` is for
-        what no number of rows tells: that the network will see other data. The mean is not shrunk. The only value known
+        itself shrunk by what their number asks for: towards the weight metric (`shrinkage`) where there are few. From
+        eight rows per input on, the error of an estimated variance is in proportion to it in any direction, also in one
+        where inputs hardly vary, and nothing is added; only where inputs are independent as far as they tell,
+        covariances are shrunk towards 0 (`covariance_shrinkage`). `s` is for what no number of rows tells: that the
+        network will see other data. The mean is not shrunk. The only value known
         without data is 0, and inputs after a ReLU are far from it: the mean of related data is the better guess.
 
         Args:
@@ -131,8 +133,10 @@ class Moments:
             elif self.second_GDD is not None:
                 sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
                 squares = float(sigma_DD.square().sum())
-                if damping is None and (share := self._independent(sigma_DD, squares)) is not None:
-                    sigma_DD = torch.lerp(sigma_DD, sigma_DD.diagonal().diag(), share)
+                if damping is None and self.count >= MANY_ROWS_PER_INPUT * self.dim:
+                    share = covariance_shrinkage(sigma_DD.diagonal(), squares, self.count)
+                    if share > MOSTLY_NOISE:
+                        sigma_DD = torch.lerp(sigma_DD, sigma_DD.diagonal().diag(), share)
                     added = DAMPING
                 else:
                     added = self._damping(damping, float(sigma_DD.trace()), squares)
@@ -156,11 +160,6 @@ class Moments:
             return (self.second_GDD[group].diagonal() - self.mean_GD[group].square()).clamp_min(0)
         assert self.rows_GND is not None
         return (self.rows_GND[group].double() - self.mean_GD[group]).square().mean(0)
-
-    def _independent(self, sigma_DD: Tensor, squares: float) -> float | None:
-        """How far covariances are shrunk where variances are known and covariances are mostly noise, else None."""
-        share = covariance_shrinkage(sigma_DD.diagonal(), squares, self.count)
-        return share if self.count >= MANY_ROWS_PER_INPUT * self.dim and share > MOSTLY_NOISE else None
 
     def _damping(self, wanted: float | None, trace: float, squares: float) -> float:
         if wanted is not None:
