@@ -147,7 +147,10 @@ class Work:
         done = self.of(part)
         if "" in done:
             return done[""]
-        made = done[""] = make()
+        with Randomness(
+            nn.Identity()
+        ).kept():  # what comes later draws the same numbers whether this is made now or not
+            made = done[""] = make()
         return made
 
     def statistics(self, model: nn.Module, example: Any, collect: Callable[[], Statistics]) -> Statistics:
