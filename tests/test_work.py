@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from factorise_nets import CASES
-from helpers import Residual, batches_of, make, same_bits, unchanged
+from helpers import batches_of, make, same_bits, unchanged
 from test_pairs import Draws, Normal
 from torch import Tensor, nn
 
@@ -78,8 +78,10 @@ def check_every_stop(
     return everything
 
 
-@pytest.mark.parametrize("method", ["sequential", "one-shot"])
-def test_after_every_part(method: str, tmp_path: Path, stop: Callable[[int | None], list[str]]) -> None:
+@pytest.mark.parametrize("method, counts", [("sequential", None), ("one-shot", (1, 4, 6, 7, 9))])
+def test_after_every_part(
+    method: str, counts: Iterable[int] | None, tmp_path: Path, stop: Callable[[int | None], list[str]]
+) -> None:
     build, data = CASES["chain"]
     model, batches = make(build), data()
 
@@ -87,17 +89,21 @@ def test_after_every_part(method: str, tmp_path: Path, stop: Callable[[int | Non
         with unchanged(model):
             return rw.compress(model, batches, keep={"params": 0.4}, method=method, seed=3, **options)
 
-    kept = check_every_stop(run, stop, tmp_path)
+    kept = check_every_stop(run, stop, tmp_path, counts)
     kinds = [key.partition(" ")[0] for key in kept]
     layers = kinds.count("layer")
     assert layers >= 3
     assert kinds == ["statistics", *["curves"] * 4, "plan", *["layer"] * layers]
 
 
-@pytest.mark.parametrize("method", ["sequential", "one-shot"])
 @pytest.mark.parametrize(
-    "formats, options",
-    [("kronecker,svd", {}), ("svd,tucker2", {"metric": "fisher"}), ("slr,svd", {"rule": "fisher"})],
+    "method, formats, options",
+    [
+        ("sequential", "kronecker,svd", {}),
+        ("one-shot", "svd,tucker2", {"metric": "fisher"}),
+        ("sequential", "svd", {"metric": "fisher"}),
+        ("one-shot", "slr,svd", {"rule": "fisher"}),
+    ],
 )
 def test_other_formats_metrics_and_rules(
     method: str, formats: str, options: dict[str, Any], tmp_path: Path, stop: Callable[[int | None], list[str]]
@@ -111,7 +117,7 @@ def test_other_formats_metrics_and_rules(
         chosen = {"formats": formats.split(","), "keep": {"params": 0.5}, **options}
         return rw.compress(model, batches, method=method, **chosen, **more)
 
-    check_every_stop(run, stop, tmp_path, (3, 5, 6))
+    check_every_stop(run, stop, tmp_path, (3, 6))
 
 
 def test_statistics_of_other_data_and_the_share_that_they_ask_for(
@@ -153,7 +159,7 @@ def test_a_network_that_draws_random_numbers(tmp_path: Path, stop: Callable[[int
 
 
 def test_stopped_again_and_again(tmp_path: Path, stop: Callable[[int | None], list[str]]) -> None:
-    model, batches = make(Residual), batches_of(8, 3, 8, 8)
+    model, batches = make(CASES["chain"][0]), batches_of(16, 20)
     whole, _ = rw.compress(model, batches, keep=KEEP)
     for attempt in range(100):
         stop(2 + attempt % 3)
@@ -162,7 +168,7 @@ def test_stopped_again_and_again(tmp_path: Path, stop: Callable[[int | None], li
             break
         except StoppedError:
             continue
-    assert attempt > 4
+    assert attempt > 2
     assert same_bits(small, whole)
 
 
