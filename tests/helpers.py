@@ -151,3 +151,9 @@ def make(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return settled(build()).eval()
+
+
+def same_bits(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two networks have the same tensors under the same names, to the bit."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from .calling import call, describe, first_samples, samples_in, tensors_in, to_device
 from .pristine import pristine
+from .randomness import Randomness
 
 __all__ = ["Batches", "call", "describe", "first_samples", "inputs_only", "pristine", "samples_in", "to_device"]
 
@@ -124,8 +126,9 @@ class Batches:
             if isinstance(self._source, (list, tuple)):
                 self._counts = (len(self._source), sum(samples_in(batch, self.axis or 0) for batch in self._source))
             else:
-                for _ in self:
-                    pass
+                with Randomness(nn.Identity()).kept():  # a DataLoader draws a seed in every pass
+                    for _ in self:
+                        pass
         assert self._counts is not None
         return self._counts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -21,6 +21,9 @@ from .statistics import Statistics
 from .target import smallest
 from .timed import VECTOR, TimedPlanner
 from .wishes import check_wishes
+
+if TYPE_CHECKING:
+    from .work import Done
 
 
 def needs_gradients(metric: str, rule: str | Rule) -> bool:
@@ -96,6 +99,7 @@ def choose(
     tie: str | Sequence[str] = (),
     round_to: int | str | None = None,
     curves: Mapping[str, Curve] | None = None,
+    done: Done[Curve] | None = None,
     refine: bool = True,
     example: Any = None,
     engine: str | Engine = "torch",
@@ -138,6 +142,7 @@ def choose(
             and 16 where latency is a budget.
         curves: result of `profile`, to try several budgets without computing it again; `formats` and `round_to` are
             those that it was made with, and cannot be given once more.
+        done: as for `profile`, where no curves are given.
         refine: fit formats whose curves are estimates thoroughly near the ranks that the budget asks for, and decide
             with those errors; formats with a closed form need none of it.
         example: an input of the batch size that latency is measured with, as for `find`; for a latency budget.
@@ -195,6 +200,7 @@ def choose(
         constraints=wanted,
         round_to=round_to,
         curves=curves,
+        done=done,
         progress=progress,
     )
     if running is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,7 @@ from .statistics.collect import collect
 from .statistics.moments import check_shrink
 from .transfer import choose_shrinkage
 from .unmet import check_budgets
+from .work import CURVES, LAYERS, PLAN, Work, digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ def compress(
     seed: int = 0,
     example: Any = None,
     mask: Mask | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     **constraints: Any,
 ) -> tuple[nn.Module, CompressReport]:
@@ -91,6 +95,9 @@ def compress(
         example: an input that MACs are counted for and a latency is measured with, as for `find`; by default the first
             sample of the data, or the whole first batch where a single sample does not stand for it.
         mask: which positions of the data are real, as for `collect`.
+        checkpoint: folder that statistics, curves, plan and factorised layers are kept in, each as soon as it is done.
+            It stays when all is done: delete it once the result is saved.
+        resume: go on from there; with the same arguments the result is the same to the bit as without a stop.
         progress: wraps batches and sites, for progress bars.
         **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of `choose`;
             of a latency budget engine and threads.
@@ -99,7 +106,9 @@ def compress(
         The compressed network, of the same class, and a report.
 
     Raises:
-        ValueError: as `collect`, `choose` and `factorise` do; the model is unchanged then.
+        ValueError: as `collect`, `choose` and `factorise` do; the model is unchanged then. For a checkpoint that is
+            missing, damaged or of another run, or data that is different each time.
+        OSError: if the checkpoint cannot be begun; one that cannot be written later on is logged.
 
     Example:
         >>> import torch
@@ -116,6 +125,7 @@ def compress(
     signature(choose).bind(model, None, keep=keep, **constraints)  # a TypeError for what it does not take
     check_arguments(model, keep=keep, example=data if timed_plan else None, **constraints)
     check_shrink(shrink or 0.0)
+    work = Work(checkpoint, resume)
     wanted = Constraints(**{name: constraints[name] for name in vars(Constraints()) if constraints.get(name)})
     example, batches = with_example(model, Batches.of(data), example)
     seconds: dict[str, float] = {}
@@ -128,25 +138,37 @@ def compress(
 
     held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
     check_budgets(model, find(model, example) if stats is None else stats.sites, keep, wanted)
+    options = {"keep": keep, "method": method, "shrink": shrink, "positions": positions, "seed": seed, "mask": mask}
+    given = {"statistics": stats and digest(stats), "example": digest(example)}
+    work.begin(model, batches, {**options, **given, **constraints})
     if stats is None:
         gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
         collected = partial(
             collect, example=example, gradients=gradients, positions=positions, seed=seed, mask=mask, progress=progress
         )
-        stats = timed("collect", partial(collected, model, batches))
+        stats = timed("collect", partial(work.statistics, model, example, partial(collected, model, batches)))
     assert stats is not None
     if timed_plan:
         constraints["example"] = example
     chosen = partial(choose, keep=keep, progress=progress, **constraints)
-    plan = timed("choose", partial(chosen, model, stats, shrink=shrink or 0.0))
-    if held_out is not None and plan.metric != "weight" and plan.factorised:
+
+    def planned(stats: Statistics, share: float) -> Plan:
+        return timed("choose", partial(chosen, model, stats, shrink=share, done=work.of(CURVES, share)))
+
+    def best(stats: Statistics) -> Plan:
+        plan = planned(stats, shrink or 0.0)
+        if held_out is None or plan.metric == "weight" or not plan.factorised:
+            return plan
         find_share = partial(choose_shrinkage, positions=positions, seed=seed, progress=progress)
         share = timed("shrinkage", partial(find_share, model, plan, stats, held_out))
-        plan = timed("choose", partial(chosen, model, stats, shrink=share)) if share else plan
+        return planned(stats, share) if share else plan
+
+    plan = work.once(PLAN, partial(best, stats))
     sites = stats.sites
     # Sequentially the layers are fitted to moments of their own: those of the plan make room for them.
     source: Statistics | Sites = sites if method == "sequential" and plan.metric != "fisher" else stats
     del stats
+    layers = work.of(LAYERS)
     if method == "sequential":
         visits = iter([] if progress is None else progress(plan.factorised, "factorise"))
 
@@ -155,14 +177,23 @@ def compress(
 
         def run() -> nn.Module:
             small = factorise(
-                model, plan, source, data=batches, positions=positions, seed=seed, step=step, example=example, mask=mask
+                model,
+                plan,
+                source,
+                data=batches,
+                positions=positions,
+                seed=seed,
+                step=step,
+                example=example,
+                mask=mask,
+                done=layers,
             )
             deque(visits, maxlen=0)  # to its end, so that the bar is full
             return small
     else:
 
         def run() -> nn.Module:
-            return factorise(model, plan, source)
+            return factorise(model, plan, source, done=layers)
 
     small = timed("factorise", run)
     report = CompressReport(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -27,6 +27,9 @@ from .sites import Sites
 from .statistics import Statistics
 from .statistics.gradients import fisher_energy
 from .unmet import remainder
+
+if TYPE_CHECKING:
+    from .work import Done
 
 NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
@@ -95,6 +98,7 @@ class Planner:
         formats: str | Sequence[str] | None = None,
         round_to: int | str | None = None,
         curves: Mapping[str, Curve] | None = None,
+        done: Done[Curve] | None = None,
         evaluate: Callable[[Plan], float] | None = None,
         progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     ) -> Planner:
@@ -117,6 +121,7 @@ class Planner:
                 shrink=shrink,
                 round_to="auto" if round_to is None else round_to,
                 only=free,
+                done=done,
                 progress=progress,
             )
         elif formats is not None or round_to is not None:

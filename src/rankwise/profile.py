@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -21,6 +21,9 @@ from .names import METRICS, check_name
 from .plan import DENSE, PlanRow
 from .sites import Site, Sites
 from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .work import Done
 
 # Their curves are exact, or nearly, from one decomposition; those of all others ("auto") are fitted.
 DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
@@ -95,6 +98,7 @@ def profile(
     shrink: float = 0.0,
     round_to: int | str = "auto",
     only: str | Collection[str] | None = None,
+    done: Done[Curve] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> dict[str, Curve]:
     """The options of every site: dense, and whatever costs less and is not beaten in both cost and error.
@@ -111,6 +115,7 @@ def profile(
         shrink: share of the weight metric in the metric, 0 to 1; see `choose_shrinkage`.
         round_to: ranks are multiples of this.
         only: names of the sites to consider; the others get no curve but their dense option.
+        done: curves that were made with the same arguments, by site; those that are missing are added.
         progress: wraps the sites, for a progress bar.
 
     Returns:
@@ -136,6 +141,9 @@ def profile(
     curves: dict[str, Curve] = {}
     todo: Iterable[Site] = list(sites.values())
     for site in todo if progress is None else progress(todo, "profile"):
+        if done is not None and site.name in done:
+            curves[site.name] = done[site.name]
+            continue
         options = [dense_option(site)]
         usable = [format for format in candidates if site.name in wanted and not refuses(format, site, metric)]
         if usable:
@@ -149,6 +157,8 @@ def profile(
                     if cost.params < site.params and (cost.macs < site.macs or site.is_embedding):
                         options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
         curves[site.name] = tuple(options)
+        if done is not None:
+            done[site.name] = curves[site.name]
     return curves
 
 

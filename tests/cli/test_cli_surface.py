@@ -31,7 +31,7 @@ OPTIONS = {
     | TIMING
     | TIMED
     | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"}
-    | {"--fold", "--storage"},
+    | {"--fold", "--storage", "--checkpoint", "--resume"},
     "plan": WORK | JUDGE | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
     | JUDGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +11,24 @@ from ..names import check_engine_name
 from . import options
 from .output import Output
 
+if TYPE_CHECKING:
+    from ..work import Work
+
 Out = Annotated[
     Path, typer.Option("-o", "--out", metavar="DIR", show_default=False, help="Folder for the artifact and plan.yaml.")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="FOLDER",
+        rich_help_panel="Output",
+        help="Keeps what is done, to go on from when stopped; removed once the artifact is written.",
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", rich_help_panel="Output", help="Go on from --checkpoint; begin where there is none yet."),
 ]
 
 
@@ -57,6 +73,8 @@ def compress(
     threads: options.Threads = 1,
     latency_batch: options.LatencyBatch = 1,
     engines: options.Engines = "auto",
+    checkpoint: Checkpoint = None,
+    resume: Resume = False,
     json: options.Json = None,
     seed: options.Seed = 0,
     debug: options.Debug = False,
@@ -69,6 +87,9 @@ def compress(
     artifact (rankwise.json, model.safetensors) and plan.yaml, which you may edit and give to
     [bold]rankwise apply[/bold]. Without DATA, [bold]--stats FILE[/bold] of [bold]rankwise collect[/bold]
     is enough, also of other data.
+
+    With [bold]--checkpoint FOLDER[/bold] a run that was stopped goes on with [bold]--resume[/bold] and otherwise the
+    same options, to the same network.
     """
     with Output(json, debug=debug) as out:
         from .constraints import check_budget, check_method, choose_options, parse_shrink
@@ -101,8 +122,10 @@ def compress(
             tie,
         )
         from ..choose import is_timed  # which imports torch: what is written wrongly is told before
+        from ..work import digest
 
         check_budget(wishes)
+        work = _work(out, checkpoint, resume, out_folder)
         selection = Selection.of(importance)
         timed = is_timed(wishes["keep"], target_drop, minimise)
         measuring = engine_for(timed, engine, threads, latency_batch, figures=True)
@@ -132,10 +155,42 @@ def compress(
             judging=judging,
             gradients=wishes_gradients(wishes),
             wishes=wishes,
+            work=work,
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
+        judged = digest(job.measured_on.pairs) if target_drop is not None and work.folder is not None else None
+        job.begin(
+            {
+                **wishes,
+                "method": job.way(method),
+                "shrink": share,
+                "importance": importance,
+                "fold": fold,
+                "measures": metric,
+                "classes_dim": classes_dim,
+                "judged on": judged,
+                "engine": [engine, threads, latency_batch] if timed else None,
+            }
+        )
         times = what_times(job, measuring, latency_batch)
         plan = job.plan({**wishes, **times, **what_tries(job, wishes, method)}, share, method)
         small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing, storage=storage)
+        work.remove()
+
+
+def _work(out: Output, checkpoint: Path | None, resume: bool, out_folder: Path) -> Work:
+    """What there is to go on from."""
+    from ..work import MANIFEST, Work
+
+    if checkpoint is None:
+        if resume:
+            raise ValueError("--resume goes on from a folder; name it with --checkpoint FOLDER")
+        return Work()
+    if out_folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise ValueError(f"--checkpoint {checkpoint} lies in -o {out_folder}, which is for the artifact; name another")
+    there = (checkpoint / MANIFEST).is_file()
+    if resume and not there:
+        out.note(f"there is no checkpoint {checkpoint} yet: the work begins")
+    return Work(checkpoint, resume and there)

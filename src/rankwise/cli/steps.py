@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from ..seen import Seen
     from ..sites import Sites
     from ..statistics import Statistics
+    from ..work import Work
     from .figures import Timing
+
+
+def _unkept() -> Work:
+    from ..work import Work
+
+    return Work()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,7 @@ class Job:
         gradients: whether statistics that are collected need gradients.
         judging: what networks are judged by.
         searched: data that a search was judged on.
+        work: what is done, and the folder that keeps it.
     """
 
     out: Output
@@ -64,6 +72,7 @@ class Job:
     gradients: bool = False
     judging: Judging = field(default_factory=Judging)
     searched: list[Data] = field(default_factory=list)
+    work: Work = field(default_factory=_unkept)
 
     @classmethod
     def start(
@@ -83,6 +92,7 @@ class Job:
         fold: bool = False,
         wishes: Mapping[str, Any] | None = None,
         judging: Judging | None = None,
+        work: Work | None = None,
     ) -> Job:
         """Load everything that the command names, before any long work begins."""
         import torch
@@ -93,6 +103,7 @@ class Job:
         from ..state import state_of
         from ..unmet import check_budgets
         from ..wishes import check_wishes
+        from ..work import STATISTICS, Work
 
         torch.manual_seed(how.seed)
         if folder is not None:
@@ -123,15 +134,33 @@ class Job:
             data=calibration,
             test=held_out,
             stats=stats,
-            stored=stats is not None and stats.exists(),
+            stored=stats is not None and stats.exists() and not (work and STATISTICS in work),
             example=example,
             batch=how.batch,
             gradients=gradients,
             judging=judging or Judging(),
             seed=how.seed,
+            work=work or Work(),
         )
         job.judging.check(network, job.measured_on)
         return job
+
+    def begin(self, options: Mapping[str, Any]) -> None:
+        """Say in the folder of `work` what this run is of.
+
+        Args:
+            options: those of the command that decide what comes out, beside MODEL and DATA.
+
+        Raises:
+            ValueError: where the folder is of another run.
+        """
+        from ..work import digest, sha256_of
+
+        if self.work.folder is None:
+            return
+        of_file = sha256_of(self.stats) if self.stored and self.stats else None
+        used = {"seed": self.seed, "example": digest(self.example), "statistics": of_file}
+        self.work.begin(self.network, None if self.data is None else self.data.pairs, {**options, **used})
 
     @property
     def measured_on(self) -> Data:
@@ -168,7 +197,8 @@ class Job:
             raise ValueError(
                 "every metric but weight needs data: name DATA or an existing --stats FILE, or choose --metric weight"
             )
-        stats = collect(
+        collecting = partial(
+            collect,
             self.network,
             self.data.inputs,
             example=self.example,
@@ -176,7 +206,8 @@ class Job:
             seed=self.seed,
             progress=self.out.track,
         )
-        if self.stats is not None:
+        stats = self.work.statistics(self.network, self.example, collecting)
+        if self.stats is not None and not self.stats.exists():  # a run that goes on has written it
             stats.save(self.stats)
             self.out.say(f"statistics: written to {self.stats}")
         return stats
@@ -184,13 +215,20 @@ class Job:
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None, method: str = "sequential") -> Plan:
         """Choose formats and ranks; `wishes` are the keyword arguments of `choose`, `shrink` is as for `shrunk`."""
         from ..choose import choose
+        from ..work import CURVES, PLAN
+
+        source = self.source(wishes)
 
         def chosen(share: float) -> Plan:
-            return choose(self.network, self.source(wishes), progress=self.out.track, shrink=share, **wishes)
+            done = self.work.of(CURVES, share)
+            return choose(self.network, source, progress=self.out.track, shrink=share, done=done, **wishes)
 
-        plan = chosen(shrink if isinstance(shrink, float) else 0.0)
-        share = self.shrunk(plan, shrink, method).shrink
-        return plan if share == plan.shrink else chosen(share)
+        def best() -> Plan:
+            plan = chosen(shrink if isinstance(shrink, float) else 0.0)
+            share = self.shrunk(plan, shrink, method).shrink
+            return plan if share == plan.shrink else chosen(share)
+
+        return self.work.once(PLAN, best)
 
     def source(self, wishes: Mapping[str, Any]) -> Statistics | Sites:
         """What a plan by these keyword arguments of `choose` is made from."""
@@ -267,6 +305,7 @@ class Job:
     def factorise(self, plan: Plan, method: str, importance: Selection | None = None) -> nn.Module:
         """A factorised copy of the network; `importance` says how sparse low rank selects neurons."""
         from ..factorise import factorise
+        from ..work import LAYERS
 
         method = self.way(method)
         if method == "sequential" and self.data is None:
@@ -279,7 +318,15 @@ class Job:
         with self.out.stages("factorising", len(plan.factorised)) as step:
             example = None if data is None else self.example
             return factorise(
-                self.network, plan, stats, data=data, seed=self.seed, step=step, formats=formats, example=example
+                self.network,
+                plan,
+                stats,
+                data=data,
+                seed=self.seed,
+                step=step,
+                formats=formats,
+                example=example,
+                done=self.work.of(LAYERS),
             )
 
 

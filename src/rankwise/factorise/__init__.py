@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -27,6 +27,9 @@ from .one_shot import one_shot
 from .sequential import check_engine, sequential
 from .spill import DEFAULT_CAP
 
+if TYPE_CHECKING:
+    from ..work import Done, Layer
+
 logger = logging.getLogger("rankwise")
 
 
@@ -45,6 +48,7 @@ def factorise(
     formats: Mapping[str, Format] | None = None,
     example: Any = None,
     mask: Mask | None = None,
+    done: Done[Layer] | None = None,
 ) -> nn.Module:
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
@@ -68,6 +72,8 @@ def factorise(
         example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
             what the sites were found with. Statistics from a file hold none.
         mask: which positions of the data are real, as for `collect`.
+        done: layers that were fitted before with the same arguments, by site; they are put in as they are, and each
+            that is fitted now is added at once, so that a stopped run can go on. `compress` keeps them in a folder.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
@@ -124,7 +130,7 @@ def factorise(
     with pristine(model), pristine(compressed):
         if batches is None:
             used = stats if plan.metric != "weight" and isinstance(stats, Statistics) else None
-            one_shot(model, compressed, plan, sites, used, shrink, formats)
+            one_shot(model, compressed, plan, sites, used, shrink, formats, done)
         else:
             sequential(
                 model,
@@ -141,6 +147,7 @@ def factorise(
                 step=step,
                 formats=formats,
                 mask=mask,
+                done=done,
             )
     if example is not None:
         _check(model, compressed, plan, sites, example)

@@ -44,6 +44,9 @@ class Visitor(Protocol):
         Of linear layers with padding `real` says which rows count, samples x positions.
         """
 
+    def is_done(self, site: str) -> bool:
+        """Whether its layer was fitted before, so that nothing has to be observed."""
+
     def finish(self, site: str) -> None:
         """All batches were seen: put the fitted layer into the compressed network."""
 

@@ -40,7 +40,7 @@ def run(
     for site in order:
         step(site)
         state = Attributes(dense), Attributes(compressed)
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate([] if visitor.is_done(site) else batches):
             randomness.seed(seed + index)
             y, dense_link = _output(dense, site, order, site in linked, batch, index)
             randomness.seed(seed + index)

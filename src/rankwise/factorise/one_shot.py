@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -16,6 +17,9 @@ from ..statistics.moments import Moments
 from ..surgery import rebuild
 from .half import fill
 
+if TYPE_CHECKING:
+    from ..work import Done, Layer
+
 
 def one_shot(
     dense: nn.Module,
@@ -25,6 +29,7 @@ def one_shot(
     stats: Statistics | None,
     shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
+    done: Done[Layer] | None = None,
 ) -> None:
     """Factorise `compressed`, a copy of `dense`, in place.
 
@@ -36,6 +41,7 @@ def one_shot(
         stats: statistics; None fits in the weight metric, without a bias correction.
         shrink: share of the weight metric in that of the statistics.
         formats: in place of the usual ones of the same names.
+        done: layers that were fitted before; those that are missing are added.
 
     Raises:
         ValueError: if the statistics miss a site.
@@ -43,8 +49,33 @@ def one_shot(
     for row in plan.rows:
         if row.format == DENSE:
             continue
+        if put_done(compressed, sites[row.site], row, plan.metric, formats, done):
+            continue
         moments = None if stats is None else stats.require(row.site, gradients=plan.metric == "fisher")
-        factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink, formats)
+        factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink, formats, done)
+
+
+def put_done(
+    compressed: nn.Module,
+    site: Site,
+    row: PlanRow,
+    metric: str,
+    formats: Mapping[str, Format] | None,
+    done: Done[Layer] | None,
+) -> bool:
+    """Put a layer that was fitted before into `compressed`, under all names of the site; whether there is one."""
+    if done is None or site.name not in done:
+        return False
+    format, bias = get_format(row.format, formats), site.chain_bias(metric)
+    chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias)
+    chain.load_state_dict(done[site.name])
+    return True
+
+
+def note_done(chain: nn.Module, site: Site, done: Done[Layer] | None) -> None:
+    """Add a layer that was fitted now."""
+    if done is not None:
+        done[site.name] = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
 
 
 def factorise_site(
@@ -56,6 +87,7 @@ def factorise_site(
     metric: str,
     shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
+    done: Done[Layer] | None = None,
 ) -> None:
     """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
 
@@ -71,3 +103,4 @@ def factorise_site(
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
     chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias=bias is not None)
     fill(format, chain, factors, bias, moments)
+    note_done(chain, site, done)

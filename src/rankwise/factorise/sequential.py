@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as replaced
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
@@ -35,10 +35,13 @@ from ..surgery import put
 from . import graph, hooks
 from .fitting import choose_beta, fit_site
 from .half import fill
-from .one_shot import factorise_site
+from .one_shot import factorise_site, note_done, put_done
 from .residual import Repair, corrected
 from .spill import DEFAULT_CAP
 from .watch import linked_sites
+
+if TYPE_CHECKING:
+    from ..work import Done, Layer
 
 logger = logging.getLogger("rankwise")
 
@@ -61,6 +64,7 @@ def sequential(
     step: Callable[[str], None] = lambda site: None,
     formats: Mapping[str, Format] | None = None,
     mask: Mask | None = None,
+    done: Done[Layer] | None = None,
 ) -> None:
     """Factorise `compressed`, a copy of `dense`, in place.
 
@@ -79,6 +83,7 @@ def sequential(
         step: called with each site's name before its turn.
         formats: in place of the usual ones of the same names.
         mask: which positions are real, as for `collect`.
+        done: layers that were fitted before; those that are missing are added.
 
     Raises:
         ValueError: if `engine` is "graph" and the network cannot be traced.
@@ -89,13 +94,9 @@ def sequential(
         site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
     own = partial(collect, dense, batches, example=example, positions=positions, seed=seed, mask=mask)
     visitor = _Visitor(
-        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats, own
+        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats, own, done
     )
-    if shared:  # before the first of their calls
-        stats = own(only=shared)
-        for name in shared:
-            step(name)
-            visitor.fit_alone(name, stats[name])
+    visitor.fit_first(shared, step)  # before the first of their calls
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
@@ -115,12 +116,9 @@ def sequential(
         if engine == "graph":
             raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
         logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
-    if several := _called_again(dense, batches, order):
-        stats = own(only=several)
-        for name in several:
-            step(name)
-            visitor.fit_alone(name, stats[name])
-        order = [name for name in order if name not in several]
+    several = _called_again(dense, batches, order)
+    visitor.fit_first(several, step)
+    order = [name for name in order if name not in several]
     hooks.run(dense, compressed, batches, order, linked.difference(several), visitor, padding, seed, step)
 
 
@@ -158,11 +156,13 @@ class _Visitor:
         seed: int,
         formats: Mapping[str, Format] | None,
         own: Callable[..., Statistics],
+        done: Done[Layer] | None,
     ) -> None:
         self.dense, self.compressed = dense, compressed
         self.rows, self.metric, self.gradients, self.sites = rows, metric, gradients, sites
         self.samples, self.positions, self.seed, self.formats = samples, positions, seed, formats
         self.own = own  # collects moments of the dense network's inputs
+        self.done = done
         self.changed: list[str] = []
         self.start("")
 
@@ -177,6 +177,8 @@ class _Visitor:
     def observe(
         self, site: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
     ) -> None:
+        if self.is_done(site):
+            return
         if site != self.current:
             self.start(site)
         if self.unpaired or (x is None and y is None):
@@ -220,7 +222,12 @@ class _Visitor:
             return [(self.fitted, slice(0, cut)), (self.held, slice(cut, rows))]
         return [(self.held if batch % HELD_OUT == HELD_OUT - 1 else self.fitted, slice(0, rows))]
 
+    def is_done(self, site: str) -> bool:
+        return self.done is not None and site in self.done
+
     def finish(self, site: str) -> None:
+        if self._put_done(site):
+            return
         if self.unpaired or site != self.current or not self.fitted.count:
             self.fit_alone(site, self.own(only=[site])[site])
             return
@@ -239,15 +246,39 @@ class _Visitor:
         fill(format, chain, factors, bias if with_bias else None, moments)
         put(self.compressed, {site: chain})
         self.changed.append(site)
+        note_done(chain, described, self.done)
+
+    def fit_first(self, sites: Sequence[str], step: Callable[[str], None]) -> None:
+        """Fit some sites to their weights, on moments that are collected at once."""
+        missing = [name for name in sites if not self.is_done(name)]
+        stats = self.own(only=missing) if missing else {}
+        for name in sites:
+            step(name)
+            if not self._put_done(name):
+                self.fit_alone(name, stats[name])
 
     def fit_alone(self, site: str, moments: Moments) -> None:
         """Fit a site to its weight, on moments of the dense network's inputs."""
         moments = self.weighed(site, moments)
         described = self.sites[site]
         factorise_site(
-            self.dense, self.compressed, described, self.rows[site], moments, self.metric, formats=self.formats
+            self.dense,
+            self.compressed,
+            described,
+            self.rows[site],
+            moments,
+            self.metric,
+            formats=self.formats,
+            done=self.done,
         )
         self.changed += [site, *described.aliases]
+
+    def _put_done(self, site: str) -> bool:
+        """Put in the layer that was fitted before; whether there is one."""
+        described = self.sites[site]
+        there = put_done(self.compressed, described, self.rows[site], self.metric, self.formats, self.done)
+        self.changed += [site, *described.aliases] if there else []
+        return there
 
     def weighed(self, site: str, moments: Moments) -> Moments:
         """The moments of a site's inputs with the gradients that the dense network has at its output."""

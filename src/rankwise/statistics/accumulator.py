@@ -105,7 +105,8 @@ class Accumulator:
             blocks = second_GDD.view(len(second_GDD), self.taps, -1, self.taps, len(order) // self.taps)
             second_GDD = blocks.permute(0, 2, 1, 4, 3).reshape(second_GDD.shape)
         else:
-            rows_GND = torch.cat(self.pending, dim=1) if len(self.pending) > 1 else self.pending[0]
+            # contiguous as they are when read from a file, so that fits to them are the same to the bit
+            rows_GND = torch.cat(self.pending, dim=1) if len(self.pending) > 1 else self.pending[0].contiguous()
         if "target_mean" in self.sums:
             target_mean_GT = self.sums["target_mean"] / self.count
             if rows_GND is not None:
