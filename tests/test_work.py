@@ -287,7 +287,7 @@ def test_a_manifest_that_is_damaged(model: nn.Module, tmp_path: Path) -> None:
     first = next(iter(other["files"]))
     for damaged in (
         *(text[:-10], "", "[]", "3", "{}", text.replace('"seed": 0', '"seed": 1')),
-        text.replace('"rankwise checkpoint": 1', '"rankwise checkpoint": 2'),
+        text.replace('"version": 1', '"version": 2'),
         json.dumps({**other, "files": {**other["files"], first: ["../x", "0"]}}),
     ):
         (folder / MANIFEST).write_text(damaged)
@@ -334,7 +334,7 @@ def test_without_a_checkpoint_nothing_is_written(
     def fails(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("rankwise.work._bytes", fails)  # nor is anything read for it
+    monkeypatch.setattr("rankwise.work.identity", fails)  # nor is anything read for it
     monkeypatch.setattr(Work, "keep", fails)
     work = Work()
     work.begin(model, None, {})
@@ -346,8 +346,8 @@ def test_without_a_checkpoint_nothing_is_written(
 def test_only_what_is_ours_is_removed(model: nn.Module, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     run(model, folder)
-    (folder / f".{MANIFEST}.tmp-0123abcd").write_text("what a killed run leaves")
-    (folder / ".layer-0123456789ab.safetensors.tmp-0123abcd").write_text("the same")
+    left(folder / f".{MANIFEST}.tmp-0123abcd")
+    left(folder / ".layer-0123456789ab.safetensors.tmp-0123abcd")
     work = Work(folder, resume=True)
     assert PLAN in work
     mine = [folder / "notes.txt", folder / "plan-0123456789ab.json", folder / ".notes.tmp-0123abcd"]
@@ -363,8 +363,14 @@ def test_only_what_is_ours_is_removed(model: nn.Module, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def left(folder: Path) -> None:
+    """What a run leaves that is killed while it writes."""
+    folder.mkdir()
+    (folder / "half").write_text("{")
+
+
 def test_a_run_that_was_killed_before_its_first_file(model: nn.Module, tmp_path: Path) -> None:
-    (tmp_path / f".{MANIFEST}.tmp-0123abcd").write_text("{")
+    left(tmp_path / f".{MANIFEST}.tmp-0123abcd")
     run(model, tmp_path)
     Work(tmp_path, resume=True).remove()
     assert not tmp_path.exists()
@@ -380,7 +386,6 @@ def test_a_full_disk_does_not_cost_the_work(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(rw.Statistics, "save", full)
-    monkeypatch.setattr("rankwise.work._write_curve", full)
     with caplog.at_level(logging.WARNING, "rankwise"):
         assert same_bits(run(model, tmp_path / "work"), whole)
     assert sum("No space left" in record.message for record in caplog.records) == 1

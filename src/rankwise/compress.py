@@ -20,6 +20,7 @@ from .constraints import Constraints
 from .evaluate import Size, size
 from .example import with_example
 from .factorise import factorise
+from .files import digest
 from .find import find
 from .guards import unwrap
 from .padding import Mask
@@ -30,7 +31,7 @@ from .statistics.collect import collect
 from .statistics.moments import check_shrink
 from .transfer import choose_shrinkage
 from .unmet import check_budgets
-from .work import CURVES, LAYERS, PLAN, Work, digest
+from .work import CURVES, LAYERS, PLAN, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def compress(
     held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
     check_budgets(model, find(model, example) if stats is None else stats.sites, keep, wanted)
     options = {"keep": keep, "method": method, "shrink": shrink, "positions": positions, "seed": seed, "mask": mask}
-    given = {"statistics": stats and digest(stats), "example": digest(example)}
+    given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
     work.begin(model, batches, {**options, **given, **constraints})
     if stats is None:
         gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..check import check_loaded
 from ..copying import copied
-from ..files import cut, tensors_of, write_tensors
+from ..files import cut, sha256_of, tensors_of, write_tensors
 from ..folding import folds_of
 from ..guards import unwrap
 from ..names import STORAGES
@@ -80,7 +79,7 @@ def save(
             structure=structure,
             dense_fingerprint=fingerprint(outline(state.shapes(), dense)),
             tensors_bytes=weights.stat().st_size,
-            tensors_sha256=_sha256(weights),
+            tensors_sha256=sha256_of(weights),
             aliases=state.aliases,
             channels_last=channels_last_of(state.tensors),
             unsaved_buffers=unsaved_buffers_of(model),
@@ -201,14 +200,6 @@ def _code_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, s
     logger.info(text)
     largest = max(errors.values()) if errors else None
     return {"storage": storage, "coded": coded, "plain_bytes": plain_bytes, "largest_error": largest}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _provenance(model: nn.Module) -> dict[str, str]:

@@ -122,7 +122,7 @@ def compress(
             tie,
         )
         from ..choose import is_timed  # which imports torch: what is written wrongly is told before
-        from ..work import digest
+        from ..files import digest
 
         check_budget(wishes)
         work = _work(out, checkpoint, resume, out_folder)
@@ -159,7 +159,9 @@ def compress(
         )
         # Batches that are too small for the timing are found out before the work, not after.
         job.measured_on.example(timing.batch)
-        judged = digest(job.measured_on.pairs) if target_drop is not None and work.folder is not None else None
+        judged = None
+        if target_drop is not None and work.folder is not None:
+            judged = digest([digest(pair, loose=True) for pair in job.measured_on.pairs])
         job.begin(
             {
                 **wishes,

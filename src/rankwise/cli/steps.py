@@ -154,12 +154,12 @@ class Job:
         Raises:
             ValueError: where the folder is of another run.
         """
-        from ..work import digest, sha256_of
+        from ..files import digest, sha256_of
 
         if self.work.folder is None:
             return
         of_file = sha256_of(self.stats) if self.stored and self.stats else None
-        used = {"seed": self.seed, "example": digest(self.example), "statistics": of_file}
+        used = {"seed": self.seed, "example": digest(self.example, loose=True), "statistics": of_file}
         self.work.begin(self.network, None if self.data is None else self.data.pairs, {**options, **used})
 
     @property

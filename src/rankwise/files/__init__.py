@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .digest import digest
+from .digest import digest, sha256_of
 from .plain import is_count, is_finite, is_text, parse_json, parse_yaml
 from .reading import read_bytes, read_text, told
 from .replace import Stream, make_folder, replacing, replacing_several
 from .schema import built
-from .temporary import locked, sibling, temporary_folder
+from .temporary import is_temporary, locked, sibling, target_of, temporary_folder
 from .tensors import SEAL, read_tensors, tensors_of, write_tensors
 from .text import cut, shown
 
@@ -19,6 +19,7 @@ __all__ = [
     "digest",
     "is_count",
     "is_finite",
+    "is_temporary",
     "is_text",
     "locked",
     "make_folder",
@@ -29,8 +30,10 @@ __all__ = [
     "read_text",
     "replacing",
     "replacing_several",
+    "sha256_of",
     "shown",
     "sibling",
+    "target_of",
     "temporary_folder",
     "tensors_of",
     "told",

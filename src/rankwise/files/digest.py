@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def digest(value: Any) -> str:
+def digest(value: Any, *, loose: bool = False) -> str:
     """sha256 of a value, equal for equal values: a list and a tuple of the same items, a mapping in any order.
 
     Args:
-        value: None, truth values, numbers, text, bytes, tensors, and lists, tuples and mappings of them.
+        value: None, truth values, numbers, text, bytes, tensors, arrays, and lists, tuples, mappings and dataclasses of
+            them.
+        loose: know anything else by its name or class.
 
     Raises:
         TypeError: for anything else.
@@ -24,11 +28,20 @@ def digest(value: Any) -> str:
         True
     """
     found = hashlib.sha256()
-    _add(found, value)
+    _add(found, value, loose)
     return found.hexdigest()
 
 
-def _add(found: Any, value: Any) -> None:
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _add(found: Any, value: Any, loose: bool) -> None:
     # Every part is preceded by its kind and length, so that no two values are written alike.
     if value is None or isinstance(value, (bool, int, float, str)):
         text = (value if isinstance(value, str) else repr(value)).encode("utf-8", "surrogatepass")
@@ -38,14 +51,20 @@ def _add(found: Any, value: Any) -> None:
     elif isinstance(value, Mapping):
         found.update(f"map {len(value)} ".encode())
         for key in sorted(value, key=lambda key: (type(key).__name__, str(key))):
-            _add(found, key)
-            _add(found, value[key])
+            _add(found, key, loose)
+            _add(found, value[key], loose)
     elif isinstance(value, (list, tuple)):
         found.update(f"list {len(value)} ".encode())
         for item in value:
-            _add(found, item)
+            _add(found, item, loose)
     elif hasattr(value, "untyped_storage"):
         _add_tensor(found, value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        _add(found, {item.name: getattr(value, item.name) for item in fields(value)}, loose)
+    elif hasattr(value, "tobytes"):
+        found.update(f"array {value.dtype} {list(value.shape)} ".encode() + value.tobytes())
+    elif loose:
+        _add(found, getattr(value, "__qualname__", type(value).__qualname__), loose)
     else:
         raise TypeError(f"a digest is of numbers, text, tensors, lists and mappings, not of {type(value).__name__}")
 
@@ -55,5 +74,6 @@ def _add_tensor(found: Any, tensor: Tensor) -> None:
 
     found.update(f"tensor {tensor.dtype} {list(tensor.shape)} ".encode())
     if tensor.numel():
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        strided = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+        flat = strided.cpu().contiguous().reshape(-1)
         found.update(flat.view(torch.uint8).numpy().data)

@@ -48,6 +48,8 @@ def built(cls: type[Built], plain: object, where: str = "") -> Built:
 
 
 def _value(hint: Any, value: object, where: str) -> Any:
+    if hint is Any:
+        return value
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if (value is None and NoneType in inner) or (isinstance(value, str) and str in inner):

@@ -88,6 +88,16 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and _TAIL.fullmatch(name[-13:]) is not None
 
 
+def target_of(name: str) -> str:
+    """What a temporary folder of that name is for.
+
+    Example:
+        >>> target_of(".plan.yaml.tmp-0a1b2c3d")
+        'plan.yaml'
+    """
+    return name[1:-13]
+
+
 def _made(parent: Path, prefix: str) -> tuple[Path, int | None]:
     while True:
         new = parent / f"{prefix}.tmp-{secrets.token_hex(4)}"

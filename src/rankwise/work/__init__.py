@@ -16,25 +16,21 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .files import replacing
-from .plan import Plan
-from .profile import Curve, Option
-from .randomness import Randomness
-from .ranks import Rule
-from .sites import fingerprint
-from .statistics import Statistics
+from ..files import built, digest, is_temporary, parse_json, read_text, replacing, sha256_of, shown, target_of, told
+from ..randomness import Randomness
+from ..statistics import Statistics
+from .identity import identity
+from .parts import CURVES, LAYERS, PLAN, STATISTICS, Layer, Part, Value
 
 logger = logging.getLogger("rankwise")
 
@@ -42,12 +38,7 @@ MANIFEST = "checkpoint.json"
 VERSION = 1
 _KIND = "rankwise checkpoint"
 _FILE = re.compile(r"(statistics|curves|plan|layer)-[0-9a-f]{12}\.(json|safetensors)")
-# What a run leaves that is killed while it writes.
-_TEMPORARY = re.compile(rf"\.({_FILE.pattern}|{re.escape(MANIFEST)})\.tmp-[0-9a-f]{{8}}")
 _ANEW = "delete the folder and start anew"
-
-Value = TypeVar("Value")
-Layer = Mapping[str, Tensor]
 
 
 class Done(Protocol[Value]):
@@ -63,14 +54,13 @@ class Done(Protocol[Value]):
         """Keep what is made now."""
 
 
-@dataclass(frozen=True)
-class Part(Generic[Value]):
-    """A kind of thing that is kept, one file each."""
-
-    name: str
-    suffix: str
-    write: Callable[[Path, Value], object]
-    read: Callable[[Path], Value]
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    kind: str
+    version: int
+    run: dict[str, Any]
+    files: dict[str, tuple[str, str]]
+    sha256: str
 
 
 class Work:
@@ -92,7 +82,7 @@ class Work:
     def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
         self.run: dict[str, Any] = {}
-        self.files: dict[str, list[str]] = {}  # what it is -> name of its file, and the sha256
+        self.files: dict[str, tuple[str, str]] = {}  # what it is -> name of its file, and the sha256
         self._told = False
         if self.folder is None:
             if resume:
@@ -116,10 +106,10 @@ class Work:
         """
         if self.folder is None:
             return
-        run = json.loads(json.dumps(_run(model, data, options)))
+        run = json.loads(json.dumps(identity(model, data, options)))
         if self.run and self.run != run:
             differ = [
-                f"{key} {_short(self.run.get(key))} there, {_short(run.get(key))} here"
+                f"{key} {shown(self.run.get(key))} there, {shown(run.get(key))} here"
                 for key in {**self.run, **run}
                 if self.run.get(key) != run.get(key)
             ]
@@ -170,8 +160,10 @@ class Work:
             return
         own = {MANIFEST, *(name for name, _ in self.files.values())}
         for path in list(self.folder.iterdir()):
-            if path.name in own or _TEMPORARY.fullmatch(path.name):
+            if path.name in own:
                 path.unlink()
+            elif _is_left(path.name):
+                shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):  # not empty
             self.folder.rmdir()
 
@@ -181,7 +173,7 @@ class Work:
         name = f"{part.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}{part.suffix}"
         try:
             part.write(self.folder / name, value)
-            self.files[key] = [name, sha256_of(self.folder / name)]
+            self.files[key] = name, sha256_of(self.folder / name)
             self._write(self.folder)
         except OSError as error:
             if not self._told:
@@ -194,24 +186,24 @@ class Work:
             self._told = True
 
     def _write(self, folder: Path) -> None:
-        about = {_KIND: VERSION, "run": self.run, "files": self.files}
+        about = {"kind": _KIND, "version": VERSION, "run": self.run, "files": self.files}
         with replacing(folder / MANIFEST) as new:
-            new.write_text(json.dumps({**about, "sha256": _seal(about)}, indent=1), encoding="utf-8")
+            new.write_text(json.dumps({**about, "sha256": digest(about)}, indent=1), encoding="utf-8")
 
     def _read(self, folder: Path) -> None:
         path = folder / MANIFEST
         if not path.is_file():
             raise ValueError(f"there is no checkpoint {folder}; start without resuming")
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            found = about.pop("sha256"), about.pop(_KIND)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path} is damaged, or no checkpoint of Rankwise; {_ANEW}") from error
-        if found[1] != VERSION:
-            raise ValueError(f"{path} is of version {found[1]!r}, this Rankwise reads version {VERSION}; {_ANEW}")
-        if found[0] != _seal({_KIND: VERSION, **about}):
-            raise ValueError(f"{path} is damaged; {_ANEW}")
-        self.run, self.files = about["run"], about["files"]
+        with told(path, _ANEW):
+            plain = parse_json(read_text(path))
+            if not isinstance(plain, dict) or plain.get("kind") != _KIND:
+                raise ValueError("it is no checkpoint of Rankwise")
+            about = built(_About, plain)
+            if about.version != VERSION:
+                raise ValueError(f"it is of version {about.version}, this Rankwise reads version {VERSION}")
+            if plain.pop("sha256") != digest(plain):
+                raise ValueError("its content is not what its sha256 says")
+        self.run, self.files = about.run, about.files
         for key, (name, sha256) in list(self.files.items()):
             if not _FILE.fullmatch(name):
                 raise ValueError(f"{path} names {name!r}, which is no file of a checkpoint; {_ANEW}")
@@ -241,112 +233,22 @@ class _Kept(Generic[Value]):
         return f"{self.part.name} {self.variant}:{site}"
 
 
-def digest(*values: Any) -> str:
-    """What tells values apart: tensors by their content, in containers of any kind.
-
-    Example:
-        >>> digest({"x": torch.zeros(2)}) == digest({"x": torch.zeros(2)}) != digest({"x": torch.zeros(3)})
-        True
-    """
-    found = hashlib.sha256()
-    for part in _bytes(values):
-        found.update(part)
-    return found.hexdigest()[:16]
-
-
-def _bytes(value: Any) -> Iterator[Any]:
-    if isinstance(value, Tensor):
-        yield f"{value.dtype} {tuple(value.shape)};".encode()
-        dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
-        if dense.numel():
-            yield dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    elif isinstance(value, Mapping):
-        yield f"{len(value)} named;".encode()
-        for name, item in value.items():
-            yield from _bytes(str(name))
-            yield from _bytes(item)
-    elif isinstance(value, (list, tuple)):
-        yield f"{len(value)} in a row;".encode()
-        for item in value:
-            yield from _bytes(item)
-    elif is_dataclass(value):
-        yield from _bytes({field.name: getattr(value, field.name) for field in fields(value)})
-    elif hasattr(value, "tobytes"):  # NumPy
-        yield f"{value.dtype} {value.shape};".encode()
-        yield value.tobytes()
-    else:
-        yield f"{_plain(value)!r};".encode()
-
-
-def _run(model: nn.Module, data: Iterable[Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a run from others, in plain values."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    with Randomness(model).kept():
-        digested = None if data is None else _data(data)
-    return {
-        "rankwise": version("rankwise"),
-        "torch": torch.__version__,
-        "threads of torch": torch.get_num_threads(),
-        "device": sorted({str(tensor.device) for _, tensor in tensors}),
-        "layers": digest(fingerprint(model), re.sub(r"0x[0-9a-f]+", "", repr(model))),
-        "weights": digest(tensors),
-        "data": digested,
-        **{name: _plain(value) for name, value in options.items()},
-    }
-
-
-def _data(batches: Iterable[Any]) -> str:
-    """The digest of all batches in their order."""
-    digests = [digest(batch) for batch in batches]
-    if digests and digest(next(iter(batches))) != digests[0]:
-        raise ValueError(
-            "the data is another one, or in another order, each time it is walked over, so that a stopped run could "
-            "not go on with the same bits: shuffle=False, or a list of batches; or leave the checkpoint out"
-        )
-    return digest(digests)
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON holds it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Rule):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Tensor) or is_dataclass(value):
-        return digest(value)
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _check_empty(folder: Path) -> None:
     """Refuse to begin in a folder that somebody needs."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is a file; name a folder")
     if (folder / MANIFEST).exists():
         raise ValueError(f"checkpoint {folder} exists; resume from it, or delete it")
-    if folder.is_dir() and not all(_TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
+    if folder.is_dir() and not all(_is_left(path.name) for path in folder.iterdir()):
         raise ValueError(f"checkpoint {folder} is not empty and holds no {MANIFEST}; name a new or an empty folder")
 
 
-def _seal(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+def _is_left(name: str) -> bool:
+    """Whether a run that was killed while it wrote left this."""
+    if not is_temporary(name):
+        return False
+    target = target_of(name)
+    return target == MANIFEST or _FILE.fullmatch(target) is not None
 
 
 def _on(moments: Value, device: torch.device) -> Value:
@@ -361,34 +263,4 @@ def _on(moments: Value, device: torch.device) -> Value:
     return replace(moments, **changed)  # type: ignore[type-var]
 
 
-def _write_json(path: Path, value: Any) -> None:
-    with replacing(path) as new:
-        new.write_text(json.dumps(value), encoding="utf-8")
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_curve(path: Path, curve: Curve) -> None:
-    _write_json(path, [asdict(option) for option in curve])
-
-
-def _read_curve(path: Path) -> Curve:
-    return tuple(Option(**{**option, "ranks": tuple(option["ranks"])}) for option in _read_json(path))
-
-
-def _write_layer(path: Path, layer: Layer) -> None:
-    with replacing(path) as new:
-        try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in layer.items()}, new)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-
-STATISTICS: Part[Statistics] = Part("statistics", ".safetensors", lambda path, stats: stats.save(path), Statistics.load)
-CURVES: Part[Curve] = Part("curves", ".json", _write_curve, _read_curve)
-PLAN: Part[Plan] = Part(
-    "plan", ".json", lambda path, plan: _write_json(path, plan.to_dict()), lambda path: Plan.from_dict(_read_json(path))
-)
-LAYERS: Part[Layer] = Part("layer", ".safetensors", _write_layer, load_file)
+__all__ = ["CURVES", "LAYERS", "PLAN", "STATISTICS", "Done", "Layer", "Part", "Work"]

@@ -1,0 +1,69 @@
+"""What a run is of: the network, the data, the options, and what rounds numbers as it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import digest
+from ..randomness import Randomness
+from ..ranks import Rule
+from ..sites import fingerprint
+
+
+def identity(model: nn.Module, data: Iterable[Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a run from others, in plain values.
+
+    Args:
+        model: the network.
+        data: what the run walks over.
+        options: all else that decides what comes out.
+
+    Raises:
+        ValueError: for data that is different each time.
+    """
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    with Randomness(model).kept():
+        digested = None if data is None else _data(data)
+    return {
+        "rankwise": version("rankwise"),
+        "torch": torch.__version__,
+        "threads of torch": torch.get_num_threads(),
+        "device": sorted({str(tensor.device) for _, tensor in tensors}),
+        "layers": digest([fingerprint(model), re.sub(r"0x[0-9a-f]+", "", repr(model))]),
+        "weights": digest(tensors, loose=True),
+        "data": digested,
+        **{name: _plain(value) for name, value in options.items()},
+    }
+
+
+def _data(batches: Iterable[Any]) -> str:
+    """The digest of all batches in their order."""
+    digests = [digest(batch, loose=True) for batch in batches]
+    if digests and digest(next(iter(batches)), loose=True) != digests[0]:
+        raise ValueError(
+            "the data is another one, or in another order, each time it is walked over, so that a stopped run could "
+            "not go on with the same bits: shuffle=False, or a list of batches; or leave the checkpoint out"
+        )
+    return digest(digests)
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON holds it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Rule):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Tensor) or is_dataclass(value):
+        return digest(value, loose=True)
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,0 +1,66 @@
+"""The parts of a compression that are kept, and their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from ..files import built, parse_json, read_tensors, read_text, replacing, told, write_tensors
+from ..plan import Plan
+from ..profile import Curve, Option
+from ..statistics import Statistics
+
+Value = TypeVar("Value")
+Layer = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part(Generic[Value]):
+    """A kind of thing that is kept, one file each."""
+
+    name: str
+    suffix: str
+    write: Callable[[Path, Value], object]
+    read: Callable[[Path], Value]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as new:
+        new.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    with told(path):
+        return parse_json(read_text(path))
+
+
+def _write_curve(path: Path, curve: Curve) -> None:
+    _write_json(path, [asdict(option) for option in curve])
+
+
+def _read_curve(path: Path) -> Curve:
+    with told(path):
+        return tuple(built(Option, option, "option") for option in _read_json(path))
+
+
+def _write_layer(path: Path, layer: Layer) -> None:
+    with replacing(path) as new:
+        write_tensors(layer, new)
+
+
+def _read_layer(path: Path) -> Layer:
+    with told(path):
+        return read_tensors(path)[0]
+
+
+STATISTICS: Part[Statistics] = Part("statistics", ".safetensors", lambda path, stats: stats.save(path), Statistics.load)
+CURVES: Part[Curve] = Part("curves", ".json", _write_curve, _read_curve)
+PLAN: Part[Plan] = Part(
+    "plan", ".json", lambda path, plan: _write_json(path, plan.to_dict()), lambda path: Plan.from_dict(_read_json(path))
+)
+LAYERS: Part[Layer] = Part("layer", ".safetensors", _write_layer, _read_layer)
