@@ -21,6 +21,7 @@ from .names import METRICS, check_name
 from .plan import DENSE, PlanRow
 from .sites import Site, Sites
 from .statistics import Statistics
+from .surroundings import verb
 
 # Their curves are exact, or nearly, from one decomposition; those of all others ("auto") are fitted.
 DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
@@ -86,6 +87,7 @@ def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.M
     return source.metric(site.name, metric, shrink)
 
 
+@verb
 def profile(
     model: nn.Module,
     source: Statistics | Sites,

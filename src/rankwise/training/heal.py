@@ -15,6 +15,7 @@ from ..calling import call
 from ..copying import copied
 from ..evaluate.measures import Judge, Measure
 from ..guards import unwrap
+from ..surroundings import verb
 from .augment import Augment, augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction
@@ -68,6 +69,7 @@ class HealReport:
         )
 
 
+@verb
 def heal(
     small: nn.Module,
     dense: nn.Module,

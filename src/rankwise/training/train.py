@@ -18,6 +18,7 @@ from ..guards import unwrap
 from ..plan import Plan
 from ..planner import check_request
 from ..ranks import Rule, get_rule
+from ..surroundings import verb
 from .augment import Augment, augmentation
 from .constrain import constrain_, release_
 from .expand import expand_, merge_
@@ -71,6 +72,7 @@ class TrainReport:
         )
 
 
+@verb
 def train(
     model: nn.Module,
     data: Any,
