@@ -96,6 +96,11 @@ class Batches:
         return True  # without this, a truth test would walk over data that does not know its length
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the batches lie in memory, so that a loader cannot overwrite one while it makes the next."""
+        return isinstance(self._source, (list, tuple))
+
+    @property
     def samples(self) -> int:
         """The number of samples: the length of each batch's first tensor along `axis` (by default 0), summed.
 
@@ -164,7 +169,7 @@ class Batches:
 
     def _counted(self) -> tuple[int, int]:
         if self._sizes is None:
-            if isinstance(self._source, (list, tuple)):
+            if self.is_kept:
                 self._sizes = [self._size(index, batch) for index, batch in enumerate(self._source)]
             else:
                 for _ in self:

@@ -90,8 +90,13 @@ def run_by_torch(path: Path) -> Callable[[Arguments], list[Tensor]]:
     Returns:
         A function of the arguments of the network's forward; it gives the output tensors.
     """
-    with path.open("rb") as file:
-        module = torch.export.load(file).module()
+    try:
+        with path.open("rb") as file:
+            module = torch.export.load(file).module()
+    except RuntimeError as error:
+        raise ValueError(
+            f"torch cannot read the exported file back ({first_line(error)}); let forward take and return tensors alone"
+        ) from error
 
     def run(given: Arguments) -> list[Tensor]:
         args, kwargs = fresh(given)

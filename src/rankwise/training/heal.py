@@ -15,6 +15,7 @@ from ..calling import call
 from ..copying import copied
 from ..evaluate.measures import Judge, Measure
 from ..guards import unwrap
+from ..outputs import check_labels
 from ..surroundings import verb
 from .augment import Augment, augmentation
 from .balance import balance_
@@ -155,6 +156,8 @@ def heal(
     is_scores = all(each.outputs(*few).has_scores for each in (judge, distil))
     if labels is not None and not is_scores:
         raise ValueError(f"labels teach scores of classes alone; the outputs are {judge.outputs(*few)}")
+    if samples.labels is not None:
+        check_labels(samples.labels, judge.outputs(*few).classes)
     own = None if evaluate is None else _Lost(evaluate, dense)
     losses: dict[str, Callable[[Any, Tensor | None], Tensor]] = {}
     if shares["blocks"]:
