@@ -22,6 +22,7 @@ __all__ = [
     "is_sound",
     "made",
     "pristine",
+    "read_sample",
     "samples_in",
     "to_device",
 ]
@@ -219,6 +220,28 @@ def is_sound(tensor: torch.Tensor) -> bool:
     if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
         return True
     return bool(((tensor == 0) | (tensor == -torch.inf)).all())
+
+
+def read_sample(dataset: Any, number: int, name: str | None = None) -> Any:
+    """One sample of a map-style data set; an error while it is read names it.
+
+    Args:
+        dataset: that is indexed.
+        number: of the sample.
+        name: of the data set in the message; by default its class.
+
+    Raises:
+        ValueError: with the original error as its cause.
+    """
+    try:
+        return dataset[number]
+    except (DataError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"sample {number} of {name or type(dataset).__name__} could not be read: {type(error).__name__}: {error}; "
+            "repair the data set, or leave the sample out"
+        ) from error
 
 
 def inputs_to_blame(batch: Any) -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from ..batches import Batches
-from ..calling import DataError, describe, map_tensors, samples_in, tensors_in
+from ..batches import Batches, read_sample
+from ..calling import describe, map_tensors, samples_in, tensors_in
 
 Prepare = Callable[[Any], Any]
 CACHE_BYTES = 4 << 30
@@ -65,7 +65,11 @@ class Samples:
         known = None if labels is None else torch.as_tensor(labels)
         if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
             dataset: Any = data
-            return cls(lambda n: default_collate([_item(dataset, int(i)) for i in n]), len(dataset), known, prepare)
+
+            def read(numbers: Tensor) -> Any:
+                return default_collate([read_sample(dataset, int(number)) for number in numbers])
+
+            return cls(read, len(dataset), known, prepare)
         whole = _together(Batches.of(data), cache_limit)
         count = samples_in(whole)
         return cls(lambda n: map_tensors(lambda t: t[n] if _has(t, count) else t, whole), count, known, prepare)
@@ -117,17 +121,6 @@ def derived(seed: int, *what: object) -> int:
 def permutation(count: int, seed: int, *what: object) -> Tensor:
     """An order that is always the same for the same arguments."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, *what)))
-
-
-def _item(dataset: Any, number: int) -> Any:
-    """One sample of a data set; what goes wrong while it is read names it."""
-    try:
-        return dataset[number]
-    except Exception as error:
-        raise DataError(
-            f"sample {number} of the {type(dataset).__name__} could not be read: {type(error).__name__}: {error}; "
-            "repair the data set, or leave the sample out"
-        ) from error
 
 
 def _has(tensor: Tensor, count: int) -> bool:
