@@ -154,9 +154,7 @@ class Batches:
         if self._sizes is None or (len(sizes), sum(sizes)) == (len(self._sizes), sum(self._sizes)):
             return
         if len(sizes) < len(self._sizes):
-            raise DataError(
-                f"calibration batch {len(sizes)} is missing in this pass: it has fewer than {self._changed()}"
-            )
+            raise DataError(f"calibration batch {len(sizes)} is missing: this pass has fewer than {self._changed()}")
         pairs = enumerate(zip(sizes, self._sizes, strict=True))
         index, (now, then) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
         raise DataError(f"calibration batch {index} holds {now} samples, but {then} in {self._changed()}")

@@ -141,7 +141,8 @@ def _restored(model: nn.Module) -> Iterator[None]:
                 live.clear()
                 live.update(entries)
         for parameter, flag in wants_grad:
-            parameter.requires_grad_(flag)
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
         for module, named in zip(modules, buffer_tables, strict=True):
             module._buffers.clear()
             module._buffers.update(named)
