@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import rankwise as rw
 from rankwise.batches import Batches, call, first_samples, inputs_only, pristine, samples_in, to_device
 from rankwise.find import find
 from rankwise.torchvision_shim import import_torchvision
+from rankwise.training import Samples
 
 # ---- data
 
@@ -107,6 +109,142 @@ def test_values_that_are_not_finite_name_the_batch(bad: float) -> None:
         list(Batches.of(data))
 
 
+class Raising:
+    """A loader that fails at one batch."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for number in range(3):
+            if number == self.at:
+                raise KeyError("sample")
+            yield torch.ones(4, 3)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda net, data: rw.collect(net, data),
+        lambda net, data: rw.compress(net, data, keep={"params": 0.9}),
+        lambda net, data: rw.factorise(net, rw.Plan(rows=()), data=data),
+        lambda net, data: rw.heal(net, net, data, train="all"),
+        lambda net, data: rw.training.train(net, data, torch.zeros(12, dtype=torch.long)),
+        lambda net, data: rw.evaluate.agreement(net, net, data),
+        lambda net, data: rw.evaluate.relative_error(net, net, data),
+        lambda net, data: rw.evaluate.accuracy(net, data),
+        lambda net, data: rw.evaluate.cosine(net, net, data),
+        lambda net, data: rw.collect(net, iter(data)),
+    ],
+)
+def test_a_loader_that_raises_names_the_batch(run: Callable[[nn.Module, Any], Any], at: int) -> None:
+    net, data = nn.Linear(3, 3), Raising(at)
+    pairs: Any = data
+    if "accuracy" in run.__code__.co_names:
+        pairs = ((batch, torch.zeros(4, dtype=torch.long)) for batch in data)
+    with pytest.raises(ValueError, match=rf"batch {at} could not be made: .*KeyError: 'sample'; repair") as caught:
+        run(net, pairs)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_data_set_that_raises_names_the_sample() -> None:
+    class Broken(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, number: int) -> torch.Tensor:
+            if number == 7:
+                raise OSError("no such file")
+            return torch.ones(3)
+
+    with pytest.raises(ValueError, match="sample 7 of Broken could not be read: OSError: no such file"):
+        rw.heal(nn.Linear(3, 3), nn.Linear(3, 3), Broken(), train="all", epochs=1)
+
+
+class Changing:
+    """A loader of other sizes in later passes; the last ones stay."""
+
+    def __init__(self, *passes: list[int]) -> None:
+        self.passes = list(passes)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        sizes = self.passes.pop(0) if len(self.passes) > 1 else self.passes[0]
+        return (torch.randn(size, 3) for size in sizes)
+
+
+@pytest.mark.parametrize(
+    "later, message",
+    [
+        ([4, 4], r"batch 2 is missing: .*the pass before \(3 batches, 12 samples\).*list\(data\)"),
+        ([4, 4, 4, 4], "batch 3 is one more than the pass before"),
+        ([4, 2, 4], "batch 1 holds 2 samples, but 4 in the pass before"),
+    ],
+)
+def test_a_loader_that_changes_between_passes_is_found(later: list[int], message: str) -> None:
+    taken = Batches.of(Changing([4, 4, 4], later))
+    assert taken.samples == 12
+    with pytest.raises(ValueError, match=message):
+        list(taken)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8))
+    plan = rw.choose(net, rw.collect(net, torch.randn(32, 3)), keep={"params": 0.9})
+    for engine in ("graph", "hooks"):
+        # passes before the sites are visited: the first batch, and one that counts the samples
+        with pytest.raises(ValueError, match=message):
+            rw.factorise(net, plan, data=Changing([4], [4, 4, 4], later), engine=engine)
+
+
+def test_passes_in_another_order_are_fine() -> None:
+    taken = Batches.of(Changing([4, 4, 2], [2, 4, 4], [4, 2, 4]))
+    assert [sum(map(len, taken)) for _ in range(3)] == [10, 10, 10]
+
+
+class Reusing:
+    """A loader that fills the same tensor again and again."""
+
+    def __init__(self) -> None:
+        self.batches = [torch.full((4, 3), float(number)) for number in range(1, 4)]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        buffer = torch.empty(4, 3)
+        for batch in self.batches:
+            yield buffer.copy_(batch)
+
+
+def test_a_loader_may_fill_the_same_tensor_again() -> None:
+    loader, net = Reusing(), nn.Sequential(nn.Linear(3, 3))
+    expected = rw.collect(net, loader.batches)["0"].mean_GD
+    for data in (loader, iter(loader)):
+        assert torch.equal(rw.collect(net, data)["0"].mean_GD, expected)
+    assert torch.equal(Samples.of(loader).batch(torch.arange(12))[0], torch.cat(loader.batches))
+
+
+def test_a_generator_for_trials_loses_no_batch() -> None:
+    net, batches = nn.Linear(3, 3), [torch.randn(4, 3) for _ in range(3)]
+    generator = (batch for batch in batches)
+    trials = rw.evaluate.Trials(net, lambda plan: net, generator, lambda model, data: len(list(data)))
+    assert trials.reference == trials.reference == 3
+
+
+@pytest.mark.parametrize("bad", [None, "text", 3, {}, ()])
+def test_what_is_no_batch_is_named_by_its_number(bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"calibration batch 1: a batch must hold a tensor, got"):
+        rw.collect(nn.Linear(3, 3), [torch.ones(4, 3), bad])
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_constant_inputs_work(value: float) -> None:
+    net = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+    small, _ = rw.compress(net, [torch.full((8, 12), value)] * 2, keep={"params": 0.7})
+    assert small(torch.full((1, 12), value)).isfinite().all()
+
+
+def test_inputs_that_are_not_finite_are_blamed_for_scores() -> None:
+    data = [torch.ones(4, 3), torch.full((4, 3), float("nan"))]
+    with pytest.raises(ValueError, match=r"batch 1: .*The inputs \(4, 3\) hold NaN or infinity themselves"):
+        rw.evaluate.agreement(nn.Linear(3, 3), nn.Linear(3, 3), data)
+
+
 def test_labels_are_stripped_again_and_again() -> None:
     loader = DataLoader(TensorDataset(torch.randn(5, 3), torch.arange(5)), batch_size=2)
     taken = Batches.of(inputs_only(loader))
@@ -133,7 +271,7 @@ def test_a_batch_is_what_the_model_is_called_with() -> None:
     one = torch.ones(2)
     for batch in ((one, one), [one, one], {"a": one, "b": one}, Pair(one, one)):
         assert call(Add(), batch).tolist() == [2, 2]
-    assert call(nn.Identity(), one) is one
+    assert torch.equal(call(nn.Identity(), one), one)
 
 
 def test_packed_sequences_are_one_input() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import call
+from .calling import map_tensors
 
 # Positional and keyword arguments of a forward.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -29,7 +30,7 @@ def arguments(model: nn.Module, batch: Any) -> Arguments:
     seen: list[Arguments] = []
 
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args, kwargs))
+        seen.append(fresh((args, kwargs)))
 
     hook = model.register_forward_pre_hook(remember, prepend=True, with_kwargs=True)
     try:
@@ -37,3 +38,16 @@ def arguments(model: nn.Module, batch: Any) -> Arguments:
     finally:
         hook.remove()
     return seen[0]
+
+
+def fresh(given: Arguments) -> Arguments:
+    """A copy for one call: the network may write into what it is called with.
+
+    Example:
+        >>> import torch
+        >>> (x,), _ = fresh(((torch.zeros(1),), {}))
+        >>> x
+        tensor([0.])
+    """
+    args, kwargs = given
+    return map_tensors(Tensor.clone, args), map_tensors(Tensor.clone, kwargs)

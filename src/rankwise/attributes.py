@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .copying import tensors_held
+from .state import writes
 
 # Handed back with care of their own, or changed on purpose where layers are replaced.
 _OTHERS = ("_parameters", "_buffers", "_modules", "training", "_tied_weights_keys", "all_tied_weights_keys")
@@ -41,7 +42,7 @@ class Attributes:
         parameters = {id(parameter) for parameter in model.parameters()}
         held = {id(tensor): tensor for value in values for tensor in tensors_held(value)}
         self._tensors = [
-            (tensor, _writes(tensor), tensor.detach().clone())
+            (tensor, writes(tensor), tensor.detach().clone())
             for place, tensor in held.items()
             if place not in parameters
         ]
@@ -50,7 +51,7 @@ class Attributes:
         """Whether anything is no longer what it was."""
         return (
             any(not _same(container, entries) for container, entries in self._containers)
-            or any(_writes(tensor) != version for tensor, version, _ in self._tensors)
+            or any(writes(tensor) != version for tensor, version, _ in self._tensors)
             or any(
                 vars(module).keys() != names or any(vars(module)[name] is not value for name, value in own.items())
                 for module, names, own in self._kept
@@ -73,7 +74,7 @@ class Attributes:
                     live[name] = value
         with torch.no_grad():
             for tensor, version, values in self._tensors:
-                if _writes(tensor) != version:
+                if writes(tensor) != version:
                     tensor.detach().copy_(values)
 
 
@@ -98,7 +99,3 @@ def _holds_module(value: Any, depth: int) -> bool:
     if not depth or not isinstance(value, (list, dict, set, tuple)):
         return False
     return any(_holds_module(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
-
-
-def _writes(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -10,17 +10,33 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .calling import call, describe, first_samples, samples_in, tensors_in, to_device
+from .calling import DataError, call, describe, first_samples, map_tensors, samples_in, tensors_in, to_device
 from .pristine import pristine
 from .randomness import Randomness
 
-__all__ = ["Batches", "call", "describe", "first_samples", "inputs_only", "pristine", "samples_in", "to_device"]
+__all__ = [
+    "Batches",
+    "call",
+    "describe",
+    "first_samples",
+    "inputs_only",
+    "inputs_to_blame",
+    "is_sound",
+    "made",
+    "pristine",
+    "read_sample",
+    "samples_in",
+    "to_device",
+]
 
 _log = logging.getLogger("rankwise")
 
 
 class Batches:
     """Calibration data that can be walked over as often as needed, each batch checked to be finite.
+
+    Passes may differ in values (shuffled, augmented): what belongs together is computed in one pass. Other sizes are an
+    error that names the batch.
 
     Example:
         >>> batches = Batches.of([torch.zeros(2, 3), torch.zeros(1, 3)])
@@ -31,7 +47,7 @@ class Batches:
     def __init__(self, source: Iterable[Any], axis: int | None = None) -> None:
         self.axis = axis  # dimension along which samples lie, None where nobody has asked the network yet
         self._source = source
-        self._counts: tuple[int, int] | None = None  # batches and samples, known after one whole pass
+        self._sizes: list[int] | None = None  # samples of each batch, known after one whole pass
 
     @classmethod
     def of(cls, data: Any, *, cache_limit: int = 2 << 30) -> Batches:
@@ -83,6 +99,11 @@ class Batches:
         return True  # without this, a truth test would walk over data that does not know its length
 
     @property
+    def is_kept(self) -> bool:
+        """Whether the batches lie in memory, so that a loader cannot overwrite one while it makes the next."""
+        return isinstance(self._source, (list, tuple))
+
+    @property
     def samples(self) -> int:
         """The number of samples: the length of each batch's first tensor along `axis` (by default 0), summed.
 
@@ -95,7 +116,7 @@ class Batches:
         if axis == self.axis:
             return self
         same = Batches(self._source, axis)
-        same._counts = self._counts if axis == (self.axis or 0) else None
+        same._sizes = self._sizes if axis == (self.axis or 0) else None
         return same
 
     def first(self) -> Any:
@@ -103,44 +124,134 @@ class Batches:
         return next(iter(self))
 
     def __iter__(self) -> Iterator[Any]:
-        count = samples = 0
-        for index, batch in enumerate(self._source):
-            if not all(map(_is_sound, tensors_in(batch))):
-                raise ValueError(
+        sizes: list[int] = []
+        for index, batch in enumerate(made(self._source, "calibration batch")):
+            sizes.append(self._size(index, batch))
+            if self._sizes is not None and index == len(self._sizes):
+                raise DataError(f"calibration batch {index} is one more than {self._changed()}")
+            if not all(map(is_sound, tensors_in(batch))):
+                raise DataError(
                     f"calibration batch {index} {describe(batch)} holds values that are not finite; "
                     "remove the sample or repair the preprocessing"
                 )
-            count, samples = count + 1, samples + samples_in(batch, self.axis or 0)
             yield batch
-        if count == 0:
-            if self._counts:
-                raise ValueError(
+        if not sizes:
+            if self._sizes:
+                raise DataError(
                     f"the {type(self._source).__name__} given as calibration data yields batches only once; "
                     "pass a list or a DataLoader"
                 )
-            raise ValueError(f"{_EMPTY}, got {type(self._source).__name__}")
-        self._counts = (count, samples)
+            raise DataError(f"{_EMPTY}, got {type(self._source).__name__}")
+        self._same(sizes)
+        self._sizes = sizes
+
+    def _size(self, index: int, batch: Any) -> int:
+        try:
+            return samples_in(batch, self.axis or 0)
+        except ValueError as error:
+            raise DataError(f"calibration batch {index}: {error}") from None
+
+    def _same(self, sizes: list[int]) -> None:
+        """Refuse a pass that had fewer batches or other samples than the one before; their order may be another."""
+        if self._sizes is None or (len(sizes), sum(sizes)) == (len(self._sizes), sum(self._sizes)):
+            return
+        if len(sizes) < len(self._sizes):
+            raise DataError(f"calibration batch {len(sizes)} is missing: this pass has fewer than {self._changed()}")
+        pairs = enumerate(zip(sizes, self._sizes, strict=True))
+        index, (now, then) = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+        raise DataError(f"calibration batch {index} holds {now} samples, but {then} in {self._changed()}")
+
+    def _changed(self) -> str:
+        assert self._sizes is not None
+        return (
+            f"the pass before ({len(self._sizes)} batches, {sum(self._sizes)} samples); all passes over the "
+            f"{type(self._source).__name__} must hold the same samples: pass list(data), or repair the loader"
+        )
 
     def _counted(self) -> tuple[int, int]:
-        if self._counts is None:
-            if isinstance(self._source, (list, tuple)):
-                self._counts = (len(self._source), sum(samples_in(batch, self.axis or 0) for batch in self._source))
+        if self._sizes is None:
+            if self.is_kept:
+                self._sizes = [self._size(index, batch) for index, batch in enumerate(self._source)]
             else:
                 with Randomness(nn.Identity()).kept():  # a DataLoader draws a seed in every pass
                     for _ in self:
                         pass
-        assert self._counts is not None
-        return self._counts
+        assert self._sizes is not None
+        return len(self._sizes), sum(self._sizes)
+
+
+def made(source: Iterable[Any], what: str = "batch") -> Iterator[Any]:
+    """The batches of a source; an error while one is made names its number.
+
+    Args:
+        source: of batches.
+        what: they are called in the message.
+
+    Yields:
+        Each batch.
+
+    Raises:
+        ValueError: with the original error as its cause; our own complaints about data, and running out of memory, are
+            raised as they are.
+
+    Example:
+        >>> list(made(torch.zeros(2) / number for number in (1, 2)))
+        [tensor([0., 0.]), tensor([0., 0.])]
+    """
+    index = 0
+    try:
+        for batch in source:
+            yield batch
+            index += 1
+    except (DataError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise DataError(
+            f"{what} {index} could not be made: the {type(source).__name__} raised {first}; repair the loader, or "
+            "leave the sample out"
+        ) from error
 
 
 _EMPTY = "the calibration data holds no batch; pass at least one batch of the kind that the model is called with"
 
 
-def _is_sound(tensor: torch.Tensor) -> bool:
+def is_sound(tensor: torch.Tensor) -> bool:
     """Whether all values are finite, or it is a mask that is added to scores: 0 or minus infinity."""
     if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
         return True
     return bool(((tensor == 0) | (tensor == -torch.inf)).all())
+
+
+def read_sample(dataset: Any, number: int, name: str | None = None) -> Any:
+    """One sample of a map-style data set; an error while it is read names it.
+
+    Args:
+        dataset: that is indexed.
+        number: of the sample.
+        name: of the data set in the message; by default its class.
+
+    Raises:
+        ValueError: with the original error as its cause.
+    """
+    try:
+        return dataset[number]
+    except (DataError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"sample {number} of {name or type(dataset).__name__} could not be read: {type(error).__name__}: {error}; "
+            "repair the data set, or leave the sample out"
+        ) from error
+
+
+def inputs_to_blame(batch: Any) -> str:
+    """A clause that says so where a batch is not finite itself; nothing where it is."""
+    return (
+        ""
+        if all(map(is_sound, tensors_in(batch)))
+        else f". The inputs {describe(batch)} hold NaN or infinity themselves"
+    )
 
 
 def _length(data: Any) -> int | None:
@@ -153,14 +264,14 @@ def _length(data: Any) -> int | None:
 def _cached(iterator: Iterator[Any], limit: int) -> list[Any]:
     kept: list[Any] = []
     size = 0
-    for batch in iterator:
+    for batch in made(iterator, "calibration batch"):
         size += sum(t.numel() * t.element_size() for t in tensors_in(batch))
         if size > limit:
             raise ValueError(
                 f"the calibration data is a one-shot iterator of more than {limit:,} bytes (cache_limit), and it is "
                 "walked over more than once; pass a list or a DataLoader, or raise cache_limit in Batches.of"
             )
-        kept.append(batch)
+        kept.append(map_tensors(torch.Tensor.clone, batch))  # the iterator may fill the same tensors again
     _log.info("kept %d calibration batches (%s bytes) of a one-shot iterator in memory", len(kept), f"{size:,}")
     return kept
 
@@ -172,7 +283,7 @@ class _InputsOnly:
     def __iter__(self) -> Iterator[Any]:
         for index, batch in enumerate(self._loader):
             if not isinstance(batch, (tuple, list)) or not batch:
-                raise ValueError(
+                raise DataError(
                     f"batch {index} is a {type(batch).__name__}, not (inputs, labels); "
                     "pass the data without inputs_only"
                 )

@@ -2,16 +2,27 @@
 
 A *batch* is what the model is called with: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping
 (`model(**x)`).
+
+A network may write into its inputs, and the user's batches stay as they are all the same: it gets a copy of the first
+batch of each shape. Where it leaves that copy alone, as most networks do, it gets the later ones of that shape as they
+are, and after every call it is looked at whether it wrote.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
+
+from .state import writes
+
+# Network -> the batches, by shape and mode, that it is known to leave alone.
+_ALONE: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 class DataError(ValueError):
@@ -40,13 +51,13 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
         >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
         torch.Size([4, 2])
     """
-    batch = prepared(model, batch)
     try:
-        if isinstance(batch, Mapping):
-            return model(**batch)
-        if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence):
-            return model(*batch)
-        return model(batch)
+        with handed(model, batch, index) as given:
+            if isinstance(given, Mapping):
+                return model(**given)
+            if isinstance(given, (tuple, list)) and not isinstance(given, PackedSequence):
+                return model(*given)
+            return model(given)
     except (torch.cuda.OutOfMemoryError, DataError):
         raise
     except Exception as error:
@@ -56,6 +67,64 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
             "A tuple or list is passed as model(*batch), a mapping as model(**batch); "
             "labels are stripped with inputs_only(loader)"
         ) from error
+
+
+def forget(model: nn.Module) -> None:
+    """Know nothing any more of what a network leaves alone: it may have become another one."""
+    _ALONE.pop(model, None)
+
+
+@contextmanager
+def handed(model: nn.Module, batch: Any, index: int | None = None) -> Iterator[Any]:
+    """The batch as a network is called with it, in its type and on its device, for one call.
+
+    Args:
+        model: that is called.
+        batch: the user's.
+        index: which batch of the data this is, for the message.
+
+    Yields:
+        What to call it with; a copy where the network may write into it.
+
+    Raises:
+        ValueError: if the network writes into a batch after it left others of that shape alone.
+
+    Example:
+        >>> batch = torch.ones(2)
+        >>> with handed(nn.Identity(), batch) as given:
+        ...     _ = given.mul_(3)
+        >>> batch
+        tensor([1., 1.])
+    """
+    key = f"{model.training} {describe(batch)}"
+    lent = key in _ALONE.get(model, ())
+    given = prepared(model, batch) if lent else apart(model, batch)
+    tensors = list(tensors_in(given))
+    before = [writes(tensor) for tensor in tensors]
+    yield given
+    wrote = {id(tensor) for tensor, version in zip(tensors, before, strict=True) if writes(tensor) != version}
+    if lent and not wrote.isdisjoint(map(id, tensors_in(batch))):
+        which = "the example batch" if index is None else f"batch {index}"
+        raise DataError(
+            f"{type(model).__name__} wrote into {which} {describe(batch)}, though it left others of that shape alone: "
+            "the batch is no longer what it was; let forward work on a copy (x = x.clone())"
+        )
+    if not wrote and not any(tensor.is_inference() for tensor in tensors_in(batch)):
+        _ALONE.setdefault(model, set()).add(key)
+
+
+def apart(model: nn.Module, batch: Any) -> Any:
+    """The batch as `prepared` gives it, and none of its tensors the user's."""
+    theirs = {id(tensor) for tensor in tensors_in(batch)}
+    copies: dict[int, torch.Tensor] = {}
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in theirs and id(tensor) not in copies:
+            with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+                copies[id(tensor)] = tensor.clone()
+        return copies.get(id(tensor), tensor)
+
+    return map_tensors(copy, prepared(model, batch))
 
 
 def prepared(model: nn.Module, batch: Any) -> Any:

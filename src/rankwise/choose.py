@@ -18,6 +18,7 @@ from .ranks import Rule, get_floor, get_rule
 from .refine import refined
 from .sites import Sites
 from .statistics import Statistics
+from .surroundings import verb
 from .target import smallest
 from .timed import VECTOR, TimedPlanner
 from .wishes import check_wishes
@@ -77,6 +78,7 @@ def check_arguments(
         get_engine(engine, threads)
 
 
+@verb
 def choose(
     model: nn.Module,
     source: Statistics | Sites,

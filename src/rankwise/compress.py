@@ -29,6 +29,7 @@ from .sites import Sites
 from .statistics import Statistics
 from .statistics.collect import collect
 from .statistics.moments import check_shrink
+from .surroundings import verb
 from .transfer import choose_shrinkage
 from .unmet import check_budgets
 from .work import CURVES, LAYERS, PLAN, Work
@@ -63,6 +64,7 @@ class CompressReport:
         return "\n".join(lines)
 
 
+@verb
 def compress(
     model: nn.Module,
     data: Iterable[Any],

@@ -19,10 +19,12 @@ from .routes import Routes
 from .sites import Site, Sites, fingerprint
 from .standins import unreplaceable
 from .state import numbers_in
+from .surroundings import verb
 from .ties import Ties, fused_layers, geometry, is_tied
 from .vocabulary import guarded
 
 
+@verb
 @taking_example
 def find(model: nn.Module, example: Any) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.

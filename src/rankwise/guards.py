@@ -72,8 +72,8 @@ def refuse_unsupported(model: nn.Module) -> None:
 
     Raises:
         ValueError: a copy for running; a scripted, PEFT, FSDP, quantised or compiled part; old-style weight or spectral
-            norm; parameters that are lazy, on the meta device, or a tensor subclass. The message names the part and the
-            fix.
+            norm; parameters that are lazy, on the meta device, of inference mode, or a tensor subclass. The message
+            names the part and the fix.
     """
     refuse_running_copy(model)
     for name, module in model.named_modules():
@@ -109,6 +109,11 @@ def _refuse_module(name: str, module: nn.Module) -> None:
 def _refuse_tensor(name: str, tensor: torch.Tensor) -> None:
     if is_lazy(tensor):
         raise ValueError(f"'{name}' has no shape yet; run one forward pass first so that lazy layers are initialised")
+    if tensor.is_inference():
+        raise ValueError(
+            f"'{name}' was made in torch.inference_mode, where no tensor can take gradients; build the model outside, "
+            "or take copy.deepcopy(model) made outside"
+        )
     if tensor.is_meta:
         raise ValueError(
             f"'{name}' is on the meta device and holds no values; load the weights onto a real device first"

@@ -337,6 +337,31 @@ def ignored(labels: Tensor) -> Tensor:
     return mask | (labels == IGNORED[1]) if labels.dim() > 2 else mask
 
 
+def check_labels(labels: Tensor, classes: int, where: str = "labels") -> None:
+    """Refuse labels that are no numbers of classes, or of classes that the network has not.
+
+    Args:
+        labels: one for each sample, or map of them; those that are `ignored` may be anything.
+        classes: of the network.
+        where: what the message calls them.
+
+    Raises:
+        ValueError: naming the first one that is wrong, and its place.
+
+    Example:
+        >>> check_labels(torch.tensor([0, 2, -100]), 3)
+    """
+    number = labels.double()
+    wrong = (number != number.floor()) | (number < 0) | (number >= classes)
+    wrong = (wrong & ~ignored(labels)).flatten().nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        raise ValueError(
+            f"{where}: number {place} of {labels.numel()} is {labels.flatten()[place].item():g}, but the network has "
+            f"the classes 0 to {classes - 1}; number the classes from 0, or build the network with more of them"
+        )
+
+
 def described(value: Any) -> str:
     """Type and shape of a tensor, what else it is, for messages."""
     return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else _described(value)

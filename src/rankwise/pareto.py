@@ -9,8 +9,10 @@ from .plan import Plan
 from .planner import Planner
 from .ranks import FreeRule, Rule
 from .refine import refined
+from .surroundings import verb
 
 
+@verb
 def pareto(
     planner: Planner,
     keeps: Sequence[Mapping[str, float]],

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from .attributes import Attributes
+from .calling import forget
 from .randomness import Randomness
+from .state import writes
 
 HOOK_TABLES = (
     "_forward_hooks",
@@ -29,8 +31,8 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
     that every layer runs as it is written; `module.compile()` suspended.
 
     Restored on leaving, also after an exception: every submodule's `training` flag, forward hooks, buffers, plain
-    attributes (`attributes`) and `requires_grad`, the state of every random generator (`randomness`), and all switches
-    above.
+    attributes (`attributes`) and `requires_grad`, the weights of embeddings with `max_norm`, the state of every random
+    generator (`randomness`), and all switches above.
 
     Args:
         model: the model to run. Do not move it to another device inside.
@@ -47,6 +49,7 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
         True
     """
     devices = sorted({p.device for p in model.parameters()}, key=str)
+    forget(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -55,8 +58,24 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
         for kind in sorted({"cpu", *(device.type for device in devices)}):
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_restored(model))
+        stack.enter_context(rows_kept(model))
         model.eval()
         yield model
+
+
+@contextmanager
+def rows_kept(model: nn.Module) -> Iterator[None]:
+    """The weights of embeddings with `max_norm`, whose every lookup rescales rows in place, are put back on leaving."""
+    embeddings = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    weights = {id(each.weight): each.weight for each in embeddings if each.max_norm is not None}
+    kept = [(weight, writes(weight), weight.detach().clone()) for weight in weights.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, version, values in kept:
+                if writes(weight) != version:
+                    weight.copy_(values)
 
 
 @contextmanager
@@ -122,7 +141,8 @@ def _restored(model: nn.Module) -> Iterator[None]:
                 live.clear()
                 live.update(entries)
         for parameter, flag in wants_grad:
-            parameter.requires_grad_(flag)
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
         for module, named in zip(modules, buffer_tables, strict=True):
             module._buffers.clear()
             module._buffers.update(named)
@@ -130,8 +150,3 @@ def _restored(model: nn.Module) -> Iterator[None]:
             if writes(buffer) != version:  # written in place
                 buffer.copy_(values)
         attributes.restore()
-
-
-def writes(tensor: torch.Tensor) -> int:
-    """A number that changes when a tensor is written in place."""
-    return 0 if tensor.is_inference() else tensor._version

@@ -21,6 +21,7 @@ from .names import METRICS, check_name
 from .plan import DENSE, PlanRow
 from .sites import Site, Sites
 from .statistics import Statistics
+from .surroundings import verb
 
 if TYPE_CHECKING:
     from .work import Done
@@ -89,6 +90,7 @@ def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.M
     return source.metric(site.name, metric, shrink)
 
 
+@verb
 def profile(
     model: nn.Module,
     source: Statistics | Sites,

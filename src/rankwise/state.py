@@ -145,6 +145,11 @@ def place(tensor: Tensor) -> tuple[object, ...]:
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
+def writes(tensor: Tensor) -> int:
+    """A number that changes when a tensor is written in place; of one made in inference mode it is always 0."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def storage_of(tensor: Tensor) -> int:
     """Where a tensor's block of memory begins; 0 for sparse and other tensors without one, which share none."""
     return tensor.untyped_storage().data_ptr() if has_memory(tensor) else 0

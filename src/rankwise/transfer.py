@@ -20,12 +20,14 @@ from .guards import unwrap
 from .plan import Plan, PlanRow
 from .statistics import Moments, Statistics, collect
 from .statistics.moments import check_shrink
+from .surroundings import verb
 
 logger = logging.getLogger("rankwise")
 
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
+@verb
 @torch.no_grad()
 def choose_shrinkage(
     model: nn.Module,

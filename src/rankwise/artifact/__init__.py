@@ -22,6 +22,7 @@ from ..names import STORAGES
 from ..plan import Plan
 from ..seen import Seen
 from ..state import state_of
+from ..surroundings import verb
 from .coding import decode, encode
 from .directory import replacing
 from .manifest import Chain, Manifest, fingerprint, outline
@@ -94,6 +95,7 @@ def save(
     return directory
 
 
+@verb
 def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) -> nn.Module:
     """The compressed network that `save` wrote.
 

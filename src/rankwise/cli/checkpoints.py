@@ -38,10 +38,16 @@ def load_weights(model: nn.Module, path: Path, spec: str = "the model") -> None:
         for name in state
         if name in own and state[name].shape != own[name].shape
     ]
+    kinds = [
+        f"{name}: {state[name].dtype} in the file, {own[name].dtype} in the model"
+        for name in state
+        if name in own and _number(state[name]) != _number(own[name])
+    ]
     problems = [
         _few("missing in the file", missing),
         _few("not in the model", unexpected),
         _few("other shape", shapes, separator="; "),
+        _few("other kind of number", kinds, separator="; "),
     ]
     if any(problems):
         found = "; ".join(problem for problem in problems if problem)
@@ -53,7 +59,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, without wrappers and prefixes."""
     if not path.is_file():
         raise ValueError(f"there is no weights file {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     return _without_prefixes(_unwrapped(content, path))
 
 
@@ -67,7 +73,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}") from error
 
 
-def _read_checkpoint(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
+    """What `torch.save` wrote, as far as it is tensors and plain values.
+
+    Raises:
+        ValueError: where the file is none, is cut short, or holds objects.
+    """
     import torch
 
     try:
@@ -134,6 +145,11 @@ def _missing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
         for name, tensor in own.items()
         if name not in state and id(tensor) not in present and not name.endswith("num_batches_tracked")
     ]
+
+
+def _number(tensor: Tensor) -> str:
+    """Which kind of number a tensor holds; copied into another kind, values would be cut off without a word."""
+    return "complex" if tensor.is_complex() else "floating" if tensor.is_floating_point() else "whole"
 
 
 def _few(title: str, names: Iterable[str], separator: str = ", ") -> str:

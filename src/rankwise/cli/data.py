@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ class Data:
         samples: number of samples, None where only running over them would tell.
         labelled: whether `pairs` has labels.
         classes: number of class folders, None where labels were stored as numbers.
+        labels: what messages call the labels.
         prepared: how inputs were made, for people.
         real: whether answers to it say anything; random inputs only have a shape.
         stands: the example that stands for the data, and the dimension along which samples lie; see `of_network`.
@@ -47,6 +48,7 @@ class Data:
     prepared: str
     _passes: Callable[[], Iterator[tuple[Any, Any]]] = field(repr=False)
     real: bool = True
+    labels: str = "labels"
     stands: tuple[Any, int] | None = field(default=None, repr=False)
 
     def of_network(self, network: nn.Module, whole: bool = False) -> Data:
@@ -74,6 +76,22 @@ class Data:
     def inputs(self) -> Iterable[Any]:
         """Batches of inputs alone: what calibration may see."""
         return _Again(lambda: (inputs for inputs, _ in self._passes()))
+
+    def label_numbers(self, network: nn.Module) -> Tensor:
+        """All labels, which must be classes of a network.
+
+        Raises:
+            ValueError: naming the first one that is not.
+        """
+        import torch
+
+        from ..evaluate import Outputs
+        from ..outputs import check_labels
+
+        labels = torch.cat([labels for _, labels in self.pairs])
+        if classes := Outputs.of(network, *next(iter(self.pairs))).classes:
+            check_labels(labels, classes, self.labels)
+        return labels
 
     def example(self, samples: int = 1) -> Any:
         """The example that stands for the data, or the inputs of the first few samples, as a batch.
@@ -108,13 +126,13 @@ class _Again:
 
 def count(inputs: Any) -> int:
     """Number of samples of a batch."""
-    if isinstance(inputs, Mapping):
-        return count(next(iter(inputs.values())))
-    if isinstance(inputs, (tuple, list)):
-        return len(inputs[0]) if isinstance(inputs[0], list) else count(inputs[0])
+    if isinstance(inputs, (Mapping, tuple, list)) and inputs:
+        first = next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+        return len(first) if isinstance(first, list) else count(first)
     if not hasattr(inputs, "shape"):
-        raise ValueError(f"a batch holds a {type(inputs).__name__}; the inputs of a batch are tensors")
-    return int(inputs.shape[0])
+        empty = "empty " if isinstance(inputs, Sized) and not inputs else ""
+        raise ValueError(f"the inputs of a batch are tensors, not an {empty}object of {type(inputs).__name__}")
+    return int(inputs.shape[0]) if inputs.shape else 1
 
 
 def cut(value: Any, length: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,8 @@ from .compress import Out
 from .output import Output
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from ..training import Look
     from .data import Data
 
@@ -171,7 +173,7 @@ def heal(
             small,
             dense,
             source.inputs,
-            labels=_labels(source) if labels else None,
+            labels=_labels(source, dense) if labels else None,
             minutes=MINUTES if minutes is None and epochs is None else minutes,
             epochs=epochs,
             augment=augment,
@@ -222,9 +224,7 @@ def heal(
         )
 
 
-def _labels(data: Data) -> Any:
-    import torch
-
+def _labels(data: Data, dense: nn.Module) -> Tensor:
     if not data.labelled:
         raise ValueError(f"--labels: {data.name} has no labels; leave the option out, the dense network teaches alone")
-    return torch.cat([labels for _, labels in data.pairs])
+    return data.label_numbers(dense)

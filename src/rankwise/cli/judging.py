@@ -142,7 +142,7 @@ class Judging:
                 raise ValueError(f"the outputs are taken as {outputs}: {outputs.why}")
             accuracy(network, [(inputs, labels)], k=(1,), outputs=outputs)
         except ValueError as error:
-            out.note(f"accuracy was not measured: {error}")
+            out.note(f"accuracy was not measured ({data.labels}): {error}")
             return False
         return True
 

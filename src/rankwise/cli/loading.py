@@ -6,17 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arrays import ARRAYS
 from .data import Data, DataOptions, example_input
-from .models import TORCHVISION, is_torchvision, load_function
-from .pixels import Normalise, Step, parse_normalise, parse_transform
+from .models import TORCHVISION, call_function, is_torchvision
+from .pixels import Normalise, Step, of_one_depth, parse_normalise, parse_transform, white_of
 from .sources import Source, from_arrays, from_dataset, from_folder, from_torchvision
 from .user_batches import WAYS, from_batches, is_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ARRAYS = (".npz", ".safetensors")
-KINDS = "a folder of pictures, FILE.npz, FILE.safetensors, torchvision:NAME (torchvision:CIFAR10) or FILE.py:FUNCTION"
+KINDS = (
+    "a folder of pictures, FILE.npz, FILE.npy, FILE.safetensors, FILE.pt, torchvision:NAME (torchvision:CIFAR10) or "
+    "FILE.py:FUNCTION"
+)
 TORCHVISION_SHAPE = "3,224,224"
 # Decoded pictures are kept for the next pass up to this many bytes.
 CACHE_BYTES = 1 << 30
@@ -65,7 +68,7 @@ def load_data(
     elif ":" not in spec:
         raise ValueError(f"DATA {spec!r}: there is no such folder or file; DATA is {KINDS}")
     else:
-        made = load_function(spec, "DATA", KINDS.rpartition(" or ")[0])()
+        made = call_function(spec, "DATA", KINDS.rpartition(" or ")[0])
         if not is_dataset(made):
             if steps or options.normalise != "auto":
                 raise ValueError(
@@ -85,21 +88,22 @@ def _from_source(
 ) -> Data:
     import torch
 
-    first = source.get(0)[0]
-    picture = first.dtype == torch.uint8 and first.ndim == 3
+    read = _Cache(source)
+    first = read(0)[0]
+    picture = source.pictures or (white_of(first) is not None and first.ndim == 3)
     if not steps and is_torchvision(model) and picture and not _is_array(source):
         steps = parse_transform("resize=256,crop=224")
-    normalise = _normalise(options.normalise, first.dtype == torch.uint8, model)
+    normalise = _normalise(options.normalise, picture or white_of(first) is not None, model)
+    read.use(steps)
     order = list(range(source.samples))
     if samples is not None and samples < source.samples:
         order = torch.randperm(source.samples, generator=torch.Generator().manual_seed(options.seed))[:samples].tolist()
-    read = _Cache(source, steps)
 
     def passes() -> Iterator[tuple[Any, Any]]:
         for start in range(0, len(order), options.batch):
             items = [read(index) for index in order[start : start + options.batch]]
             labels = torch.tensor([label for _, label in items]) if source.labelled else None
-            yield normalise(_stack([tensor for tensor, _ in items], source.name)), labels
+            yield _batch([tensor for tensor, _ in items], normalise, source.name), labels
 
     shape = "x".join(str(side) for side in read(order[0])[0].shape)
     transform = ",".join(step.name + ("=" + "x".join(map(str, step.size)) if step.size else "") for step in steps)
@@ -109,6 +113,7 @@ def _from_source(
         samples=len(order),
         labelled=source.labelled,
         classes=source.classes,
+        labels=source.labels or source.name,
         prepared=prepared,
         _passes=passes,
     )
@@ -130,40 +135,58 @@ def _normalise(text: str, bytes_stored: bool, model: str) -> Normalise:
 class _Cache:
     """Samples by number after the transform, kept in memory as long as there is room."""
 
-    def __init__(self, source: Source, steps: tuple[Step, ...]) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.steps = steps
+        self.steps: tuple[Step, ...] = ()
         self.kept: dict[int, tuple[Tensor, int | None]] = {}
         self.room = CACHE_BYTES
 
+    def use(self, steps: tuple[Step, ...]) -> None:
+        """Transform samples by these steps from now on."""
+        if steps:
+            self.steps, self.kept, self.room = steps, {}, CACHE_BYTES
+
     def __call__(self, index: int) -> tuple[Tensor, int | None]:
+        from ..calling import DataError
+
         if index in self.kept:
             return self.kept[index]
-        tensor, label = self.source.get(index)
-        if self.steps and tensor.ndim != 3:
-            raise ValueError(
-                f"{self.source.name}: --transform and --size are for pictures (C, H, W), "
-                f"sample {index} is {tuple(tensor.shape)}"
-            )
-        for step in self.steps:
-            tensor = step(tensor)
+        try:
+            tensor, label = self._read(index)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{self.source.name}, sample {index}: {error}") from error
         size = tensor.numel() * tensor.element_size()
         if size <= self.room:
             self.kept[index] = tensor, label
             self.room -= size
         return tensor, label
 
+    def _read(self, index: int) -> tuple[Tensor, int | None]:
+        tensor, label = self.source.get(index)
+        if self.steps and tensor.ndim != 3:
+            raise ValueError(f"--transform and --size are for pictures (C, H, W), it is {tuple(tensor.shape)}")
+        for step in self.steps:
+            tensor = step(tensor)
+        return tensor, label
 
-def _stack(tensors: Sequence[Tensor], name: str) -> Tensor:
+
+def _batch(tensors: Sequence[Tensor], normalise: Normalise, name: str) -> Tensor:
     import torch
+
+    from ..calling import DataError
 
     shapes = sorted({tuple(tensor.shape) for tensor in tensors})
     if len(shapes) > 1:
-        raise ValueError(
+        raise DataError(
             f"{name} has inputs of different sizes ({shapes[0]} and {shapes[1]}), which do not go into one batch; "
             'give --size 224 or --transform "resize=256,crop=224"'
         )
-    return torch.stack(list(tensors))
+    try:
+        return normalise(torch.stack(of_one_depth(tensors)))
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def load_example(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -74,8 +75,7 @@ def user_model(spec: str) -> nn.Module:
     """The model that a function of the user's own file returns."""
     from torch import nn
 
-    function = load_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18)")
-    model = function()
+    model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18)")
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -110,6 +110,25 @@ def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
     return function
 
 
+def call_function(spec: str, what: str, others: str) -> Any:
+    """What the function that `FILE.py:FUNCTION` names returns; the arguments are those of `load_function`.
+
+    Raises:
+        ValueError: where there is no such function, or it raises, with its error as the cause.
+    """
+    function = load_function(spec, what, others)
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(f"{what} {spec!r}: {spec.rpartition(':')[2]}() {_raised(error)}") from error
+
+
+def _raised(error: Exception) -> str:
+    """What was raised and where, in words."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"raised {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+
+
 def _run_file(path: Path) -> Any:
     """The module of a file. Its own folder is importable meanwhile, as it is when Python runs the file."""
     from ..torchvision_shim import allow_torchvision
@@ -128,6 +147,8 @@ def _run_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{path} is not valid Python: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be run: it {_raised(error)}") from error
     finally:
         sys.path.remove(folder)
     return module

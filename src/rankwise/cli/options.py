@@ -20,7 +20,7 @@ Model = Annotated[
     ),
 ]
 DATA_HELP = (
-    "A folder of pictures (class folders give labels), FILE.npz, FILE.safetensors, torchvision:NAME, "
+    "A folder of pictures (class folders give labels), FILE.npz, .npy, .safetensors, .pt, torchvision:NAME, "
     "or FILE.py:FUNCTION, a function that returns batches or a Dataset."
 )
 Data = Annotated[str, typer.Argument(metavar="DATA", show_default=False, help=DATA_HELP)]

@@ -5,12 +5,15 @@ Shapes: C channels, H height, W width, B batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The number that is white, by the type that pixels are stored in.
+WHITE = {"uint8": 255, "uint16": 65535}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TRANSFORM_HELP = "resize=256 (shorter side), resize=240x320, crop=224 (centre), crop=192x256, gray"
 NORMALISE_HELP = (
@@ -58,7 +61,6 @@ def _parse_step(part: str, whole: str) -> Step:
 
 
 def _resize(picture: Tensor, size: tuple[int, ...]) -> Tensor:
-    import torch
     from torch.nn import functional as F
 
     height, width = picture.shape[-2:]
@@ -69,7 +71,7 @@ def _resize(picture: Tensor, size: tuple[int, ...]) -> Tensor:
     if size == (height, width):
         return picture
     large = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)[0]
-    return large.round().clamp(0, 255).to(torch.uint8) if picture.dtype == torch.uint8 else large.to(picture.dtype)
+    return _stored_as(large, picture)
 
 
 def _crop(picture: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -91,12 +93,40 @@ def _gray(picture: Tensor) -> Tensor:
     if picture.shape[0] != 3:
         raise ValueError(f"gray needs 3 channels, the picture has {picture.shape[0]}")
     light = (picture.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
-    return light.round().to(torch.uint8) if picture.dtype == torch.uint8 else light.to(picture.dtype)
+    return _stored_as(light, picture)
+
+
+def white_of(picture: Tensor) -> int | None:
+    """The number that is white in a picture, None where it is stored in floats, whose 1 is, or in other numbers."""
+    return WHITE.get(str(picture.dtype).removeprefix("torch."))
+
+
+def _stored_as(pixels: Tensor, like: Tensor) -> Tensor:
+    white = white_of(like)
+    return (pixels if white is None else pixels.round().clamp(0, white)).to(like.dtype)
+
+
+def of_one_depth(pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Pictures in one type: bytes beside 16 bits become 16 bits, and all become floats beside a float.
+
+    Example:
+        >>> import torch
+        >>> deep = torch.tensor([[[65535]]], dtype=torch.int32).to(torch.uint16)
+        >>> [int(each) for each in of_one_depth([deep, torch.tensor([[[255]]], dtype=torch.uint8)])]
+        [65535, 65535]
+    """
+    import torch
+
+    if len({picture.dtype for picture in pictures}) == 1:
+        return list(pictures)
+    if any(white_of(picture) is None for picture in pictures):
+        return [picture.float() / (white_of(picture) or 1) for picture in pictures]
+    return [(picture.to(torch.int32) * (65535 // (white_of(picture) or 1))).to(torch.uint16) for picture in pictures]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalise:
-    """`(x / full - mean) / std` per channel, where `full` is 255 for bytes and 1 for anything else."""
+    """`(x / white - mean) / std` per channel, where `white` is 255 for bytes, 65535 for 16 bits, else 1."""
 
     name: str
     mean: tuple[float, ...] = ()
@@ -104,14 +134,12 @@ class Normalise:
 
     def __call__(self, batch_BCHW: Tensor) -> Tensor:
         """Turn a batch as stored into a batch for the network."""
-        import torch
-
-        bytes_stored = batch_BCHW.dtype == torch.uint8
-        batch = batch_BCHW.float() if bytes_stored else batch_BCHW
+        white = white_of(batch_BCHW)
+        batch = batch_BCHW if white is None else batch_BCHW.float()
         if self.name == "none" or not batch.is_floating_point():
             return batch
-        if bytes_stored:
-            batch = batch / 255
+        if white is not None:
+            batch = batch / white
         if not self.mean:
             return batch
         if batch.ndim < 3 or len(self.mean) not in (1, batch.shape[1]):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arrays import Stored, arrays_in, tensor_of
+from .pictures import PICTURES, pixels_of, read_picture
+from .pixels import white_of
+
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 INPUT_KEYS = ("images", "inputs", "x", "data")
 LABEL_KEYS = ("labels", "y", "targets")
 
@@ -28,6 +31,8 @@ class Source:
         get: the input of a sample (a tensor; pictures as bytes `(C, H, W)`) and its label, None without labels.
         labelled: whether there are labels.
         classes: number of class folders the labels were counted from, None where the labels were stored as numbers.
+        labels: what messages call the labels; by default `name`.
+        pictures: whether inputs are files of pictures, on the 0..1 scale where they are no bytes.
     """
 
     name: str
@@ -35,6 +40,8 @@ class Source:
     get: Callable[[int], tuple[Tensor, int | None]]
     labelled: bool
     classes: int | None = None
+    labels: str = ""
+    pictures: bool = False
 
 
 def from_folder(folder: Path) -> Source:
@@ -58,7 +65,12 @@ def from_folder(folder: Path) -> Source:
         return read_picture(file), label
 
     return Source(
-        name=str(folder), samples=len(files), get=get, labelled=bool(classes), classes=len(classes) if classes else None
+        name=str(folder),
+        samples=len(files),
+        get=get,
+        labelled=bool(classes),
+        classes=len(classes) if classes else None,
+        pictures=True,
     )
 
 
@@ -71,83 +83,58 @@ def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
 
 
-def read_picture(file: Path) -> Tensor:
-    """The picture of a file as bytes, `(3, H, W)`."""
-    image = _pillow()
-    try:
-        with image.open(file) as picture:
-            return as_tensor(picture.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file} is not a picture that can be read, or is cut short: {error}") from error
-
-
 def as_tensor(value: Any) -> Tensor:
-    """A picture of Pillow as bytes `(C, H, W)`; arrays and tensors as tensors."""
+    """A picture of Pillow as `(C, H, W)`; arrays and tensors as tensors."""
     import numpy as np
     import torch
 
     if isinstance(value, torch.Tensor):
         return value
     if hasattr(value, "getbands"):
-        value = value if value.mode in ("L", "RGB") else value.convert("RGB")
-        pixels = np.array(value)
-        return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
+        return pixels_of(value)
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+        return tensor_of(value, "the array")
     raise ValueError(f"an input is a {type(value).__name__}; Rankwise reads tensors, numpy arrays and Pillow pictures")
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading pictures needs Pillow: pip install 'rankwise[vision]'") from error
-    return Image
-
-
 def from_arrays(file: Path, split: str | None) -> Source:
-    """Inputs and labels of a `.npz` or `.safetensors` file, by the names of its arrays."""
-    arrays = {name.lower(): array for name, array in _read_arrays(file).items()}  # X and Y are as usual as x and y
+    """Inputs and labels of a file of arrays, by their names."""
+    arrays = {name.lower(): array for name, array in arrays_in(file).items()}  # X and Y are as usual as x and y
     if not arrays:
         raise ValueError(f"{file} holds no arrays")
     wanted = [f"{key}_{split}" for key in ("x", *INPUT_KEYS)] if split else []
     key = next((key for key in (*wanted, *INPUT_KEYS, "x_train") if key in arrays), next(iter(arrays)))
     suffix = f"_{key.rpartition('_')[2]}" if "_" in key else ""
     label_key = next((f"{name}{suffix}" for name in LABEL_KEYS if f"{name}{suffix}" in arrays), None)
-    inputs = _channels_first(as_tensor(arrays[key]))
-    if inputs.ndim < 2 or len(inputs) == 0:
+    stored = arrays[key]
+    stored.check()
+    if len(stored.shape) < 2 or 0 in stored.shape:
         raise ValueError(
-            f"{file}: {key!r} has shape {tuple(inputs.shape)}; inputs need samples along the first dimension"
+            f"{stored.where} has shape {stored.shape}; inputs need samples along the first dimension and numbers along "
+            "the others"
         )
-    labels = None if label_key is None else _labels(as_tensor(arrays[label_key]), len(inputs), f"{file}: {label_key!r}")
+    if stored.kind == "b":
+        raise ValueError(
+            f"{stored.where} holds truth values, which no network computes with; save array.astype('float32')"
+        )
+    inputs = _channels_first(stored.read())
+    labels = None if label_key is None else _labels(arrays[label_key], len(inputs), key)
 
     def get(index: int) -> tuple[Tensor, int | None]:
         return inputs[index], None if labels is None else labels[index]
 
-    return Source(name=f"{file} ({key})", samples=len(inputs), get=get, labelled=labels is not None)
-
-
-def _read_arrays(file: Path) -> dict[str, Tensor | np.ndarray[Any, Any]]:
-    import zipfile
-
-    import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (SafetensorError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as {file.suffix}, or is cut short: {error}") from error
+    return Source(
+        name=f"{file} ({key})",
+        samples=len(inputs),
+        get=get,
+        labelled=labels is not None,
+        labels=arrays[label_key].where if label_key else "",
+    )
 
 
 def _channels_first(inputs: Tensor) -> Tensor:
-    """Bytes `(N, H, W, C)` as `(N, C, H, W)`, and `(N, H, W)` with one channel; anything else is taken as it is."""
-    import torch
-
-    if inputs.dtype != torch.uint8:
+    """Pixels `(N, H, W, C)` as `(N, C, H, W)`, and `(N, H, W)` with one channel; anything else is taken as it is."""
+    if white_of(inputs) is None:
         return inputs
     if inputs.ndim == 3:
         return inputs[:, None]
@@ -157,14 +144,33 @@ def _channels_first(inputs: Tensor) -> Tensor:
     return inputs
 
 
-def _labels(labels: Tensor, samples: int, where: str) -> list[int]:
-    flat = labels.flatten() if labels.numel() == len(labels) else labels
-    if flat.shape != (samples,) or flat.is_floating_point():
+def _labels(stored: Stored, samples: int, inputs: str) -> list[int]:
+    """Class numbers, one for each input."""
+    if math.prod(stored.shape) != samples or stored.shape[:1] != (samples,):
         raise ValueError(
-            f"{where} has shape {tuple(labels.shape)} and type {labels.dtype}; "
-            f"labels are {samples} class numbers, one for each input"
+            f"{stored.where} has shape {stored.shape}, but {inputs!r} holds {samples} samples; labels are {samples} "
+            "class numbers, one for each input"
         )
-    return [int(label) for label in flat]
+    labels = stored.read().flatten()
+    if labels.is_floating_point():
+        cut = (labels != labels.floor()).nonzero()
+        place = int(cut[0]) if len(cut) else 0
+        raise ValueError(
+            f"{stored.where} is of type {labels.dtype}, number {place} is {float(labels[place]):g}; labels are "
+            f"{samples} class numbers: save array.astype('int64')"
+        )
+    numbers: list[int] = labels.long().tolist()
+    _refuse_negative(numbers, stored.where)
+    return numbers
+
+
+def _refuse_negative(labels: Iterable[int], where: str) -> None:
+    """Labels count classes from 0; -100 is torch's mark of those that count for nothing."""
+    for place, label in enumerate(labels):
+        if label < 0 and label != -100:
+            raise ValueError(
+                f"{where}: number {place} is {label}; classes are numbered from 0 (-100 marks what counts for nothing)"
+            )
 
 
 def from_torchvision(name: str, root: Path, split: str) -> Source:
@@ -212,15 +218,23 @@ def _first_line(error: Exception) -> str:
 
 def from_dataset(dataset: Sequence[Any], name: str) -> Source:
     """A map-style data set of inputs or of `(input, label)` pairs."""
+    from ..batches import read_sample
+
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty")
-    first = dataset[0]
+    first = read_sample(dataset, 0, name)
     paired = isinstance(first, (tuple, list)) and len(first) == 2
     labelled = paired and _is_label(first[1])
 
     def get(index: int) -> tuple[Tensor, int | None]:
-        item = dataset[index]
-        return as_tensor(item[0] if paired else item), int(item[1]) if labelled else None
+        item = read_sample(dataset, index, name)
+        if paired and not (isinstance(item, (tuple, list)) and len(item) == 2):
+            raise ValueError(f"it is a {type(item).__name__}, sample 0 is a pair (input, label)")
+        if labelled and not _is_label(item[1]):
+            raise ValueError(f"its label is {item[1]!r}, that of sample 0 a whole number")
+        label = int(item[1]) if labelled else None
+        _refuse_negative([] if label is None else [label], "its labels")
+        return as_tensor(item[0] if paired else item), label
 
     return Source(name=name, samples=len(dataset), get=get, labelled=labelled)
 

@@ -202,7 +202,9 @@ def train(
         def progress(stage: str, look: Look) -> None:
             out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation loss {look.held_out:.5g}")
 
-        inputs, labels = _read(source)
+        if not source.labelled:
+            raise ValueError(f"{source.name} has no labels, which training needs; rankwise heal learns without")
+        inputs, labels = list(source.inputs), source.label_numbers(network)
         with together(next(network.parameters()).device):
             small, report = train_network(
                 network,
@@ -266,15 +268,6 @@ def train(
                 "seed": seed,
             },
         )
-
-
-def _read(data: Data) -> tuple[list[Any], Any]:
-    import torch
-
-    if not data.labelled:
-        raise ValueError(f"{data.name} has no labels, which training needs; rankwise heal learns without")
-    pairs = list(data.pairs)
-    return [inputs for inputs, _ in pairs], torch.cat([labels for _, labels in pairs])
 
 
 def _only(network: Any, data: Data, include: list[str] | None, ignore: list[str] | None) -> list[str]:

@@ -45,14 +45,14 @@ def from_batches(
     if not isinstance(made, Iterable):
         raise ValueError(f"{spec} returned a {type(made).__name__}, not a Dataset or an iterable of batches")
     # An iterator can be run over once; its batches are kept, the others come again.
-    source: Iterable[Any] = list(_enough(made, samples)) if isinstance(made, Iterator) else made
-    first = next(iter(source), None)
+    source: Iterable[Any] = list(_enough(_told(made, spec), samples)) if isinstance(made, Iterator) else made
+    first = next(_told(source, spec), None)
     if first is None:
         raise ValueError(f"{spec} returned no batches")
     split, told = _split(first, way, network, spec)
 
     def passes() -> Iterator[tuple[Any, Any]]:
-        yield from _first_samples(map(split, source), samples)
+        yield from _first_samples(map(split, _told(source, spec)), samples)
 
     return Data(
         name=spec,
@@ -128,6 +128,19 @@ def _like_labels(value: Any, samples: int, network: nn.Module) -> bool:
         return True
     shape, whole = tuple(getattr(value, "shape", ())), "int" in str(getattr(value, "dtype", ""))
     return whole and shape in ((samples,), (samples, 1))
+
+
+def _told(batches: Iterable[Any], spec: str) -> Iterator[Any]:
+    """The batches; errors in making one, and what is no batch, are told with its number."""
+    from ..batches import made
+    from ..calling import DataError
+
+    for index, batch in enumerate(made(batches, f"{spec}: batch")):
+        try:
+            count(batch)
+        except ValueError as error:
+            raise DataError(f"{spec}: batch {index}: {error}") from error
+        yield batch
 
 
 def _enough(batches: Iterator[Any], samples: int | None) -> Iterator[Any]:

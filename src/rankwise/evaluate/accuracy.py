@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..batches import call, pristine
+from ..batches import call, inputs_to_blame, made, pristine
 from ..guards import unwrap
 from ..outputs import Outputs, described, fits, ignored
+from ..surroundings import verb
 from .tallies import NO_SAMPLES
 
 
+@verb
 def accuracy(
     model: nn.Module,
     batches: Iterable[Any],
@@ -50,7 +52,7 @@ def accuracy(
     model = unwrap(model)
     hits, total = dict.fromkeys(k, 0), 0
     with pristine(model):
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(made(batches)):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
                 raise ValueError(
                     f"batch {index} is no pair (inputs, labels); accuracy needs labels, agreement does not"
@@ -62,6 +64,7 @@ def accuracy(
             if not bool(scores.isfinite().all()):
                 raise ValueError(
                     f"batch {index}: {type(model).__name__} gave scores that are not finite; check its weights"
+                    f"{inputs_to_blame(inputs)}"
                 )
             best, labels = _best(scores, labels.to(scores.device), outputs, max(k), index)
             for each in k:

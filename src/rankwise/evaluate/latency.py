@@ -14,8 +14,11 @@ from ..latency import Engine, Latency, Work, get_engine
 from ..latency.clock import WARMUP
 from ..latency.engine import Running
 from ..latency.load import watched
+from ..pristine import rows_kept
+from ..surroundings import verb
 
 
+@verb
 def latency(
     models: Mapping[str, nn.Module],
     example: Any,
@@ -74,7 +77,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with rows_kept(model):
+            yield
     finally:
         for module, flag in training:
             module.training = flag

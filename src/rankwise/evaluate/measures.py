@@ -19,9 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..batches import call, pristine
+from ..batches import call, inputs_to_blame, made, pristine
 from ..guards import unwrap
 from ..outputs import Outputs
+from ..surroundings import verb
 from .accuracy import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally
 
@@ -166,6 +167,7 @@ def measure(name: str, outputs: Outputs) -> Measure:
     return MEASURES[name](outputs)
 
 
+@verb
 def compared(
     small: nn.Module, dense: nn.Module, batches: Iterable[Any], measures: Iterable[Measure]
 ) -> dict[str, float]:
@@ -186,13 +188,13 @@ def compared(
     dense, small = unwrap(dense), unwrap(small)
     tallies = {each.key: each.tally() for each in measures if each.tally is not None}
     with pristine(dense), pristine(small):
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(made(batches)):
             theirs, ours = call(dense, batch, index=index), call(small, batch, index=index)
             for tally in tallies.values():
                 try:
                     tally.add(theirs, ours)
                 except ValueError as error:
-                    raise ValueError(f"batch {index}: {error}") from None
+                    raise ValueError(f"batch {index}: {error}{inputs_to_blame(batch)}") from None
     values = {key: tally.value() for key, tally in tallies.items()}
     for key, tally in tallies.items():
         values |= {f"{key}.{name}": value for name, value in tally.parts().items()}

@@ -18,6 +18,7 @@ from ..arguments import arguments
 from ..find import find
 from ..guards import unwrap
 from ..latency.clock import torch_threads
+from ..surroundings import verb
 from .latency import evaluating
 from .limits import Limits, machine_limits
 
@@ -75,6 +76,7 @@ class Roofline:
     not_timed: tuple[str, ...]
 
 
+@verb
 def roofline(
     model: nn.Module,
     example: Any,

@@ -10,6 +10,7 @@ from torch import nn
 from ..find import total_macs
 from ..guards import refuse_running_copy, unwrap
 from ..state import numbers_in, stored_bytes
+from ..surroundings import verb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Size:
     bytes: int
 
 
+@verb
 def size(model: nn.Module, example: Any = None) -> Size:
     """Count parameters, multiply-accumulates and bytes of a dense or compressed network.
 

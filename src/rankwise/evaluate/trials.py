@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
+from ..batches import Batches, made
 from ..guards import unwrap
 from ..outputs import Outputs
 from ..plan import Plan
@@ -57,7 +58,7 @@ class Trials:
             )
         self.model = unwrap(model)
         self.build = build
-        self.batches = batches
+        self.batches = Batches.of(batches) if isinstance(batches, Iterator) else batches  # walked over for every plan
         self._asked = measure if isinstance(measure, (str, Measure)) else Measure.own(measure)
         self._known: dict[tuple[Any, ...], float] = {}
 
@@ -79,7 +80,7 @@ class Trials:
         """What judges, decided by the outputs for the first batch."""
         if isinstance(self._asked, Measure):
             return self._asked
-        first = next(iter(self.batches), None)
+        first = next(made(self.batches), None)
         if first is None:
             raise ValueError(NO_SAMPLES)
         if self._asked == "accuracy":

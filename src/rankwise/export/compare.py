@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import Arguments
+from ..arguments import Arguments, fresh
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -23,7 +23,7 @@ def outputs(model: nn.Module, given: Arguments, what: str) -> list[Tensor]:
     Raises:
         ValueError: if the network does not run.
     """
-    args, kwargs = given
+    args, kwargs = fresh(given)
     try:
         with torch.no_grad():
             return [leaf.cpu() for leaf in tensors_in(model(*args, **kwargs))]

@@ -21,6 +21,7 @@ from ..copying import copied
 from ..example import taking_example
 from ..files import replacing
 from ..guards import unwrap
+from ..surroundings import verb
 from .capture import captured, file_path, layer_of, quiet, root, site_of
 from .check_executorch import check
 from .check_executorch import program as run_by_executorch
@@ -32,6 +33,7 @@ logger = logging.getLogger("rankwise")
 SHOWN = 4
 
 
+@verb
 @taking_example
 def executorch(
     model: nn.Module,

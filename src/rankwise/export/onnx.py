@@ -17,6 +17,7 @@ from ..example import taking_example
 from ..files import replacing_several
 from ..guards import unwrap
 from ..state import state_of
+from ..surroundings import verb
 from .axes import Capture, DynamicAxes, capture
 from .capture import file_path, quiet, root, site_of
 from .check import check
@@ -29,6 +30,7 @@ logger = logging.getLogger("rankwise")
 LARGEST_FILE = 1_900_000_000
 
 
+@verb
 @taking_example
 def onnx(
     model: nn.Module,

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import arguments
+from ..arguments import arguments, fresh
 from ..batches import pristine
 from ..example import taking_example
 from ..files import Stream, replacing
 from ..guards import unwrap
+from ..surroundings import verb
 from .axes import DynamicAxes, capture
 from .capture import file_path, quiet
 from .compare import Arguments, compare, first_line, outputs, tensors_in
@@ -23,6 +24,7 @@ from .dtypes import calibrating, cast, check_dtype, gap
 logger = logging.getLogger("rankwise")
 
 
+@verb
 @taking_example
 def pt2(
     model: nn.Module,
@@ -88,11 +90,16 @@ def run_by_torch(path: Path) -> Callable[[Arguments], list[Tensor]]:
     Returns:
         A function of the arguments of the network's forward; it gives the output tensors.
     """
-    with path.open("rb") as file:
-        module = torch.export.load(file).module()
+    try:
+        with path.open("rb") as file:
+            module = torch.export.load(file).module()
+    except RuntimeError as error:
+        raise ValueError(
+            f"torch cannot read the exported file back ({first_line(error)}); let forward take and return tensors alone"
+        ) from error
 
     def run(given: Arguments) -> list[Tensor]:
-        args, kwargs = given
+        args, kwargs = fresh(given)
         with torch.no_grad():
             return [each.cpu() for each in tensors_in(module(*args, **kwargs))]
 

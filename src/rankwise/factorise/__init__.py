@@ -22,6 +22,7 @@ from ..sites import Sites
 from ..statistics import Statistics
 from ..statistics.moments import check_shrink
 from ..surgery import put
+from ..surroundings import verb
 from ..ties import Ties
 from .one_shot import one_shot
 from .sequential import check_engine, sequential
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rankwise")
 
 
+@verb
 def factorise(
     model: nn.Module,
     plan: Plan,
@@ -169,6 +171,7 @@ def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, ex
         check_result(model, compressed, sites, planned, example, alike)
 
 
+@verb
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:
     """`factorise` in place: the model's sites are replaced once all of them are fitted."""
     compressed = factorise(model, plan, stats, **options)

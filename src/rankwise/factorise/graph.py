@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..attributes import Attributes
 from ..batches import Batches, call
-from ..calling import DataError, prepared
+from ..calling import DataError, apart
 from ..padding import Padding
 from ..randomness import Randomness
 from .residual import Link, Repair, repair, schedule
@@ -214,8 +214,8 @@ def _naming(model: nn.Module, index: int) -> Iterator[None]:
 
 
 def bind(model: nn.Module, batch: Any) -> dict[str, Any]:
-    """The arguments of `forward` by name, defaults included."""
-    batch = prepared(model, batch)
+    """The arguments of `forward` by name, defaults included; copies, for any node may write into them."""
+    batch = apart(model, batch)
     signature = inspect.signature(model.forward)
     if isinstance(batch, Mapping):
         bound = signature.bind(**batch)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as replaced
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from ..batches import Batches, call
 from ..calling import DataError
 from ..counting import Calls
+from ..finite import culprit
 from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..kinds import spatial_dims
@@ -100,8 +102,30 @@ def sequential(
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
+    try:
+        _visit(dense, compressed, batches, example, order, visitor, Padding(mask), seed, engine, cap, step)
+    except DataError as error:
+        if visitor.odd is None:
+            raise
+        batch = next(islice(batches, visitor.odd, None))
+        raise DataError(f"{error}{culprit(dense, batch) or culprit(compressed, batch)}") from error
+
+
+def _visit(
+    dense: nn.Module,
+    compressed: nn.Module,
+    batches: Batches,
+    example: Any,
+    order: list[str],
+    visitor: _Visitor,
+    padding: Padding,
+    seed: int,
+    engine: str,
+    cap: int,
+    step: Callable[[str], None],
+) -> None:
+    """Run the two networks by the graph where it can be traced, else by hooks."""
     linked = {name for name in linked_sites(dense, example, order) if not dense.get_submodule(name)._forward_hooks}
-    padding = Padding(mask)
     if engine != "hooks":
         traced = graph.trace(dense, example, order, linked)
         if isinstance(traced, fx.Graph):
@@ -164,6 +188,7 @@ class _Visitor:
         self.own = own  # collects moments of the dense network's inputs
         self.done = done
         self.changed: list[str] = []
+        self.odd: int | None = None  # number of a batch whose numbers no moments can be made of
         self.start("")
 
     def start(self, name: str) -> None:
@@ -207,6 +232,7 @@ class _Visitor:
             try:
                 accumulator.update(x_GND[:, part], y_GNT[:, part])
             except ValueError as error:
+                self.odd = batch
                 raise DataError(f"site {site!r}, batch {batch}: {error}") from error
 
     def _paired(self, site: str, x: Tensor, y: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..calling import call
-from ..pristine import writes
+from ..state import writes
 from .residual import ADD_NAMES, Link, passes, scale_of, times
 
 

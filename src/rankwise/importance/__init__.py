@@ -13,6 +13,7 @@ from ..formats.slr import Importance, SparseLowRank
 from ..plan import Plan
 from ..sites import Sites
 from ..statistics import Statistics
+from ..surroundings import verb
 from .activity import by_activation, by_weight
 from .curvature import by_curvature
 from .exact import by_cost
@@ -22,6 +23,7 @@ from .labelled import Labelled, self_labelled
 CRITERIA = ("weight", "activation", "cost", "curvature")
 
 
+@verb
 def of_plan(
     model: nn.Module,
     plan: Plan,

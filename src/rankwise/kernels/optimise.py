@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import arguments
+from ..arguments import Arguments, arguments, fresh
 from ..copying import copied
 from ..evaluate.latency import evaluating
 from ..export.compare import difference, largest
@@ -19,6 +19,7 @@ from ..find import find
 from ..guards import mark_for_running, unwrap
 from ..latency.clock import in_turns, synchronised, torch_threads
 from ..surgery import replace
+from ..surroundings import verb
 from .forms import AS_IT_IS, Seen, forms_of, is_pair
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
@@ -68,6 +69,7 @@ class RunReport:
         return f"{self.layout}; layers: {counted or 'none'}; {speed} ({self.before / self.after:.2f} times as fast)"
 
 
+@verb
 def optimised(
     model: nn.Module, example: Any, *, threads: int = 1, rounds: int = 15, tolerance: float | None = None
 ) -> tuple[nn.Module, RunReport]:
@@ -104,7 +106,7 @@ def optimised(
     model = unwrap(model)
     layers = _layers(model, example)
     with torch.no_grad(), evaluating(model), torch_threads(threads):
-        args, kwargs = arguments(model, example)
+        given = args, kwargs = arguments(model, example)
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
         def timed(module: nn.Module) -> Callable[[], object]:
@@ -117,7 +119,7 @@ def optimised(
         seconds = _medians({name: timed(module) for name, (module, _) in tried.items()}, rounds)
         best = _fastest(seconds)
         fast, choices = tried[best]
-        apart = _apart(model(*args, **kwargs), fast(*args, **kwargs))
+        apart = _apart(*(_output(network, fresh(given)) for network in (model, fast)))
     allowed = _tolerance(model) if tolerance is None else tolerance
     if not apart <= allowed:
         raise ValueError(
@@ -214,6 +216,11 @@ def _fastest(seconds: dict[str, float]) -> str:
 
 def _kept(name: str) -> Choice:
     return Choice(layer=name, form=AS_IT_IS, seconds={})
+
+
+def _output(network: nn.Module, given: Arguments) -> Any:
+    args, kwargs = given
+    return network(*args, **kwargs)
 
 
 def _apart(exact: Any, other: Any) -> float:

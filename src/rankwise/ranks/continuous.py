@@ -112,6 +112,7 @@ class Continuous(Rule):
                 return options_SK.gather(1, best_S[:, None])[:, 0]
             spans = [_around(grid, int(best)) for grid, best in zip(grids, best_S, strict=True)]
 
+    @torch.enable_grad()
     def descent(
         self, errors_SK: Tensor, costs_USK: Tensor, limits_U: Tensor, barred_SK: Tensor, multipliers_U: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,12 @@ from ..batches import Batches, call, pristine
 from ..calling import DataError, samples_in
 from ..example import taking_example, with_example
 from ..find import find
+from ..finite import Blame
 from ..guards import unwrap
 from ..outputs import Outputs
 from ..padding import Mask, Padding
 from ..sites import Site
+from ..surroundings import verb
 from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss
@@ -35,6 +37,7 @@ logger = logging.getLogger("rankwise")
 ANNOUNCED_LOUDLY = 4 * 2**30
 
 
+@verb
 @taking_example
 def collect(
     model: nn.Module,
@@ -116,7 +119,7 @@ def collect(
     collector, padding = _Collector(chosen, samples, positions, seed), Padding(mask)
     probed = Outputs.of(model, batches.first()) if takers and loss is None and batches is not None else None
     backward = GradientCollector(loss or FisherProbe(seed, probed))
-    with pristine(model), ExitStack() as hooks:
+    with Blame(model) as blame, pristine(model), ExitStack() as hooks:
         for site in chosen:
             layers = {
                 model.get_submodule(name): None for name in (site.name, *site.aliases)
@@ -131,9 +134,10 @@ def collect(
             forward_loop(model)
         elif batches is not None:
             for index, batch in enumerate(batches if progress is None else progress(batches, "statistics")):
-                collector.batch, collector.real = index, padding.real(batch)
+                collector.batch, collector.real, blame.batch = index, padding.real(batch), (index, batch)
                 with torch.set_grad_enabled(bool(takers)):
                     output = call(model, batch, index=index)
+                    blame.look(output)
                     if takers:
                         backward.update(output, samples_in(batch, (batches.axis or 0) if batches else 0), index)
         missing = [site.name for site in chosen if not collector.reached(site.name)]

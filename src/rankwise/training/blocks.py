@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..calling import call, map_tensors, tensors_in
 from ..formats import LowRank
 from ..guards import unwrap
+from ..pristine import rows_kept
 from ..surgery import module_at
 from .modes import evaluating, recorded, relative_error
 
@@ -61,7 +62,12 @@ class BlockReconstruction:
         Raises:
             ValueError: naming the block whose outputs have other shapes in the two networks.
         """
-        with torch.no_grad(), evaluating(self.dense), recorded(self.dense, self.blocks) as wanted:
+        with (
+            torch.no_grad(),
+            evaluating(self.dense),
+            rows_kept(self.dense),
+            recorded(self.dense, self.blocks) as wanted,
+        ):
             call(self.dense, inputs)
         losses: list[Tensor] = []
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..calling import call
 from ..guards import unwrap
 from ..outputs import Outputs, described, ignored, leaves_of
+from ..pristine import rows_kept
 from .modes import evaluating, recorded, relative_error
 
 
@@ -103,7 +104,7 @@ class Distillation:
         return self._answers(inputs, answers, outputs, labels) + self.feature_weight * torch.stack(errors).mean()
 
     def _dense(self, inputs: Any) -> Any:
-        with torch.no_grad(), evaluating(self.dense):
+        with torch.no_grad(), evaluating(self.dense), rows_kept(self.dense):
             return call(self.dense, inputs)
 
     def outputs(self, inputs: Any, labels: Tensor | None = None) -> Outputs:

@@ -15,6 +15,8 @@ from ..calling import call
 from ..copying import copied
 from ..evaluate.measures import Judge, Measure
 from ..guards import unwrap
+from ..outputs import check_labels
+from ..surroundings import verb
 from .augment import Augment, augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction
@@ -68,6 +70,7 @@ class HealReport:
         )
 
 
+@verb
 def heal(
     small: nn.Module,
     dense: nn.Module,
@@ -153,6 +156,8 @@ def heal(
     is_scores = all(each.outputs(*few).has_scores for each in (judge, distil))
     if labels is not None and not is_scores:
         raise ValueError(f"labels teach scores of classes alone; the outputs are {judge.outputs(*few)}")
+    if samples.labels is not None:
+        check_labels(samples.labels, judge.outputs(*few).classes)
     own = None if evaluate is None else _Lost(evaluate, dense)
     losses: dict[str, Callable[[Any, Tensor | None], Tensor]] = {}
     if shares["blocks"]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..calling import prepared, samples_in
 from ..guards import unwrap
+from ..surroundings import verb
 from .augment import Augment
 from .checkpoint import read_checkpoint, write_checkpoint
 from .guard import Guard
@@ -101,6 +102,7 @@ class Loop:
         self._order: tuple[int, Tensor] | None = None
         self.guard: Guard
 
+    @verb
     def run(self) -> LoopReport:
         """Train.
 
@@ -188,7 +190,15 @@ class Loop:
             inputs = self.augment(inputs)
         loss = step(inputs, labels)
         self.optimiser.zero_grad()
-        loss.backward()
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(self.model).__name__} writes into a tensor that its gradient needs ({error}); let forward work "
+                "on a copy (x = x.clone())"
+            ) from error
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         if not math.isfinite(norm + loss.detach()):
             self.guard.restore()

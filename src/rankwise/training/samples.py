@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from ..batches import Batches
+from ..batches import Batches, read_sample
 from ..calling import describe, map_tensors, samples_in, tensors_in
 
 Prepare = Callable[[Any], Any]
@@ -37,7 +37,7 @@ class Samples:
     ) -> None:
         if labels is not None and len(labels) != count:
             raise ValueError(f"there are {len(labels)} labels for {count} samples; one for each is needed")
-        self._read, self._count, self._labels, self._prepare = read, count, labels, prepare
+        self._read, self._count, self.labels, self._prepare = read, count, labels, prepare
 
     @classmethod
     def of(
@@ -65,7 +65,11 @@ class Samples:
         known = None if labels is None else torch.as_tensor(labels)
         if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
             dataset: Any = data
-            return cls(lambda n: default_collate([dataset[int(i)] for i in n]), len(dataset), known, prepare)
+
+            def read(numbers: Tensor) -> Any:
+                return default_collate([read_sample(dataset, int(number)) for number in numbers])
+
+            return cls(read, len(dataset), known, prepare)
         whole = _together(Batches.of(data), cache_limit)
         count = samples_in(whole)
         return cls(lambda n: map_tensors(lambda t: t[n] if _has(t, count) else t, whole), count, known, prepare)
@@ -77,7 +81,7 @@ class Samples:
         """The samples of these numbers as the network takes them, and their labels."""
         inputs = self._read(numbers)
         inputs = inputs if self._prepare is None else self._prepare(inputs)
-        return inputs, None if self._labels is None else self._labels[numbers]
+        return inputs, None if self.labels is None else self.labels[numbers]
 
     def split(self, held_out: float, seed: int, most: int = 1024) -> tuple[Tensor, Tensor]:
         """Numbers of the samples to train on, and of those held out.
@@ -134,7 +138,8 @@ def _together(data: Batches, limit: int) -> Any:
                 f"the batches need more than {limit:,} bytes in memory (cache_limit); pass a Dataset of single "
                 "samples, or bytes with prepare="
             )
-        kept.append(batch)
+        # a loader may fill the same tensors again
+        kept.append(batch if data.is_kept else map_tensors(Tensor.clone, batch))
     if len(kept) == 1:
         return kept[0]
     counts = [samples_in(batch) for batch in kept]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -15,9 +16,11 @@ from ..calling import call
 from ..copying import copied
 from ..find import find
 from ..guards import unwrap
+from ..outputs import Outputs, check_labels, described
 from ..plan import Plan
 from ..planner import check_request
 from ..ranks import Rule, get_rule
+from ..surroundings import verb
 from .augment import Augment, augmentation
 from .constrain import constrain_, release_
 from .expand import expand_, merge_
@@ -71,6 +74,7 @@ class TrainReport:
         )
 
 
+@verb
 def train(
     model: nn.Module,
     data: Any,
@@ -167,11 +171,22 @@ def train(
     if kind == "hard":
         constrain_(wide)
     device = next(wide.parameters()).device
+    if loss is cross_entropy and samples.labels is not None and not samples.labels.is_floating_point():
+        check_labels(samples.labels, Outputs.of(wide, example, samples.labels[numbers[:1]], scores=True).classes)
 
     def loop(network: nn.Module, stage: str, how: LoopOptions, file: Path | None, going_on: bool, **run: Any) -> Loop:
         def task(inputs: Any, labels: Tensor | None) -> Tensor:
             assert labels is not None
-            return loss(call(network, inputs), labels.to(device))
+            outputs = call(network, inputs)
+            try:
+                return loss(outputs, labels.to(device))
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+                raise ValueError(
+                    f"the loss cannot be computed from outputs ({described(outputs)}) and labels "
+                    f"({described(labels)}): {error}; give a loss= of your own"
+                ) from error
 
         return Loop(
             network,

@@ -17,9 +17,11 @@ from ..plan import Plan
 from ..profile import Curve, profile
 from ..ranks import Rule
 from ..sites import Sites
+from ..surroundings import verb
 from .expand import merge_
 
 
+@verb
 def truncate(
     model: nn.Module,
     example: Any,
