@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from .batches import call
+from .exclusive import own_thread
 
 # Positional and keyword arguments of a forward.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -31,7 +32,7 @@ def arguments(model: nn.Module, batch: Any) -> Arguments:
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append((args, kwargs))
 
-    hook = model.register_forward_pre_hook(remember, prepend=True, with_kwargs=True)
+    hook = model.register_forward_pre_hook(own_thread(remember), prepend=True, with_kwargs=True)
     try:
         call(model, batch)
     finally:

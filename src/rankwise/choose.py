@@ -9,6 +9,7 @@ from torch import nn
 
 from .budgets import NEEDS_EXAMPLE, check_keep
 from .constraints import Constraints, Pin
+from .exclusive import exclusive
 from .latency import Engine, get_engine
 from .latency.meter import Meter
 from .plan import Plan
@@ -74,6 +75,7 @@ def check_arguments(
         get_engine(engine, threads)
 
 
+@exclusive
 def choose(
     model: nn.Module,
     source: Statistics | Sites,

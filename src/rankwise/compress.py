@@ -18,6 +18,7 @@ from .choose import check_arguments, choose, is_timed, needs_gradients
 from .constraints import Constraints
 from .evaluate import Size, size
 from .example import with_example
+from .exclusive import exclusive
 from .factorise import factorise
 from .find import find
 from .guards import unwrap
@@ -60,6 +61,7 @@ class CompressReport:
         return "\n".join(lines)
 
 
+@exclusive
 def compress(
     model: nn.Module,
     data: Iterable[Any],

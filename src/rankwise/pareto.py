@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .budgets import check_keep
+from .exclusive import exclusive
 from .plan import Plan
 from .planner import Planner
 from .ranks import FreeRule, Rule
 from .refine import refined
 
 
+@exclusive
 def pareto(
     planner: Planner,
     keeps: Sequence[Mapping[str, float]],

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from .exclusive import exclusive
 from .formats import FORMATS, Cost, Format, Ranks, get_format
 from .formats.both_sides import curve, refuses
 from .formats.weights import site_weight, weight_metrics
@@ -86,6 +87,7 @@ def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.M
     return source.metric(site.name, metric, shrink)
 
 
+@exclusive
 def profile(
     model: nn.Module,
     source: Statistics | Sites,

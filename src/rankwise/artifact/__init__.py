@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..check import check_loaded
 from ..copying import copied
+from ..exclusive import exclusive
 from ..folding import folds_of
 from ..guards import unwrap
 from ..names import STORAGES
@@ -40,6 +41,7 @@ WEIGHTS = "model.safetensors"
 logger = logging.getLogger("rankwise")
 
 
+@exclusive
 def save(
     model: nn.Module,
     directory: str | Path,
@@ -104,6 +106,7 @@ def save(
     return directory
 
 
+@exclusive
 def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) -> nn.Module:
     """The compressed network that `save` wrote.
 
@@ -142,6 +145,7 @@ def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) 
         raise ValueError(f"cannot load {directory}: {error}") from error
 
 
+@exclusive
 def as_stored(model: nn.Module, storage: str) -> nn.Module:
     """The network that `load` gives back after `save(model, ..., storage=storage)`.
 

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..batches import call, pristine
+from ..exclusive import exclusive
 from ..guards import unwrap
 from ..outputs import Outputs, described, fits, ignored
 from .tallies import NO_SAMPLES
 
 
+@exclusive
 def accuracy(
     model: nn.Module,
     batches: Iterable[Any],

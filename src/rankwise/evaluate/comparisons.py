@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from ..exclusive import exclusive
 from ..outputs import Outputs
 from .measures import compared, measure
 from .tallies import NO_SAMPLES
 
 
+@exclusive
 def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim: int | None = None) -> float:
     """How often two classifiers prefer the same class: of a sample, a pixel or a token.
 
@@ -38,6 +40,7 @@ def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim
     return _compare("agreement", a, b, batches, classes_dim)
 
 
+@exclusive
 def divergence(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim: int | None = None) -> float:
     """Mean Kullback-Leibler divergence of two classifiers' answers: `E sum_k p_a(k) log(p_a(k) / p_b(k))`.
 
@@ -61,6 +64,7 @@ def divergence(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_di
     return _compare("divergence", a, b, batches, classes_dim)
 
 
+@exclusive
 def relative_error(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -> float:
     """How far outputs of any kind are from those of the dense network: `||small - dense|| / ||dense||`.
 
@@ -85,6 +89,7 @@ def relative_error(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -
     return _compare("relative_error", dense, small, batches)
 
 
+@exclusive
 def cosine(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -> float:
     """Mean cosine between the embeddings of two networks, last dimension; of several outputs over all their vectors.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..arguments import arguments
+from ..exclusive import exclusive
 from ..guards import unwrap
 from ..latency import Engine, Latency, Work, get_engine
 from ..latency.clock import WARMUP
@@ -16,6 +17,7 @@ from ..latency.engine import Running
 from ..latency.load import watched
 
 
+@exclusive
 def latency(
     models: Mapping[str, nn.Module],
     example: Any,

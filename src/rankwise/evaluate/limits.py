@@ -9,6 +9,7 @@ from itertools import cycle
 import torch
 from torch import nn
 
+from ..exclusive import exclusive
 from ..latency.clock import in_turns, synchronised, torch_threads
 
 # Long enough that starting a kernel is no part of the time, and short enough to run undisturbed on a busy machine.
@@ -42,6 +43,7 @@ class Limits:
         return max(macs / self.macs_per_second, moved / self.bytes_per_second)
 
 
+@exclusive
 def machine_limits(
     threads: int = 1, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Limits:

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..batches import call, pristine
+from ..exclusive import exclusive
 from ..guards import unwrap
 from ..outputs import Outputs
 from .accuracy import accuracy
@@ -166,6 +167,7 @@ def measure(name: str, outputs: Outputs) -> Measure:
     return MEASURES[name](outputs)
 
 
+@exclusive
 def compared(
     small: nn.Module, dense: nn.Module, batches: Iterable[Any], measures: Iterable[Measure]
 ) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..exclusive import exclusive
 from ..find import total_macs
 from ..guards import refuse_running_copy, unwrap
 from ..state import numbers_in, stored_bytes
@@ -27,6 +28,7 @@ class Size:
     bytes: int
 
 
+@exclusive
 def size(model: nn.Module, example: Any = None) -> Size:
     """Count parameters, multiply-accumulates and bytes of a dense or compressed network.
 

@@ -19,6 +19,7 @@ from ..arguments import arguments
 from ..batches import pristine, samples_in
 from ..copying import copied
 from ..example import taking_example
+from ..exclusive import exclusive
 from ..files import replacing
 from ..guards import unwrap
 from .capture import captured, file_path, layer_of, quiet, root, site_of
@@ -33,6 +34,7 @@ SHOWN = 4
 
 
 @taking_example
+@exclusive
 def executorch(
     model: nn.Module,
     example: Any,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..arguments import arguments
 from ..batches import pristine
 from ..example import taking_example
+from ..exclusive import exclusive
 from ..guards import unwrap
 from ..state import state_of
 from .axes import Capture, DynamicAxes, capture
@@ -31,6 +32,7 @@ LARGEST_FILE = 1_900_000_000
 
 
 @taking_example
+@exclusive
 def onnx(
     model: nn.Module,
     example: Any,

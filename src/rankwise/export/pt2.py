@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..arguments import arguments
 from ..batches import pristine
 from ..example import taking_example
+from ..exclusive import exclusive
 from ..files import replacing
 from ..guards import unwrap
 from .axes import DynamicAxes, capture
@@ -24,6 +25,7 @@ logger = logging.getLogger("rankwise")
 
 
 @taking_example
+@exclusive
 def pt2(
     model: nn.Module,
     example: Any,

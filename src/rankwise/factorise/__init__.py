@@ -12,6 +12,7 @@ from ..batches import Batches, pristine
 from ..check import check_result
 from ..copying import copied
 from ..example import with_example
+from ..exclusive import exclusive
 from ..find import find, total_macs
 from ..formats import Format, get_format
 from ..formats.both_sides import refuses
@@ -30,6 +31,7 @@ from .spill import DEFAULT_CAP
 logger = logging.getLogger("rankwise")
 
 
+@exclusive
 def factorise(
     model: nn.Module,
     plan: Plan,
@@ -162,6 +164,7 @@ def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, ex
         check_result(model, compressed, sites, planned, example, alike)
 
 
+@exclusive
 def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:
     """`factorise` in place: the model's sites are replaced once all of them are fitted."""
     compressed = factorise(model, plan, stats, **options)

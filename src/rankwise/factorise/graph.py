@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from ..attributes import Attributes
 from ..batches import Batches, call
 from ..calling import DataError, prepared
+from ..exclusive import own_thread
 from ..padding import Padding
 from ..randomness import Randomness
 from .residual import Link, Repair, repair, schedule
@@ -330,7 +331,7 @@ class _Inside:
         self.layer = layer
 
     def __enter__(self) -> _Inside:
-        self.handle = self.layer.register_forward_hook(self._caught, prepend=True, with_kwargs=True)
+        self.handle = self.layer.register_forward_hook(own_thread(self._caught), prepend=True, with_kwargs=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..exclusive import exclusive
 from ..formats import FORMATS
 from ..formats.slr import Importance, SparseLowRank
 from ..plan import Plan
@@ -22,6 +23,7 @@ from .labelled import Labelled, self_labelled
 CRITERIA = ("weight", "activation", "cost", "curvature")
 
 
+@exclusive
 def of_plan(
     model: nn.Module,
     plan: Plan,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..calling import call
 from ..copying import copied
 from ..evaluate.measures import Judge, Measure
+from ..exclusive import exclusive
 from ..guards import unwrap
 from .augment import Augment, augmentation
 from .balance import balance_
@@ -68,6 +69,7 @@ class HealReport:
         )
 
 
+@exclusive
 def heal(
     small: nn.Module,
     dense: nn.Module,

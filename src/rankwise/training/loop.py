@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calling import prepared, samples_in
+from ..exclusive import exclusive
 from ..guards import unwrap
 from .augment import Augment
 from .checkpoint import read_checkpoint, write_checkpoint
@@ -101,6 +102,7 @@ class Loop:
         self._order: tuple[int, Tensor] | None = None
         self.guard: Guard
 
+    @exclusive
     def run(self) -> LoopReport:
         """Train.
 

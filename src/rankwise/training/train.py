@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ..calling import call
 from ..copying import copied
+from ..exclusive import exclusive
 from ..find import find
 from ..guards import unwrap
 from ..plan import Plan
@@ -71,6 +72,7 @@ class TrainReport:
         )
 
 
+@exclusive
 def train(
     model: nn.Module,
     data: Any,

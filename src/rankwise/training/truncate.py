@@ -9,6 +9,7 @@ from torch import nn
 
 from ..choose import choose
 from ..copying import copied
+from ..exclusive import exclusive
 from ..factorise import factorise
 from ..find import find
 from ..formats import LowRank
@@ -20,6 +21,7 @@ from ..sites import Sites
 from .expand import merge_
 
 
+@exclusive
 def truncate(
     model: nn.Module,
     example: Any,
