@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -71,8 +71,8 @@ def exclusive(verb: Callable[P, R]) -> Callable[P, R]:
     of one call, with all that share a module or memory with them, cannot be given to another thread's call.
 
     Args:
-        verb: any function. Networks are seen that are arguments themselves, stand in a list, tuple or mapping that is
-            one, or are the `model` of one.
+        verb: any function. Networks are seen that are arguments themselves, stand in a list, tuple or dictionary that
+            is one, or are the `model` of one.
 
     Returns:
         The same function. It raises `OtherThreadError`, a `ValueError`, where another thread has, or runs, a network.
@@ -117,9 +117,9 @@ def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 def _models(values: Iterable[Any]) -> Iterator[nn.Module]:
     """The networks among some arguments."""
     for value in values:
-        if isinstance(value, Mapping):
+        if type(value) is dict:
             parts = list(value.values())
-        elif isinstance(value, (list, tuple)):
+        elif type(value) in (list, tuple):  # a user's own class may compute what it is iterated for
             parts = list(value)
         else:
             parts = [value, getattr(value, "__dict__", {}).get("model")]
@@ -187,11 +187,11 @@ def _turn(models: Iterable[nn.Module], claim: _Claim) -> Iterator[None]:
         raise
     except Exception as error:
         if process.intruders:  # which is why it failed
-            raise _intruded(models, claim) from error
+            raise _intruded(models) from error
         raise
     else:
         if process.intruders:
-            raise _intruded(models, claim)
+            raise _intruded(models)
     finally:
         process.running.pop()
         if not process.running:
@@ -199,13 +199,13 @@ def _turn(models: Iterable[nn.Module], claim: _Claim) -> Iterator[None]:
         process.turn.release()
 
 
-def _intruded(models: Iterable[nn.Module], claim: _Claim) -> OtherThreadError:
+def _intruded(models: Iterable[nn.Module]) -> OtherThreadError:
     thread, module = next(iter(_process.intruders.items()))
     names = {id(part): name for model in models for name, part in model.named_modules()}
     name = names.get(id(module))
     what = f"{type(module).__name__}{f' ({name!r})' if name else ''}"
     return OtherThreadError(
-        f"thread {thread!r} ran {what} of the network that {claim.words} was running; nothing of that was recorded. "
+        f"thread {thread!r} ran {what} of the network that {_process.running[0].words} was running; nothing of that was recorded. "
         "Let other threads leave the network alone until then, or give them copy.deepcopy(model); a network whose "
         "forward runs parts of it in threads of its own cannot be worked on, have it run them one after another"
     )

@@ -105,9 +105,8 @@ class _Trial:
         with pristine(trial), ExitStack() as stack:
             for path, module in trial.named_modules():
                 words = f"{type(module).__name__} ({path or 'the model itself'})"
-                stack.callback(
-                    module.register_forward_pre_hook(own_thread(_entering(running, words)), prepend=True).remove
-                )
+                entering = own_thread(_entering(running, words))
+                stack.callback(module.register_forward_pre_hook(entering, prepend=True).remove)
                 stack.callback(module.register_forward_hook(own_thread(_leaving(running)), always_call=True).remove)
             reads = stack.enter_context(Reads(originals))
             try:

@@ -22,6 +22,7 @@ from ..calling import DataError, prepared
 from ..exclusive import own_thread
 from ..padding import Padding
 from ..randomness import Randomness
+from ..tracing import OwnTracer
 from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
 
@@ -59,7 +60,7 @@ class _Same:
 SAME = _Same()
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OwnTracer):
     """Leaves every module closed that holds no site."""
 
     def __init__(self, open_modules: set[str]) -> None:
