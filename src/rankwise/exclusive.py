@@ -204,8 +204,9 @@ def _intruded(models: Iterable[nn.Module]) -> OtherThreadError:
     names = {id(part): name for model in models for name, part in model.named_modules()}
     name = names.get(id(module))
     what = f"{type(module).__name__}{f' ({name!r})' if name else ''}"
+    verb = _process.running[0].words
     return OtherThreadError(
-        f"thread {thread!r} ran {what} of the network that {_process.running[0].words} was running; nothing of that was recorded. "
-        "Let other threads leave the network alone until then, or give them copy.deepcopy(model); a network whose "
+        f"thread {thread!r} ran {what} of the network that {verb} was running; nothing of that was recorded. Let other "
+        "threads leave the network alone until then, or give them copy.deepcopy(model); a network whose "
         "forward runs parts of it in threads of its own cannot be worked on, have it run them one after another"
     )

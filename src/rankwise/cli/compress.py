@@ -70,7 +70,7 @@ def compress(
     [bold]rankwise apply[/bold]. Without DATA, [bold]--stats FILE[/bold] of [bold]rankwise collect[/bold]
     is enough, also of other data.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[out_folder, stats]) as out:
         from .constraints import check_budget, check_method, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing
