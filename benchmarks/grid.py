@@ -149,8 +149,8 @@ def cells(kinds: Any = NAMES, formats: Any = None, dtypes: Any = tuple(DTYPES)) 
 def diagonal() -> list[tuple[str, str, str]]:
     """A part of the grid in which every kind, format and type occurs."""
     formats, dtypes = list(rw.FORMATS), list(DTYPES)
-    count = len(NAMES)
-    return [(kind, formats[n % len(formats)], dtypes[n % len(dtypes)]) for n, kind in enumerate(NAMES * 2)][: 2 * count]
+    places = [(n % len(formats), (n + n // len(formats)) % len(dtypes)) for n in range(len(NAMES))]
+    return [(kind, formats[i], dtypes[j]) for kind, (i, j) in zip(NAMES, places, strict=True)]
 
 
 def summary(found: list[Cell]) -> list[Row]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from benchmarks import grid
@@ -53,7 +55,7 @@ def test_it_sees_what_it_is_there_to_see(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(rw, "factorise", worse)
     assert "differs by" in faults()
-    monkeypatch.setattr(rw, "factorise", lambda model, *_: model)
+    monkeypatch.setattr(rw, "factorise", lambda model, *_: copy.deepcopy(model))
     assert "are planned" in faults()
     monkeypatch.setattr(rw, "factorise", factorise)
     monkeypatch.setattr(type(rw.FORMATS["svd"]), "unfit", lambda self, site: "no reason at all")
