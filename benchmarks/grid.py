@@ -3,10 +3,9 @@
     python -m benchmarks.grid [--only WORD ...] [--quick] [--json FILE]
 
 In each cell one layer is factorised at the least ranks at which its format is exact. The result has to compute what the
-layer computes, within the rounding of its type: `ROUNDINGS` times the distance of 1 and the next number, of the largest
-output. Parameters and MACs that are counted on it have to be the planned ones, to the unit, and so has its type. What a
-format refuses has to be refused by `factorise` as well, with the reason that it gives; such cells are counted apart.
-The status is 1 if there is a fault.
+layer computes, within the rounding of its type (`ROUNDINGS`), of the largest output. Parameters and MACs that are
+counted on it have to be the planned ones, to the unit, and so has its type. What a format refuses has to be refused by
+`factorise` as well, with the reason that it gives; such cells are counted apart. The status is 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -26,10 +25,8 @@ from benchmarks.grid_layers import LAYERS
 from rankwise.formats import Format, Ranks
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-# Each factor of a chain is rounded, and each of its outputs.
-ROUNDINGS = 16
-# Fits that go step by step end this near, whatever the type.
-FITTED = 1e-7
+# Times the distance of 1 and the next number. A chain rounds factors and what goes between them; fits round in float64.
+ROUNDINGS = {"float32": 16, "float16": 4, "bfloat16": 4, "float64": 64}
 WORDS, WIDTH = 40, 12
 COLUMNS = ("what", "cells", "refused", "faults", "largest difference")
 
@@ -115,7 +112,7 @@ def cell(kind: str, format: Format, dtype: str) -> Cell:
     except Exception as error:  # whatever it is, it is a fault of this cell
         return Cell(**where, faults=(f"{type(error).__name__}: {error}",))
     difference = float((found.double() - wanted).abs().max() / wanted.abs().max())
-    most = max(ROUNDINGS * torch.finfo(DTYPES[dtype]).eps, FITTED)
+    most = ROUNDINGS[dtype] * torch.finfo(DTYPES[dtype]).eps
     planned = sites.total_params + cost.params - site.params, sites.total_macs + cost.macs - site.macs
     faults = {
         f"differs by {difference:.1e}, more than {most:.1e}": not difference <= most,
