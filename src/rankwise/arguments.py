@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .batches import call
 from .calling import map_tensors
+from .exclusive import own_thread
 
 # Positional and keyword arguments of a forward.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -32,7 +33,7 @@ def arguments(model: nn.Module, batch: Any) -> Arguments:
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(fresh((args, kwargs)))
 
-    hook = model.register_forward_pre_hook(remember, prepend=True, with_kwargs=True)
+    hook = model.register_forward_pre_hook(own_thread(remember), prepend=True, with_kwargs=True)
     try:
         call(model, batch)
     finally:

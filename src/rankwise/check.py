@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from .batches import call, pristine
 from .counting import Calls, Recorder
+from .exclusive import own_thread
 from .find import find
 from .formats import get_format
 from .formats.low_rank import LowRank, watching_weights
@@ -66,7 +67,7 @@ def check_result(
         stack.enter_context(pristine(result))
         calls = stack.enter_context(Calls(result))
         for chain in names:
-            stack.callback(chain.register_forward_hook(finite, prepend=True).remove)
+            stack.callback(chain.register_forward_hook(own_thread(finite), prepend=True).remove)
         stack.enter_context(watching_weights(watch))
         record = stack.enter_context(Recorder(result, by_operators=True))
         reads = stack.enter_context(Reads(originals))

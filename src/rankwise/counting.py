@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from .exclusive import own_thread
 from .kinds import HF_HOME, is_transposed, site_kind, spatial_dims
 from .state import interval, storage_of
 
@@ -67,7 +68,7 @@ class Calls:
     def __enter__(self) -> Calls:
         for name, module in self._model.named_modules():
             hook = partial(self._see, name)
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            self._handles.append(module.register_forward_pre_hook(own_thread(hook), with_kwargs=True))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -172,10 +173,10 @@ class Recorder(TorchDispatchMode):
 
     def __enter__(self) -> Recorder:
         for module in self._model.modules():
-            self._handles.append(module.register_forward_pre_hook(self._before))
+            self._handles.append(module.register_forward_pre_hook(own_thread(self._before)))
             # First of all hooks, so that what a user's hook computes is not taken for the layer's own work.
             self._handles.append(
-                module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True)
+                module.register_forward_hook(own_thread(self._after), prepend=True, with_kwargs=True, always_call=True)
             )
         super().__enter__()
         return self

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .batches import Batches, call, first_samples, pristine, samples_in
 from .calling import describe, tensors_in
+from .exclusive import own_thread
 from .guards import refuse_unsupported, unwrap
 from .kinds import site_kind
 
@@ -144,7 +145,7 @@ def _run(model: nn.Module, batch: Any, timed: Sequence[nn.Module], seed: int = 0
 
     with pristine(model):
         for module in {*names, *timed}:
-            module.register_forward_pre_hook(look, with_kwargs=True)
+            module.register_forward_pre_hook(own_thread(look), with_kwargs=True)
         torch.manual_seed(seed)
         seen.outputs = list(tensors_in(call(model, batch)))
     return seen

@@ -13,6 +13,7 @@ from .batches import call, pristine
 from .calling import map_tensors, own_memory
 from .counting import Recorder
 from .example import taking_example
+from .exclusive import exclusive
 from .guards import refuse_unsupported, unwrap
 from .kinds import TIED, output_first, site_kind
 from .routes import Routes
@@ -26,6 +27,7 @@ from .vocabulary import guarded
 
 @verb
 @taking_example
+@exclusive
 def find(model: nn.Module, example: Any) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 
@@ -79,6 +81,7 @@ def _with_routes(model: nn.Module, site: Site, routes: Routes, record: Recorder)
     return replace(site, unpaired=next((routes.picked[name] for name in sorted(names) if name in routes.picked), None))
 
 
+@exclusive
 def total_macs(model: nn.Module, example_input: Any) -> int:
     """Multiply-accumulates of a whole network for an example batch; its sites are not looked for."""
     model = unwrap(model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .copying import copied
+from .exclusive import exclusive
 from .formats import LowRank
 from .formats.convolution import PLAIN, TRANSPOSED
 from .guards import refuse_unsupported, unwrap
@@ -57,6 +58,7 @@ def _of_dims(x: Tensor, dims: int, into: str) -> Tensor:
 
 
 @torch.no_grad()
+@exclusive
 def folded(model: nn.Module) -> nn.Module:
     """A copy of the network whose layers do the work of the batch norms after them, as these do it in eval mode.
 

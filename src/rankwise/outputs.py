@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .calling import call, describe, tensors_in
+from .exclusive import exclusive, own_thread
 from .guards import unwrap
 from .kinds import spatial_dims
 from .pristine import pristine
@@ -71,6 +72,7 @@ class Outputs:
     why: str
 
     @classmethod
+    @exclusive
     def of(
         cls,
         model: nn.Module,
@@ -102,7 +104,7 @@ class Outputs:
 
         with pristine(model):
             layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) or spatial_dims(layer)]
-            handles = [layer.register_forward_hook(keep) for layer in layers]
+            handles = [layer.register_forward_hook(own_thread(keep)) for layer in layers]
             try:
                 output = call(model, batch)
             finally:

@@ -14,6 +14,7 @@ from torch import nn
 from .budgets import Prices, check_keep
 from .constraints import Constraints
 from .curves import check_curves, check_option, pinned
+from .exclusive import exclusive
 from .formats.weights import site_weight
 from .guards import unwrap
 from .names import METRICS, check_name
@@ -87,6 +88,7 @@ class Planner:
     tie: str | Sequence[str] = ()
 
     @classmethod
+    @exclusive
     def of(
         cls,
         model: nn.Module,
@@ -168,6 +170,7 @@ class Planner:
         """The sites as rules see them, those that are tied as one; ValueError for ties that cannot be."""
         return group_sites(self.sites, self.options, self.tie)
 
+    @exclusive
     def plan(
         self,
         rule: Rule,
@@ -179,6 +182,7 @@ class Planner:
         """The plan to give out; here it is the `draft`, and arguments are the same."""
         return self.draft(rule, keep, floor=floor, within=within)
 
+    @exclusive
     def draft(
         self,
         rule: Rule,

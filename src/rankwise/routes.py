@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .exclusive import own_thread
 from .kinds import site_kind
 from .state import has_memory
 
@@ -101,8 +102,8 @@ class Routes(TorchDispatchMode):
     def __enter__(self) -> Routes:
         for module in self._model.modules():
             for handle in (
-                module.register_forward_pre_hook(self._before, with_kwargs=True),
-                module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True),
+                module.register_forward_pre_hook(own_thread(self._before), with_kwargs=True),
+                module.register_forward_hook(own_thread(self._after), prepend=True, with_kwargs=True, always_call=True),
             ):
                 self._stack.callback(handle.remove)
         self._stack.enter_context(_Reads(self))

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from .batches import call, pristine
 from .copying import copied
+from .exclusive import own_thread
 from .formats.low_rank import LowRankLayer
 from .references import closure_of
 from .surgery import replace_all
@@ -104,8 +105,9 @@ class _Trial:
         with pristine(trial), ExitStack() as stack:
             for path, module in trial.named_modules():
                 words = f"{type(module).__name__} ({path or 'the model itself'})"
-                stack.callback(module.register_forward_pre_hook(_entering(running, words), prepend=True).remove)
-                stack.callback(module.register_forward_hook(_leaving(running), always_call=True).remove)
+                entering = own_thread(_entering(running, words))
+                stack.callback(module.register_forward_pre_hook(entering, prepend=True).remove)
+                stack.callback(module.register_forward_hook(own_thread(_leaving(running)), always_call=True).remove)
             reads = stack.enter_context(Reads(originals))
             try:
                 output = call(trial, self.batch)

@@ -9,6 +9,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from .exclusive import exclusive
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -16,7 +18,8 @@ R = TypeVar("R")
 def verb(function: Callable[P, R]) -> Callable[P, R]:
     """Let a public function compute the same whatever surrounds its call.
 
-    `torch.inference_mode` is left inside: tensors made under it could neither be trained nor saved for a gradient.
+    Verbs of several threads take turns (`exclusive`). `torch.inference_mode` is left inside: tensors made under it could
+    neither be trained nor saved for a gradient.
 
     Args:
         function: the verb.
@@ -30,6 +33,8 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
         False
     """
 
+    alone = exclusive(function)
+
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.get_default_device().type == "meta":
@@ -38,7 +43,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
                 'torch.set_default_device("cpu") first, or leave the block `with torch.device("meta")`'
             )
         with _ordinary_tensors():
-            return function(*args, **kwargs)
+            return alone(*args, **kwargs)
 
     return run
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .budgets import Prices, check_keep
+from .exclusive import exclusive
 from .latency.clock import NOISE
 from .latency.meter import Meter
 from .plan import DENSE, Plan
@@ -38,6 +39,7 @@ class TimedPlanner(Planner):
     meter: Meter
 
     @classmethod
+    @exclusive
     def timed(
         cls,
         planner: Planner,
@@ -74,6 +76,7 @@ class TimedPlanner(Planner):
         """See `Planner.least`."""
         return self.faster().least(unit, keep)
 
+    @exclusive
     def draft(
         self,
         rule: Rule,
@@ -105,6 +108,7 @@ class TimedPlanner(Planner):
             self.meter.table.measure(chosen)
         return self.faster(measured=True).draft(rule, keep, floor=floor, within=within)
 
+    @exclusive
     def plan(
         self,
         rule: Rule,

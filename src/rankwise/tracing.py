@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -12,7 +14,31 @@ from .formats import LowRank
 from .pristine import pristine
 
 
-class _Tracer(fx.Tracer):
+class OwnTracer(fx.Tracer):
+    """A tracer that lets other threads run their networks.
+
+    While one thread traces, `torch.fx` has replaced the calls and attributes of all modules of the process: every call
+    would become a node of this graph, or an error in the thread that made it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class _Tracer(OwnTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (LowRank, nn.Identity)) or super().is_leaf_module(m, module_qualified_name)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..check import check_loaded
 from ..copying import copied
+from ..exclusive import exclusive
 from ..files import cut, sha256_of, tensors_of, write_tensors
 from ..folding import folds_of
 from ..guards import unwrap
@@ -33,6 +34,7 @@ from .structure import chains_of, channels_last_of, unsaved_buffers_of, weights_
 logger = logging.getLogger("rankwise")
 
 
+@exclusive
 def save(
     model: nn.Module,
     directory: str | Path,
@@ -130,6 +132,7 @@ def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) 
         raise ValueError(cut(f"cannot load {directory}: {error}")) from error
 
 
+@exclusive
 def as_stored(model: nn.Module, storage: str) -> nn.Module:
     """The network that `load` gives back after `save(model, ..., storage=storage)`.
 

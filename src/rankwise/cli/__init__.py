@@ -39,7 +39,8 @@ app = typer.Typer(
     "[bold]rankwise compress[/bold] nets.py:build pictures/ --size 32 --keep macs=0.5 -o out/\n\n"
     "[bold]rankwise evaluate[/bold] nets.py:build test.npz --artifact out/\n\n"
     "[bold]rankwise export[/bold] nets.py:build --artifact out/ -o model.onnx\n\n"
-    "Exit codes: 0 fine, 2 something to correct in the command or its files, 1 anything else.",
+    "Exit codes: 0 fine, 2 something to correct in the command or its files, 130 and 143 stopped by Ctrl-C or "
+    "SIGTERM, 1 anything else.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,

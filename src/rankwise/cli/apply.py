@@ -53,7 +53,7 @@ def apply(
     Change [bold]format[/bold] and [bold]ranks[/bold] of a row, or set [bold]format: dense[/bold] and
     [bold]ranks: \\[][/bold]; parameters and MACs are counted anew. Without DATA, [bold]--stats FILE[/bold] is enough.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[out_folder, stats]) as out:
         from ..plan import Plan
         from .constraints import check_method, parse_shrink
         from .data import DataOptions

@@ -58,7 +58,7 @@ def collect(
     The file holds the mean and the second moment of every layer's input, no samples. Whoever has it and the network
     runs [bold]rankwise compress MODEL --stats FILE --input-shape 3,32,32 --keep macs=0.5 -o out/[/bold].
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[stats_file]) as out:
         from ..statistics.collect import collect as collect_statistics
         from ..statistics.moments import LARGEST_DENSE
         from .data import DataOptions

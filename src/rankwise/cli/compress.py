@@ -91,7 +91,7 @@ def compress(
     With [bold]--checkpoint FOLDER[/bold] a run that was stopped goes on with [bold]--resume[/bold] and otherwise the
     same options, to the same network.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[out_folder, stats]) as out:
         from .constraints import check_budget, check_method, choose_options, parse_shrink
         from .data import DataOptions
         from .figures import Timing

@@ -32,11 +32,12 @@ def demo(
 
     Needs scikit-learn: [bold]pip install 'rankwise\\[demo]'[/bold]. Nothing is downloaded.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[out_folder]) as out:
         import torch
         from safetensors.torch import save_file
 
         from .. import demo as digits_demo
+        from ..files import replacing
         from ..find import find
         from .figures import Timing
         from .steps import Job, finish
@@ -63,8 +64,10 @@ def demo(
         finish(
             job, small, plan, out_folder, command="demo", timing=Timing.of("auto", threads, digits_demo.LATENCY_BATCH)
         )
-        save_file(network.state_dict(), out_folder / "dense.safetensors")
-        save_file({"images": test_images, "labels": test_labels}, out_folder / "test.safetensors")
+        tensors = {"dense": network.state_dict(), "test": {"images": test_images, "labels": test_labels}}
+        for name, content in tensors.items():
+            with replacing(out_folder / f"{name}.safetensors") as new:
+                save_file(content, new)
         out.write_report(out_folder / "report.json")
         program = sys.argv[0] if Path(sys.argv[0]).name == "rankwise" else "rankwise"
         out.say(

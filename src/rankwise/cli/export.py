@@ -98,7 +98,7 @@ def export(
     The artifact knows the shape of its input; elsewhere give [bold]--input-shape[/bold] or [bold]--data[/bold]. Beside
     the compressed network the dense one is exported too, to show sizes and times of both.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[file]) as out:
         import torch
 
         from ..arguments import arguments

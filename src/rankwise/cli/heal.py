@@ -11,6 +11,7 @@ import typer
 from . import options
 from .compress import Out
 from .output import Output
+from .stopping import checkpoint_told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,7 +122,8 @@ def heal(
     and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes
     on with [bold]--resume[/bold] and otherwise the same options.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[out_folder]) as out:
+        out.if_stopped(lambda: checkpoint_told(checkpoint, "blocks"))
         from .figures import Timing, figures_of, measure
         from .judging import Judging
 

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from ..files import replacing
+from .stopping import CLOSED_PIPE, Kept, close_quietly, exit_code, stoppable
 
 # A pipe or a log file has no width of its own; tables of layer names need more than the usual 80 columns.
 WIDTH_WITHOUT_TERMINAL = 150
@@ -35,26 +36,34 @@ class _Relay(logging.Handler):
 class Output:
     """The output of one command, as a context: an error inside becomes one line and an exit code.
 
-    Exit codes: 0 fine; 2 the user's input cannot be used (`ValueError`, a missing file or package); 1 anything else.
+    Exit codes: 0 fine; 2 the user's input cannot be used (`ValueError`, a missing file or package); 130 for Ctrl-C and
+    143 for SIGTERM, after a line that says what was kept; 141, without a word, where nobody reads standard output any
+    more; 1 anything else.
 
     Args:
         json_file: where the JSON document goes, None for nowhere; with `-` it goes to standard output and the tables
             go to standard error.
         debug: show the traceback of an error.
+        writes: files and folders that the command writes; None for one that was not asked for.
     """
 
-    def __init__(self, json_file: str | None = None, *, debug: bool = False) -> None:
+    def __init__(
+        self, json_file: str | None = None, *, debug: bool = False, writes: Iterable[Path | None] = ()
+    ) -> None:
         self.json_file = json_file
         self.debug = debug
         self.errors = _console(stderr=True)
         self.console = _console(stderr=json_file == "-")
         self._document: dict[str, Any] | None = None
         self._log = _Relay(self)
+        self._kept = Kept(writes)
+        self._signals = ExitStack()
 
     def __enter__(self) -> Output:
         logger = logging.getLogger("rankwise")
         logger.setLevel(logging.INFO)
         logger.addHandler(self._log)
+        self._signals.enter_context(stoppable())
         return self
 
     def __exit__(
@@ -63,6 +72,14 @@ class Output:
         logger = logging.getLogger("rankwise")
         logger.removeHandler(self._log)
         logger.setLevel(logging.NOTSET)
+        with self._signals:
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._stop(error)
+        if isinstance(error, BrokenPipeError):
+            self._hang_up(error)
         # typer.Exit is a RuntimeError, yet means what it says.
         if isinstance(error, Exception) and not isinstance(error, typer.Exit):
             self._fail(error)
@@ -70,7 +87,16 @@ class Output:
             try:
                 self._write()
             except OSError as problem:
-                self._fail(problem)
+                self._end(problem)
+        if error is None:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError as problem:
+                self._hang_up(problem)
+
+    def if_stopped(self, told: Callable[[], str | None]) -> None:
+        """Set what is said of a command that is stopped before it has written its files, None for the usual words."""
+        self._kept.further = told
 
     def say(self, text: str) -> None:
         """Print a line for people, as it is."""
@@ -132,6 +158,15 @@ class Output:
     def _text(self) -> str:
         return json.dumps(plain(self._document), indent=2, allow_nan=False) + "\n"
 
+    def _stop(self, error: KeyboardInterrupt) -> None:
+        with suppress(OSError):  # the terminal may be gone
+            self.errors.print(self._kept.told(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(exit_code(error)) from error
+
+    def _hang_up(self, error: BrokenPipeError) -> None:
+        close_quietly()
+        raise typer.Exit(CLOSED_PIPE) from error
+
     def _fail(self, error: Exception) -> None:
         if self.debug:
             from rich.traceback import Traceback
@@ -148,9 +183,18 @@ class Output:
         raise typer.Exit(2 if expected else 1) from error
 
 
+class _Console(Console):
+    """A console that leaves it to `Output` what happens when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        self.quiet = True
+        raise BrokenPipeError
+
+
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH_WITHOUT_TERMINAL)
+    console = _Console(stderr=stderr)
+    return console if console.is_terminal else _Console(stderr=stderr, width=WIDTH_WITHOUT_TERMINAL)
 
 
 def plain(value: Any) -> Any:

@@ -77,7 +77,7 @@ def pareto(
     budget falls. [bold]--own[/bold] lifts that. The plans are files that you may edit and give to
     [bold]rankwise apply[/bold].
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[out_folder, stats]) as out:
         from .constraints import choose_options, parse_shares, parse_shrink
         from .data import DataOptions
         from .held_out import Judged

@@ -67,7 +67,7 @@ def plan(
     With [bold]--stats FILE[/bold] the data is run over once, and every further plan takes seconds. With
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[plan_file, stats]) as out:
         from .constraints import check_budget, choose_options, parse_shrink
         from .data import DataOptions
         from .judging import Judging

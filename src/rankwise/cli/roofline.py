@@ -28,7 +28,7 @@ def roofline(
     [bold]--engine roofline:cpu.yaml[/bold] then plans without the device. For one that is elsewhere, write its numbers
     into such a file.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[device_file]) as out:
         from dataclasses import asdict
 
         check_engine_name(engine, where=f"--engine {engine!r}: ")

@@ -12,6 +12,7 @@ from . import options
 from .compress import Out
 from .heal import Checkpoint, Epochs
 from .output import Output
+from .stopping import checkpoint_told
 
 if TYPE_CHECKING:
     from ..training import Look, TrainReport
@@ -153,7 +154,8 @@ def train(
     the same command goes on wherever it was stopped and ends with the same network; torchrun runs it in several
     processes.
     """
-    with Output(json, debug=debug) as out:
+    with Output(json, debug=debug, writes=[out_folder]) as out:
+        out.if_stopped(lambda: checkpoint_told(checkpoint, "expanded"))
         from .figures import Timing, figures_of, measure
         from .judging import Judging
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..arguments import arguments
+from ..exclusive import own_thread
 from ..find import find
 from ..guards import unwrap
 from ..latency.clock import torch_threads
@@ -171,8 +172,8 @@ class _Clock:
         """Inside, the layers are timed."""
         with ExitStack() as stack:
             for layer in self.layers:
-                stack.callback(layer.register_forward_pre_hook(self._before).remove)
-                stack.callback(layer.register_forward_hook(self._after, with_kwargs=True).remove)
+                stack.callback(layer.register_forward_pre_hook(own_thread(self._before)).remove)
+                stack.callback(layer.register_forward_hook(own_thread(self._after), with_kwargs=True).remove)
             yield
 
     def forward(self, run: Any) -> None:

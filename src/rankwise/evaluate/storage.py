@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..exclusive import exclusive
 from ..formats import LowRank
 from ..guards import unwrap
 from ..state import state_of
@@ -49,6 +50,7 @@ class Storage:
     bytes: int
 
 
+@exclusive
 def storage(model: nn.Module) -> Storage:
     """Count what is stored of a network and of each of its factorised layers.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..batches import Batches, made
+from ..exclusive import exclusive
 from ..guards import unwrap
 from ..outputs import Outputs
 from ..plan import Plan
@@ -62,10 +63,12 @@ class Trials:
         self._asked = measure if isinstance(measure, (str, Measure)) else Measure.own(measure)
         self._known: dict[tuple[Any, ...], float] = {}
 
+    @exclusive
     def __call__(self, plan: Plan) -> float:
         """The points that a plan's network loses."""
         return self.measure.lost(self.value(plan), self.reference) if plan.factorised else 0.0
 
+    @exclusive
     def value(self, plan: Plan) -> float:
         """The value of a plan's network by the measure."""
         if not plan.factorised:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..copying import copied
+from ..exclusive import exclusive
 from ..formats import LowRank
 from ..formats.nested import Bands, Branches
 from ..guards import refuse_unsupported, unwrap
@@ -33,6 +34,7 @@ METHODS = ("relu", "tanh", "sigmoid")
 
 
 @torch.no_grad()
+@exclusive
 def absorbed(model: nn.Module) -> nn.Module:
     """A copy of the network with fewer index operations in its layers of `slr` and `slr3`, for export.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..arguments import arguments, fresh
 from ..batches import pristine
 from ..example import taking_example
+from ..exclusive import exclusive
 from ..files import Stream, replacing
 from ..guards import unwrap
 from ..surroundings import verb
@@ -26,6 +27,7 @@ logger = logging.getLogger("rankwise")
 
 @verb
 @taking_example
+@exclusive
 def pt2(
     model: nn.Module,
     example: Any,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..exclusive import exclusive
 from ..latency.clock import Latency, timed, torch_threads
 from ..latency.load import watched
 from .compare import Arguments, tensors_in
@@ -104,6 +105,7 @@ def once(path: Path, given: Arguments, threads: int | None = None, target: str |
     return partial(runner(path, threads, target), given)
 
 
+@exclusive
 def times(
     files: Mapping[str, Path], given: Arguments, *, threads: int = 1, target: str | None = None
 ) -> dict[str, Latency]:

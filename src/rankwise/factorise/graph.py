@@ -19,8 +19,10 @@ from torch.utils import _pytree as pytree
 from ..attributes import Attributes
 from ..batches import Batches, call
 from ..calling import DataError, apart
+from ..exclusive import own_thread
 from ..padding import Padding
 from ..randomness import Randomness
+from ..tracing import OwnTracer
 from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
 
@@ -61,7 +63,7 @@ class _Same:
 SAME = _Same()
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OwnTracer):
     """Leaves every module closed that holds no site."""
 
     def __init__(self, open_modules: set[str]) -> None:
@@ -333,7 +335,7 @@ class _Inside:
         self.layer = layer
 
     def __enter__(self) -> _Inside:
-        self.handle = self.layer.register_forward_hook(self._caught, prepend=True, with_kwargs=True)
+        self.handle = self.layer.register_forward_hook(own_thread(self._caught), prepend=True, with_kwargs=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..attributes import Attributes
 from ..batches import Batches, call
+from ..exclusive import own_thread
 from ..padding import Padding
 from ..randomness import Randomness
 from .graph import Visitor
@@ -74,7 +75,7 @@ def _output(
             stop()
 
     # First of all hooks: it sees the layer's own output.
-    handle = model.get_submodule(site).register_forward_hook(reached, prepend=True)
+    handle = model.get_submodule(site).register_forward_hook(own_thread(reached), prepend=True)
     watcher = Watcher(model, [site] if linked else [], sites, stop)
     try:
         with watcher:
@@ -96,7 +97,7 @@ def _input(model: nn.Module, site: str, batch: Any, index: int) -> Tensor | None
         caught.append(args[0] if args else next(iter(kwargs.values())))
         raise _Reached
 
-    handle = model.get_submodule(site).register_forward_pre_hook(stop, with_kwargs=True)
+    handle = model.get_submodule(site).register_forward_pre_hook(own_thread(stop), with_kwargs=True)
     try:
         call(model, batch, index=index)
     except _Reached:

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..batches import Batches, call
@@ -198,6 +199,7 @@ class _Visitor:
         taps = site.taps if site else 1
         self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
         self.unpaired = False
+        self.seen = 0  # samples of this site
 
     def observe(
         self, site: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
@@ -226,11 +228,12 @@ class _Visitor:
         if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not where it broadcasts
             others = drawn.of_outputs(layer, repair.dense), drawn.of_outputs(layer, repair.compressed)
             y_GNT = corrected(y_GNT, *others, repair.scale)
-        for accumulator, part in self._parts(batch, x_GND.shape[1], drawn):
-            if part.start == part.stop:
+        held_N = self._held_out(batch, x_GND.shape[1], drawn).to(x_GND.device)
+        for accumulator, part_N in ((self.fitted, ~held_N), (self.held, held_N)):
+            if not part_N.any():
                 continue
             try:
-                accumulator.update(x_GND[:, part], y_GNT[:, part])
+                accumulator.update(x_GND[:, part_N], y_GNT[:, part_N])
             except ValueError as error:
                 self.odd = batch
                 raise DataError(f"site {site!r}, batch {batch}: {error}") from error
@@ -241,12 +244,16 @@ class _Visitor:
             return x.shape[:-1] == y.shape[:-1]
         return x.dim() == y.dim() and (x.dim() < len(self.sites[site].weight_shape) or len(x) == len(y))
 
-    def _parts(self, batch: int, rows: int, drawn: Drawn) -> list[tuple[Accumulator, slice]]:
-        """The last quarter of a batch's samples is held out; of batches of fewer than four, every fourth batch."""
-        cut = drawn.before(drawn.samples - drawn.samples // HELD_OUT, rows)
-        if drawn.samples >= HELD_OUT and cut is not None:
-            return [(self.fitted, slice(0, cut)), (self.held, slice(cut, rows))]
-        return [(self.held if batch % HELD_OUT == HELD_OUT - 1 else self.fitted, slice(0, rows))]
+    def _held_out(self, batch: int, rows: int, drawn: Drawn) -> Tensor:
+        """Which rows are held out: those of every fourth sample, so that it does not matter how samples are batched.
+
+        Where rows do not go by samples it is every fourth batch.
+        """
+        sample_N = drawn.sample_of(rows)
+        if sample_N is None:
+            return torch.full((rows,), batch % HELD_OUT == HELD_OUT - 1)
+        first, self.seen = self.seen, self.seen + drawn.samples
+        return (first + sample_N) % HELD_OUT == HELD_OUT - 1
 
     def is_done(self, site: str) -> bool:
         return self.done is not None and site in self.done

@@ -16,8 +16,11 @@ logger = logging.getLogger("rankwise")
 DEFAULT_CAP = 2**30
 
 
+MOST_MAPPED = 20_000  # Linux lets a process map 65,530 files
+
+
 class _OnDisk(NamedTuple):
-    path: Path
+    file: Tensor | Path  # mapped, without a name; or to be mapped when it is read
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -27,7 +30,9 @@ class ActivationStore:
     """Holds values (tensors, or nested tuples, lists and dictionaries of them) under keys.
 
     Args:
-        cap: bytes of tensors that stay in memory; further ones go to a temporary directory, which `close` removes.
+        cap: bytes of tensors that stay in memory; further ones go to a temporary directory, which `close` removes. Its
+            files lose their names once they are mapped, where the system allows it: even a process that is killed
+            leaves none behind.
     """
 
     def __init__(self, cap: int = DEFAULT_CAP) -> None:
@@ -37,7 +42,7 @@ class ActivationStore:
         self._values: dict[Any, Any] = {}
         self._charged: dict[Any, int] = {}
         self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._files = 0
+        self._files = self._mapped = 0
 
     def __enter__(self) -> ActivationStore:
         return self
@@ -74,14 +79,15 @@ class ActivationStore:
             self.resident -= self._charged.pop(key)
             return
         for leaf in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, _OnDisk)):
-            if isinstance(leaf, _OnDisk):
-                leaf.path.unlink(missing_ok=True)
+            if isinstance(leaf, _OnDisk) and isinstance(leaf.file, Path):
+                leaf.file.unlink(missing_ok=True)
+            self._mapped -= isinstance(leaf, _OnDisk) and isinstance(leaf.file, Tensor)
 
     def close(self) -> None:
         """Drop everything and remove the temporary directory."""
         self._values.clear()
         self._charged.clear()
-        self.resident = 0
+        self.resident = self._mapped = 0
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None
@@ -92,15 +98,30 @@ class ActivationStore:
             logger.info("activations above %.1f GB go to %s", self.cap / 1e9, self._directory.name)
         self._files += 1
         path = Path(self._directory.name) / f"{self._files}.bin"
-        mapped = torch.from_file(str(path), shared=True, size=max(tensor.numel(), 1), dtype=tensor.dtype)
-        mapped[: tensor.numel()].copy_(tensor.detach().reshape(-1))
-        return _OnDisk(path, tensor.shape, tensor.dtype, tensor.device)
+        mapped = _map(path, tensor.shape, tensor.dtype)
+        mapped.copy_(tensor.detach())
+        return _OnDisk(mapped if self._unnamed(path) else path, tensor.shape, tensor.dtype, tensor.device)
+
+    def _unnamed(self, path: Path) -> bool:
+        """Take the name from a file that is mapped; False where it keeps it, and is mapped again when it is read."""
+        if self._mapped >= MOST_MAPPED:
+            return False
+        try:
+            path.unlink()
+        except PermissionError:  # Windows
+            return False
+        self._mapped += 1
+        return True
 
 
 def _read(entry: _OnDisk) -> Tensor:
-    count = entry.shape.numel()
-    mapped = torch.from_file(str(entry.path), shared=True, size=max(count, 1), dtype=entry.dtype)
-    return mapped[:count].view(entry.shape).to(entry.device)
+    mapped = entry.file if isinstance(entry.file, Tensor) else _map(entry.file, entry.shape, entry.dtype)
+    return mapped.to(entry.device)
+
+
+def _map(path: Path, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    count = shape.numel()
+    return torch.from_file(str(path), shared=True, size=max(count, 1), dtype=dtype)[:count].view(shape)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..calling import call
+from ..exclusive import own_thread
 from ..state import writes
 from .residual import ADD_NAMES, Link, passes, scale_of, times
 
@@ -87,10 +88,11 @@ class Watcher(TorchFunctionMode):
     def __enter__(self) -> Any:
         modules = [(name, module) for name, module in self.model.named_modules() if name]
         closed = [module for name, module in modules if not any(site.startswith(f"{name}.") for site in self.sites)]
-        self.handles = [module.register_forward_pre_hook(self._entered, with_kwargs=True) for module in closed]
-        self.handles += [module.register_forward_hook(self._left) for module in closed]
+        entered, left = own_thread(self._entered), own_thread(self._left)
+        self.handles = [module.register_forward_pre_hook(entered, with_kwargs=True) for module in closed]
+        self.handles += [module.register_forward_hook(left) for module in closed]
         for site in self.trails:
-            self.handles.append(self.model.get_submodule(site).register_forward_hook(self._follower(site)))
+            self.handles.append(self.model.get_submodule(site).register_forward_hook(own_thread(self._follower(site))))
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:

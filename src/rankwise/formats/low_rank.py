@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -104,22 +105,29 @@ class LowRankLayer(LowRank):
         return LazyWeight(self._dense_weight, parameters[0], self.weight_shape, wants_grad)
 
     def _dense_weight(self) -> Tensor:
-        for watcher in _WATCHERS:
+        for watcher in _watching.watchers:
             watcher(self)
         return super().weight
 
 
-_WATCHERS: list[Callable[[LowRank], None]] = []
+class _Watching(threading.local):
+    """The watchers of a thread: what another one runs is none of their business."""
+
+    def __init__(self) -> None:
+        self.watchers: list[Callable[[LowRank], None]] = []
+
+
+_watching = _Watching()
 
 
 @contextmanager
 def watching_weights(watcher: Callable[[LowRank], None]) -> Iterator[None]:
-    """Inside, `watcher` is told each chain whose dense weight is computed."""
-    _WATCHERS.append(watcher)
+    """Inside, `watcher` is told each chain whose dense weight is computed in this thread."""
+    _watching.watchers.append(watcher)
     try:
         yield
     finally:
-        _WATCHERS.remove(watcher)
+        _watching.watchers.remove(watcher)
 
 
 @fx.wrap

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..exclusive import exclusive
 from ..formats.base import grouped
 from ..formats.slr import Importance
 from ..formats.weights import site_weight
@@ -18,6 +19,7 @@ from ..sites import Site
 from ..statistics import Statistics
 
 
+@exclusive
 def by_weight(model: nn.Module, site: Site) -> Importance:
     """Sums of absolute weights: `p_c = sum_t |W_tc|`, `q_t = sum_c |W_tc|`.
 
@@ -32,6 +34,7 @@ def by_weight(model: nn.Module, site: Site) -> Importance:
     return Importance(W_GTCQ.sum((1, 3)), W_GTCQ.sum((2, 3)))
 
 
+@exclusive
 def by_activation(model: nn.Module, stats: Statistics, site: Site) -> Importance:
     """Root mean squares of what a layer reads and makes: `p_c = sqrt(E x_c^2)`, `q_t = sqrt(W E[x x^T] W^T)_tt`.
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..exclusive import exclusive, own_thread
 from ..formats.slr import Importance
 from ..formats.weights import write
 from ..kinds import spatial_dims
@@ -32,6 +33,7 @@ DRAWS = 16
 PASSES = 4
 
 
+@exclusive
 def by_curvature(
     model: nn.Module,
     site: Site,
@@ -161,7 +163,7 @@ class _Side:
             cut = cut_SN.reshape(len(x), -1, *between) if spatial else cut_SN.reshape(len(x), *between, -1)
             return output - (self.beyond(cut * x) if self.reads else cut * self.beyond(x))
 
-        handle = self.layer.register_forward_hook(reduced)
+        handle = self.layer.register_forward_hook(own_thread(reduced))
         try:
             yield
         finally:

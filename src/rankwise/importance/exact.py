@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..exclusive import exclusive
 from ..formats.slr import Importance
 from ..formats.weights import write
 from ..sites import Site
@@ -20,6 +21,7 @@ from .truncated import Truncated, truncated
 
 
 @torch.no_grad()
+@exclusive
 def by_cost(
     model: nn.Module, site: Site, data: Labelled, ranks: tuple[int, int], loss: Loss = F.cross_entropy
 ) -> Importance:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..exclusive import exclusive
 from ..formats.base import grouped
 from ..formats.slr import Importance
 from ..kinds import output_first
@@ -17,6 +18,7 @@ from .labelled import Labelled, Loss, mean
 from .truncated import truncated
 
 
+@exclusive
 def by_gradient(
     model: nn.Module, site: Site, data: Labelled, ranks: tuple[int, int], loss: Loss = F.cross_entropy
 ) -> Importance:

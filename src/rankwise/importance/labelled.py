@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from ..exclusive import exclusive
 from ..outputs import Outputs
 
 Labelled = Iterable[tuple[Tensor, Tensor]]
@@ -15,6 +16,7 @@ Labelled = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+@exclusive
 def self_labelled(model: nn.Module, inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Inputs with the dense network's own first answers as labels, where there are no others.
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ..arguments import Arguments, arguments, fresh
 from ..copying import copied
 from ..evaluate.latency import evaluating
+from ..exclusive import own_thread
 from ..export.compare import difference, largest
 from ..find import find
 from ..guards import mark_for_running, unwrap
@@ -158,7 +159,7 @@ def _variant(
             tensor.data = tensor.contiguous(memory_format=LAYOUTS[layout])
     inputs: dict[str, Seen] = {}
     hooks = [
-        result.get_submodule(name).register_forward_pre_hook(_recorder(name, inputs), with_kwargs=True)
+        result.get_submodule(name).register_forward_pre_hook(own_thread(_recorder(name, inputs)), with_kwargs=True)
         for name in names
     ]
     result(*args, **kwargs)

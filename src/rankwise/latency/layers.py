@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..batches import pristine
 from ..calling import call
+from ..exclusive import own_thread
 from ..formats import get_format
 from ..formats.svd import SVD
 from ..plan import DENSE
@@ -78,7 +79,7 @@ def calls_of(model: nn.Module, sites: Sites, example: Any) -> Calls:
                 def look(module: nn.Module, args: Any, kwargs: Any, seen: list[Input] = seen) -> None:
                     seen.append(Input.of(next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor))))
 
-                hook = model.get_submodule(name).register_forward_pre_hook(look, with_kwargs=True)
+                hook = model.get_submodule(name).register_forward_pre_hook(own_thread(look), with_kwargs=True)
                 stack.callback(hook.remove)
         call(model, example)
     return calls

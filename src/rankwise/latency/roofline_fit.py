@@ -7,6 +7,7 @@ from statistics import correlation
 import torch
 from torch import nn
 
+from ..exclusive import exclusive
 from .engine import Engine
 from .layers import Input, randomised, work_of
 from .roofline import Device
@@ -18,6 +19,7 @@ TILES = (1, 2, 4, 8, 16, 32)
 LAYERS = 33
 
 
+@exclusive
 def measured_device(engine: Engine) -> Device:
     """Measure what an engine gets out of the device that it runs on.
 

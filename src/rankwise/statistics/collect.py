@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..batches import Batches, call, pristine
 from ..calling import DataError, samples_in
 from ..example import taking_example, with_example
+from ..exclusive import exclusive, own_thread
 from ..find import find
 from ..finite import Blame
 from ..guards import unwrap
@@ -39,6 +40,7 @@ ANNOUNCED_LOUDLY = 4 * 2**30
 
 @verb
 @taking_example
+@exclusive
 def collect(
     model: nn.Module,
     data: Iterable[Any] | None = None,
@@ -127,7 +129,8 @@ def collect(
             for layer in layers:
                 hooks.enter_context(_hook(layer, collector.observer(site)))
                 if site in takers:
-                    hooks.enter_context(_Removed(layer.register_forward_hook(backward.watcher(site), prepend=True)))
+                    watcher = own_thread(backward.watcher(site))
+                    hooks.enter_context(_Removed(layer.register_forward_hook(watcher, prepend=True)))
         if takers:
             model.requires_grad_(False)  # the graph starts at the sites' outputs
         if forward_loop is not None:
@@ -262,7 +265,7 @@ def _hook(layer: nn.Module, observe: Callable[[nn.Module, Tensor, Tensor], None]
             observe(module, x, output)
 
     # First of all hooks: it sees the layer's own output, and the input that the user's hooks before it have made.
-    return _Removed(layer.register_forward_hook(seen, with_kwargs=True, prepend=True))
+    return _Removed(layer.register_forward_hook(own_thread(seen), with_kwargs=True, prepend=True))
 
 
 class _Removed:

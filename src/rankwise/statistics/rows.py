@@ -94,11 +94,13 @@ class Drawn(NamedTuple):
         """Rows of the output at the same positions, G x N x T."""
         return self._real(output_rows(layer, y, self.positions))
 
-    def before(self, sample: int, rows: int) -> int | None:
-        """How many of the rows belong to the samples before one; None where rows do not go by samples."""
+    def sample_of(self, rows: int) -> Tensor | None:
+        """The number of the sample that each of the rows belongs to; None where rows do not go by samples."""
         if self.kept is not None:
-            return int(self.kept.view(self.samples, -1)[:sample].sum())
-        return sample * (rows // self.samples) if self.samples and rows % self.samples == 0 else None
+            return torch.arange(self.samples).repeat_interleave(self.kept.view(self.samples, -1).sum(1).cpu())
+        if not self.samples or rows % self.samples:
+            return None
+        return torch.arange(self.samples).repeat_interleave(rows // self.samples)
 
     def _real(self, rows_GND: Tensor) -> Tensor:
         return rows_GND if self.kept is None else rows_GND[:, self.kept.to(rows_GND.device)]

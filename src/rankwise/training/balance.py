@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..exclusive import exclusive
 from ..formats import LowRank
 from ..formats.modules import GroupedLinear, TransposedLinear
 from ..formats.nested import Bands, Branches
@@ -37,6 +38,7 @@ class Bond(NamedTuple):
 
 
 @torch.no_grad()
+@exclusive
 def balance_(model: nn.Module) -> nn.Module:
     """Scale the channels between the layers of every factorised layer, so that both sides have the same norm.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calling import call, map_tensors, tensors_in
+from ..exclusive import exclusive, own_thread
 from ..formats import LowRank
 from ..guards import unwrap
 from ..pristine import rows_kept
@@ -85,6 +86,7 @@ class BlockReconstruction:
         return torch.stack(losses).sum()
 
 
+@exclusive
 def find_blocks(model: nn.Module) -> list[str]:
     """The repeated blocks of a network that hold factorised layers.
 
@@ -136,12 +138,12 @@ def _cut(model: nn.Module, names: Sequence[str], compare: Any) -> Iterator[None]
     try:
         for name in names:
             block = module_at(model, name)
-            handles.append(block.register_forward_pre_hook(detach, with_kwargs=True))
+            handles.append(block.register_forward_pre_hook(own_thread(detach), with_kwargs=True))
 
             def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 compare(name, output)
 
-            handles.append(block.register_forward_hook(hook))
+            handles.append(block.register_forward_hook(own_thread(hook)))
         yield
     finally:
         for handle in handles:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from ..exclusive import exclusive
 from ..formats.weights import read
 from ..guards import unwrap
 from .factors import Factor, factors
@@ -21,6 +22,7 @@ from .factors import Factor, factors
 MAPS = ("cayley", "matrix_exp", "householder")
 
 
+@exclusive
 def constrain_(model: nn.Module, map: str = "cayley") -> nn.Module:
     """Parametrise the factors so that every step of an optimiser leaves them orthonormal.
 
@@ -62,6 +64,7 @@ def constrain_(model: nn.Module, map: str = "cayley") -> nn.Module:
     return model
 
 
+@exclusive
 def release_(model: nn.Module) -> nn.Module:
     """Take the parametrisation of `constrain_` off; the factors keep their values and are plain parameters again."""
     for factor in factors(model):

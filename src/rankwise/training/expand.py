@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exclusive import exclusive
 from ..formats import LowRank, Ranks, get_format
 from ..formats.base import Factors, grouped, same_tensor_options
 from ..formats.convolution import PLAIN, TRANSPOSED
@@ -30,6 +31,7 @@ from ..surgery import rebuild, replace
 FORMATS = ("tucker2", "svd")
 
 
+@exclusive
 def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str | Iterable[str] = "*") -> nn.Module:
     """Put a chain of full ranks in the place of every chosen layer; the network computes what it did.
 
@@ -99,6 +101,7 @@ def full_rank(site: Site, weight: Tensor, format: str) -> Factors:
     return Factors(format=format, ranks=ranks, tensors=tensors, weight=weight.double(), error=0.0)
 
 
+@exclusive
 def merge_(model: nn.Module) -> nn.Module:
     """Put one dense layer in the place of every chain: the product of its factors, and the bias.
 

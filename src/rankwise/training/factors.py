@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exclusive import exclusive
 from ..formats import LowRank
 from ..formats.modules import TransposedLinear
 from ..formats.weights import read
@@ -80,6 +81,7 @@ def excess(U_GNR: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@exclusive
 def deviation(model: nn.Module) -> float:
     """Mean over the factors of `||U^T U - I||_F / sqrt(G R)`: 0 where all are orthonormal."""
     matrices = [factor.matrix().double() for factor in factors(model)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calling import map_tensors
+from ..exclusive import own_thread
 from ..formats import LowRank
 from ..surgery import module_at
 
@@ -104,7 +105,7 @@ def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, deque
             def keep(module: nn.Module, args: Any, output: Any, outputs: deque[Any] = outputs) -> None:
                 outputs.append(map_tensors(Tensor.clone, output))
 
-            handles.append(module_at(model, name).register_forward_hook(keep))
+            handles.append(module_at(model, name).register_forward_hook(own_thread(keep)))
         yield kept
     finally:
         for handle in handles:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..constraints import Constraints
+from ..exclusive import exclusive
 from ..formats import get_format
 from ..formats.weights import read, site_weight
 from ..guards import unwrap
@@ -145,6 +146,7 @@ class RankSearch:
         """`distance() * share()`, the loss of the weights."""
         return self.distance() * self.share().detach()
 
+    @exclusive
     def refit(self) -> None:
         """Fit all candidates to the weights as they are now, and bring their predicted errors up to date."""
         for name, options in self.options.items():

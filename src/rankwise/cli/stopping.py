@@ -1,0 +1,100 @@
+"""Commands that are stopped from outside: one line that says what was kept, an exit code, and no file half written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+CLOSED_PIPE = 128 + 13  # as the shell tells SIGPIPE
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the command as Ctrl-C does, so that everything is tidied up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP end what runs as Ctrl-C does; those that the caller ignores stay ignored."""
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """130 for Ctrl-C, 143 for SIGTERM: 128 and the number of the signal, as shells tell it."""
+    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+
+
+class Kept:
+    """What a command leaves behind when it is stopped, found out by looking.
+
+    Args:
+        targets: files and folders that it writes, each as a whole, None for none.
+    """
+
+    def __init__(self, targets: Iterable[Path | None]) -> None:
+        self._before = {target: _stamps(target) for target in targets if target is not None}
+        self.further: Callable[[], str | None] = lambda: None
+
+    def told(self, error: KeyboardInterrupt) -> str:
+        """The line for a person."""
+        by = signal.Signals(error.number).name if isinstance(error, Stopped) else "Ctrl-C"
+        written = [str(target) for target, stamps in self._before.items() if _stamps(target) != stamps]
+        if written:
+            kept = f"{', '.join(written)} was written before that and can be used; what was to follow is missing"
+        else:
+            kept = self.further() or "nothing was written; run the command again"
+        return f"stopped by {by}: {kept}"
+
+
+def checkpoint_told(checkpoint: Path | None, first_stage: str) -> str | None:
+    """What a checkpoint holds for whoever goes on.
+
+    Args:
+        checkpoint: the file, None where none was asked for.
+        first_stage: what is added to its name for the first of two stages.
+    """
+    from ..training.checkpoint import read_checkpoint
+
+    if checkpoint is None:
+        return "nothing was written; with --checkpoint FILE a run that is stopped can go on"
+    for file in (checkpoint, checkpoint.with_name(f"{checkpoint.name}.{first_stage}")):
+        if file.is_file():
+            step = read_checkpoint(file)["step"]
+            return f"checkpoint {file} holds step {step}; the same command with --resume goes on from there"
+    return None
+
+
+def close_quietly() -> None:
+    """Nobody reads standard output any more: what is still to be written goes nowhere."""
+    with suppress(OSError, ValueError):  # a stream without a file of its own, as in tests
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _stamps(target: Path) -> frozenset[tuple[str, int, int]]:
+    """What tells the files of a target from others of the same names."""
+    files = [path for path in (target, *target.rglob("*")) if path.is_file()]
+    return frozenset((str(path), path.stat().st_ino, path.stat().st_mtime_ns) for path in files)
