@@ -27,7 +27,6 @@ from .vocabulary import guarded
 
 @verb
 @taking_example
-@exclusive
 def find(model: nn.Module, example: Any) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 

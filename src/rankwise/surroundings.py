@@ -18,7 +18,7 @@ R = TypeVar("R")
 def verb(function: Callable[P, R]) -> Callable[P, R]:
     """Let a public function compute the same whatever surrounds its call.
 
-    Verbs of several threads take turns (`exclusive`). `torch.inference_mode` is left inside: tensors made under it could
+    Verbs of several threads take turns (`exclusive`). `torch.inference_mode` is left inside: tensors made under it can
     neither be trained nor saved for a gradient.
 
     Args:
@@ -35,7 +35,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
 
     alone = exclusive(function)
 
-    @wraps(function)
+    @wraps(alone)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.get_default_device().type == "meta":
             raise ValueError(

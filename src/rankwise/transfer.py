@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .exclusive import exclusive
 from .factorise import check_plan
 from .formats import get_format
 from .formats.both_sides import fit
@@ -30,7 +29,6 @@ SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 @verb
 @torch.no_grad()
-@exclusive
 def choose_shrinkage(
     model: nn.Module,
     plan: Plan,

@@ -19,7 +19,6 @@ from ..arguments import arguments
 from ..batches import pristine, samples_in
 from ..copying import copied
 from ..example import taking_example
-from ..exclusive import exclusive
 from ..files import replacing
 from ..guards import unwrap
 from ..surroundings import verb
@@ -36,7 +35,6 @@ SHOWN = 4
 
 @verb
 @taking_example
-@exclusive
 def executorch(
     model: nn.Module,
     example: Any,

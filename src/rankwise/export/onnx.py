@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..arguments import arguments
 from ..batches import pristine
 from ..example import taking_example
-from ..exclusive import exclusive
 from ..files import replacing_several
 from ..guards import unwrap
 from ..state import state_of
@@ -33,7 +32,6 @@ LARGEST_FILE = 1_900_000_000
 
 @verb
 @taking_example
-@exclusive
 def onnx(
     model: nn.Module,
     example: Any,

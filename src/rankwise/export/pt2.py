@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..arguments import arguments, fresh
 from ..batches import pristine
 from ..example import taking_example
-from ..exclusive import exclusive
 from ..files import Stream, replacing
 from ..guards import unwrap
 from ..surroundings import verb
@@ -27,7 +26,6 @@ logger = logging.getLogger("rankwise")
 
 @verb
 @taking_example
-@exclusive
 def pt2(
     model: nn.Module,
     example: Any,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..batches import Batches, call, pristine
 from ..calling import DataError, samples_in
 from ..example import taking_example, with_example
-from ..exclusive import exclusive, own_thread
+from ..exclusive import own_thread
 from ..find import find
 from ..finite import Blame
 from ..guards import unwrap
@@ -40,7 +40,6 @@ ANNOUNCED_LOUDLY = 4 * 2**30
 
 @verb
 @taking_example
-@exclusive
 def collect(
     model: nn.Module,
     data: Iterable[Any] | None = None,
