@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Two pytest workers: the tests are sized for two cores.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all test-reliability lint format clean
 
 help:
 	@echo "make demo      install, train a small network on handwritten digits, compress it, print the table"
 	@echo "make test      install, check style and types, run the tests"
 	@echo "make test-all  the same with the slow tests"
+	@echo "make test-reliability  make every file event and call fail, and count what is lost"
 	@echo "make lint      check style and types only"
 	@echo "make format    let ruff rewrite the style"
 	@echo "make clean     remove the virtual environment, caches and results"
@@ -20,10 +21,13 @@ demo: $(VENV)/.stamp-demo
 	$(BIN)/rankwise demo -o demo-out
 
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not reliability"
 
 test-all: lint
 	$(PYTEST) -m ""
+
+test-reliability: $(VENV)/.stamp-dev
+	$(PYTEST) tests/reliability -m ""
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

@@ -94,7 +94,7 @@ CASES = (
     _case("mobilenet_v2", 32, ["features.?.*", "features.1?.*"], (0.95, 0.9)),
     _case("mobilenet_v3_small", 32, ["features.*"], (0.95, 0.9)),
     _case("mnasnet0_5", 32, ["layers.*"], (0.95, 0.9)),
-    _case("shufflenet_v2_x0_5", 32, ["stage2.*", "stage3.*"], (0.95, 0.9), batches=16),
+    _case("shufflenet_v2_x0_5", 64, ["stage2.*", "stage3.*"], (0.95, 0.9), batches=16),
     _case("efficientnet_b0", 32, ["features.[1234].*"], (0.97, 0.95)),
     _case("efficientnet_v2_s", 32, ["features.[12].*"], (0.97, 0.95)),
     _case("regnet_y_400mf", 32, ["trunk_output.block[12].*"]),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .statistics import Moments, Statistics, collect
     from .training import HealReport, heal
     from .transfer import choose_shrinkage
+    from .verify import Verified, verify
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "Site",
     "Sites",
     "Statistics",
+    "Verified",
     "choose",
     "choose_shrinkage",
     "collect",
@@ -64,6 +66,7 @@ __all__ = [
     "profile",
     "save",
     "training",
+    "verify",
 ]
 
 # Module -> the public names that it defines.
@@ -84,6 +87,7 @@ _HOMES = {
     "statistics": ("Moments", "Statistics", "collect"),
     "training": ("HealReport", "heal"),
     "transfer": ("choose_shrinkage",),
+    "verify": ("Verified", "verify"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

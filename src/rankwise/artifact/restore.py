@@ -37,12 +37,7 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
     Raises:
         ValueError: saying what differs between the artifact and the fresh model.
     """
-    if manifest.coded.keys() != (tensors.keys() if manifest.storage != "plain" else set()):
-        raise ValueError(
-            "coded: it must name exactly the stored tensors, or none of plain ones; save the artifact again"
-        )
-    outlines = {name: coded.outline() for name, coded in manifest.coded.items()}
-    stored = _with_aliases(manifest, outlines or tensors)
+    stored = outlined(manifest, tensors)
     fresh = refolded(fresh, manifest.folds)
     _check_outline(fresh, manifest, stored)
     _check_ties(fresh, manifest, stored)
@@ -61,9 +56,44 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
             rebuild(model, [*table.names, *head.names], get_format(head.format), head.ranks, head.bias)
     _check_filling(model, stored)
     if manifest.coded:
-        stored = _with_aliases(manifest, {name: decode(name, tensors[name], it) for name, it in manifest.coded.items()})
+        stored = _with_aliases(manifest, decoded(manifest, tensors))
     _fill(model, manifest, stored)
     return model
+
+
+def outlined(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stored tensors by all their names, coded ones as outlines, compared with what the manifest says of itself.
+
+    Raises:
+        ValueError: where a name stands for nothing, or the structure is not the one that was saved.
+    """
+    if manifest.coded.keys() != (tensors.keys() if manifest.storage != "plain" else set()):
+        raise ValueError(
+            "coded: it must name exactly the stored tensors, or none of plain ones; save the artifact again"
+        )
+    stored = _with_aliases(manifest, {name: coded.outline() for name, coded in manifest.coded.items()} or tensors)
+    names = [name for chain in manifest.structure for name in chain.names]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"site {twice[0]!r} stands more than once in the structure; save the artifact again")
+    if fingerprint(_outline(manifest, stored)) != manifest.dense_fingerprint:
+        raise ValueError("the structure does not have the dense_fingerprint it was saved with; save the artifact again")
+    return stored
+
+
+def decoded(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they were before they were coded.
+
+    Raises:
+        ValueError: naming the tensor that cannot be decoded.
+    """
+    if not manifest.coded:
+        return dict(tensors)
+    return {name: decode(name, tensors[name], coded) for name, coded in manifest.coded.items()}
+
+
+def _outline(manifest: Manifest, stored: Mapping[str, Tensor]) -> dict[str, str]:
+    dense = {name: chain.dense for chain in manifest.structure for name in chain.names}
+    return outline({name: tuple(tensor.shape) for name, tensor in stored.items()}, dense)
 
 
 def _with_aliases(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,17 +113,11 @@ def _with_aliases(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str
 
 def _check_outline(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
     """The fresh model must have the tensors and layers of the dense network that was compressed."""
-    names = [name for chain in manifest.structure for name in chain.names]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"site {twice[0]!r} stands more than once in the structure; save the artifact again")
-    dense = {name: chain.dense for chain in manifest.structure for name in chain.names}
-    theirs = outline({name: tuple(tensor.shape) for name, tensor in stored.items()}, dense)
-    if fingerprint(theirs) != manifest.dense_fingerprint:
-        raise ValueError("the structure does not have the dense_fingerprint it was saved with; save the artifact again")
+    theirs = _outline(manifest, stored)
     modules = dict(fresh.named_modules(remove_duplicate=False))
     ours = outline(
         {name: tuple(tensor.shape) for name, tensor in fresh.state_dict(keep_vars=True).items()},
-        {name: _described(modules[name]) for name in dense if name in modules},
+        {name: _described(modules[name]) for chain in manifest.structure for name in chain.names if name in modules},
     )
     differs = [name for name in theirs if ours.get(name, theirs[name]) != theirs[name]]
     problems = [

@@ -1,7 +1,7 @@
 """The command line.
 
-`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | formats |
-roofline | demo`.
+`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | verify |
+formats | roofline | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
@@ -26,6 +26,7 @@ from .pareto import pareto
 from .plan import plan
 from .roofline import roofline
 from .train import train
+from .verify import verify
 from .version import version
 
 __all__ = ["app", "main"]
@@ -69,7 +70,7 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 _COMMANDS: list[Callable[..., None]] = [
-    *(inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, formats, roofline, demo),
+    *(inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, verify, formats, roofline, demo),
 ]
 for command in _COMMANDS:
     app.command(help=_paragraphs(command.__doc__))(command)

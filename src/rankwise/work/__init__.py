@@ -74,6 +74,7 @@ class Work:
         ValueError: for a folder that holds something else, a checkpoint that is not asked for, damaged, or not there.
 
     Example:
+        >>> from rankwise import Plan
         >>> work = Work()
         >>> work.once(PLAN, lambda: Plan(rows=()))
         Plan(rows=(), ...)

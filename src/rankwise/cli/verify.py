@@ -1,0 +1,36 @@
+"""`rankwise verify`: is an artifact, or another file of Rankwise, whole?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .output import Output
+
+What = Annotated[
+    Path, typer.Argument(metavar="PATH", show_default=False, help="An artifact, statistics, a plan, or a checkpoint.")
+]
+
+
+def verify(path: What, json: options.Json = None, debug: options.Debug = False) -> None:
+    """Check an artifact, statistics, a plan or a checkpoint against what it says of itself.
+
+    Example: [bold]rankwise verify out/[/bold]
+
+    Checksums, every field, and that each tensor can be decoded. The network is not needed; loading compares it. Exit
+    code 0 where all is whole, 2 where something is missing or damaged.
+    """
+    with Output(json, debug=debug) as out:
+        from ..verify import verify as verified
+
+        found = verified(path)
+        out.say(f"{path} is whole: {found.kind}")
+        for fact in found.facts:
+            out.say(f"  {fact}")
+        for note in found.notes:
+            out.note(note)
+        out.result("verify", {"path": str(path), **asdict(found)})
