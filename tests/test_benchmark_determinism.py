@@ -13,7 +13,7 @@ from benchmarks.determinism import BATCH, OTHER_BATCH, ROUNDING, Made, Setting, 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-SOME = ("collect", "choose", "spatial_svd, sequential", "cp3, one-shot", "int8+entropy")
+SOME = ("collect", "spatial_svd, sequential", "int8+entropy")
 
 
 def test_a_few_rows_keep_their_promise(tmp_path: Path) -> None:

@@ -103,8 +103,14 @@ def switches() -> dict[str, Any]:
     }
 
 
-def test_all_formats_in_threads_give_the_bits_of_one_after_another() -> None:
-    jobs = [(format, ("one-shot", "sequential")[n % 2], n) for n, format in enumerate(rw.FORMATS)]
+QUICK = ("svd", "spatial_svd", "tucker2", "slr", "cp", "tt")  # one of each family
+
+
+@pytest.mark.parametrize(
+    "formats", [QUICK, pytest.param(tuple(rw.FORMATS), marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_formats_in_threads_give_the_bits_of_one_after_another(formats: tuple[str, ...]) -> None:
+    jobs = [(format, ("one-shot", "sequential")[n % 2], n) for n, format in enumerate(formats)]
     models = [make(Small, n) for n in range(len(jobs))]
     before = switches()
     alone = [compressed(model, *job) for model, job in zip(models, jobs, strict=True)]
@@ -142,7 +148,6 @@ def test_verbs_leave_no_switch_behind(tmp_path: Any) -> None:
         "factorise": lambda: rw.factorise(model, plan, stats),
         "sequential": lambda: rw.factorise(model, plan, data=batches),
         "compress": lambda: rw.compress(model, batches, keep={"macs": 0.6}),
-        "shrinkage": lambda: rw.choose_shrinkage(model, plan, stats, batches),
         "heal": lambda: rw.heal(rw.factorise(model, plan, stats), model, batches, epochs=1),
         "latency": lambda: rw.evaluate.latency({"dense": model}, batches[0][:1], threads=2, rounds=2),
         "agreement": lambda: rw.evaluate.agreement(model, model, batches),
@@ -150,7 +155,6 @@ def test_verbs_leave_no_switch_behind(tmp_path: Any) -> None:
         "save": lambda: rw.save(rw.factorise(model, plan, stats), tmp_path / "out"),
         "load": lambda: rw.load(make(Small), tmp_path / "out", example=batches[0][:1]),
         "expand": lambda: rw.training.merge_(rw.training.expand_(copy.deepcopy(model), stats.sites)),
-        "optimised": lambda: rw.kernels.optimised(model, batches[0][:1]),
     }
     for name, verb in verbs.items():
         verb()  # imports of its own may change filters and loggers for good
