@@ -76,7 +76,8 @@ def tensors(folder: str) -> bytes:
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
-def test_killed_and_resumed(project: Path, cli: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def test_killed_and_resumed(how: str, project: Path, cli: Callable[..., Any]) -> None:
     Path("waiting.py").write_text(WAITING)
     command = ["compress", "waiting.py:build", *COMPRESS[2:]]
     assert cli(*command, "-o", "whole").exit_code == 0
@@ -88,8 +89,12 @@ def test_killed_and_resumed(project: Path, cli: Callable[..., Any]) -> None:
         while len(list(Path("work").glob("layer-*"))) < 2 and run.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
         assert run.poll() is None, run.communicate()[0]
-        run.send_signal(signal.SIGKILL)
-        run.wait()
+        run.send_signal(getattr(signal, how))
+        said = run.communicate()[0]
+    if how == "SIGTERM":
+        assert run.returncode == 143
+        there = "checkpoint work holds statistics, curves, plan, 2 factorised layers"
+        assert f"stopped by SIGTERM: {there}; the same command with --resume goes on from there" in said
     Path("wait").unlink()
     assert not Path("out").exists()
     assert len(list(Path("work").glob("layer-*"))) == 2

@@ -90,7 +90,7 @@ def test_compress_is_stopped(
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, errors
-    assert errors.splitlines()[-1] == f"stopped by {name}: nothing was written; run the command again"
+    assert errors.splitlines()[-1] == f"stopped by {name}: nothing was written; with --checkpoint FOLDER a run that is stopped can go on"
     assert "Traceback" not in errors
     assert files(project) - before == {"running"}
 

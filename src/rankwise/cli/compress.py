@@ -126,6 +126,7 @@ def compress(
 
         check_budget(wishes)
         work = _work(out, checkpoint, resume, out_folder)
+        out.if_stopped(lambda: _kept(work))
         selection = Selection.of(importance)
         timed = is_timed(wishes["keep"], target_drop, minimise)
         measuring = engine_for(timed, engine, threads, latency_batch, figures=True)
@@ -180,6 +181,13 @@ def compress(
         small = job.factorise(plan, method, selection)
         finish(job, small, plan, out_folder, command="compress", timing=timing, storage=storage)
         work.remove()
+
+
+def _kept(work: Work) -> str:
+    """What a run that is stopped leaves for the next."""
+    if work.folder is None:
+        return "nothing was written; with --checkpoint FOLDER a run that is stopped can go on"
+    return f"checkpoint {work.folder} holds {work.told()}; the same command with --resume goes on from there"
 
 
 def _work(out: Output, checkpoint: Path | None, resume: bool, out_folder: Path) -> Work:

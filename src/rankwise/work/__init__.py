@@ -119,11 +119,15 @@ class Work:
                 "name another folder"
             )
         if self.run:
-            layers = sum(key.startswith(f"{LAYERS.name} ") for key in self.files)
-            there = [part.name for part in (STATISTICS, CURVES, PLAN) if part in self] + [f"{layers} factorised layers"]
-            logger.info("going on from checkpoint %s, which has %s", self.folder, ", ".join(there))
+            logger.info("going on from checkpoint %s, which has %s", self.folder, self.told())
         self.run = run
         self._write(self.folder)
+
+    def told(self) -> str:
+        """What there is, in words."""
+        layers = sum(key.startswith(f"{LAYERS.name} ") for key in self.files)
+        parts = [part.name for part in (STATISTICS, CURVES, PLAN) if part in self]
+        return ", ".join([*parts, f"{layers} factorised layers"])
 
     def __contains__(self, part: Part[Any]) -> bool:
         """Whether there is something of a kind."""
