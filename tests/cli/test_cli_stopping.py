@@ -90,7 +90,8 @@ def test_compress_is_stopped(
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, errors
-    assert errors.splitlines()[-1] == f"stopped by {name}: nothing was written; with --checkpoint FOLDER a run that is stopped can go on"
+    kept = "nothing was written; with --checkpoint FOLDER a run that is stopped can go on"
+    assert errors.splitlines()[-1] == f"stopped by {name}: {kept}"
     assert "Traceback" not in errors
     assert files(project) - before == {"running"}
 

@@ -15,11 +15,12 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
-from ..files import replacing
+from ..files import cut, replacing
 from .stopping import CLOSED_PIPE, Kept, close_quietly, exit_code, stoppable
 
 # A pipe or a log file has no width of its own; tables of layer names need more than the usual 80 columns.
 WIDTH_WITHOUT_TERMINAL = 150
+LONGEST = 4000  # characters of an error: the names of a hundred layers
 
 
 class _Relay(logging.Handler):
@@ -173,7 +174,7 @@ class Output:
 
             self.errors.print(Traceback.from_exception(type(error), error, error.__traceback__))
         expected = isinstance(error, (ValueError, OSError, ImportError))
-        text = str(error).strip() or type(error).__name__
+        text = cut(str(error).strip(), LONGEST) or type(error).__name__
         if not expected:
             text = f"unexpected {type(error).__name__}: {text}"
         if not expected and not self.debug:
