@@ -11,7 +11,8 @@ import torch
 from .artifact import MANIFEST, WEIGHTS
 from .artifact.opening import opened
 from .artifact.restore import decoded, outlined
-from .files import cut, is_temporary, tensors_of
+from .files import cut, is_temporary
+from .files.tensors import tensors_of
 from .plan import Plan
 from .statistics import Statistics
 from .training.checkpoint import read_checkpoint

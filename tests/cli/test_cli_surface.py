@@ -70,6 +70,7 @@ OPTIONS = {
         "--dynamic-axes",
     },
     "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
+    "verify": {"PATH", "--json", "--debug", "--help"},
     "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},
 }

@@ -12,20 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from rankwise.files import (
-    built,
-    cut,
-    digest,
-    parse_json,
-    parse_yaml,
-    read_bytes,
-    read_tensors,
-    read_text,
-    sha256_of,
-    shown,
-    told,
-    write_tensors,
-)
+from rankwise.files import built, cut, digest, parse_json, parse_yaml, read_bytes, read_text, sha256_of, shown, told
+from rankwise.files.tensors import read_tensors, write_tensors
 
 
 @pytest.mark.parametrize(

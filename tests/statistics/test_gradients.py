@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rankwise import Moments, Statistics, collect
 from rankwise.evaluate import divergence
-from rankwise.files import SEAL, write_tensors
+from rankwise.files.tensors import SEAL, write_tensors
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Dense, Identity
 from rankwise.statistics.gradients import FisherProbe, Gradients, fisher_energy

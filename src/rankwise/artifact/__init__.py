@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..check import check_loaded
 from ..copying import copied
 from ..exclusive import exclusive
-from ..files import cut, sha256_of, tensors_of, write_tensors
+from ..files import cut, sha256_of
+from ..files.tensors import tensors_of, write_tensors
 from ..folding import folds_of
 from ..guards import unwrap
 from ..names import STORAGES

@@ -1,4 +1,7 @@
-"""Files that are replaced as a whole, read from one open handle, and known again by their content."""
+"""Files that are replaced as a whole, read from one open handle, and known again by their content.
+
+This needs no PyTorch; `files.tensors` does.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ from .reading import read_bytes, read_text, told
 from .replace import Stream, make_folder, replacing, replacing_several
 from .schema import built
 from .temporary import is_temporary, locked, sibling, target_of, temporary_folder
-from .tensors import SEAL, read_tensors, tensors_of, write_tensors
 from .text import cut, shown
 
 __all__ = [
-    "SEAL",
     "Stream",
     "built",
     "cut",
@@ -26,7 +27,6 @@ __all__ = [
     "parse_json",
     "parse_yaml",
     "read_bytes",
-    "read_tensors",
     "read_text",
     "replacing",
     "replacing_several",
@@ -35,7 +35,5 @@ __all__ = [
     "sibling",
     "target_of",
     "temporary_folder",
-    "tensors_of",
     "told",
-    "write_tensors",
 ]

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import SEAL, built, parse_json, read_tensors, replacing, shown, told, write_tensors
+from ..files import built, parse_json, replacing, shown, told
+from ..files.tensors import SEAL, read_tensors, write_tensors
 from ..linalg.two_sided import TwoSided
 from ..sites import Sites
 from .gradients import Gradients

@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from ..files import built, parse_json, read_tensors, read_text, replacing, told, write_tensors
+from ..files import built, parse_json, read_text, replacing, told
+from ..files.tensors import read_tensors, write_tensors
 from ..plan import Plan
 from ..profile import Curve, Option
 from ..statistics import Statistics
