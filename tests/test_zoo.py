@@ -42,7 +42,7 @@ ZOO = {
 
 
 # From 15 seconds to two minutes each.
-SLOW = ("vgg16", "vit_b_16", "resnet50", "densenet121", "convnext_tiny", "regnet_y_400mf")
+SLOW = ("vgg16", "vit_b_16", "resnet50", "densenet121", "convnext_tiny", "regnet_y_400mf", "swin_t")
 
 
 def dense(name: str, seed: int) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from artifact_nets import edit
 from factorise_nets import tokens
 from helpers import chains, make, outputs, plan_of, unchanged
 from torch import Tensor, nn
@@ -185,10 +185,7 @@ def test_artifact_and_training(model: Any, stats: Statistics, tmp_path: Path) ->
     untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
     with pytest.raises(ValueError, match="shares the factors of 'words' and 'head', the fresh model has a weight for"):
         rw.load(untied, tmp_path / "out")
-    path = tmp_path / "out" / "rankwise.json"
-    manifest = json.loads(path.read_text())
-    manifest["structure"][1]["ranks"] = [3]
-    path.write_text(json.dumps(manifest))
+    edit(tmp_path / "out", lambda manifest: manifest["structure"][1].update(ranks=[3]))
     with pytest.raises(ValueError, match="share factors of different formats or ranks"):
         rw.load(fresh(), tmp_path / "out")
 
