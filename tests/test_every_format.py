@@ -86,6 +86,7 @@ def test_half_precision_and_further_training(case: Case) -> None:
     assert all(parameter.grad is not None for parameter in small.parameters())
 
 
+@pytest.mark.slow
 def test_auto_considers_all_and_drops_what_is_beaten() -> None:
     model, data = make(Kinds), batches_of(24, 4, 9, 8, count=2)
     stats = rw.collect(model, data)

@@ -28,7 +28,7 @@ from ..surroundings import verb
 from .coding import decode, encode
 from .directory import replacing
 from .manifest import Chain, Manifest, fingerprint, outline
-from .opening import MANIFEST, WEIGHTS, manifest_of, opened
+from .opening import MANIFEST, NEXT, WEIGHTS, manifest_of, opened
 from .restore import restored
 from .structure import chains_of, channels_last_of, unsaved_buffers_of, weights_of
 
@@ -185,7 +185,9 @@ def stored_bytes(directory: str | Path) -> int:
         >>> stored_bytes("out/")  # doctest: +SKIP
         167225
     """
-    return sum((Path(directory) / name).stat().st_size for name in (MANIFEST, WEIGHTS))
+    where = Path(directory)
+    manifest = MANIFEST if (where / MANIFEST).is_file() else NEXT
+    return sum((where / name).stat().st_size for name in (manifest, WEIGHTS))
 
 
 def _check_storage(storage: str) -> None:

@@ -96,7 +96,7 @@ def _finish(target: Path) -> None:
     """What a killed run left between its two files: its manifest takes its place where its tensors did."""
     if (target / NEXT).exists():
         with suppress(ValueError):
-            if opened(target).file == NEXT:
+            if opened(target, alone=True).file == NEXT:
                 put(target / NEXT, target / MANIFEST)
                 return
         (target / NEXT).unlink()

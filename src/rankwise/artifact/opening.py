@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,8 +35,12 @@ class Opened:
     tensors: bytes
 
 
-def opened(directory: Path) -> Opened:
+def opened(directory: Path, *, alone: bool = False) -> Opened:
     """Read an artifact.
+
+    Args:
+        directory: of the artifact.
+        alone: the caller holds the directory's lock.
 
     Raises:
         ValueError: naming the file that is missing, damaged, or not of the other.
@@ -44,7 +48,7 @@ def opened(directory: Path) -> Opened:
     for _ in range(ROUNDS):
         before = _state(directory)
         try:
-            return _read(directory)
+            return _read(directory, alone)
         except ValueError:
             if before == _state(directory):
                 raise
@@ -61,7 +65,7 @@ def manifest_of(directory: Path) -> Manifest:
         before = _state(directory)
         try:
             if (directory / NEXT).exists():
-                return _read(directory).manifest
+                return _read(directory, alone=False).manifest
             return _parsed(directory / MANIFEST, _text(directory, MANIFEST))
         except ValueError:
             if before == _state(directory):
@@ -82,8 +86,9 @@ def is_ours(path: Path) -> bool:
     return isinstance(plain, dict) and {"format_version", "dense_fingerprint", "tensors_sha256"} <= plain.keys()
 
 
-def _read(directory: Path) -> Opened:
-    with locked(directory, shared=True):  # nobody renames one of them until both are opened
+def _read(directory: Path, alone: bool) -> Opened:
+    # nobody renames one of them until both are opened
+    with nullcontext() if alone else locked(directory, shared=True):
         texts = {name: _text(directory, name) for name in (MANIFEST, NEXT) if (directory / name).is_file()}
         if not texts:
             _text(directory, MANIFEST)
