@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -60,22 +62,34 @@ class Attributes:
 
     def restore(self, but: str | None = None) -> None:
         """Put everything back, and take away what has come; not what has a name that begins with `but`."""
-        for container, entries in self._containers:
-            if not _same(container, entries):
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(entries)
-        for module, names, own in self._kept:
-            live = vars(module)
-            for name in [name for name in live if name not in names and _is_state(name, live[name])]:
-                if but is None or not name.startswith(but):
-                    del live[name]
-            for name, value in own.items():
-                if live.get(name, self) is not value:
-                    live[name] = value
-        with torch.no_grad():
+        with ExitStack() as steps:  # each is taken even where another fails; the last one comes first
             for tensor, version, values in self._tensors:
-                if writes(tensor) != version:
-                    tensor.detach().copy_(values)
+                steps.callback(put_back, tensor, version, values)
+            for module, names, own in self._kept:
+                steps.callback(self._put_attributes, vars(module), names, own, but)
+            for container, entries in self._containers:
+                steps.callback(_refill, container, entries)
+
+    def _put_attributes(self, live: dict[str, Any], names: Any, own: Mapping[str, Any], but: str | None) -> None:
+        for name in [name for name in live if name not in names and _is_state(name, live[name])]:
+            if but is None or not name.startswith(but):
+                del live[name]
+        for name, value in own.items():
+            if live.get(name, self) is not value:
+                live[name] = value
+
+
+def put_back(tensor: Tensor, version: int, values: Tensor) -> None:
+    """Give a tensor its values back, where it was written since."""
+    if writes(tensor) != version:
+        with torch.no_grad():
+            tensor.detach().copy_(values)
+
+
+def _refill(container: Any, entries: Any) -> None:
+    if not _same(container, entries):
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(entries)
 
 
 def _same(container: Any, entries: Any) -> bool:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from .attributes import Attributes
+from .attributes import Attributes, put_back
 from .calling import forget
 from .randomness import Randomness
 from .state import writes
@@ -133,20 +133,20 @@ def _restored(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = None  # a compiled call would skip hooks
         yield
     finally:
-        for module, flag, tables, call in zip(modules, training, hooks, compiled, strict=True):
-            module.training = flag
-            module._compiled_call_impl = call
-            for table, entries in tables.items():
-                live = getattr(module, table)  # the same dict object: removable handles point at it
-                live.clear()
-                live.update(entries)
-        for parameter, flag in wants_grad:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
-        for module, named in zip(modules, buffer_tables, strict=True):
-            module._buffers.clear()
-            module._buffers.update(named)
-        for buffer, version, values in buffers:
-            if writes(buffer) != version:  # written in place
-                buffer.copy_(values)
-        attributes.restore()
+        with ExitStack() as steps:  # each is taken even where another fails; the last one comes first
+            steps.callback(attributes.restore)
+            for buffer, version, values in buffers:
+                steps.callback(put_back, buffer, version, values)
+            for module, flag, tables, call in zip(modules, training, hooks, compiled, strict=True):
+                module.training = flag
+                module._compiled_call_impl = call
+                for table, entries in tables.items():
+                    live = getattr(module, table)  # the same dict object: removable handles point at it
+                    live.clear()
+                    live.update(entries)
+            for parameter, flag in wants_grad:
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)
+            for module, named in zip(modules, buffer_tables, strict=True):
+                module._buffers.clear()
+                module._buffers.update(named)
