@@ -49,6 +49,11 @@ def test_what_differs_is_told() -> None:
         return compared(made)[0]["verdict"]
 
     assert verdict() == "right"
+    tipped = {which: {"slr3": Made("a", {"0": W})} for which in processes}
+    tipped["batches"] = {"slr3": Made("b", {"0": 2 * W})}
+    assert compared(tipped)[0] | {"batches": "(1.0e+00)", "verdict": "right"} == compared(tipped)[0]
+    tipped["again"] = tipped["batches"]
+    assert compared(tipped)[0]["verdict"] == "BROKEN"
     assert verdict(batches=Made("b", {"0": W * (1 + ROUNDING / 2)})) == "right"
     assert verdict(batches=Made("b", {"0": W * (1 + 2 * ROUNDING)})) == "BROKEN"
     assert verdict(threads=Made("b", {"1": W}), **{"threads again": Made("b", {"1": W})}) == "BROKEN"
