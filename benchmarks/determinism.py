@@ -31,8 +31,7 @@ from rankwise.names import STORAGES
 
 COLUMNS = ("what", "again", "threads", "threads again", "batches", "verdict")
 ROUNDING = 1e-3  # of the norm of V, where sums are taken in another order; fits of several factors amplify it
-# The fit of several nested levels takes the best of three starts and ends at a decrease of 0.1 %: rounding tips both, and
-# two results are as good, not the same.
+# The fit of several nested levels takes the best of three starts, and ends at a decrease of 0.1 %: rounding tips both.
 TIPPED = ("slr3",)
 SAMPLES, BATCH, OTHER_BATCH = 48, 12, 16
 
