@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from benchmarks.determinism import Net as Kinds
 from helpers import batches_of, make, outputs
 from torch import Tensor, nn
 
@@ -14,23 +14,6 @@ import rankwise as rw
 from rankwise.formats import Ranks, get_format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Kinds(nn.Module):
-    """One layer of every kind: 3 x 3, grouped with stride, 1 x 1, linear."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 12, 3, padding=1)
-        self.norm = nn.BatchNorm2d(12)
-        self.grouped = nn.Conv2d(12, 16, (3, 2), (2, 1), (1, 1), groups=2, bias=False)
-        self.point = nn.Conv2d(16, 12, 1, 2)
-        self.head = nn.Linear(12, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x)))
-        x = F.relu(self.point(F.relu(self.grouped(x))))
-        return self.head(x.mean((2, 3)))
 
 
 Case = tuple[nn.Module, list[Tensor], rw.Sites, rw.Plan]

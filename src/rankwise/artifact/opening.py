@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from ..files import locked, parse_json, read_text, told
 from .manifest import LARGEST, Manifest
+
+Found = TypeVar("Found")
 
 MANIFEST = "rankwise.json"
 WEIGHTS = "model.safetensors"
@@ -45,14 +48,7 @@ def opened(directory: Path, *, alone: bool = False) -> Opened:
     Raises:
         ValueError: naming the file that is missing, damaged, or not of the other.
     """
-    for _ in range(ROUNDS):
-        before = _state(directory)
-        try:
-            return _read(directory, alone)
-        except ValueError:
-            if before == _state(directory):
-                raise
-    raise ValueError(f"{directory} is replaced all the time; load it when it is complete")
+    return _settled(directory, lambda: _read(directory, alone))
 
 
 def manifest_of(directory: Path) -> Manifest:
@@ -61,16 +57,13 @@ def manifest_of(directory: Path) -> Manifest:
     Raises:
         ValueError: naming the file, and the field that is missing or wrong.
     """
-    for _ in range(ROUNDS):
-        before = _state(directory)
-        try:
-            if (directory / NEXT).exists():
-                return _read(directory, alone=False).manifest
-            return _parsed(directory / MANIFEST, _text(directory, MANIFEST))
-        except ValueError:
-            if before == _state(directory):
-                raise
-    raise ValueError(f"{directory} is replaced all the time; read it when it is complete")
+
+    def read() -> Manifest:
+        if (directory / NEXT).exists():
+            return _read(directory, alone=False).manifest
+        return _parsed(directory / MANIFEST, _text(directory, MANIFEST))
+
+    return _settled(directory, read)
 
 
 def is_ours(path: Path) -> bool:
@@ -84,6 +77,18 @@ def is_ours(path: Path) -> bool:
     except ValueError:
         return False
     return isinstance(plain, dict) and {"format_version", "dense_fingerprint", "tensors_sha256"} <= plain.keys()
+
+
+def _settled(directory: Path, read: Callable[[], Found]) -> Found:
+    """Read again where reading failed while the artifact was replaced, which locks prevent where there are any."""
+    for _ in range(ROUNDS):
+        before = _state(directory)
+        try:
+            return read()
+        except ValueError:
+            if before == _state(directory):
+                raise
+    raise ValueError(f"{directory} is replaced all the time; read it when it is complete")
 
 
 def _read(directory: Path, alone: bool) -> Opened:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from ..calling import call
 from ..copying import copied
 from ..evaluate.measures import Judge, Measure
+from ..files import digest
 from ..guards import unwrap
 from ..outputs import check_labels
 from ..surroundings import verb
@@ -147,7 +147,11 @@ def heal(
         epochs = 10
     wanted = LoopOptions(epochs=epochs, minutes=minutes, **options)
     named = "a function" if callable(augment) else augment
-    identity: dict[str, Any] = {"networks": _digest(small, dense), "train": train, "augment": named}
+    identity: dict[str, Any] = {
+        "networks": digest([dict(network.state_dict()) for network in (small, dense)]),
+        "train": train,
+        "augment": named,
+    }
     healed = balance_(copied(small))
     parameters = trainable(healed, train)
     judge = Distillation(dense, temperature=1.0, logits=logits, classes_dim=classes_dim)
@@ -235,13 +239,3 @@ def _shares(blocks: bool | float | Sequence[str]) -> dict[str, float]:
 def _part(options: LoopOptions, share: float) -> LoopOptions:
     limits = {name: getattr(options, name) for name in ("epochs", "minutes")}
     return replace(options, **{name: limit and share * limit for name, limit in limits.items()})
-
-
-def _digest(*networks: nn.Module) -> str:
-    """What tells networks of other values apart."""
-    digest = hashlib.sha256()
-    for network in networks:
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

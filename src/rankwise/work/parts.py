@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from ..files import built, parse_json, read_text, replacing, told
-from ..files.tensors import read_tensors, write_tensors
+from ..files import built, digest, parse_json, read_text, replacing, told
+from ..files.tensors import SEAL, read_tensors, write_tensors
 from ..plan import Plan
 from ..profile import Curve, Option
 from ..statistics import Statistics
@@ -31,13 +31,17 @@ class Part(Generic[Value]):
 
 
 def _write_json(path: Path, value: Any) -> None:
+    plain = json.loads(json.dumps(value))
     with replacing(path) as new:
-        new.write_text(json.dumps(value), encoding="utf-8")
+        new.write_text(json.dumps({"value": plain, "sha256": digest(plain)}), encoding="utf-8")
 
 
 def _read_json(path: Path) -> Any:
     with told(path):
-        return parse_json(read_text(path))
+        content = parse_json(read_text(path))
+        if not isinstance(content, dict) or content.get("sha256") != digest(content.get("value")):
+            raise ValueError("its content is not what its sha256 says")
+        return content["value"]
 
 
 def _write_curve(path: Path, curve: Curve) -> None:
@@ -51,12 +55,15 @@ def _read_curve(path: Path) -> Curve:
 
 def _write_layer(path: Path, layer: Layer) -> None:
     with replacing(path) as new:
-        write_tensors(layer, new)
+        write_tensors(layer, new, {"kind": "layer"})
 
 
 def _read_layer(path: Path) -> Layer:
     with told(path):
-        return read_tensors(path)[0]
+        tensors, about = read_tensors(path)
+        if SEAL not in about:
+            raise ValueError("its sha256 is missing")
+        return tensors
 
 
 STATISTICS: Part[Statistics] = Part("statistics", ".safetensors", lambda path, stats: stats.save(path), Statistics.load)
