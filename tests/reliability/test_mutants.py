@@ -25,10 +25,13 @@ from rankwise.latency.roofline import Device
 from rankwise.ranks.studies import open_study
 from rankwise.statistics import Statistics
 from rankwise.training.checkpoint import read_checkpoint
+from rankwise.work import CURVES, LAYERS, PLAN, Work
+from rankwise.work import STATISTICS as STATS
 
 SECONDS, MEGABYTES, CHARACTERS = 2.0, 500, 1000
 Mutant = Callable[[bytes, random.Random], bytes]
 PLAIN: tuple[Mutant, ...] = (mutants.bits, mutants.bits, mutants.bits, mutants.cut, mutants.spliced, mutants.extended)
+PARTS: dict[str, Any] = {part.name: part for part in (CURVES, LAYERS, PLAN, STATS)}
 WRITE = {writer.name: writer.write for writer in WRITERS}
 
 
@@ -130,6 +133,39 @@ KINDS = (
     Kind(name="study", write=_study, load=_studied),
 )  # fmt: skip
 SLOW = pytest.mark.reliability
+
+
+def test_every_part_of_a_compression_that_is_damaged(tmp_path: Path, tally: Tally) -> None:
+    """A folder that a run goes on from: each of its files by itself, also when it changes after the folder was read."""
+    work, what = tmp_path / "work", "mutants of a compression's checkpoint"
+    rw.compress(fresh(), [torch.randn(16, 12) for _ in range(2)], keep={"macs": 0.9}, checkpoint=work)
+
+    def parts(there: Work) -> str:
+        found = {}
+        for key in there.files:
+            name, _, rest = key.partition(" ")
+            variant, _, site = rest.rpartition(":")
+            found[key] = digest(there.of(PARTS[name], variant)[site], loose=True)
+        return digest([there.run, found])
+
+    wanted = parts(Work(work, resume=True))
+    files = sorted(path for path in work.iterdir() if path.is_file())
+    assert {path.name.partition("-")[0] for path in files} == {"checkpoint.json", *PARTS}
+    for path in files:
+        content = path.read_bytes()
+        for number in range(30):
+            there = Work(work, resume=True)
+            path.write_bytes(PLAIN[number % len(PLAIN)](content, random.Random(number)))
+            for look in (lambda there=there: parts(there), lambda: parts(Work(work, resume=True))):
+                how = "as before"
+                try:
+                    assert look() == wanted, f"{path.name}, mutant {number}"
+                except ValueError as error:
+                    how, told = "refused", str(error)
+                assert how == "as before" or (path.name in told and len(told) < CHARACTERS), f"{path.name}, {number}"
+                tally(what, "tried", 1)
+                tally(what, how, 1)
+            path.write_bytes(content)
 
 
 @pytest.mark.filterwarnings("ignore")
