@@ -23,7 +23,8 @@ import rankwise as rw
 from benchmarks.baselines import balf
 from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
-from rankwise.profile import DEFAULT_FORMATS, Curve
+from rankwise.plan import Curve
+from rankwise.planning.profile import DEFAULT_FORMATS
 
 COLUMNS = (
     "network",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, interleaved, networks, parser, report, start
 from benchmarks.tasks import TASKS
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 COLUMNS = ("network", "what", "keep", "samples", "seconds", "forward_seconds", "ratio", "limit")
 LIMITS = {("resnet20", "sequential"): 6.0, ("resnet20", "collect"): 3.0, ("resnet18", "collect"): 4.0}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, parser, report, start
 from benchmarks.formats_peers import available
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 COLUMNS = ("what", "samples", "seconds", "cpu_seconds", "ratio", "limit", "peak_gib", "limit_gib", "parts")
 YARDSTICK = "partial_tucker + forward"

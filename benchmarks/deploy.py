@@ -27,8 +27,8 @@ from benchmarks.tasks import TASKS, Task
 from rankwise.artifact import as_stored, read, stored_bytes
 from rankwise.export.compare import difference
 from rankwise.export.runners import TARGETS, runner
+from rankwise.inputs.torchvision_shim import import_torchvision
 from rankwise.names import STORAGES
-from rankwise.torchvision_shim import import_torchvision
 
 ENGINES = ("network", "engine", "dtype", "what", "bytes", "milliseconds", "speedup", "difference")
 STORAGE = ("network", "what", "storage", "bytes", "share", "largest_error", "top1")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, parser, report, start
 from rankwise.formats import get_format
-from rankwise.formats.low_rank import LowRank
+from rankwise.layers.low_rank import LowRank
 from rankwise.names import STORAGES
 
 COLUMNS = ("what", "again", "threads", "threads again", "batches", "verdict")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.honesty_case import Batch, Case, images
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 
 def made(name: str, module: str = "torchvision.models", **settings: Any) -> Any:

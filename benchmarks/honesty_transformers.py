@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.honesty_case import Batch, Case, images, named, rows, tokens
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 WORDS = 96
 TEXT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}

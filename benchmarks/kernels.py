@@ -25,7 +25,7 @@ import rankwise as rw
 from benchmarks.common import Row, parser, report, start
 from rankwise.evaluate import Limits, machine_limits
 from rankwise.formats import FORMATS
-from rankwise.latency.clock import in_turns, synchronised
+from rankwise.timing.clock import in_turns, synchronised
 
 COLUMNS = (
     "layer",

@@ -30,8 +30,8 @@ from rankwise.latency import Engine, get_engine
 from rankwise.latency.roofline import Roofline
 from rankwise.latency.roofline_fit import measured_device
 from rankwise.latency.table import Table
-from rankwise.profile import dense_option
-from rankwise.timed import VECTOR
+from rankwise.plan import dense_option
+from rankwise.planning.timed import VECTOR
 
 COLUMNS = (
     *("network", "what", "engine", "dense_ms", "blind_ms", "predicted_ms", "measured_ms", "ratio", "speedup", "off"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 TOKENS = 128
 # Layers, width, width of the feed-forward part, heads and vocabulary of BERT-base.

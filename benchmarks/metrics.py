@@ -21,7 +21,7 @@ from benchmarks.tasks import TASKS
 from rankwise.evaluate import divergence
 from rankwise.formats.weights import site_weight
 from rankwise.names import METRICS
-from rankwise.profile import DEFAULT_FORMATS
+from rankwise.planning.profile import DEFAULT_FORMATS
 from rankwise.statistics.gradients import fisher_energy
 
 COLUMNS = ("network", "keep", "metric", "rule", "method", "top1", "agreement", "divergence", "predicted", "macs_ratio")

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
-from rankwise.profile import Curve
+from rankwise.plan import Curve
 
 ONE_RANK = ("svd", "spatial_svd")
 DEFAULT = "knapsack"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from benchmarks.tasks import TASKS
-from rankwise.budgets import recount
 from rankwise.formats import Format, Ranks, get_format
 from rankwise.formats.weights import site_weight
+from rankwise.planning.budgets import recount
 
 # Plans that a curve is asked for.
 BUDGETS = 12

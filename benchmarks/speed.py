@@ -12,7 +12,7 @@ import torch
 
 import rankwise as rw
 from benchmarks.common import Row, parser, report, start
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 COLUMNS = (
     "network",

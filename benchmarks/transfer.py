@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.tasks import TASKS, Task
-from rankwise.profile import DEFAULT_FORMATS
+from rankwise.planning.profile import DEFAULT_FORMATS
 
 COLUMNS = (
     "formats",

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,8 +11,8 @@ from helpers import batches_of
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.batches import pristine
-from rankwise.copying import copied
+from rankwise.running.batches import pristine
+from rankwise.running.copying import copied
 
 
 class Spiking(nn.Module):

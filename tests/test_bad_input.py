@@ -259,7 +259,7 @@ def test_lazy_layers_are_refused(data: list[Tensor]) -> None:
 
 
 def test_peft_is_refused(data: list[Tensor]) -> None:
-    from rankwise.torchvision_shim import import_torchvision
+    from rankwise.inputs.torchvision_shim import import_torchvision
 
     import_torchvision()  # peft imports transformers, which imports it where it is installed
     peft = pytest.importorskip("peft")

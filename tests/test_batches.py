@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import rankwise as rw
-from rankwise.batches import Batches, call, first_samples, inputs_only, pristine, samples_in, to_device
-from rankwise.find import find
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
+from rankwise.network.find import find
+from rankwise.running.batches import Batches, call, first_samples, inputs_only, pristine, samples_in, to_device
 from rankwise.training import Samples
 
 # ---- data

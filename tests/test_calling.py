@@ -13,8 +13,8 @@ from helpers import unchanged
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.calling import apart, call
-from rankwise.pristine import pristine
+from rankwise.running.calling import apart, call
+from rankwise.running.pristine import pristine
 
 
 class Plain(nn.Module):

@@ -10,9 +10,9 @@ from helpers import batches_of
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.check import check_result
-from rankwise.counting import Recorder
-from rankwise.surgery import rebuild
+from rankwise.factorisation.check import check_result
+from rankwise.network.counting import Recorder
+from rankwise.network.replacing import rebuild
 
 
 class Net(nn.Module):

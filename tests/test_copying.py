@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankwise.copying import copied
 from rankwise.evaluate import size
-from rankwise.state import storage_of
+from rankwise.running.copying import copied
+from rankwise.running.state import storage_of
 
 
 class Flat(nn.Module):

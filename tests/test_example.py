@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.batches import Batches
-from rankwise.example import with_example
+from rankwise.running.batches import Batches
+from rankwise.running.example import with_example
 
 
 class Body(nn.Module):

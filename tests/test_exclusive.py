@@ -22,9 +22,10 @@ from helpers import Residual, batches_of, make
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise import exclusive, tracing
-from rankwise.exclusive import OtherThreadError
 from rankwise.formats import get_format
+from rankwise.running import exclusive
+from rankwise.running.exclusive import OtherThreadError
+from rankwise.surgery import tracing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

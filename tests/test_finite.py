@@ -11,7 +11,7 @@ from helpers import batches_of, plan_of
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.finite import culprit, is_finite
+from rankwise.running.finite import culprit, is_finite
 
 
 class LogOf(nn.Module):

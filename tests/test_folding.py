@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import rankwise as rw
-from rankwise.folding import Folded, folded
 from rankwise.formats import FORMATS
-from rankwise.surgery import replace
+from rankwise.network.replacing import replace
+from rankwise.surgery.folding import Folded, folded
 
 
 def trained(model: nn.Module) -> nn.Module:

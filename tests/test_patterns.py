@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import rankwise as rw
-from rankwise.patterns import matching, near
+from rankwise.network.patterns import matching, near
 
 
 class Odd(nn.Module):

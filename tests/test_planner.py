@@ -12,25 +12,14 @@ from helpers import Residual, batches_of, lost, make
 from rank_problems import brief
 from torch import nn
 
-from rankwise import (
-    RULES,
-    Plan,
-    Planner,
-    Rule,
-    Statistics,
-    choose,
-    collect,
-    compress,
-    evaluate,
-    factorise,
-    find,
-    get_rule,
-    pareto,
-    profile,
-)
+from rankwise import RULES, Plan, Planner, Rule, Statistics, collect, evaluate, get_rule
+from rankwise import factorisation as factorise
+from rankwise import session as compress
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.evbmf import evbmf
-from rankwise.profile import site_metric
+from rankwise.network import find
+from rankwise.planning import choose, pareto, profile
+from rankwise.planning.profile import site_metric
 from rankwise.ranks import FreeRule, Pick, Problem
 from rankwise.ranks.spectra import site_spectra
 

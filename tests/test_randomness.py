@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.pristine import pristine
-from rankwise.randomness import Randomness
+from rankwise.running.pristine import pristine
+from rankwise.running.randomness import Randomness
 
 
 class Drawing(nn.Module):

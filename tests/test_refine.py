@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import rankwise as rw
-from rankwise.plan import DENSE
-from rankwise.planner import Planner
-from rankwise.profile import Option, site_metric
-from rankwise.refine import NEAR, refined
+from rankwise.plan import DENSE, Option
+from rankwise.planning.planner import Planner
+from rankwise.planning.profile import site_metric
+from rankwise.planning.refine import NEAR, refined
 
 KEEP = {"macs": 0.4}
 RULE = rw.get_rule("knapsack")

@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import rankwise as rw
-from rankwise.find import find
-from rankwise.guards import unwrap
-from rankwise.sites import Call, Site, Sites, fingerprint
+from rankwise.network.find import find
+from rankwise.network.sites import Call, Site, Sites, fingerprint
+from rankwise.running.guards import unwrap
 
 
 class Chain(nn.Module):
@@ -205,7 +205,7 @@ def test_products_of_bare_parameters_are_counted_under_their_owner() -> None:
 @functools.cache
 def build(name: str) -> nn.Module:
     """A torchvision network with random weights; making one takes longer than counting it."""
-    from rankwise.torchvision_shim import import_torchvision
+    from rankwise.inputs.torchvision_shim import import_torchvision
 
     try:
         import_torchvision()
@@ -610,7 +610,7 @@ def old_weight() -> nn.Module:
 
 
 def lora() -> nn.Module:
-    from rankwise.torchvision_shim import import_torchvision
+    from rankwise.inputs.torchvision_shim import import_torchvision
 
     import_torchvision()  # peft imports transformers, which imports it where it is installed
     peft = pytest.importorskip("peft")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.surgery import module_at, replace
+from rankwise.network.replacing import module_at, replace
 
 
 class Shared(nn.Module):

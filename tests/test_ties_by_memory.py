@@ -8,7 +8,7 @@ from helpers import batches_of
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.state import numbers_in
+from rankwise.running.state import numbers_in
 
 
 class Two(nn.Module):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.budgets import recount
 from rankwise.latency import Latency, Work
 from rankwise.latency.roofline import Device, Roofline
-from rankwise.plan import PlannedLatency
-from rankwise.timed import NOISE, VECTOR
+from rankwise.plan.plan import PlannedLatency
+from rankwise.planning.budgets import recount
+from rankwise.planning.timed import NOISE, VECTOR
 
 DEVICE = Device(name="paper", peak=1e9, bandwidth=1e12, tile=16, overhead=1e-6)
 EXAMPLE = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))

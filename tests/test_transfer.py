@@ -13,7 +13,7 @@ from helpers import Residual, batches_of, chains, make, outputs, plan_of
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.transfer import SHARES, choose_shrinkage, output_error
+from rankwise.factorisation.shrinkage import SHARES, choose_shrinkage, output_error
 
 D = 24
 

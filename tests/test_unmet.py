@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import rankwise as rw
-from rankwise.constraints import Constraints
-from rankwise.unmet import check_budgets
+from rankwise.planning.constraints import Constraints
+from rankwise.planning.unmet import check_budgets
 
 
 def network() -> nn.Module:

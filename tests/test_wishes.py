@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import rankwise as rw
-from rankwise.pareto import pareto
-from rankwise.planner import Planner
-from rankwise.wishes import check_wishes
+from rankwise.planning.pareto import pareto
+from rankwise.planning.planner import Planner
+from rankwise.planning.wishes import check_wishes
 
 
 class Untouched:

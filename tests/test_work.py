@@ -404,7 +404,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     def fails(*_: Any, **__: Any) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(sys.modules["rankwise.compress"], "collect", fails)
+    monkeypatch.setattr(sys.modules["rankwise.session"], "collect", fails)
     with pytest.raises(OSError, match="file"):
         run(model, tmp_path / "file" / "work")
 

@@ -13,7 +13,7 @@ from helpers import chains, outputs, settled, unchanged
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 
 class Entry(NamedTuple):

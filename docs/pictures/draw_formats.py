@@ -26,7 +26,7 @@ from rankwise.cli.format_facts import (
 from rankwise.formats import FORMATS, Format, Ranks
 from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank
-from rankwise.sites import Site
+from rankwise.network.sites import Site
 
 # Ranks of the convolution, and of the linear layer where there is one.
 EXAMPLES: dict[str, tuple[Ranks, ...]] = {

@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import evaluate, export, kernels, training
     from .artifact import load, save
-    from .batches import Batches, inputs_only
-    from .choose import choose
-    from .compress import CompressReport, compress
-    from .factorise import factorise, factorise_
-    from .find import find
-    from .formats import FORMATS, LowRank
-    from .pareto import pareto
+    from .factorisation import factorise, factorise_
+    from .factorisation.shrinkage import choose_shrinkage
+    from .formats import FORMATS
+    from .layers.low_rank import LowRank
+    from .network.find import find
+    from .network.sites import Site, Sites
     from .plan import Plan, PlanRow
-    from .planner import Planner
-    from .profile import profile
+    from .planning.choose import choose
+    from .planning.pareto import pareto
+    from .planning.planner import Planner
+    from .planning.profile import profile
     from .ranks import RULES, Rule, get_rule
-    from .sites import Site, Sites
+    from .running.batches import Batches, inputs_only
+    from .session import CompressReport, compress
     from .statistics import Moments, Statistics, collect
     from .training import HealReport, heal
-    from .transfer import choose_shrinkage
-    from .verify import Verified, verify
+    from .verification import Verified, verify
 
 __version__ = "0.1.0"
 
@@ -72,22 +73,23 @@ __all__ = [
 # Module -> the public names that it defines.
 _HOMES = {
     "artifact": ("load", "save"),
-    "batches": ("Batches", "inputs_only"),
-    "choose": ("choose",),
-    "compress": ("CompressReport", "compress"),
-    "factorise": ("factorise", "factorise_"),
-    "find": ("find",),
-    "formats": ("FORMATS", "LowRank"),
-    "pareto": ("pareto",),
+    "factorisation": ("factorise", "factorise_"),
+    "factorisation.shrinkage": ("choose_shrinkage",),
+    "formats": ("FORMATS",),
+    "layers.low_rank": ("LowRank",),
+    "network.find": ("find",),
+    "network.sites": ("Site", "Sites"),
     "plan": ("Plan", "PlanRow"),
-    "planner": ("Planner",),
-    "profile": ("profile",),
+    "planning.choose": ("choose",),
+    "planning.pareto": ("pareto",),
+    "planning.planner": ("Planner",),
+    "planning.profile": ("profile",),
     "ranks": ("RULES", "Rule", "get_rule"),
-    "sites": ("Site", "Sites"),
+    "running.batches": ("Batches", "inputs_only"),
+    "session": ("CompressReport", "compress"),
     "statistics": ("Moments", "Statistics", "collect"),
     "training": ("HealReport", "heal"),
-    "transfer": ("choose_shrinkage",),
-    "verify": ("Verified", "verify"),
+    "verification": ("Verified", "verify"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

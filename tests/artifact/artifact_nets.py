@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankwise.files import digest
 from rankwise.formats import FORMATS
-from rankwise.surgery import replace
+from rankwise.network.replacing import replace
 
 Ranks = tuple[int, ...]
 

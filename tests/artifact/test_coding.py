@@ -21,17 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rankwise.artifact import as_stored, load, read, save
-from rankwise.artifact.coding import (
-    _LZMA,
-    CODERS,
-    Coded,
-    coded_from,
-    coded_text,
-    decode,
-    encode,
-    is_coded,
-)
-from rankwise.state import DTYPES
+from rankwise.artifact.coding import _LZMA, CODERS, Coded, coded_from, coded_text, decode, encode, is_coded
+from rankwise.running.state import DTYPES
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values())

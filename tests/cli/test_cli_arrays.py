@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rankwise.cli import arrays
-from rankwise.cli.data import DataOptions
-from rankwise.cli.loading import load_data
+from rankwise.inputs import arrays
+from rankwise.inputs.data import DataOptions
+from rankwise.inputs.loading import load_data
 
 X = np.random.default_rng(0).random((6, 3, 7, 5), dtype=np.float32)
 Array = np.ndarray[Any, Any]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.cli.user_batches import from_batches
+from rankwise.inputs.user_batches import from_batches
 
 NETS = """
 import torch

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rankwise.cli.checkpoints import load_weights
+from rankwise.inputs.checkpoints import load_weights
 
 
 def network(width: int = 6) -> nn.Module:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rankwise.cli.data import Data, DataOptions, example_input
-from rankwise.cli.loading import load_data
-from rankwise.cli.pixels import IMAGENET, parse_normalise, parse_transform
-from rankwise.cli.sources import from_arrays
+from rankwise.inputs.data import Data, DataOptions, example_input
+from rankwise.inputs.loading import load_data
+from rankwise.inputs.pixels import IMAGENET, parse_normalise, parse_transform
+from rankwise.inputs.sources import from_arrays
 
 # Importing it here would fail beside a CPU torch: that needs the shim.
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")

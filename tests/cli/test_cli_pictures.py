@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rankwise.cli import pictures
-from rankwise.cli.data import DataOptions
-from rankwise.cli.loading import load_data
+from rankwise.inputs import pictures
+from rankwise.inputs.data import DataOptions
+from rankwise.inputs.loading import load_data
 
 DEEP = np.random.default_rng(0).integers(0, 65536, (5, 6), dtype=np.uint16)
 Array = np.ndarray[Any, Any]

@@ -152,7 +152,7 @@ def test_training_without_a_checkpoint_is_told_of_it(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rankwise.cli.models.load_model", stopped)
+    monkeypatch.setattr("rankwise.inputs.models.load_model", stopped)
     for command in ("heal", "train"):
         artifact = ("--artifact", "out") if command == "heal" else ()
         result = cli(command, "nets.py:build", "data.npz", *artifact, "-o", "out")

@@ -12,7 +12,7 @@ from torch import nn
 from rankwise.artifact import save
 from rankwise.evaluate import Size, size
 from rankwise.formats import FORMATS
-from rankwise.surgery import replace
+from rankwise.network.replacing import replace
 
 
 def test_counts_of_a_small_network() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rankwise import export
 from rankwise.export.runners import runner
 from rankwise.formats import FORMATS
-from rankwise.surgery import replace
+from rankwise.network.replacing import replace
 
 WRITERS: dict[str, Callable[..., Path]] = {
     "onnx": export.onnx,

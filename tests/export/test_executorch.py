@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rankwise import export
 from rankwise.export.check_executorch import program
 from rankwise.formats import FORMATS
-from rankwise.surgery import replace
+from rankwise.network.replacing import replace
 
 pytest.importorskip("executorch", reason="the extra [executorch] is not installed")
 

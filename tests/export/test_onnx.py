@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rankwise import export
 from rankwise.export.check import check
 from rankwise.formats import FORMATS
-from rankwise.surgery import replace
+from rankwise.network.replacing import replace
 
 
 class Net(nn.Module):

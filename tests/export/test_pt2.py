@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankwise import export
 from rankwise.formats import FORMATS
-from rankwise.surgery import replace
+from rankwise.network.replacing import replace
 
 
 def small() -> nn.Module:

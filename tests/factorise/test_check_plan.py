@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise import Plan, PlanRow, Sites, find
-from rankwise.factorise import check_plan
+from rankwise import Plan, PlanRow, Sites
+from rankwise.factorisation import check_plan
+from rankwise.network import find
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwise.factorise.fitting import (
+from rankwise.factorisation.fitting import (
     BETAS,
     LEAST_ROWS_PER_INPUT,
     choose_beta,
@@ -14,7 +14,7 @@ from rankwise.factorise.fitting import (
     held_out_error,
     regression_target,
 )
-from rankwise.sites import Call, Site
+from rankwise.network.sites import Call, Site
 from rankwise.statistics.accumulator import Accumulator
 from rankwise.statistics.moments import Moments
 

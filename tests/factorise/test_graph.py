@@ -13,8 +13,8 @@ from helpers import Residual, batches_of, make, plan_of
 from torch import Tensor, fx, nn
 
 import rankwise as rw
-from rankwise.batches import pristine
-from rankwise.factorise import graph
+from rankwise.factorisation import graph
+from rankwise.running.batches import pristine
 
 
 class Counted:

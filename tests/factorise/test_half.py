@@ -10,7 +10,7 @@ from helpers import plan_of
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.factorise.half import LARGEST
+from rankwise.factorisation.half import LARGEST
 
 U_SIGNS = torch.sign(torch.randn(64, 4, generator=torch.Generator().manual_seed(0))) / 8
 V_SIGNS = torch.sign(torch.randn(4, 1024, generator=torch.Generator().manual_seed(1))) / 32

@@ -13,10 +13,10 @@ from helpers import Residual, batches_of, make, outputs, plan_of
 from torch import Tensor, fx, nn
 
 import rankwise as rw
-from rankwise.batches import pristine
-from rankwise.factorise import graph, residual
-from rankwise.factorise.residual import corrected, schedule
-from rankwise.factorise.watch import linked_sites
+from rankwise.factorisation import graph, residual
+from rankwise.factorisation.residual import corrected, schedule
+from rankwise.factorisation.watch import linked_sites
+from rankwise.running.batches import pristine
 
 
 def links_of(model: nn.Module, sites: set[str], example: Tensor) -> dict[str, residual.Link]:
@@ -246,7 +246,7 @@ REPAIRED = {*LINKED, "maps", "the other waits for an unfitted site"}  # the last
 def test_both_engines_repair_the_same(kind: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     got = factors(kind, engine)
     expected = factors(kind, "graph") if kind in REPAIRED else {}
-    monkeypatch.setattr(import_module("rankwise.factorise.sequential"), "corrected", lambda y, *_: y)
+    monkeypatch.setattr(import_module("rankwise.factorisation.sequential"), "corrected", lambda y, *_: y)
     uncorrected = factors(kind, "graph")
     for name, value in (expected or uncorrected).items():
         torch.testing.assert_close(got[name], value, rtol=1e-6, atol=1e-6)
@@ -284,7 +284,7 @@ def test_corrected_targets_lower_the_error_of_the_blocks(engine: str, monkeypatc
         for use in (True, False):
             with monkeypatch.context() as patch:
                 if not use:
-                    patch.setattr(import_module("rankwise.factorise.sequential"), "corrected", lambda y, *_: y)
+                    patch.setattr(import_module("rankwise.factorisation.sequential"), "corrected", lambda y, *_: y)
                 small = rw.factorise(model, plan, data=data, engine=engine)
             errors.append(float((outputs(small, fresh) - expected).square().mean()))
         ratios.append(errors[0] / errors[1])

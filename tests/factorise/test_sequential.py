@@ -14,7 +14,7 @@ from helpers import Residual, batches_of, chains, make, outputs, plan_of, unchan
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.torchvision_shim import import_torchvision
+from rankwise.inputs.torchvision_shim import import_torchvision
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -12,8 +12,8 @@ from factorise_nets import CASES
 from helpers import make
 
 import rankwise as rw
-from rankwise.factorise import spill
-from rankwise.factorise.spill import ActivationStore
+from rankwise.factorisation import spill
+from rankwise.factorisation.spill import ActivationStore
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import rankwise as rw
 from rankwise import Statistics
 from rankwise.evaluate import size
 from rankwise.formats.both_sides import fit
-from rankwise.formats.modules import TransposedLinear
+from rankwise.inputs.torchvision_shim import import_torchvision
+from rankwise.layers.modules import TransposedLinear
 from rankwise.statistics.gradients import fisher_energy
-from rankwise.torchvision_shim import import_torchvision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

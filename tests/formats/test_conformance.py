@@ -17,7 +17,7 @@ from benchmarks.grid_layers import LAYERS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankwise import FORMATS, LowRank, Site, export, find
+from rankwise import FORMATS, LowRank, Site, export
 from rankwise.formats import Factors, Format, Ranks
 from rankwise.formats.base import CHANNELS_LAST
 from rankwise.formats.both_sides import curve as two_sided_curve
@@ -29,10 +29,11 @@ from rankwise.formats.slr import SparseLowRank
 from rankwise.formats.spatial_svd import SpatialSVD
 from rankwise.formats.tucker2 import Tucker2
 from rankwise.formats.weights import site_bias, site_weight, write
-from rankwise.kinds import output_first
+from rankwise.layers.kinds import output_first
 from rankwise.linalg import multilinear
 from rankwise.linalg.metric import Metric
 from rankwise.linalg.two_sided import TwoSided
+from rankwise.network import find
 from rankwise.statistics.accumulator import Accumulator
 from rankwise.statistics.gradients import Gradients
 from rankwise.statistics.moments import Moments, identity_metrics

@@ -12,8 +12,8 @@ from torch.fx.experimental.optimization import fuse
 
 import rankwise as rw
 from rankwise.formats import get_format
-from rankwise.formats.lazy_weight import LazyWeight
-from rankwise.formats.low_rank import watching_weights
+from rankwise.layers.lazy_weight import LazyWeight
+from rankwise.layers.low_rank import watching_weights
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 18), (2, 5, 12)),

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.formats.ladders import divisors, split_number
-from rankwise.formats.modules import Arrange, Bias, GroupedLinear
 from rankwise.formats.network import Network
+from rankwise.layers.modules import Arrange, Bias, GroupedLinear
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,8 +8,8 @@ from helpers import make
 from torch import nn
 
 import rankwise as rw
-from rankwise.formats.modules import Pivoted
 from rankwise.formats.weights import site_bias, site_weight
+from rankwise.layers.modules import Pivoted
 from rankwise.statistics.moments import identity_metrics
 
 LAYERS = {

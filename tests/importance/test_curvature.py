@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 import rankwise as rw
 from rankwise.importance import by_cost, by_curvature, by_gradient, self_labelled
 from rankwise.importance.truncated import truncated
-from rankwise.kinds import output_first
+from rankwise.layers.kinds import output_first
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

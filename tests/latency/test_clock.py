@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rankwise.latency.clock import Latency, in_turns, summary
+from rankwise.timing.clock import Latency, in_turns, summary
 
 
 def test_warmup_is_not_measured() -> None:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.latency.clock import Latency
 from rankwise.latency.estimate import Estimate, nonnegative, spread
+from rankwise.timing.clock import Latency
 
 
 def at(seconds: float) -> Latency:

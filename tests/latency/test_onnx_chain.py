@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from rankwise.export.check import session
 from rankwise.formats import FORMATS, LowRank
-from rankwise.formats.modules import Arrange, Bias, TransposedLinear
 from rankwise.latency.layers import randomised
 from rankwise.latency.onnx_chain import chain_file
+from rankwise.layers.modules import Arrange, Bias, TransposedLinear
 
 LAYERS = {
     "linear, two dimensions": (nn.Linear(6, 4), torch.randn(3, 6)),

@@ -16,7 +16,7 @@ from rankwise.latency.cache import Cache
 from rankwise.latency.layers import calls_of
 from rankwise.latency.roofline import Device, Roofline
 from rankwise.latency.table import PROBES, Table
-from rankwise.profile import Curve, Option, dense_option
+from rankwise.plan import Curve, Option, dense_option
 
 DEVICE = Device(name="paper", peak=1e9, bandwidth=1e12, tile=1, overhead=1e-6)
 

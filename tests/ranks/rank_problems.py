@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from rankwise import Plan
-from rankwise.profile import Option
+from rankwise.plan import Option
 from rankwise.ranks import Candidates, Problem, Rule, get_rule
 from rankwise.ranks.spectra import Spectra, Unfolding
 

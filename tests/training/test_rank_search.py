@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import rankwise as rw
-from rankwise.constraints import Constraints
+from rankwise.planning.constraints import Constraints
 from rankwise.training import RankSearch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..check import check_loaded
-from ..copying import copied
-from ..exclusive import exclusive
+from ..factorisation.check import check_loaded
 from ..files import cut, sha256_of
 from ..files.tensors import tensors_of, write_tensors
-from ..folding import folds_of
-from ..guards import unwrap
 from ..names import STORAGES
 from ..plan import Plan
-from ..seen import Seen
-from ..state import state_of
-from ..surroundings import verb
+from ..running.copying import copied
+from ..running.exclusive import exclusive
+from ..running.guards import unwrap
+from ..running.seen import Seen
+from ..running.state import state_of
+from ..running.verbs import verb
+from ..surgery.folding import folds_of
 from .coding import decode, encode
 from .directory import replacing
 from .manifest import Chain, Manifest, fingerprint, outline

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..state import DTYPES, NAMES
+from ..running.state import DTYPES, NAMES
 
 # A plane that Huffman's code leaves larger than this share is noise, on which slower coders would be wasted.
 NOISE = 0.97

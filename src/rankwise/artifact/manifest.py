@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..files import digest, is_finite, is_text, parse_json, shown
-from ..kinds import KINDS
+from ..layers.kinds import KINDS
 from ..names import STORAGES
 from ..plan import Plan
-from ..seen import Seen
+from ..running.seen import Seen
 from .coding import Coded, coded_from, coded_text, is_coded
 
 FORMAT_VERSION = 4

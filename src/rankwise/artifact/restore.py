@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..copying import copied
-from ..folding import refolded
 from ..formats import get_format
-from ..kinds import is_convolution, site_kind
-from ..sites import Site
-from ..state import DTYPES, NAMES, place, state_of
-from ..surgery import rebuild
+from ..layers.kinds import is_convolution, site_kind
+from ..network.replacing import rebuild
+from ..network.sites import Site
+from ..running.copying import copied
+from ..running.state import DTYPES, NAMES, place, state_of
+from ..surgery.folding import refolded
 from .coding import decode
 from .manifest import Chain, Manifest, described, fingerprint, outline
 from .structure import can_be_channels_last, empty

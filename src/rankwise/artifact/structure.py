@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from ..formats import FORMATS, LowRank
 from ..formats.base import CHANNELS_LAST
 from ..formats.convolution import PLAIN, TRANSPOSED
-from ..formats.modules import Arrange, Bias, GroupedLinear, Pivoted, TransposedLinear
 from ..formats.nested import Bands, Branches
-from ..kinds import output_first
-from ..state import NAMES
+from ..layers.kinds import output_first
+from ..layers.modules import Arrange, Bias, GroupedLinear, Pivoted, TransposedLinear
+from ..running.state import NAMES
 from .manifest import FLOATS, Chain
 
 _PLAIN = (nn.Linear, nn.Embedding, *PLAIN, *TRANSPOSED, Arrange, Bias, GroupedLinear, TransposedLinear)

@@ -54,9 +54,9 @@ def apply(
     [bold]ranks: \\[][/bold]; parameters and MACs are counted anew. Without DATA, [bold]--stats FILE[/bold] is enough.
     """
     with Output(json, debug=debug, writes=[out_folder, stats]) as out:
+        from ..inputs.data import DataOptions
         from ..plan import Plan
         from .constraints import check_method, parse_shrink
-        from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
         from .judging import Judging

@@ -59,9 +59,9 @@ def collect(
     runs [bold]rankwise compress MODEL --stats FILE --input-shape 3,32,32 --keep macs=0.5 -o out/[/bold].
     """
     with Output(json, debug=debug, writes=[stats_file]) as out:
+        from ..inputs.data import DataOptions
         from ..statistics.collect import collect as collect_statistics
         from ..statistics.moments import LARGEST_DENSE
-        from .data import DataOptions
         from .steps import Job
 
         how = DataOptions(

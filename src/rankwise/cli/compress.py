@@ -92,8 +92,8 @@ def compress(
     same options, to the same network.
     """
     with Output(json, debug=debug, writes=[out_folder, stats]) as out:
+        from ..inputs.data import DataOptions
         from .constraints import check_budget, check_method, choose_options, parse_shrink
-        from .data import DataOptions
         from .figures import Timing
         from .importance import Selection
         from .judging import Judging
@@ -121,8 +121,8 @@ def compress(
             minimise,
             tie,
         )
-        from ..choose import is_timed  # which imports torch: what is written wrongly is told before
         from ..files import digest
+        from ..planning.choose import is_timed  # which imports torch: what is written wrongly is told before
 
         check_budget(wishes)
         work = _work(out, checkpoint, resume, out_folder)

@@ -14,7 +14,7 @@ from .output import Output
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .data import Data
+    from ..inputs.data import Data
 
 DemoOut = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the results.")]
 
@@ -38,7 +38,7 @@ def demo(
 
         from .. import demo as digits_demo
         from ..files import replacing
-        from ..find import find
+        from ..network.find import find
         from .figures import Timing
         from .steps import Job, finish
 
@@ -84,7 +84,7 @@ def _short(path: Path) -> Path:
 
 
 def _in_memory(name: str, images: Tensor, labels: Tensor | None) -> Data:
-    from .data import Data
+    from ..inputs.data import Data
 
     size = 64
     batches = [

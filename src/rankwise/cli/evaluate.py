@@ -64,12 +64,12 @@ def evaluate(
         import torch  # what is written wrongly is told before
 
         from ..artifact import read, stored_bytes
-        from ..check import check_loaded
-        from ..folding import folded
-        from .data import DataOptions
+        from ..factorisation.check import check_loaded
+        from ..inputs.data import DataOptions
+        from ..inputs.loading import load_data
+        from ..inputs.models import load_artifact, load_model
+        from ..surgery.folding import folded
         from .held_out import Judged
-        from .loading import load_data
-        from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
         from .tables import figures_table, roofline_table, storage_table
 

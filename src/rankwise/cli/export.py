@@ -101,14 +101,14 @@ def export(
     with Output(json, debug=debug, writes=[file]) as out:
         import torch
 
-        from ..arguments import arguments
         from ..artifact import read
-        from ..check import check_loaded
         from ..export.runners import target_of, times
-        from .data import DataOptions
+        from ..factorisation.check import check_loaded
+        from ..inputs.data import DataOptions
+        from ..inputs.loading import load_data, load_example
+        from ..inputs.models import load_artifact, load_model
+        from ..running.arguments import arguments
         from .figures import NOTHING_FACTORISED, all_dense, input_shape_of
-        from .loading import load_data, load_example
-        from .models import load_artifact, load_model
         from .steps import warn_about_random_weights
         from .tables import exports_table
 

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..inputs.data import Data
 from ..names import check_engine_name
-from .data import Data
 from .judging import Judging, figures_by
 from .output import Output
 
@@ -56,7 +56,7 @@ class Timing:
 
     def document(self) -> dict[str, Any]:
         """For `--json`: how it was measured, and what the machine had to do right after it."""
-        from ..latency.load import cores, load
+        from ..timing.load import cores, load
 
         return {**asdict(self), "load": load(), "cores": cores()}
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..formats import Format, Ranks
     from ..formats.network import Network
     from ..formats.shape import Shape
-    from ..sites import Site
+    from ..network.sites import Site
 
 # The layers that a format is shown for, unless the user names one: outputs, inputs, kernel.
 CONV = (64, 64, 3, 3)
@@ -56,7 +56,7 @@ def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
 
 def layer_site(weight_shape: tuple[int, ...]) -> Site:
     """A made-up layer without bias that is called once, for one output position of a convolution."""
-    from ..sites import Call, Site
+    from ..network.sites import Call, Site
 
     size = (1, 1) if len(weight_shape) == 4 else ()
     return Site(
@@ -79,7 +79,7 @@ def half(format: Format, site: Site) -> Ranks:
     from ..formats.multilinear import Multilinear
     from ..formats.shape import Shape
     from ..formats.slr import SparseLowRank
-    from ..profile import rank_step
+    from ..planning.profile import rank_step
     from . import block_facts
 
     step = rank_step(site, "auto")
@@ -203,8 +203,8 @@ def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, An
 
     `slices` counts the parts of the channels that a layer runs over alike, beside the samples.
     """
-    from ..formats.modules import Pivoted
     from ..formats.shape import Shape
+    from ..layers.modules import Pivoted
 
     network = network_of(format, Shape.of_site(site), ranks)
     chain: Any = format.build(dense_layer(site), ranks, bias=False)

@@ -16,8 +16,8 @@ from .stopping import checkpoint_told
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..inputs.data import Data
     from ..training import Look
-    from .data import Data
 
 _TRAINING = "Training"
 MINUTES = 10.0
@@ -133,14 +133,14 @@ def heal(
         import torch  # what is written wrongly is told before
 
         from ..artifact import read, save, stored_bytes
-        from ..check import check_loaded
         from ..evaluate import shown
-        from ..seen import Seen
+        from ..factorisation.check import check_loaded
+        from ..inputs.data import DataOptions
+        from ..inputs.loading import load_data
+        from ..inputs.models import load_artifact, load_model
+        from ..running.seen import Seen
         from ..training import heal as train_network
-        from .data import DataOptions
         from .held_out import Judged
-        from .loading import load_data
-        from .models import load_artifact, load_model
         from .steps import check_folder, warn_about_random_weights
         from .tables import figures_table
 

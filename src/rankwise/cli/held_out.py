@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..seen import Seen
-    from .data import Data
+    from ..inputs.data import Data
+    from ..running.seen import Seen
 
 # Use of samples -> what to say of samples that were used so.
 USES = {
@@ -43,7 +43,7 @@ class Judged:
             seen: samples by use, a key of `USES`; without "calibration" those of calibration are not known.
             fix: what a user does about samples that were used before.
         """
-        from ..seen import digests_of
+        from ..running.seen import digests_of
 
         if not data.real:
             what = "no samples, so that accuracy and agreement are not known (name some with --test)"

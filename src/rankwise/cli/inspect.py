@@ -11,7 +11,7 @@ from .output import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..sites import Site, Sites
+    from ..network.sites import Site, Sites
 
 
 def inspect(
@@ -41,10 +41,10 @@ def inspect(
     with Output(json, debug=debug) as out:
         import torch
 
-        from ..find import find
-        from .data import DataOptions
-        from .loading import load_example
-        from .models import load_model
+        from ..inputs.data import DataOptions
+        from ..inputs.loading import load_example
+        from ..inputs.models import load_model
+        from ..network.find import find
         from .tables import sites_table
 
         torch.manual_seed(seed)

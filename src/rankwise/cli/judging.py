@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..inputs.data import Data
 from ..names import METRICS, check_name
-from .data import Data
 from .output import Output
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _own(text: str, fits: bool) -> Measure:
         known = (*(METRICS if fits else ()), *NAMES)
         check_name("metric", text, (*known, "FILE.py:FUNCTION", "FILE.py:FUNCTION:lower"), f"--metric {text!r}: ")
     from ..evaluate import Measure
-    from .models import load_function
+    from ..inputs.models import load_function
 
     function = load_function(spec, "--metric", "the name of a metric")
     name = spec.rpartition(":")[2]

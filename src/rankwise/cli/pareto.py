@@ -78,8 +78,8 @@ def pareto(
     [bold]rankwise apply[/bold].
     """
     with Output(json, debug=debug, writes=[out_folder, stats]) as out:
+        from ..inputs.data import DataOptions
         from .constraints import choose_options, parse_shares, parse_shrink
-        from .data import DataOptions
         from .held_out import Judged
         from .judging import Judging
         from .steps import Job, wishes_gradients
@@ -94,7 +94,7 @@ def pareto(
         wishes = choose_options(
             None, rule, formats, judging.fit, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule, tie=tie
         )
-        from ..pareto import pareto as plans_for  # which imports torch: what is written wrongly is told before
+        from ..planning.pareto import pareto as plans_for  # which imports torch: what is written wrongly is told before
 
         measuring = engine_for(along == "latency", engine, threads, latency_batch)
         how = DataOptions(

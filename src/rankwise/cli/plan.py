@@ -68,8 +68,8 @@ def plan(
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with Output(json, debug=debug, writes=[plan_file, stats]) as out:
+        from ..inputs.data import DataOptions
         from .constraints import check_budget, choose_options, parse_shrink
-        from .data import DataOptions
         from .judging import Judging
         from .steps import Job, wishes_gradients
         from .tables import plan_table
@@ -93,7 +93,7 @@ def plan(
             minimise,
             tie,
         )
-        from ..choose import is_timed  # which imports torch: what is written wrongly is told before
+        from ..planning.choose import is_timed  # which imports torch: what is written wrongly is told before
 
         check_budget(wishes)
         measuring = engine_for(is_timed(wishes["keep"], target_drop, minimise), engine, threads, latency_batch)

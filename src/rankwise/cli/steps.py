@@ -9,22 +9,22 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..inputs.data import Data, DataOptions, random_data
+from ..inputs.loading import load_data, load_example
+from ..inputs.models import is_torchvision, load_model
 from ..names import STORAGES
 from .constraints import check_method
-from .data import Data, DataOptions, random_data
 from .importance import Selection, selecting
 from .judging import Judging
-from .loading import load_data, load_example
-from .models import is_torchvision, load_model
 from .output import Output
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..network.sites import Sites
     from ..plan import Plan
-    from ..planner import Planner
-    from ..seen import Seen
-    from ..sites import Sites
+    from ..planning.planner import Planner
+    from ..running.seen import Seen
     from ..statistics import Statistics
     from ..work import Work
     from .figures import Timing
@@ -97,12 +97,12 @@ class Job:
         """Load everything that the command names, before any long work begins."""
         import torch
 
-        from ..constraints import Constraints
-        from ..find import find
-        from ..folding import folded
-        from ..state import state_of
-        from ..unmet import check_budgets
-        from ..wishes import check_wishes
+        from ..network.find import find
+        from ..planning.constraints import Constraints
+        from ..planning.unmet import check_budgets
+        from ..planning.wishes import check_wishes
+        from ..running.state import state_of
+        from ..surgery.folding import folded
         from ..work import STATISTICS, Work
 
         torch.manual_seed(how.seed)
@@ -173,7 +173,7 @@ class Job:
 
         Read when the work is done.
         """
-        from ..seen import Seen
+        from ..running.seen import Seen
 
         from_file = self.stored and "statistics" in vars(self)
         own = [] if self.data is None else [self.data]
@@ -214,7 +214,7 @@ class Job:
 
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None, method: str = "sequential") -> Plan:
         """Choose formats and ranks; `wishes` are the keyword arguments of `choose`, `shrink` is as for `shrunk`."""
-        from ..choose import choose
+        from ..planning.choose import choose
         from ..work import CURVES, PLAN
 
         source = self.source(wishes)
@@ -243,7 +243,7 @@ class Job:
                 stored file without one and there is DATA, as "auto".
             method: how it will be factorised.
         """
-        from ..transfer import choose_shrinkage
+        from ..factorisation.shrinkage import choose_shrinkage
 
         if isinstance(shrink, float):
             return replace(plan, shrink=shrink)
@@ -267,10 +267,10 @@ class Job:
         self, wishes: Mapping[str, Any], shrink: float, evaluate: Any, times: Mapping[str, Any] | None = None
     ) -> Planner:
         """What makes plans for many budgets; `wishes` and `times` are keyword arguments of `choose`."""
-        from ..constraints import Constraints
         from ..latency.meter import Meter
-        from ..planner import Planner
-        from ..timed import VECTOR, TimedPlanner
+        from ..planning.constraints import Constraints
+        from ..planning.planner import Planner
+        from ..planning.timed import VECTOR, TimedPlanner
 
         planner = Planner.of(
             self.network,
@@ -292,7 +292,7 @@ class Job:
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
-        from ..budgets import recount
+        from ..planning.budgets import recount
 
         return recount(self.network, plan, self.sites)
 
@@ -304,7 +304,7 @@ class Job:
 
     def factorise(self, plan: Plan, method: str, importance: Selection | None = None) -> nn.Module:
         """A factorised copy of the network; `importance` says how sparse low rank selects neurons."""
-        from ..factorise import factorise
+        from ..factorisation import factorise
         from ..work import LAYERS
 
         method = self.way(method)
@@ -371,7 +371,7 @@ def finish(
 
 def wishes_gradients(wishes: Mapping[str, Any]) -> bool:
     """Whether a plan by these keyword arguments of `choose` needs statistics with gradients."""
-    from ..choose import needs_gradients
+    from ..planning.choose import needs_gradients
 
     return needs_gradients(wishes["metric"], wishes.get("rule", "knapsack"))
 

@@ -12,8 +12,8 @@ WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
     from ..evaluate import Measure, Roofline, Storage
+    from ..network.sites import Sites
     from ..plan import Plan
-    from ..sites import Sites
 
 
 def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table:

@@ -15,8 +15,8 @@ from .output import Output
 from .stopping import checkpoint_told
 
 if TYPE_CHECKING:
+    from ..inputs.data import Data
     from ..training import Look, TrainReport
-    from .data import Data
     from .figures import Figures
 
 _TRAINING = "Training"
@@ -165,15 +165,15 @@ def train(
         import torch  # what is written wrongly is told before
 
         from ..artifact import save, stored_bytes
-        from ..seen import Seen
+        from ..inputs.data import DataOptions
+        from ..inputs.loading import load_data
+        from ..inputs.models import load_model
+        from ..planning.wishes import check_wishes
+        from ..running.seen import Seen
         from ..training import train as train_network
         from ..training.together import rank, together
-        from ..wishes import check_wishes
         from .constraints import parse_budgets, parse_rule
-        from .data import DataOptions
         from .held_out import Judged
-        from .loading import load_data
-        from .models import load_model
         from .steps import check_folder
         from .tables import figures_table, plan_table
 
@@ -274,14 +274,14 @@ def train(
 
 def _only(network: Any, data: Data, include: list[str] | None, ignore: list[str] | None) -> list[str]:
     """Names of the layers to expand."""
-    from ..constraints import Constraints
+    from ..planning.constraints import Constraints
 
     free = Constraints(include=include or ("*",), ignore=ignore or ()).free(sites := _sites(network, data))
     return [name for name in sites if name in free]
 
 
 def _sites(network: Any, data: Data) -> Any:
-    from ..find import find
+    from ..network.find import find
 
     return find(network, data.example())
 

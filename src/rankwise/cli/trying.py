@@ -83,7 +83,7 @@ def what_times(job: Job, engine: Engine | None, batch: int) -> dict[str, Any]:
 def trials(job: Job, batches: Iterable[Any], measure: Measure, method: str) -> Trials:
     """What tries a plan on batches by a measure."""
     from ..evaluate import Trials
-    from ..factorise import factorise
+    from ..factorisation import factorise
 
     def build(plan: Plan) -> nn.Module:
         if job.way(method) == "sequential" and job.data is not None:

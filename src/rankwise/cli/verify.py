@@ -25,7 +25,7 @@ def verify(path: What, json: options.Json = None, debug: options.Debug = False) 
     code 0 where all is whole, 2 where something is missing or damaged.
     """
     with Output(json, debug=debug) as out:
-        from ..verify import verify as verified
+        from ..verification import verify as verified
 
         found = verified(path)
         out.say(f"{path} is whole: {found.kind}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..latency import Latency, Ratio
-from ..outputs import Outputs
+from ..running.outputs import Outputs
 from .accuracy import accuracy
 from .comparisons import agreement, cosine, divergence, relative_error
 from .latency import latency

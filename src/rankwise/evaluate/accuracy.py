@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..batches import call, inputs_to_blame, made, pristine
-from ..guards import unwrap
-from ..outputs import Outputs, described, fits, ignored
-from ..surroundings import verb
+from ..running.batches import call, inputs_to_blame, made, pristine
+from ..running.guards import unwrap
+from ..running.outputs import Outputs, described, fits, ignored
+from ..running.verbs import verb
 from .tallies import NO_SAMPLES
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..batches import made
-from ..outputs import Outputs
-from ..surroundings import verb
+from ..running.batches import made
+from ..running.outputs import Outputs
+from ..running.verbs import verb
 from .measures import compared, measure
 from .tallies import NO_SAMPLES
 

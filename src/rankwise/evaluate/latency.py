@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import arguments
-from ..guards import unwrap
 from ..latency import Engine, Latency, Work, get_engine
-from ..latency.clock import WARMUP
 from ..latency.engine import Running
-from ..latency.load import watched
-from ..pristine import rows_kept
-from ..surroundings import verb
+from ..running.arguments import arguments
+from ..running.guards import unwrap
+from ..running.pristine import rows_kept
+from ..running.verbs import verb
+from ..timing.clock import WARMUP
+from ..timing.load import watched
 
 
 @verb

@@ -9,8 +9,8 @@ from itertools import cycle
 import torch
 from torch import nn
 
-from ..latency.clock import in_turns, synchronised, torch_threads
-from ..surroundings import verb
+from ..running.verbs import verb
+from ..timing.clock import in_turns, synchronised, torch_threads
 
 # Long enough that starting a kernel is no part of the time, and short enough to run undisturbed on a busy machine.
 MATRIX = 512

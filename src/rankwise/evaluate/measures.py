@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..batches import call, inputs_to_blame, made, pristine
-from ..guards import unwrap
-from ..outputs import Outputs
-from ..surroundings import verb
+from ..running.batches import call, inputs_to_blame, made, pristine
+from ..running.guards import unwrap
+from ..running.outputs import Outputs
+from ..running.verbs import verb
 from .accuracy import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally
 

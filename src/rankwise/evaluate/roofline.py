@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import arguments
-from ..exclusive import own_thread
-from ..find import find
-from ..guards import unwrap
-from ..latency.clock import torch_threads
-from ..surroundings import verb
+from ..network.find import find
+from ..running.arguments import arguments
+from ..running.exclusive import own_thread
+from ..running.guards import unwrap
+from ..running.verbs import verb
+from ..timing.clock import torch_threads
 from .latency import evaluating
 from .limits import Limits, machine_limits
 

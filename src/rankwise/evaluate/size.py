@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from ..find import total_macs
-from ..guards import refuse_running_copy, unwrap
-from ..state import numbers_in, stored_bytes
-from ..surroundings import verb
+from ..network.find import total_macs
+from ..running.guards import refuse_running_copy, unwrap
+from ..running.state import numbers_in, stored_bytes
+from ..running.verbs import verb
 
 
 @dataclass(frozen=True, kw_only=True)

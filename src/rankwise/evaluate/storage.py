@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..exclusive import exclusive
 from ..formats import LowRank
-from ..guards import unwrap
-from ..state import state_of
+from ..running.exclusive import exclusive
+from ..running.guards import unwrap
+from ..running.state import state_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, log_softmax
 
-from ..outputs import Outputs, described, is_detections, leaves_of
+from ..running.outputs import Outputs, described, is_detections, leaves_of
 
 NO_SAMPLES = "there are no samples: the batches are empty, or a generator that was already used up"
 OVERLAP = 0.5  # of two boxes that are the same one, as the intersection over the union

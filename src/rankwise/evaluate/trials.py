@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from ..batches import Batches, made
-from ..exclusive import exclusive
-from ..guards import unwrap
-from ..outputs import Outputs
 from ..plan import Plan
+from ..running.batches import Batches, made
+from ..running.exclusive import exclusive
+from ..running.guards import unwrap
+from ..running.outputs import Outputs
 from .measures import MEASURES, Judge, Measure, measure, measure_of_plans
 from .tallies import NO_SAMPLES
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..folding import folded
+from ..surgery.folding import folded
 from .absorb import absorbed
 from .executorch import executorch
 from .onnx import onnx

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..copying import copied
-from ..exclusive import exclusive
 from ..formats import LowRank
 from ..formats.nested import Bands, Branches
-from ..guards import refuse_unsupported, unwrap
-from ..tracing import traced, used_once
+from ..running.copying import copied
+from ..running.exclusive import exclusive
+from ..running.guards import refuse_unsupported, unwrap
+from ..surgery.tracing import traced, used_once
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

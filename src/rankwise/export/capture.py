@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..batches import samples_in
-from ..guards import refuse_running_copy
+from ..running.batches import samples_in
+from ..running.guards import refuse_running_copy
 from .compare import Arguments, first_line
 
 _LOUD = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import Arguments, fresh
+from ..running.arguments import Arguments, fresh
 
 
 def tensors_in(value: Any) -> list[Tensor]:

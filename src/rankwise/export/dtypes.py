@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import arguments
-from ..batches import Batches, samples_in
-from ..copying import copied
+from ..running.arguments import arguments
+from ..running.batches import Batches, samples_in
+from ..running.copying import copied
 from .capture import resized
 from .compare import Arguments, difference, largest, outputs
 

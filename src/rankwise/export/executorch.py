@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import arguments
-from ..batches import pristine, samples_in
-from ..copying import copied
-from ..example import taking_example
 from ..files import replacing
-from ..guards import unwrap
-from ..surroundings import verb
+from ..running.arguments import arguments
+from ..running.batches import pristine, samples_in
+from ..running.copying import copied
+from ..running.example import taking_example
+from ..running.guards import unwrap
+from ..running.verbs import verb
 from .capture import captured, file_path, layer_of, quiet, root, site_of
 from .check_executorch import check
 from .check_executorch import program as run_by_executorch

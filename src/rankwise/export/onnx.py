@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import arguments
-from ..batches import pristine
-from ..example import taking_example
 from ..files import replacing_several
-from ..guards import unwrap
-from ..state import state_of
-from ..surroundings import verb
+from ..running.arguments import arguments
+from ..running.batches import pristine
+from ..running.example import taking_example
+from ..running.guards import unwrap
+from ..running.state import state_of
+from ..running.verbs import verb
 from .axes import Capture, DynamicAxes, capture
 from .capture import file_path, quiet, root, site_of
 from .check import check

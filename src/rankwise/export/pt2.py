@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import arguments, fresh
-from ..batches import pristine
-from ..example import taking_example
 from ..files import Stream, replacing
-from ..guards import unwrap
-from ..surroundings import verb
+from ..running.arguments import arguments, fresh
+from ..running.batches import pristine
+from ..running.example import taking_example
+from ..running.guards import unwrap
+from ..running.verbs import verb
 from .axes import DynamicAxes, capture
 from .capture import file_path, quiet
 from .compare import Arguments, compare, first_line, outputs, tensors_in

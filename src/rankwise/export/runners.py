@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..exclusive import exclusive
-from ..latency.clock import Latency, timed, torch_threads
-from ..latency.load import watched
+from ..running.exclusive import exclusive
+from ..timing.clock import Latency, timed, torch_threads
+from ..timing.load import watched
 from .compare import Arguments, tensors_in
 
 # Target -> (suffix of its files, package that runs them, extra that installs it).

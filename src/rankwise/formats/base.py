@@ -13,9 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers.low_rank import LowRank, Ranks
 from ..linalg.metric import Metric
-from ..sites import Site
-from .low_rank import LowRank, Ranks
+from ..network.sites import Site
 
 # Memory format with the channels last, by the dimensions of a tensor that can have it.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

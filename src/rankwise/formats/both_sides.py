@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..linalg.two_sided import TwoSided
-from ..sites import Site
+from ..network.sites import Site
 from .base import Factors, Format, Ranks, Rivals
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..kinds import is_transposed, site_kind
+from ..layers.kinds import is_transposed, site_kind
 
 # By dimensions.
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -15,10 +15,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers.low_rank import LowRankLayer
 from ..linalg import multilinear, tucker2
 from ..linalg.equation import Equation
 from ..linalg.metric import Identity, Metric
-from ..sites import Site
+from ..network.sites import Site
 from .base import (
     Cost,
     Factors,
@@ -33,7 +34,6 @@ from .base import (
     set_bias,
     ungrouped,
 )
-from .low_rank import LowRankLayer
 from .network import Network
 from .shape import Shape
 

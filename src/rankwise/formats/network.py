@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers.modules import Arrange, Bias, GroupedLinear
 from ..linalg.equation import Equation, compose
 from .convolution import convolution
-from .modules import Arrange, Bias, GroupedLinear
 from .weights import read, write
 
 

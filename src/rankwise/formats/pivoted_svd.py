@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kinds import spatial_dims
+from ..layers.kinds import spatial_dims
+from ..layers.low_rank import LowRankLayer
+from ..layers.modules import Pivoted
 from ..linalg.pivoting import pivots
-from ..sites import Site
+from ..network.sites import Site
 from .base import Cost, Factors, LowRank, Ranks, match_layout, same_tensor_options
 from .convolution import convolution
-from .low_rank import LowRankLayer
-from .modules import Pivoted
 from .svd import SVD
 from .weights import read, write
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..linalg.metric import Metric
 from ..linalg.selection import fit_selected
 from ..linalg.sparse_low_rank import Level
-from ..sites import Site
+from ..network.sites import Site
 from . import slr_chain
 from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, grouped, relative, ungrouped
 from .slr_curve import curve

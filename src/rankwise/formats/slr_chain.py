@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kinds import spatial_dims
+from ..layers.kinds import spatial_dims
+from ..layers.low_rank import LowRankLayer
 from .base import Factors, LowRank, Ranks, match_layout, same_tensor_options, set_bias
 from .convolution import convolution
-from .low_rank import LowRankLayer
 from .nested import Bands, Branches
 from .slr_levels import bands, built, levels_of
 from .weights import read, write

@@ -19,7 +19,7 @@ from ..linalg.metric import Metric
 from ..linalg.sorting import Sorted, descending, shares
 from ..linalg.sparse_low_rank import leading
 from ..linalg.symmetric import eigenvalues
-from ..sites import Site
+from ..network.sites import Site
 from .base import Ranks, Rivals, grouped, relative, steps
 
 if TYPE_CHECKING:

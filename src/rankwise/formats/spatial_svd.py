@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.low_rank import LowRankLayer
 from ..linalg import tucker2, tucker2_surface
 from ..linalg.metric import Metric
-from ..sites import Site
+from ..network.sites import Site
 from .base import (
     Cost,
     Factors,
@@ -31,7 +32,6 @@ from .base import (
     ungrouped,
 )
 from .convolution import convolution
-from .low_rank import LowRankLayer
 from .tucker2 import checked_sweeps
 from .weights import read, write
 

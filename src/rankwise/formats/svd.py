@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kinds import spatial_dims
+from ..layers.kinds import spatial_dims
+from ..layers.low_rank import LowRankLayer
+from ..layers.modules import TransposedLinear
 from ..linalg.metric import Metric
 from ..linalg.reduced_rank import balance, energies, truncate
 from ..linalg.two_uses import TwoUses
-from ..sites import Site
+from ..network.sites import Site
 from .base import (
     Cost,
     Factors,
@@ -32,8 +34,6 @@ from .base import (
     ungrouped,
 )
 from .convolution import convolution
-from .low_rank import LowRankLayer
-from .modules import TransposedLinear
 from .weights import read, write
 
 

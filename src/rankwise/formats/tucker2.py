@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.low_rank import LowRankLayer
 from ..linalg import tucker2, tucker2_surface
 from ..linalg.metric import Metric
-from ..sites import Site
+from ..network.sites import Site
 from .base import (
     Cost,
     Factors,
@@ -30,7 +31,6 @@ from .base import (
     ungrouped,
 )
 from .convolution import convolution
-from .low_rank import LowRankLayer
 from .weights import read, write
 
 # A curve asks for at most this many channel ranks; each costs one eigenvalue problem of the size of the outputs.

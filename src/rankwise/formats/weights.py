@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kinds import output_first, site_kind
+from ..layers.kinds import output_first, site_kind
+from ..layers.modules import TransposedLinear
 from ..linalg.metric import Identity, Metric
-from ..sites import Site
-from .modules import TransposedLinear
+from ..network.sites import Site
 
 
 def read(layer: Any) -> Tensor:

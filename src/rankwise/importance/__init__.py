@@ -10,10 +10,10 @@ from torch import nn
 
 from ..formats import FORMATS
 from ..formats.slr import Importance, SparseLowRank
+from ..network.sites import Sites
 from ..plan import Plan
-from ..sites import Sites
+from ..running.verbs import verb
 from ..statistics import Statistics
-from ..surroundings import verb
 from .activity import by_activation, by_weight
 from .curvature import by_curvature
 from .exact import by_cost

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..exclusive import exclusive
 from ..formats.base import grouped
 from ..formats.slr import Importance
 from ..formats.weights import site_weight
-from ..sites import Site
+from ..network.sites import Site
+from ..running.exclusive import exclusive
 from ..statistics import Statistics
 
 

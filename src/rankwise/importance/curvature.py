@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..exclusive import exclusive, own_thread
 from ..formats.slr import Importance
 from ..formats.weights import write
-from ..kinds import spatial_dims
-from ..pristine import pristine
-from ..sites import Site
+from ..layers.kinds import spatial_dims
+from ..network.sites import Site
+from ..running.exclusive import exclusive, own_thread
+from ..running.pristine import pristine
 from .labelled import Labelled, Loss, mean
 from .truncated import truncated
 

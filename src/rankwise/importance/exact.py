@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..exclusive import exclusive
 from ..formats.slr import Importance
 from ..formats.weights import write
-from ..sites import Site
+from ..network.sites import Site
+from ..running.exclusive import exclusive
 from .labelled import Labelled, Loss, mean
 from .truncated import Truncated, truncated
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..exclusive import exclusive
 from ..formats.base import grouped
 from ..formats.slr import Importance
-from ..kinds import output_first
-from ..sites import Site
+from ..layers.kinds import output_first
+from ..network.sites import Site
+from ..running.exclusive import exclusive
 from .labelled import Labelled, Loss, mean
 from .truncated import truncated
 

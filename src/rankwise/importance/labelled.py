@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from ..exclusive import exclusive
-from ..outputs import Outputs
+from ..running.exclusive import exclusive
+from ..running.outputs import Outputs
 
 Labelled = Iterable[tuple[Tensor, Tensor]]
 # Of outputs and targets, the mean over the samples.

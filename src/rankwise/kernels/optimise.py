@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import Arguments, arguments, fresh
-from ..copying import copied
 from ..evaluate.latency import evaluating
-from ..exclusive import own_thread
 from ..export.compare import difference, largest
-from ..find import find
-from ..guards import mark_for_running, unwrap
-from ..latency.clock import in_turns, synchronised, torch_threads
-from ..surgery import replace
-from ..surroundings import verb
+from ..network.find import find
+from ..network.replacing import replace
+from ..running.arguments import Arguments, arguments, fresh
+from ..running.copying import copied
+from ..running.exclusive import own_thread
+from ..running.guards import mark_for_running, unwrap
+from ..running.verbs import verb
+from ..timing.clock import in_turns, synchronised, torch_threads
 from .forms import AS_IT_IS, Seen, forms_of, is_pair
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}

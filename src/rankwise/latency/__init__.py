@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..names import check_engine_name
-from .clock import Latency, Ratio
+from ..timing.clock import Latency, Ratio
 from .engine import Engine, Work
 from .executorch_engine import ExecuTorch
 from .onnxruntime_engine import OnnxRuntime

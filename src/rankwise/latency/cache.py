@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from ..files import built, cut, digest, locked, make_folder, parse_json, read_text, replacing, told
-from .clock import FIGURES, Latency
+from ..timing.clock import FIGURES, Latency
 from .engine import Engine
 
 # Raised when a layer of the same signature is built or counted in another way.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..arguments import Arguments
-from .clock import ROUNDS, WARMUP, Latency, timed, torch_threads
+from ..running.arguments import Arguments
+from ..timing.clock import ROUNDS, WARMUP, Latency, timed, torch_threads
 
 
 class Work(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..formats import Ranks
-from .clock import FIGURES, Latency
+from ..timing.clock import FIGURES, Latency
 
 # Sweeps of coordinate descent over at most some dozen coefficients.
 SWEEPS = 2000

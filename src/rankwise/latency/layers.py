@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import pristine
-from ..calling import call
-from ..exclusive import own_thread
 from ..formats import get_format
 from ..formats.svd import SVD
-from ..plan import DENSE
-from ..profile import Option
-from ..sites import Site, Sites
+from ..network.sites import Site, Sites
+from ..plan import DENSE, Option
+from ..running.batches import pristine
+from ..running.calling import call
+from ..running.exclusive import own_thread
 from .engine import Work
 
 

@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from ..arguments import arguments
-from ..batches import pristine
-from ..copying import copied
 from ..formats import get_format
-from ..plan import Plan, PlannedLatency
-from ..profile import Option, dense_option
-from ..sites import Site, Sites
-from ..surgery import rebuild
-from .clock import Latency, Ratio
+from ..network.replacing import rebuild
+from ..network.sites import Site, Sites
+from ..plan import Option, Plan, dense_option
+from ..plan.plan import PlannedLatency
+from ..running.arguments import arguments
+from ..running.batches import pristine
+from ..running.copying import copied
+from ..timing.clock import Latency, Ratio
+from ..timing.load import Watch
 from .engine import Engine, Running, Work
 from .layers import randomised
-from .load import Watch
 from .table import Table
 
 MICRO = 1e6

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..formats import LowRank
 from ..formats.convolution import PLAIN, TRANSPOSED
-from ..formats.modules import Arrange, Bias, TransposedLinear
-from ..kinds import is_transposed, site_kind
+from ..layers.kinds import is_transposed, site_kind
+from ..layers.modules import Arrange, Bias, TransposedLinear
 
 # The oldest operator set that has these operators as they are written here.
 OPSET = 17

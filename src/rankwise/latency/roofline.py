@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..files import parse_yaml, read_text, replacing, shown, told
-from .clock import ROUNDS, WARMUP, Latency
+from ..timing.clock import ROUNDS, WARMUP, Latency
 from .engine import Engine, Work
 
 

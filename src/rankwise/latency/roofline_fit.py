@@ -7,7 +7,7 @@ from statistics import correlation
 import torch
 from torch import nn
 
-from ..exclusive import exclusive
+from ..running.exclusive import exclusive
 from .engine import Engine
 from .layers import Input, randomised, work_of
 from .roofline import Device

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..formats import Ranks
-from ..plan import DENSE
-from ..profile import Curve, Option, dense_option
-from ..sites import Sites
+from ..network.sites import Sites
+from ..plan import DENSE, Curve, Option, dense_option
+from ..timing.clock import FIGURES, Latency
 from .cache import Cache
-from .clock import FIGURES, Latency
 from .engine import Engine, Work
 from .estimate import Estimate, spread
 from .layers import Input, calls_of, layers_of, signature, work_of

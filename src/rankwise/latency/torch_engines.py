@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .clock import synchronised
+from ..timing.clock import synchronised
 from .engine import Running, Work
 from .layers import device_of
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from ..plan import DENSE, Plan
-from ..profile import Option
+from ..plan import DENSE, Option, Plan
 
 if TYPE_CHECKING:
     from .spectra import Spectra

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..plan import DENSE
-from ..profile import Option
+from ..plan import DENSE, Option
 from .base import Candidates, Pick, Problem, Rule
 from .budgeted import least
 

@@ -23,7 +23,7 @@ from ..linalg.metric import Identity, Metric
 from ..linalg.reduced_rank import energies
 from ..linalg.symmetric import cholesky, eigenvalues
 from ..linalg.two_uses import TwoUses
-from ..sites import Site
+from ..network.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)

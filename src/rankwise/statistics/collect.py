@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batches, call, pristine
-from ..calling import DataError, samples_in
-from ..example import taking_example, with_example
-from ..exclusive import own_thread
-from ..find import find
-from ..finite import Blame
-from ..guards import unwrap
-from ..outputs import Outputs
-from ..padding import Mask, Padding
-from ..sites import Site
-from ..surroundings import verb
+from ..network.find import find
+from ..network.sites import Site
+from ..running.batches import Batches, call, pristine
+from ..running.calling import DataError, samples_in
+from ..running.example import taking_example, with_example
+from ..running.exclusive import own_thread
+from ..running.finite import Blame
+from ..running.guards import unwrap
+from ..running.outputs import Outputs
+from ..running.padding import Mask, Padding
+from ..running.verbs import verb
 from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss

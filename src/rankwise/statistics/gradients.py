@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import DataError
 from ..linalg.metric import Metric
 from ..linalg.two_sided import TwoSided
-from ..outputs import Outputs, leaves_of
+from ..running.calling import DataError
+from ..running.outputs import Outputs, leaves_of
 from .accumulator import add_gram, mirror
 from .moments import DAMPING, shrinkage
 from .rows import output_rows
 
 if TYPE_CHECKING:
-    from ..sites import Site
+    from ..network.sites import Site
     from .moments import Moments
 
 Loss = Callable[[Any], Tensor]

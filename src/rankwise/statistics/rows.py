@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..kinds import spatial_dims
-from ..sites import Site
+from ..layers.kinds import spatial_dims
+from ..network.sites import Site
 
 # See `positions_per_sample`.
 ROWS_PER_INPUT = 40

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..files import built, parse_json, replacing, shown, told
 from ..files.tensors import SEAL, read_tensors, write_tensors
 from ..linalg.two_sided import TwoSided
-from ..sites import Sites
+from ..network.sites import Sites
 from .gradients import Gradients
 from .moments import LARGEST_DENSE, NO_GRADIENTS, Moments, merge
 

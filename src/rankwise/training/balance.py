@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..exclusive import exclusive
 from ..formats import LowRank
-from ..formats.modules import GroupedLinear, TransposedLinear
 from ..formats.nested import Bands, Branches
 from ..formats.weights import read, write
-from ..kinds import site_kind
+from ..layers.kinds import site_kind
+from ..layers.modules import GroupedLinear, TransposedLinear
+from ..running.exclusive import exclusive
 
 # Every sweep at least halves the distance from the optimum in a chain of four layers.
 SWEEPS, CLOSE = 200, 1e-7

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import call, map_tensors, tensors_in
-from ..exclusive import exclusive, own_thread
 from ..formats import LowRank
-from ..guards import unwrap
-from ..pristine import rows_kept
-from ..surgery import module_at
+from ..network.replacing import module_at
+from ..running.calling import call, map_tensors, tensors_in
+from ..running.exclusive import exclusive, own_thread
+from ..running.guards import unwrap
+from ..running.pristine import rows_kept
 from .modes import evaluating, recorded, relative_error
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from ..exclusive import exclusive
 from ..formats.weights import read
-from ..guards import unwrap
+from ..running.exclusive import exclusive
+from ..running.guards import unwrap
 from .factors import Factor, factors
 
 MAPS = ("cayley", "matrix_exp", "householder")

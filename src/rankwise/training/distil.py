@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..calling import call
-from ..guards import unwrap
-from ..outputs import Outputs, described, ignored, leaves_of
-from ..pristine import rows_kept
+from ..running.calling import call
+from ..running.guards import unwrap
+from ..running.outputs import Outputs, described, ignored, leaves_of
+from ..running.pristine import rows_kept
 from .modes import evaluating, recorded, relative_error
 
 

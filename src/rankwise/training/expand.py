@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..exclusive import exclusive
 from ..formats import LowRank, Ranks, get_format
 from ..formats.base import Factors, grouped, same_tensor_options
 from ..formats.convolution import PLAIN, TRANSPOSED
-from ..formats.modules import TransposedLinear
 from ..formats.weights import site_bias, site_weight
-from ..guards import unwrap
-from ..hub import allow_pretrained
-from ..kinds import is_convolution, is_transposed, site_kind
+from ..layers.kinds import is_convolution, is_transposed, site_kind
+from ..layers.modules import TransposedLinear
 from ..linalg.symmetric import eigh
-from ..sites import Site, Sites
-from ..surgery import rebuild, replace
+from ..network.hub import allow_pretrained
+from ..network.replacing import rebuild, replace
+from ..network.sites import Site, Sites
+from ..running.exclusive import exclusive
+from ..running.guards import unwrap
 
 FORMATS = ("tucker2", "svd")
 

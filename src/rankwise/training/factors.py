@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..exclusive import exclusive
 from ..formats import LowRank
-from ..formats.modules import TransposedLinear
 from ..formats.weights import read
-from ..guards import unwrap
-from ..kinds import output_first, site_kind
+from ..layers.kinds import output_first, site_kind
+from ..layers.modules import TransposedLinear
+from ..running.exclusive import exclusive
+from ..running.guards import unwrap
 
 
 @dataclass(frozen=True)

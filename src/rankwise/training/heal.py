@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import call
-from ..copying import copied
 from ..evaluate.measures import Judge, Measure
 from ..files import digest
-from ..guards import unwrap
-from ..outputs import check_labels
-from ..surroundings import verb
+from ..running.calling import call
+from ..running.copying import copied
+from ..running.guards import unwrap
+from ..running.outputs import check_labels
+from ..running.verbs import verb
 from .augment import Augment, augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction

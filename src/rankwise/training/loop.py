@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import prepared, samples_in
-from ..guards import unwrap
-from ..surroundings import verb
+from ..running.calling import prepared, samples_in
+from ..running.guards import unwrap
+from ..running.verbs import verb
 from .augment import Augment
 from .checkpoint import read_checkpoint, write_checkpoint
 from .guard import Guard

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calling import map_tensors
-from ..exclusive import own_thread
 from ..formats import LowRank
-from ..surgery import module_at
+from ..network.replacing import module_at
+from ..running.calling import map_tensors
+from ..running.exclusive import own_thread
 
 WHICH = ("factors", "all")
 

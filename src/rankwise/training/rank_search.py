@@ -13,20 +13,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..constraints import Constraints
-from ..exclusive import exclusive
 from ..formats import get_format
 from ..formats.weights import read, site_weight
-from ..guards import unwrap
-from ..kinds import output_first
-from ..plan import DENSE, Plan
-from ..planner import Planner
-from ..profile import Curve, Option, dense_option, profile
+from ..layers.kinds import output_first
+from ..network.sites import Site, Sites
+from ..plan import DENSE, Curve, Option, Plan, dense_option
+from ..planning.constraints import Constraints
+from ..planning.planner import Planner
+from ..planning.profile import profile
 from ..ranks import Pick, Problem, Rule
 from ..ranks.base import described
 from ..ranks.budgeted import least
 from ..ranks.knapsack import Choice, pareto
-from ..sites import Site, Sites
+from ..running.exclusive import exclusive
+from ..running.guards import unwrap
 from ..statistics.moments import identity_metrics
 
 # What weights say of a candidate that is not there at all, as a logarithm.

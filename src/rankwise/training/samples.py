@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from ..batches import Batches, read_sample
-from ..calling import describe, map_tensors, samples_in, tensors_in
+from ..running.batches import Batches, read_sample
+from ..running.calling import describe, map_tensors, samples_in, tensors_in
 
 Prepare = Callable[[Any], Any]
 CACHE_BYTES = 4 << 30

@@ -12,15 +12,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..calling import call
-from ..copying import copied
-from ..find import find
-from ..guards import unwrap
-from ..outputs import Outputs, check_labels, described
+from ..network.find import find
 from ..plan import Plan
-from ..planner import check_request
+from ..planning.planner import check_request
 from ..ranks import Rule, get_rule
-from ..surroundings import verb
+from ..running.calling import call
+from ..running.copying import copied
+from ..running.guards import unwrap
+from ..running.outputs import Outputs, check_labels, described
+from ..running.verbs import verb
 from .augment import Augment, augmentation
 from .constrain import constrain_, release_
 from .expand import expand_, merge_

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from ..choose import choose
-from ..copying import copied
-from ..factorise import factorise
-from ..find import find
+from ..factorisation import factorise
 from ..formats import LowRank
-from ..guards import unwrap
-from ..plan import Plan
-from ..profile import Curve, profile
+from ..network.find import find
+from ..network.sites import Sites
+from ..plan import Curve, Plan
+from ..planning.choose import choose
+from ..planning.profile import profile
 from ..ranks import Rule
-from ..sites import Sites
-from ..surroundings import verb
+from ..running.copying import copied
+from ..running.guards import unwrap
+from ..running.verbs import verb
 from .expand import merge_
 
 

@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 
 from ..files import built, digest, is_temporary, parse_json, read_text, replacing, sha256_of, shown, target_of, told
-from ..randomness import Randomness
+from ..plan import Done
+from ..running.randomness import Randomness
 from ..statistics import Statistics
 from .identity import identity
 from .parts import CURVES, LAYERS, PLAN, STATISTICS, Layer, Part, Value
@@ -39,19 +40,6 @@ VERSION = 1
 _KIND = "rankwise checkpoint"
 _FILE = re.compile(r"(statistics|curves|plan|layer)-[0-9a-f]{12}\.(json|safetensors)")
 _ANEW = "delete the folder and start anew"
-
-
-class Done(Protocol[Value]):
-    """What was made before, by the name of its site; a dictionary is one."""
-
-    def __contains__(self, site: object, /) -> bool:
-        """Whether it was made."""
-
-    def __getitem__(self, site: str, /) -> Value:
-        """What was made."""
-
-    def __setitem__(self, site: str, value: Value, /) -> None:
-        """Keep what is made now."""
 
 
 @dataclass(frozen=True, kw_only=True)

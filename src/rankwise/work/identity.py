@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..files import digest
-from ..randomness import Randomness
+from ..network.sites import fingerprint
 from ..ranks import Rule
-from ..sites import fingerprint
+from ..running.randomness import Randomness
 
 
 def identity(model: nn.Module, data: Iterable[Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:

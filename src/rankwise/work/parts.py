@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..files import built, digest, parse_json, read_text, replacing, told
 from ..files.tensors import SEAL, read_tensors, write_tensors
-from ..plan import Plan
-from ..profile import Curve, Option
+from ..plan import Curve, Option, Plan
 from ..statistics import Statistics
 
 Value = TypeVar("Value")

@@ -1,0 +1,161 @@
+"""Check a factorised network against its plan: run it once and see that it computes, and costs, what the plan says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..formats import get_format
+from ..layers.low_rank import LowRank, watching_weights
+from ..network.counting import Calls, Recorder
+from ..network.find import find
+from ..network.sites import Site, Sites
+from ..network.standins import Reads, works_on_another
+from ..running.batches import call, pristine
+from ..running.exclusive import own_thread
+
+
+def check_result(
+    dense: nn.Module,
+    result: nn.Module,
+    sites: Sites,
+    planned: Mapping[str, int],
+    example: Any,
+    alike: bool = True,
+) -> None:
+    """Run a factorised network once and refuse it where it is not what its plan says.
+
+    Every chain is called as often as the layer that it replaced, no weight of a chain is put together, nothing of the
+    dense network is read, and outputs are finite where those of the dense network are. Multiply-accumulates are counted
+    by operators, so that none is missed that runs beside the layers. Where a network sends its rows by their values, as
+    a mixture of experts does, each layer's are compared for the rows that it was given.
+
+    Args:
+        dense: the network that was factorised.
+        result: the factorised network.
+        sites: of the dense network.
+        planned: factorised site -> MACs of its chain by the plan.
+        example: what the networks are called with.
+        alike: whether the example's MACs are those that the sites were counted with; they are compared then.
+
+    Raises:
+        ValueError: naming the site, what is wrong and what to do.
+    """
+    chains = {name: result.get_submodule(name) for name in planned}
+    names = {chain: name for name, chain in chains.items()}
+    wanted = Calls(dense)
+    with wanted, pristine(dense):
+        call(dense, example)
+    made: set[str] = set()
+    infinite: list[str] = []
+
+    def watch(chain: LowRank) -> None:
+        made.add(names.get(chain, chain.format))
+
+    def finite(chain: nn.Module, args: Any, output: Any) -> None:
+        if not _finite(output):
+            infinite.append(names[chain])
+
+    originals = {id(tensor): name for name, tensor in (*dense.named_parameters(), *dense.named_buffers())}
+    with ExitStack() as stack:
+        stack.enter_context(pristine(result))
+        calls = stack.enter_context(Calls(result))
+        for chain in names:
+            stack.callback(chain.register_forward_hook(own_thread(finite), prepend=True).remove)
+        stack.enter_context(watching_weights(watch))
+        record = stack.enter_context(Recorder(result, by_operators=True))
+        reads = stack.enter_context(Reads(originals))
+        output = call(result, example)
+    if reads.found:
+        raise ValueError(f"the factorised {type(dense).__name__} {works_on_another(dense, reads.found)}")
+    for name in planned:
+        if name in made:
+            raise _wrong(name, "its dense weight is put together again in every forward")
+        found, before = (sum(seen.count[path] for path in (name, *sites[name].aliases)) for seen in (calls, wanted))
+        if found != before:
+            raise _wrong(name, f"the network calls it {found} times instead of {before}")
+    if infinite and _finite(_output(dense, example)):
+        raise _wrong(infinite[0], "its outputs are not finite where those of the dense network are")
+    if not _finite(output) and _finite(_output(dense, example)):
+        raise ValueError("outputs of the factorised network are not finite where those of the dense network are")
+    total = sites.total_macs + sum(macs - sites[name].macs for name, macs in planned.items())
+    if alike and record.total_macs != total:
+        with Recorder(dense, by_operators=True) as own, pristine(dense):
+            call(dense, example)
+        _compare(own.macs, record.macs, wanted.numbers, calls.numbers, [sites[name] for name in planned], planned)
+
+
+def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
+    """`check_result` of a network whose chains are all that is known of its plan.
+
+    Args:
+        dense: the architecture, with any values.
+        result: the same with chains.
+        example: what the networks are called with.
+
+    Raises:
+        ValueError: as `check_result` does.
+    """
+    sites = find(dense, example)
+    parts = {name: result.get_submodule(name) for name in sites}
+    planned = {
+        name: get_format(chain.format).cost(sites[name], chain.ranks, chain.bias is not None).macs
+        for name, chain in parts.items()
+        if isinstance(chain, LowRank)
+    }
+    if planned:
+        check_result(dense, result, sites, planned, example)
+
+
+def _compare(
+    before: Counter[str],
+    after: Counter[str],
+    given_before: Counter[str],
+    given_after: Counter[str],
+    sites: Iterable[Site],
+    planned: Mapping[str, int],
+) -> None:
+    """Refuse counts that are not those of the plan for the numbers that each module was given.
+
+    Args:
+        before, after: MACs by module, in the dense and in the factorised network.
+        given_before, given_after: how many numbers each module was given.
+        sites: those that were factorised.
+        planned: site -> MACs of its chain.
+    """
+    inside = {site.name: (site.name, *site.aliases) for site in sites}
+    for name, paths in inside.items():
+        chain = sum(macs for owner, macs in after.items() if any(f"{owner}.".startswith(f"{path}.") for path in paths))
+        now, then = (sum(given[path] for path in paths) for given in (given_after, given_before))
+        if chain * then != planned[name] * now:
+            macs = planned[name] * now // then if then else 0
+            raise _wrong(name, f"its chain runs {chain:,} multiply-accumulates, its plan says {macs:,}")
+    chains = tuple(f"{path}." for paths in inside.values() for path in paths)
+    for owner in before.keys() | after.keys():
+        same = owner not in given_before or given_before[owner] == given_after[owner]
+        if not f"{owner}.".startswith(chains) and same and before[owner] != after[owner]:
+            raise ValueError(
+                f"the factorised network runs {after[owner]:,} multiply-accumulates in {owner!r}, the dense one "
+                f"{before[owner]:,}: its forward does something else with the factorised layers; leave some dense with "
+                f"ignore=, first {next(iter(inside))!r}"
+            )
+
+
+def _wrong(name: str, what: str) -> ValueError:
+    return ValueError(f"site {name!r} cannot be factorised: {what}; leave it dense with ignore=[{name!r}]")
+
+
+def _output(model: nn.Module, example: Any) -> Any:
+    with pristine(model):
+        return call(model, example)
+
+
+def _finite(output: Any) -> bool:
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves if leaf.is_floating_point())

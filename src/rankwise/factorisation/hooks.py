@@ -1,0 +1,107 @@
+"""Run the two networks from the start for every site and stop at it: for networks whose graph cannot be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..running.attributes import Attributes
+from ..running.batches import Batches, call
+from ..running.exclusive import own_thread
+from ..running.padding import Padding
+from ..running.randomness import Randomness
+from .graph import Visitor
+from .residual import Link, repair
+from .watch import Watcher
+
+
+class _Reached(BaseException):
+    """Ends a forward pass at the site."""
+
+
+def run(
+    dense: nn.Module,
+    compressed: nn.Module,
+    batches: Batches,
+    sites: Iterable[str],
+    linked: set[str],
+    visitor: Visitor,
+    padding: Padding,
+    seed: int = 0,
+    step: Callable[[str], None] = lambda site: None,
+) -> None:
+    """Visit the sites in the given order; the arguments are those of `graph.run`.
+
+    The cost grows with the square of the number of sites. Both networks draw the same random numbers for a batch: those
+    of `seed` and the batch's number.
+    """
+    order, randomness = list(sites), Randomness(dense, compressed)
+    for site in order:
+        step(site)
+        state = Attributes(dense), Attributes(compressed)
+        for index, batch in enumerate([] if visitor.is_done(site) else batches):
+            randomness.seed(seed + index)
+            y, dense_link = _output(dense, site, order, site in linked, batch, index)
+            randomness.seed(seed + index)
+            x, needed = _input(compressed, site, batch, index), None
+            if dense_link is not None and y is not None:
+                randomness.seed(seed + index)
+                once = Attributes(compressed)  # the batch has moved its state on already
+                _, link = _output(compressed, site, order, True, batch, index)
+                once.restore()
+                if link is not None:
+                    needed = repair(dense.get_submodule(site), y, dense_link.other, link.other, dense_link.scale)
+            real = None if x is None else padding.real(batch)(site, x)
+            visitor.observe(site, index, x, y, needed, real)
+        for each in state:  # every site sees the data from the start
+            each.restore()
+        visitor.finish(site)
+
+
+def _output(
+    model: nn.Module, site: str, sites: list[str], linked: bool, batch: Any, index: int
+) -> tuple[Tensor | None, Link | None]:
+    """One site's output, None where the batch never reaches it, and the other summand of its addition."""
+    caught: list[Tensor] = []
+
+    def stop() -> None:
+        raise _Reached
+
+    def reached(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        caught.append(output.clone())  # it may be changed in place before the addition
+        if not linked:
+            stop()
+
+    # First of all hooks: it sees the layer's own output.
+    handle = model.get_submodule(site).register_forward_hook(own_thread(reached), prepend=True)
+    watcher = Watcher(model, [site] if linked else [], sites, stop)
+    try:
+        with watcher:
+            call(model, batch, index=index)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if not caught:
+        return None, None
+    return caught[0], watcher.trails[site].link if linked else None
+
+
+def _input(model: nn.Module, site: str, batch: Any, index: int) -> Tensor | None:
+    """The site's input, None where the batch never reaches it."""
+    caught: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(args[0] if args else next(iter(kwargs.values())))
+        raise _Reached
+
+    handle = model.get_submodule(site).register_forward_pre_hook(own_thread(stop), with_kwargs=True)
+    try:
+        call(model, batch, index=index)
+    except _Reached:
+        return caught[0]
+    finally:
+        handle.remove()
+    return None

@@ -1,0 +1,107 @@
+"""One-shot factorisation: every site on its own, from stored statistics or from the weight alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ..formats import Format, get_format
+from ..formats.both_sides import fit
+from ..formats.weights import site_bias, site_weight, weight_metrics
+from ..network.replacing import rebuild
+from ..network.sites import Site, Sites
+from ..plan import DENSE, Plan, PlanRow
+from ..statistics import Statistics
+from ..statistics.moments import Moments
+from .half import fill
+
+if TYPE_CHECKING:
+    from ..plan import Done
+    from ..work import Layer
+
+
+def one_shot(
+    dense: nn.Module,
+    compressed: nn.Module,
+    plan: Plan,
+    sites: Sites,
+    stats: Statistics | None,
+    shrink: float = 0.0,
+    formats: Mapping[str, Format] | None = None,
+    done: Done[Layer] | None = None,
+) -> None:
+    """Factorise `compressed`, a copy of `dense`, in place.
+
+    Args:
+        dense: the dense network.
+        compressed: its copy.
+        plan: what to build.
+        sites: of the dense network.
+        stats: statistics; None fits in the weight metric, without a bias correction.
+        shrink: share of the weight metric in that of the statistics.
+        formats: in place of the usual ones of the same names.
+        done: layers that were fitted before; those that are missing are added.
+
+    Raises:
+        ValueError: if the statistics miss a site.
+    """
+    for row in plan.rows:
+        if row.format == DENSE:
+            continue
+        if put_done(compressed, sites[row.site], row, plan.metric, formats, done):
+            continue
+        moments = None if stats is None else stats.require(row.site, gradients=plan.metric == "fisher")
+        factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink, formats, done)
+
+
+def put_done(
+    compressed: nn.Module,
+    site: Site,
+    row: PlanRow,
+    metric: str,
+    formats: Mapping[str, Format] | None,
+    done: Done[Layer] | None,
+) -> bool:
+    """Put a layer that was fitted before into `compressed`, under all names of the site; whether there is one."""
+    if done is None or site.name not in done:
+        return False
+    format, bias = get_format(row.format, formats), site.chain_bias(metric)
+    chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias)
+    chain.load_state_dict(done[site.name])
+    return True
+
+
+def note_done(chain: nn.Module, site: Site, done: Done[Layer] | None) -> None:
+    """Add a layer that was fitted now."""
+    if done is not None:
+        done[site.name] = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
+
+
+def factorise_site(
+    dense: nn.Module,
+    compressed: nn.Module,
+    site: Site,
+    row: PlanRow,
+    moments: Moments | None,
+    metric: str,
+    shrink: float = 0.0,
+    formats: Mapping[str, Format] | None = None,
+    done: Done[Layer] | None = None,
+) -> None:
+    """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
+
+    In the weight metric a layer without a bias gets none; where there are moments, it is fitted to them all the same.
+    """
+    format, weight, bias = get_format(row.format, formats), site_weight(dense, site), site_bias(dense, site)
+    if moments is None:
+        factors = format.fit(site, weight, weight_metrics(site, weight.device), row.ranks)
+    else:
+        with_bias = site.chain_bias(metric)
+        moments = moments if with_bias else moments.uncentred()
+        factors = fit(format, site, weight, moments.two_sided(metric, shrink), row.ranks)
+        bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
+    chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias=bias is not None)
+    fill(format, chain, factors, bias, moments)
+    note_done(chain, site, done)

@@ -1,0 +1,322 @@
+"""Sequential factorisation: every site is fitted to the dense outputs on the inputs it will really get.
+
+Sites are visited in execution order. At each one the moments of the compressed prefix's activations and their cross
+moments with the dense network's outputs are collected, and the layer is fitted in closed form (see `fitting`). Each
+network runs over the data once where its graph can be traced; else both run from the start for every site.
+
+Letters: G groups, N rows, D inputs and T outputs per group.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as replaced
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..formats import Format, get_format
+from ..formats.weights import site_weight
+from ..layers.kinds import spatial_dims
+from ..network.counting import Calls
+from ..network.replacing import put
+from ..network.sites import Site, Sites
+from ..plan import DENSE, Plan, PlanRow
+from ..running.batches import Batches, call
+from ..running.calling import DataError
+from ..running.finite import culprit
+from ..running.padding import Mask, Padding
+from ..statistics import Moments, Statistics
+from ..statistics.accumulator import Accumulator
+from ..statistics.collect import collect
+from ..statistics.moments import merge
+from ..statistics.rows import Drawn, draw, positions_per_sample
+from . import graph, hooks
+from .fitting import choose_beta, fit_site
+from .half import fill
+from .one_shot import factorise_site, note_done, put_done
+from .residual import Repair, corrected
+from .spill import DEFAULT_CAP
+from .watch import linked_sites
+
+if TYPE_CHECKING:
+    from ..plan import Done
+    from ..work import Layer
+
+logger = logging.getLogger("rankwise")
+
+HELD_OUT = 4  # every fourth sample decides between regression targets
+
+
+def sequential(
+    dense: nn.Module,
+    compressed: nn.Module,
+    plan: Plan,
+    sites: Sites,
+    batches: Batches,
+    example: Any,
+    *,
+    gradients: Statistics | None = None,
+    positions: int | str = "auto",
+    seed: int = 0,
+    engine: str = "auto",
+    cap: int = DEFAULT_CAP,
+    step: Callable[[str], None] = lambda site: None,
+    formats: Mapping[str, Format] | None = None,
+    mask: Mask | None = None,
+    done: Done[Layer] | None = None,
+) -> None:
+    """Factorise `compressed`, a copy of `dense`, in place.
+
+    Args:
+        dense: the dense network, in eval mode, under no_grad.
+        compressed: its copy.
+        plan: what to build.
+        sites: of the dense network.
+        batches: calibration data.
+        example: what stands for it.
+        gradients: of the dense network, for a plan in the metric "fisher".
+        positions: output positions of each sample to use, as for `collect`.
+        seed: of the positions.
+        engine: "graph", "hooks", or "auto" for the graph where it can be traced.
+        cap: bytes of activations kept in memory.
+        step: called with each site's name before its turn.
+        formats: in place of the usual ones of the same names.
+        mask: which positions are real, as for `collect`.
+        done: layers that were fitted before; those that are missing are added.
+
+    Raises:
+        ValueError: if `engine` is "graph" and the network cannot be traced.
+    """
+    rows = {row.site: row for row in plan.rows if row.format != DENSE}
+    shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
+    for name in rows:
+        site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
+    own = partial(collect, dense, batches, example=example, positions=positions, seed=seed, mask=mask)
+    visitor = _Visitor(
+        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats, own, done
+    )
+    visitor.fit_first(shared, step)  # before the first of their calls
+    order = [name for name in sites if name in rows and name not in shared]
+    if not order:
+        return
+    try:
+        _visit(dense, compressed, batches, example, order, visitor, Padding(mask), seed, engine, cap, step)
+    except DataError as error:
+        if visitor.odd is None:
+            raise
+        batch = next(islice(batches, visitor.odd, None))
+        raise DataError(f"{error}{culprit(dense, batch) or culprit(compressed, batch)}") from error
+
+
+def _visit(
+    dense: nn.Module,
+    compressed: nn.Module,
+    batches: Batches,
+    example: Any,
+    order: list[str],
+    visitor: _Visitor,
+    padding: Padding,
+    seed: int,
+    engine: str,
+    cap: int,
+    step: Callable[[str], None],
+) -> None:
+    """Run the two networks by the graph where it can be traced, else by hooks."""
+    linked = {name for name in linked_sites(dense, example, order) if not dense.get_submodule(name)._forward_hooks}
+    if engine != "hooks":
+        traced = graph.trace(dense, example, order, linked)
+        if isinstance(traced, fx.Graph):
+            try:
+                graph.run(dense, compressed, traced, batches, order, linked, visitor, cap, padding, step)
+                return
+            except graph.OtherOptionsError as error:
+                reason = str(error)
+                visitor.start("")  # forget what the first site has seen
+        else:
+            reason = traced
+        if engine == "graph":
+            raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
+        logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
+    several = _called_again(dense, batches, order)
+    visitor.fit_first(several, step)
+    order = [name for name in order if name not in several]
+    hooks.run(dense, compressed, batches, order, linked.difference(several), visitor, padding, seed, step)
+
+
+def _called_again(dense: nn.Module, batches: Batches, order: Sequence[str]) -> list[str]:
+    """The sites that a batch calls several times though the example does not, such as one call for each part of it."""
+    with Calls(dense) as calls:
+        call(dense, next(iter(batches)))
+    return [name for name in order if calls.count[name] > 1]
+
+
+def check_engine(engine: str) -> None:
+    """Refuse a way to run the two networks that does not exist."""
+    if engine not in ("auto", "graph", "hooks"):
+        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
+
+
+def _fitted_first(site: Site) -> bool:
+    """Whether a site is fitted on its dense inputs: it has several calls, or its inputs are no activations or pairs."""
+    return len(site.calls) > 1 or bool(site.aliases) or site.is_embedding or site.unpaired is not None
+
+
+class _Visitor:
+    """Collects the moments of one site after the other and puts the fitted layers into the compressed network."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        compressed: nn.Module,
+        rows: dict[str, PlanRow],
+        metric: str,
+        gradients: Statistics | None,
+        sites: Sites,
+        samples: int,
+        positions: int | str,
+        seed: int,
+        formats: Mapping[str, Format] | None,
+        own: Callable[..., Statistics],
+        done: Done[Layer] | None,
+    ) -> None:
+        self.dense, self.compressed = dense, compressed
+        self.rows, self.metric, self.gradients, self.sites = rows, metric, gradients, sites
+        self.samples, self.positions, self.seed, self.formats = samples, positions, seed, formats
+        self.own = own  # collects moments of the dense network's inputs
+        self.done = done
+        self.changed: list[str] = []
+        self.odd: int | None = None  # number of a batch whose numbers no moments can be made of
+        self.start("")
+
+    def start(self, name: str) -> None:
+        """Turn to another site."""
+        self.current = name
+        site = self.sites[name] if name else None
+        taps = site.taps if site else 1
+        self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
+        self.unpaired = False
+        self.seen = 0  # samples of this site
+
+    def observe(
+        self, site: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
+    ) -> None:
+        if self.is_done(site):
+            return
+        if site != self.current:
+            self.start(site)
+        if self.unpaired or (x is None and y is None):
+            return
+        if x is None or y is None or not self._paired(site, x, y):
+            self.unpaired = True
+            logger.warning(
+                "site %r, batch %d: its rows in the two networks are no pairs; it is fitted to the moments of its own "
+                "inputs",
+                site,
+                batch,
+            )
+            return
+        if not x.numel() or not y.numel():  # an empty call adds nothing
+            return
+        layer = self.dense.get_submodule(site)
+        wanted = positions_per_sample(self.sites[site], self.samples, self.positions)
+        drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed, real)
+        x_GND, y_GNT = drawn.of_inputs(layer, x), drawn.of_outputs(layer, y)
+        if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not where it broadcasts
+            others = drawn.of_outputs(layer, repair.dense), drawn.of_outputs(layer, repair.compressed)
+            y_GNT = corrected(y_GNT, *others, repair.scale)
+        held_N = self._held_out(batch, x_GND.shape[1], drawn).to(x_GND.device)
+        for accumulator, part_N in ((self.fitted, ~held_N), (self.held, held_N)):
+            if not part_N.any():
+                continue
+            try:
+                accumulator.update(x_GND[:, part_N], y_GNT[:, part_N])
+            except ValueError as error:
+                self.odd = batch
+                raise DataError(f"site {site!r}, batch {batch}: {error}") from error
+
+    def _paired(self, site: str, x: Tensor, y: Tensor) -> bool:
+        """Whether input and output have the same rows, as they have in a call of one network."""
+        if not spatial_dims(self.dense.get_submodule(site)):
+            return x.shape[:-1] == y.shape[:-1]
+        return x.dim() == y.dim() and (x.dim() < len(self.sites[site].weight_shape) or len(x) == len(y))
+
+    def _held_out(self, batch: int, rows: int, drawn: Drawn) -> Tensor:
+        """Which rows are held out: those of every fourth sample, so that it does not matter how samples are batched.
+
+        Where rows do not go by samples it is every fourth batch.
+        """
+        sample_N = drawn.sample_of(rows)
+        if sample_N is None:
+            return torch.full((rows,), batch % HELD_OUT == HELD_OUT - 1)
+        first, self.seen = self.seen, self.seen + drawn.samples
+        return (first + sample_N) % HELD_OUT == HELD_OUT - 1
+
+    def is_done(self, site: str) -> bool:
+        return self.done is not None and site in self.done
+
+    def finish(self, site: str) -> None:
+        if self._put_done(site):
+            return
+        if self.unpaired or site != self.current or not self.fitted.count:
+            self.fit_alone(site, self.own(only=[site])[site])
+            return
+        row, described = self.rows[site], self.sites[site]
+        fitted, held = self.fitted.moments(), self.held.moments() if self.held.count else None
+        with_bias = described.chain_bias(self.metric)
+        if not with_bias:  # the plan did not count one
+            fitted, held = fitted.uncentred(), held and held.uncentred()
+        weight = site_weight(self.dense, described)
+        weight_GTD = weight.reshape(described.groups, -1, described.in_features)
+        beta = choose_beta(weight_GTD, fitted, held)
+        moments = self.weighed(site, fitted if held is None else merge([fitted, held]))
+        factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric, self.formats)
+        format = get_format(row.format, self.formats)
+        chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
+        fill(format, chain, factors, bias if with_bias else None, moments)
+        put(self.compressed, {site: chain})
+        self.changed.append(site)
+        note_done(chain, described, self.done)
+
+    def fit_first(self, sites: Sequence[str], step: Callable[[str], None]) -> None:
+        """Fit some sites to their weights, on moments that are collected at once."""
+        missing = [name for name in sites if not self.is_done(name)]
+        stats = self.own(only=missing) if missing else {}
+        for name in sites:
+            step(name)
+            if not self._put_done(name):
+                self.fit_alone(name, stats[name])
+
+    def fit_alone(self, site: str, moments: Moments) -> None:
+        """Fit a site to its weight, on moments of the dense network's inputs."""
+        moments = self.weighed(site, moments)
+        described = self.sites[site]
+        factorise_site(
+            self.dense,
+            self.compressed,
+            described,
+            self.rows[site],
+            moments,
+            self.metric,
+            formats=self.formats,
+            done=self.done,
+        )
+        self.changed += [site, *described.aliases]
+
+    def _put_done(self, site: str) -> bool:
+        """Put in the layer that was fitted before; whether there is one."""
+        described = self.sites[site]
+        there = put_done(self.compressed, described, self.rows[site], self.metric, self.formats, self.done)
+        self.changed += [site, *described.aliases] if there else []
+        return there
+
+    def weighed(self, site: str, moments: Moments) -> Moments:
+        """The moments of a site's inputs with the gradients that the dense network has at its output."""
+        return moments if self.gradients is None else replaced(moments, gradients=self.gradients[site].gradients)
+
+    def differs(self, module: str) -> bool:
+        return any(name == module or name.startswith(module + ".") for name in self.changed)

@@ -1,0 +1,1 @@
+"""What a command line reads: models, weights, samples, pictures and arrays."""

@@ -1,0 +1,215 @@
+"""DATA on the command line: which samples, and how they become batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arrays import ARRAYS
+from .data import Data, DataOptions, example_input
+from .models import TORCHVISION, call_function, is_torchvision
+from .pixels import Normalise, Step, of_one_depth, parse_normalise, parse_transform, white_of
+from .sources import Source, from_arrays, from_dataset, from_folder, from_torchvision
+from .user_batches import WAYS, from_batches, is_dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+KINDS = (
+    "a folder of pictures, FILE.npz, FILE.npy, FILE.safetensors, FILE.pt, torchvision:NAME (torchvision:CIFAR10) or "
+    "FILE.py:FUNCTION"
+)
+TORCHVISION_SHAPE = "3,224,224"
+# Decoded pictures are kept for the next pass up to this many bytes.
+CACHE_BYTES = 1 << 30
+
+
+def load_data(
+    spec: str,
+    options: DataOptions,
+    *,
+    network: nn.Module | None = None,
+    model: str = "",
+    samples: int | None = None,
+    default_split: str = "train",
+) -> Data:
+    """The data that `spec` names.
+
+    Args:
+        spec: DATA of the command line.
+        options: how to read it.
+        network: that is called with it; decides what is an input, and which example stands for the data.
+        model: MODEL of the command line, which decides what `auto` means.
+        samples: take that many, chosen by the seed; None for all, in their order.
+        default_split: the split of a named data set where the options say none.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: where there is no such data, it is empty, or an option does not fit it.
+    """
+    steps = parse_transform(options.transform, options.size)
+    split = options.split or default_split
+    path = Path(spec)
+    if options.batches not in WAYS:
+        raise ValueError(f"--batches {options.batches!r} is not one of {', '.join(WAYS)}")
+    if options.batch < 1 or (samples is not None and samples < 1):
+        raise ValueError(f"--batch {options.batch} and --samples {samples} must be at least 1")
+    if spec.startswith(TORCHVISION):
+        source = from_torchvision(spec.removeprefix(TORCHVISION), options.root, split)
+    elif path.is_dir():
+        source = from_folder(path)
+    elif path.suffix in ARRAYS:
+        if not path.is_file():
+            raise ValueError(f"DATA {spec!r}: there is no file {path}")
+        source = from_arrays(path, options.split or (default_split if default_split == "test" else None))
+    elif ":" not in spec:
+        raise ValueError(f"DATA {spec!r}: there is no such folder or file; DATA is {KINDS}")
+    else:
+        made = call_function(spec, "DATA", KINDS.rpartition(" or ")[0])
+        if not is_dataset(made):
+            if steps or options.normalise != "auto":
+                raise ValueError(
+                    f"{spec} returns batches ready for the network; --transform, --size and --normalise do not apply"
+                )
+            found = from_batches(made, spec, samples, options.batches, network)
+            return found if network is None else found.of_network(network, options.example_batch)
+        source = from_dataset(made, spec)
+    if options.batches != "auto":
+        raise ValueError(f"--batches {options.batches} is for functions that return batches, not for {spec}")
+    found = _from_source(source, options, steps, samples, model)
+    return found if network is None else found.of_network(network, options.example_batch)
+
+
+def _from_source(
+    source: Source, options: DataOptions, steps: tuple[Step, ...], samples: int | None, model: str
+) -> Data:
+    import torch
+
+    read = _Cache(source)
+    first = read(0)[0]
+    picture = source.pictures or (white_of(first) is not None and first.ndim == 3)
+    if not steps and is_torchvision(model) and picture and not _is_array(source):
+        steps = parse_transform("resize=256,crop=224")
+    normalise = _normalise(options.normalise, picture or white_of(first) is not None, model)
+    read.use(steps)
+    order = list(range(source.samples))
+    if samples is not None and samples < source.samples:
+        order = torch.randperm(source.samples, generator=torch.Generator().manual_seed(options.seed))[:samples].tolist()
+
+    def passes() -> Iterator[tuple[Any, Any]]:
+        for start in range(0, len(order), options.batch):
+            items = [read(index) for index in order[start : start + options.batch]]
+            labels = torch.tensor([label for _, label in items]) if source.labelled else None
+            yield _batch([tensor for tensor, _ in items], normalise, source.name), labels
+
+    shape = "x".join(str(side) for side in read(order[0])[0].shape)
+    transform = ",".join(step.name + ("=" + "x".join(map(str, step.size)) if step.size else "") for step in steps)
+    prepared = f"{shape}, {transform or 'sizes as stored'}, normalised {normalise.name}"
+    return Data(
+        name=source.name,
+        samples=len(order),
+        labelled=source.labelled,
+        classes=source.classes,
+        labels=source.labels or source.name,
+        prepared=prepared,
+        _passes=passes,
+    )
+
+
+def _is_array(source: Source) -> bool:
+    """Arrays hold inputs of one size already: the usual resize of a pretrained network is not put on them."""
+    return any(ending in source.name for ending in ARRAYS)
+
+
+def _normalise(text: str, bytes_stored: bool, model: str) -> Normalise:
+    if text != "auto":
+        return parse_normalise(text)
+    if not bytes_stored:
+        return parse_normalise("none")
+    return parse_normalise("imagenet" if is_torchvision(model) else "unit")
+
+
+class _Cache:
+    """Samples by number after the transform, kept in memory as long as there is room."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.steps: tuple[Step, ...] = ()
+        self.kept: dict[int, tuple[Tensor, int | None]] = {}
+        self.room = CACHE_BYTES
+
+    def use(self, steps: tuple[Step, ...]) -> None:
+        """Transform samples by these steps from now on."""
+        if steps:
+            self.steps, self.kept, self.room = steps, {}, CACHE_BYTES
+
+    def __call__(self, index: int) -> tuple[Tensor, int | None]:
+        from ..running.calling import DataError
+
+        if index in self.kept:
+            return self.kept[index]
+        try:
+            tensor, label = self._read(index)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{self.source.name}, sample {index}: {error}") from error
+        size = tensor.numel() * tensor.element_size()
+        if size <= self.room:
+            self.kept[index] = tensor, label
+            self.room -= size
+        return tensor, label
+
+    def _read(self, index: int) -> tuple[Tensor, int | None]:
+        tensor, label = self.source.get(index)
+        if self.steps and tensor.ndim != 3:
+            raise ValueError(f"--transform and --size are for pictures (C, H, W), it is {tuple(tensor.shape)}")
+        for step in self.steps:
+            tensor = step(tensor)
+        return tensor, label
+
+
+def _batch(tensors: Sequence[Tensor], normalise: Normalise, name: str) -> Tensor:
+    import torch
+
+    from ..running.calling import DataError
+
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
+        raise DataError(
+            f"{name} has inputs of different sizes ({shapes[0]} and {shapes[1]}), which do not go into one batch; "
+            'give --size 224 or --transform "resize=256,crop=224"'
+        )
+    try:
+        return normalise(torch.stack(of_one_depth(tensors)))
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def load_example(
+    data: Data | str | None, input_shape: str | None, options: DataOptions, model: str, network: nn.Module
+) -> Any:
+    """One input of the network: of the data where there is data, else random numbers of the shape that is given.
+
+    Args:
+        data: loaded data, or DATA of the command line, or None.
+        input_shape: `3,224,224`.
+        options: how to read the data.
+        model: MODEL of the command line; networks of torchvision have a usual shape.
+        network: that is called with it.
+
+    Raises:
+        ValueError: where nothing says what an input looks like.
+    """
+    if isinstance(data, Data):
+        return data.example()
+    if data is not None:
+        return load_data(data, options, model=model, network=network).example()
+    if input_shape is None and is_torchvision(model):
+        input_shape = TORCHVISION_SHAPE
+    if input_shape is None:
+        raise ValueError("what does an input look like? Give --input-shape 3,224,224 (without the batch), or data")
+    return example_input(input_shape, options.seed)

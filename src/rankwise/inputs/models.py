@@ -1,0 +1,158 @@
+"""MODEL on the command line: `torchvision:NAME` or `FILE.py:FUNCTION`, and the weights to put into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoints import load_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TORCHVISION = "torchvision:"
+
+
+def load_model(spec: str, weights: Path | None = None) -> nn.Module:
+    """Make the model that `spec` names, in eval mode, with `weights` loaded into it.
+
+    Args:
+        spec: `torchvision:resnet18`, or `path/file.py:function`, a function that returns a model when called without
+            arguments.
+        weights: a `.safetensors` file or a checkpoint of tensors.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: where the spec names nothing that makes a model, or the weights do not fit.
+    """
+    model = torchvision_model(spec.removeprefix(TORCHVISION)) if spec.startswith(TORCHVISION) else user_model(spec)
+    if weights is not None:
+        load_weights(model, weights, spec)
+    return model.eval()
+
+
+def load_artifact(spec: str, folder: Path) -> nn.Module:
+    """The compressed network in `folder`, on a fresh model of `spec`; the artifact holds all weights.
+
+    Raises:
+        ValueError: where the folder holds no artifact, a broken one, or one of another network.
+    """
+    from ..artifact import load
+
+    return load(load_model(spec), folder).eval()
+
+
+def is_torchvision(spec: str) -> bool:
+    """Whether the spec names a model of torchvision."""
+    return spec.startswith(TORCHVISION)
+
+
+def torchvision_model(name: str) -> nn.Module:
+    """A model of torchvision by name, with random weights: nothing is ever downloaded."""
+    from .torchvision_shim import import_torchvision
+
+    models = import_torchvision().models
+    names = models.list_models()
+    if name not in names:
+        near = get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
+        raise ValueError(f"torchvision has no model {name!r}; near names: {', '.join(near)}")
+    builder = models.get_model_builder(name)
+    # Detection and segmentation models fetch the weights of their backbone unless told not to.
+    options = {key: None for key in ("weights", "weights_backbone") if _accepts(builder, key)}
+    model: nn.Module = builder(**options)
+    return model
+
+
+def user_model(spec: str) -> nn.Module:
+    """The model that a function of the user's own file returns."""
+    from torch import nn
+
+    model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18)")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
+    """The function that `FILE.py:FUNCTION` names.
+
+    Args:
+        spec: the text of the command line.
+        what: the argument it stands for, for error messages.
+        others: what else the argument may be, for error messages.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: where there is no such file or function.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise ValueError(f"{what} {spec!r} is neither {others} nor FILE.py:FUNCTION (nets.py:build)")
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{what} {spec!r}: there is no file {path}")
+    module = _run_file(path)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        near = get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
+        raise ValueError(f"{path} has no function {name!r}; it has: {', '.join(near) or 'no functions at all'}")
+    return function
+
+
+def call_function(spec: str, what: str, others: str) -> Any:
+    """What the function that `FILE.py:FUNCTION` names returns; the arguments are those of `load_function`.
+
+    Raises:
+        ValueError: where there is no such function, or it raises, with its error as the cause.
+    """
+    function = load_function(spec, what, others)
+    try:
+        return function()
+    except Exception as error:
+        raise ValueError(f"{what} {spec!r}: {spec.rpartition(':')[2]}() {_raised(error)}") from error
+
+
+def _raised(error: Exception) -> str:
+    """What was raised and where, in words."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"raised {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+
+
+def _run_file(path: Path) -> Any:
+    """The module of a file. Its own folder is importable meanwhile, as it is when Python runs the file."""
+    from .torchvision_shim import allow_torchvision
+
+    allow_torchvision()
+    name = f"rankwise_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    # Dataclasses and pickling look their module up by name.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path} is not valid Python: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} cannot be run: it {_raised(error)}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _accepts(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters

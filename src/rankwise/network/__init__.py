@@ -1,0 +1,1 @@
+"""A user's model, looked at: the layers that can be factorised, what they cost, and what replaces them."""

@@ -1,0 +1,377 @@
+"""Watch one forward pass: which layers run, on what sizes, and which products use which parameter.
+
+Layers of the usual kinds are counted by hooks, from shapes alone. Everything else is seen operator by operator: a
+product with a parameter (or with a tensor computed from parameters alone) is that parameter's, a product of two
+activations is not counted, and every operator that is left out is listed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from ..layers.kinds import HF_HOME, is_transposed, site_kind, spatial_dims
+from ..running.exclusive import own_thread
+from ..running.state import interval, storage_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a layer in one forward of the example input.
+
+    Attributes:
+        rows: products with the weight: samples x output positions, of a transposed convolution x input positions
+            (Linear: product of the leading dimensions).
+        in_positions: samples x spatial input positions (Linear: equal to `rows`).
+        in_size: spatial input size, `()` for Linear.
+        out_size: spatial output size, `()` for Linear.
+    """
+
+    rows: int
+    in_positions: int
+    in_size: tuple[int, ...]
+    out_size: tuple[int, ...]
+
+    def positions(self, done: Collection[int]) -> int:
+        """Positions where the spatial dimensions `done` have their output size and the others their input size."""
+        before, after = (prod(size[d] for d in done) for size in (self.in_size, self.out_size))
+        return self.in_positions // before * after if before else 0
+
+
+class Calls:
+    """Context that counts the calls of every module, and the numbers in the tensors that each was given.
+
+    Attributes:
+        count: module name -> calls.
+        numbers: module name -> numbers in all of them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.count: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter(dict.fromkeys(dict(model.named_modules()), 0))
+        self._model = model
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Calls:
+        for name, module in self._model.named_modules():
+            hook = partial(self._see, name)
+            self._handles.append(module.register_forward_pre_hook(own_thread(hook), with_kwargs=True))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _see(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.count[name] += 1
+        self.numbers[name] += sum(x.numel() for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+
+
+# Operator -> positions of the two factors among its arguments.
+_MATMULS = {
+    "mm": (0, 1),
+    "bmm": (0, 1),
+    "mv": (0, 1),
+    "dot": (0, 1),
+    "addmm": (1, 2),
+    "addbmm": (1, 2),
+    "baddbmm": (1, 2),
+    "addmv": (1, 2),
+    "_grouped_mm": (0, 1),  # mixture of experts: each row meets one expert
+}
+_CONVOLUTIONS = {"convolution", "_convolution", "convolution_overrideable", "cudnn_convolution"}
+# Operators that create or move data and compute nothing, beside those that PyTorch marks as views.
+_MOVES = re.compile(
+    "_?(alias|arange|as_strided|cat|clone|constant_pad|copy|detach|embedding|empty|expand|fill|flip|full|gather|index|"
+    "lift|local_scalar|masked_fill|masked_select|new_|ones|pad|permute|pixel_|repeat|roll|scalar_tensor|scatter|select|"
+    "slice|stack|to_copy|tri[lu]|unsafe_|zero)"
+)
+
+
+_LEFT_OUT = {
+    "attention": "products of activations (attention)",
+    "norm": "normalisation",
+    "softmax|^hard": "element-wise work",
+    "pool|upsample|^(mean|sum|std|var|any|all|a?max|a?min|arg|cum|sort|topk|histc)": "pooling, sorting or a reduction",
+}
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether a layer of one of the kinds computes something else than its class in the library."""
+    if "forward" in module.__dict__:  # replaced on the instance
+        return True
+    homes = ("torch.nn.modules.", HF_HOME)
+    original = next(cls for cls in type(module).__mro__ if cls.__module__.startswith(homes))
+    return any(
+        getattr(type(module), name, None) is not getattr(original, name, None) for name in ("forward", "_conv_forward")
+    )
+
+
+class Recorder(TorchDispatchMode):
+    """Context that records one forward pass of a model; hooks are removed on leaving.
+
+    Args:
+        model: the network.
+        by_operators: count the layers of a site's kind by the operators that run in them too, not by their hooks.
+
+    Attributes:
+        calls: layer name -> its calls, in order of the first call.
+        direct: layer name -> the module that used its weight without calling it, in words.
+        sized: transposed convolutions that were called with an output size.
+        unusual: layer name -> tensors without rows of their own that it was called with, in words.
+        other_macs: name -> MACs of everything counted that is no call of a `site_kind` layer.
+        not_counted: operator -> why it is not counted.
+    """
+
+    def __init__(self, model: nn.Module, *, by_operators: bool = False) -> None:
+        super().__init__()
+        self.by_operators = by_operators
+        self.calls: dict[str, list[Call]] = {}
+        self.direct: dict[str, str] = {}
+        self.sized: set[str] = set()
+        self.unusual: dict[str, str] = {}
+        self.other_macs: dict[str, int] = defaultdict(int)
+        self.not_counted: dict[str, str] = {}
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._model = model
+        self._running: list[nn.Module] = []
+        self._counted_by_hook = 0  # how many running modules are counted by their hook
+        self._layers = {name: module for name, module in model.named_modules() if site_kind(module)}
+        self._shapes = {name: tuple(module.weight.shape) for name, module in self._layers.items()}
+        self._own = {name for name, module in self._layers.items() if own_forward(module)}
+        self._parameters: dict[int, list[tuple[int, int, str]]] = defaultdict(list)  # storage -> (start, end, owner)
+        self._derived: dict[int, tuple[torch.Tensor, str]] = {}  # storage -> (tensor, owner); held, so never reused
+        self._handles: list[RemovableHandle] = []
+        self._map_parameters()
+
+    def _map_parameters(self) -> None:
+        # Site layers first: a product with a weight that is tied to an embedding is the layer's.
+        owned = [
+            (name, parameter)
+            for name, layer in sorted(self._layers.items(), key=lambda item: isinstance(item[1], nn.Embedding))
+            for part, parameter in layer.named_parameters()
+            if part == "weight" or part.startswith("parametrizations.weight.")
+        ]
+        for full, parameter in self._model.named_parameters(remove_duplicate=False):
+            owned.append((full.rpartition(".")[0] or full, parameter))
+        for owner, parameter in owned:
+            if storage_of(parameter):
+                self._parameters[storage_of(parameter)].append((*interval(parameter), owner))
+
+    def __enter__(self) -> Recorder:
+        for module in self._model.modules():
+            self._handles.append(module.register_forward_pre_hook(own_thread(self._before)))
+            # First of all hooks, so that what a user's hook computes is not taken for the layer's own work.
+            self._handles.append(
+                module.register_forward_hook(own_thread(self._after), prepend=True, with_kwargs=True, always_call=True)
+            )
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+
+    def name(self, module: nn.Module) -> str:
+        """The first qualified name of a module."""
+        return self._names[id(module)]
+
+    @property
+    def macs(self) -> Counter[str]:
+        """Module name -> multiply-accumulates that were counted with its parameters."""
+        result = Counter(self.other_macs)
+        for name, calls in self.calls.items():
+            if not isinstance(self._layers[name], nn.Embedding):
+                result[name] += sum(call.rows for call in calls) * prod(self._shapes[name])
+        return result
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of everything that was counted."""
+        return self.macs.total()
+
+    # ---- layers, by hook
+
+    def _by_hook(self, module: nn.Module) -> bool:
+        if site_kind(module):
+            return not self.by_operators and self._names[id(module)] not in self._own
+        return isinstance(module, nn.RNNBase)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._running.append(module)
+        self._counted_by_hook += self._by_hook(module) or isinstance(module, ParametrizationList)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._running.pop()
+        if self._by_hook(module):
+            if output is not None:  # None: the layer raised
+                self._count(module, args[0] if args else next(iter(kwargs.values())), output)
+                if kwargs.get("output_size") is not None or (is_transposed(site_kind(module)) and len(args) > 1):
+                    self.sized.add(self._names[id(module)])
+            self._counted_by_hook -= 1
+        elif isinstance(module, ParametrizationList):  # making a weight is no work of the layer
+            self._counted_by_hook -= 1
+            if isinstance(output, torch.Tensor):
+                self._hold(output, self._names[id(module)].rpartition(".parametrizations.")[0])
+
+    def _count(self, module: Any, given: Any, output: Any) -> None:
+        name = self._names[id(module)]
+        if (what := _unusual(given)) is not None:
+            self.unusual[name] = what
+            given, output = _plain(given), _plain(output)
+        if isinstance(module, nn.RNNBase):
+            # Every time step of every sample meets every weight of every layer and direction.
+            steps = prod((given.data if isinstance(given, PackedSequence) else given).shape[:-1])
+            weights = (getattr(module, part) for part in module._flat_weights_names if part.startswith("weight"))
+            self.other_macs[name] += steps * sum(weight.numel() for weight in weights)
+        elif dims := spatial_dims(module):
+            self._add(name, _conv_call(given, output, dims, is_transposed(site_kind(module))))
+        elif isinstance(module, nn.Embedding):
+            self._add(name, _linear_call(given.numel()))
+        else:
+            self._add(name, _linear_call(prod(given.shape[:-1])))
+
+    def _add(self, name: str, call: Call) -> None:
+        self.calls.setdefault(name, []).append(call)
+
+    # ---- everything else, by operator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if torch.is_inference_mode_enabled():  # in which operators come undivided, such as a whole linear layer
+            super().__enter__()
+            try:
+                output = func.decompose(*args, **(kwargs or {}))
+            finally:
+                super().__exit__(None, None, None)
+            if output is not NotImplemented:
+                return output
+        output = func(*args, **(kwargs or {}))
+        if not self._counted_by_hook:
+            self._see(func, args, kwargs or {}, output)
+        return output
+
+    def _see(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        name = func.overloadpacket.__name__
+        if name in _CONVOLUTIONS:
+            given, weight = args[0], args[1]
+            transposed = name != "cudnn_convolution" and args[6]
+            macs = (given if transposed else output).numel() * prod(weight.shape[1:])
+            self._product(name, macs, [weight], _conv_call(given, output, weight.dim() - 2, transposed))
+        elif name in _MATMULS:
+            left, right = (args[position] for position in _MATMULS[name])
+            macs = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
+            self._product(name, macs, [right, left], None)
+            self._derive(args, kwargs, output)  # a product of parameters is part of a weight
+        else:
+            self._derive(args, kwargs, output)
+            why = _why_not_counted(func, name)
+            if why is not None:
+                self.not_counted[name] = why
+
+    def _product(self, operator: str, macs: int, factors: list[torch.Tensor], call: Call | None) -> None:
+        owner = self._owner_of_product(factors)
+        if owner is None:
+            self.not_counted[operator] = "a product of two activations, such as attention"
+            return
+        if owner not in self._layers:
+            self.other_macs[owner] += macs
+            return
+        running = self._running[-1] if self._running else self._model
+        if running is not self._layers[owner]:
+            self.direct.setdefault(
+                owner, f"{type(running).__name__} ({self._names[id(running)] or 'the model itself'})"
+            )
+        rows, rest = divmod(macs, prod(self._shapes[owner]))
+        if rest or isinstance(self._layers[owner], nn.Embedding):  # no whole call of the layer
+            self.other_macs[owner] += macs
+        elif call is not None:
+            self._add(owner, call)
+        else:
+            self._add(owner, _linear_call(rows))
+
+    def _owner_of_product(self, factors: list[torch.Tensor]) -> str | None:
+        for factor in factors:
+            if (owner := self._owner(factor)) is not None:
+                return owner
+        # Inside a layer with its own forward, the factor of the weight's shape is a reworked weight.
+        for module in reversed(self._running):
+            name = self._names[id(module)]
+            if name in self._own:
+                shape = self._shapes[name]
+                return name if any(tuple(f.shape) in (shape, shape[::-1]) for f in factors) else None
+        return None
+
+    def _owner(self, tensor: torch.Tensor) -> str | None:
+        storage = storage_of(tensor)
+        for start, end, owner in self._parameters.get(storage, ()):
+            if start <= tensor.storage_offset() < end:
+                return owner
+        return self._derived[storage][1] if storage in self._derived else None
+
+    def _derive(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        owners = [self._owner(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        for tensor in tree_leaves(output):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if owners and all(owner is not None for owner in owners):
+                named = [str(owner) for owner in owners]
+                self._hold(tensor, next((owner for owner in named if owner in self._layers), named[0]))
+            else:
+                self._derived.pop(storage_of(tensor), None)
+
+    def _hold(self, tensor: torch.Tensor, owner: str) -> None:
+        if storage_of(tensor) and self._owner(tensor) is None:
+            self._derived[storage_of(tensor)] = (tensor, owner)
+
+
+def _unusual(given: Any) -> str | None:
+    """What kind of tensor has no rows as layers have them, in words."""
+    if not isinstance(given, torch.Tensor):
+        return None
+    if given.is_nested:
+        return "nested tensors"
+    return "tensors inside of torch.vmap" if torch._C._functorch.is_functorch_wrapped_tensor(given) else None
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """All rows of such a tensor."""
+    if tensor.is_nested:
+        return tensor.values() if tensor.layout is torch.jagged else torch.cat([*tensor.unbind()])
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _linear_call(rows: int) -> Call:
+    return Call(rows=rows, in_positions=rows, in_size=(), out_size=())
+
+
+def _conv_call(given: torch.Tensor, output: torch.Tensor, dims: int, transposed: bool) -> Call:
+    samples = given.shape[0] if given.dim() == dims + 2 else 1  # one sample may come without a batch
+    in_size, out_size = tuple(given.shape[-dims:]), tuple(output.shape[-dims:])
+    rows = samples * prod(in_size if transposed else out_size)
+    return Call(rows=rows, in_positions=samples * prod(in_size), in_size=in_size, out_size=out_size)
+
+
+def _why_not_counted(func: Any, name: str) -> str | None:
+    if func.is_view or _MOVES.match(name):
+        return None
+    if torch.Tag.pointwise in func.tags:
+        return "element-wise work"
+    return next((why for pattern, why in _LEFT_OUT.items() if re.search(pattern, name)), "no rule counts this operator")

@@ -1,0 +1,40 @@
+"""The ways to build a site, and the one that a row of a plan has chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..layers.low_rank import Ranks
+from ..network.sites import Site
+from .plan import DENSE, PlanRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One way to build a site.
+
+    Attributes:
+        format: name of the format, or "dense".
+        ranks: its ranks, () for dense.
+        params, macs: counts of the built layer.
+        error: relative squared error of the site's output in the metric, 0 for dense.
+    """
+
+    format: str
+    ranks: Ranks
+    params: int
+    macs: int
+    error: float
+
+
+Curve = tuple[Option, ...]
+
+
+def dense_option(site: Site) -> Option:
+    """The site as it is."""
+    return Option(format=DENSE, ranks=(), params=site.params, macs=site.macs, error=0.0)
+
+
+def option_of(row: PlanRow) -> Option:
+    """What a row of a plan chooses."""
+    return Option(format=row.format, ranks=row.ranks, params=row.params, macs=row.macs, error=row.error or 0.0)

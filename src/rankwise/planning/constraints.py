@@ -1,0 +1,170 @@
+"""Constraints: which options they leave to every site, and why where they leave no choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+
+from ..formats import get_format
+from ..network.sites import Site, Sites
+from ..plan import DENSE, Curve, Option, dense_option
+from .budgets import is_number, plain
+
+Pin = str | tuple[str, Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """What a user asks of the sites that patterns name.
+
+    Attributes:
+        include: patterns of the sites that may be factorised. Embeddings and heads of language models are included by
+            a pattern other than "*" alone: `["*", "lm_head"]` is everything and the head.
+        ignore: patterns of sites that stay dense.
+        pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks).
+        floor: pattern to the least rank, a number or a fraction of the largest.
+        cap: pattern to the largest rank, likewise.
+        tie: patterns; all sites of one get the same format and ranks.
+    """
+
+    include: str | Sequence[str] = ("*",)
+    ignore: str | Sequence[str] = ()
+    pin: Mapping[str, Pin] = field(default_factory=dict)
+    floor: Mapping[str, float] = field(default_factory=dict)
+    cap: Mapping[str, float] = field(default_factory=dict)
+    tie: str | Sequence[str] = ()
+
+    def free(self, sites: Sites) -> set[str]:
+        """Names of the sites that are included and not ignored.
+
+        Raises:
+            ValueError: for a pattern that matches nothing.
+        """
+        return {site.name for site in sites.included(self.include)} - {site.name for site in sites.select(self.ignore)}
+
+    def reasons(self, sites: Sites) -> dict[str, str]:
+        """Why each site stays dense, "" where it may be factorised.
+
+        Raises:
+            ValueError: for a pattern that matches nothing.
+        """
+        matched = {site.name for site in sites.select(self.include)}
+        included = {site.name for site in sites.included(self.include)}
+        ignored = {site.name for site in sites.select(self.ignore)}
+        pinned = {site.name for pattern in self.pin for site in sites.select([pattern])}
+
+        def reason(name: str) -> str:
+            if name in ignored:
+                return "ignored"
+            if name in included or name in pinned:
+                return ""
+            return (name in matched and sites[name].unless_named) or "not included"
+
+        return {name: site.dense_because or reason(name) for name, site in sites.items()}
+
+    def options(
+        self, sites: Sites, curves: Mapping[str, Curve], fitted: Callable[[Site, Pin], Option]
+    ) -> dict[str, tuple[Curve, str]]:
+        """Each site's remaining options, and the reason where a constraint left no choice.
+
+        Args:
+            sites: all of the network.
+            curves: options by site name; a site that stays dense needs none.
+            fitted: the option that a pin names, with its error.
+
+        Returns:
+            Options and reason by site name.
+
+        Raises:
+            ValueError: for a pattern that matches nothing, or constraints that contradict each other.
+        """
+        ignored = {site.name for site in sites.select(self.ignore)}
+        result: dict[str, tuple[Curve, str]] = {}
+        for name, reason in self.reasons(sites).items():
+            free = not reason and name in curves
+            result[name] = tuple(curves[name]) if free else (dense_option(sites[name]),), reason
+        pinned = self._pinned(sites, ignored)
+        for name, pattern in pinned.items():
+            result[name] = (fitted(sites[name], self.pin[pattern]),), f"pinned by {pattern!r}"
+        for bound, least in ((self.floor, True), (self.cap, False)):
+            for pattern, value in bound.items():
+                for site in sites.select([pattern]):
+                    curve, why = result[site.name]
+                    if not why or site.name in pinned:
+                        result[site.name] = _bounded(site, curve, why, pattern, value, least), why
+        return result
+
+    def _pinned(self, sites: Sites, ignored: set[str]) -> dict[str, str]:
+        """Site name to the pattern that pins it."""
+        pinned: dict[str, str] = {}
+        for pattern, wanted in self.pin.items():
+            for site in sites.select([pattern]):
+                if site.name in pinned and parse_pin(self.pin[pinned[site.name]]) != parse_pin(wanted):
+                    raise ValueError(
+                        f"site {site.name!r} is pinned twice, by {pinned[site.name]!r} and {pattern!r}; keep one"
+                    )
+                if site.name in ignored:
+                    raise ValueError(f"site {site.name!r} is both ignored and pinned by {pattern!r}; drop one of them")
+                pinned[site.name] = pattern
+        return pinned
+
+
+def _bounded(site: Site, curve: Curve, why: str, pattern: str, value: float, least: bool) -> Curve:
+    kept = tuple(option for option in curve if _allowed(site, option, value, least))
+    if not kept:
+        word, sense = ("floor", "at least") if least else ("cap", "at most")
+        pinned_to = f"{why} to {curve[0].format} {list(curve[0].ranks)}, so " if why else ""
+        raise ValueError(
+            f"site {site.name!r}: {pinned_to}no option has its ranks {sense} {value}, the {word} of "
+            f"{pattern!r}; change the {word}{' or the pin' if why else ''}"
+        )
+    return kept
+
+
+def _allowed(site: Site, option: Option, value: float, least: bool) -> bool:
+    """Whether an option's ranks keep to a floor (`least`) or a cap."""
+    if not is_number(value) or not value > 0:
+        word = "floor" if least else "cap"
+        raise ValueError(f"site {site.name!r}: the {word} must be a rank or a fraction up to 1.0, not {value!r}")
+    if option.format == DENSE:
+        return least
+    value = plain(value)
+    for rank, limit in zip(option.ranks, get_format(option.format).limits(site), strict=True):
+        bound = value * limit if isinstance(value, float) and value <= 1 else value
+        if rank < bound if least else rank > bound:
+            return False
+    return True
+
+
+def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...] | dict[str, float]]:
+    """Format and ranks of a pin, written "dense", "svd:16", "tucker2:8,12" or ("tucker2", (8, 12)).
+
+    Or a format and what its literature calls its parameters, "slr:k=16,sr=0.5,rr=0.5", as a mapping.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    error = ValueError(f'a pin is "dense" or "format:rank[,rank]", for instance "svd:16", not {wanted!r}')
+    if isinstance(wanted, str):
+        name, colon, numbers = wanted.partition(":")
+        if name == DENSE and not colon:
+            return name, ()
+        pairs = [part.partition("=") for part in numbers.split(",")]
+        try:
+            if name and all(equals for _, equals, _ in pairs):
+                return name, {setting.strip(): float(value) for setting, _, value in pairs}
+            ranks = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            raise error from None
+    else:
+        try:
+            name, ranks = wanted[0], tuple(wanted[1])
+        except (TypeError, IndexError):
+            raise error from None
+        if len(wanted) != 2 or not all(isinstance(rank, Integral) and not isinstance(rank, bool) for rank in ranks):
+            raise error
+        ranks = tuple(int(rank) for rank in ranks)
+    if not isinstance(name, str) or not name or (name == DENSE and ranks):
+        raise error
+    return name, ranks

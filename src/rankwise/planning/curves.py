@@ -1,0 +1,70 @@
+"""Curves that a user gives, and options that a user pins: do they belong to the network, and what do they cost?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import nn
+
+from ..formats import get_format
+from ..formats.both_sides import fit, refuses
+from ..formats.weights import site_weight
+from ..network.sites import Site, Sites
+from ..plan import DENSE, Curve, Option, dense_option
+from ..statistics import Statistics
+from .constraints import Pin, parse_pin
+from .profile import site_metric
+
+
+def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: str) -> None:
+    needed = [site for site in sites.values() if site.name in free and not site.dense_because]
+    if missing := [repr(site.name) for site in needed if site.name not in curves]:
+        raise ValueError(
+            f"the curves hold nothing for {'sites' if len(missing) > 1 else 'site'} {', '.join(missing)}; profile this "
+            f"network, or ignore what is missing"
+        )
+    for site in needed:
+        curve = curves[site.name]
+        first = {option.format: option for option in reversed(curve)}
+        last = {option.format: option for option in curve}
+        for option in (*first.values(), *last.values()):
+            check_option(site, option, metric)
+
+
+def check_option(site: Site, option: Option, metric: str) -> None:
+    """Refuse an option whose counts are not those of the layer that would be built.
+
+    Raises:
+        ValueError: with both counts.
+    """
+    if option.format == DENSE:
+        right = site.params, site.macs
+    else:
+        format = get_format(option.format)
+        right = format.cost(site, format.check(site, option.ranks), site.chain_bias(metric))
+    if (option.params, option.macs) != right:
+        raise ValueError(
+            f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
+            f"{option.format} {option.ranks}, which in the {metric!r} metric are {right[0]:,} and "
+            f"{right[1]:,}; profile this network in this metric"
+        )
+
+
+def pinned(
+    model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, *, metric: str, shrink: float = 0.0
+) -> Option:
+    """The option that a pin names, with the error of its fit.
+
+    Raises:
+        ValueError: for a pin that is none, or that the site cannot have.
+    """
+    name, ranks = parse_pin(wanted)
+    if name == DENSE:
+        return dense_option(site)
+    format = get_format(name)
+    if reason := refuses(format, site, metric):
+        raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
+    ranks = format.check(site, ranks if isinstance(ranks, tuple) else format.named_ranks(site, ranks))
+    factors = fit(format, site, site_weight(model, site), site_metric(source, site, metric, model, shrink), ranks)
+    cost = format.cost(site, ranks, site.chain_bias(metric))
+    return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)

@@ -1,0 +1,158 @@
+"""Statistics and formats to curves: for every site the options it has, each with its cost and predicted error."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..formats import FORMATS, Cost, Format, get_format
+from ..formats.both_sides import curve, refuses
+from ..formats.weights import site_weight, weight_metrics
+from ..linalg.two_sided import TwoSided
+from ..names import METRICS, check_name
+from ..network.sites import Site, Sites
+from ..plan import Curve, Option, dense_option
+from ..running.guards import unwrap
+from ..running.verbs import verb
+from ..statistics import Statistics
+
+if TYPE_CHECKING:
+    from ..plan import Done
+
+# Their curves are exact, or nearly, from one decomposition; those of all others ("auto") are fitted.
+DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
+
+
+def rank_step(site: Site, round_to: int | str) -> int:
+    """Ranks are multiples of this: "auto" is 8 where the smaller side is at least 128, else 1.
+
+    Raises:
+        ValueError: as `check_step` does.
+    """
+    check_step(round_to)
+    if round_to == "auto":
+        return 8 if min(site.out_features // site.groups, site.weight_shape[1]) >= 128 else 1
+    return int(round_to)
+
+
+def check_step(round_to: int | str) -> None:
+    """Refuse what ranks cannot be multiples of.
+
+    Raises:
+        ValueError: for anything but "auto" or a number above 0.
+    """
+    whole = isinstance(round_to, Integral) and not isinstance(round_to, bool) and round_to > 0
+    if round_to != "auto" and not whole:
+        raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
+
+
+def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.Module, shrink: float = 0.0) -> TwoSided:
+    """The metric of a site by its name, shrunk towards the weight metric.
+
+    Raises:
+        ValueError: if the metric is unknown, or needs statistics that are not there.
+    """
+    if metric == "weight":
+        return TwoSided(inputs=weight_metrics(site, next(model.parameters()).device))
+    check_name("metric", metric, METRICS)
+    if not isinstance(source, Statistics):
+        raise ValueError(
+            f'the "{metric}" metric needs statistics: pass rankwise.collect(model, data), or metric="weight"'
+        )
+    return source.metric(site.name, metric, shrink)
+
+
+@verb
+def profile(
+    model: nn.Module,
+    source: Statistics | Sites,
+    *,
+    formats: str | Sequence[str] = DEFAULT_FORMATS,
+    metric: str = "input",
+    shrink: float = 0.0,
+    round_to: int | str = "auto",
+    only: str | Collection[str] | None = None,
+    done: Done[Curve] | None = None,
+    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+) -> dict[str, Curve]:
+    """The options of every site: dense, and whatever costs less and is not beaten in both cost and error.
+
+    `error(option) = ||G^(1/2) (W - V) Sigma^(1/2)||_F^2 / ||G^(1/2) W Sigma^(1/2)||_F^2`
+
+    Args:
+        model: the dense network.
+        source: statistics, or only the sites for `metric="weight"`.
+        formats: names of the formats to consider, or "auto" for all there are. Of those whose curves are
+            fitted, one that the others clearly beat on a site is dropped there after one fit.
+        metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (beside it the
+            moment of the loss's gradients at the output) or "weight" (Frobenius).
+        shrink: share of the weight metric in the metric, 0 to 1; see `choose_shrinkage`.
+        round_to: ranks are multiples of this.
+        only: names of the sites to consider; the others get no curve but their dense option.
+        done: curves that were made with the same arguments, by site; those that are missing are added.
+        progress: wraps the sites, for a progress bar.
+
+    Returns:
+        Curve by site name; a site that has to stay dense has one option.
+
+    Raises:
+        ValueError: for an unknown format, metric or site (with near names), a share outside 0 to 1, missing
+            statistics, or a format that no site can have in the metric.
+    """
+    model = unwrap(model)
+    sites = source.sites if isinstance(source, Statistics) else source
+    sites.check_structure(model)
+    names = [formats] if isinstance(formats, str) else formats
+    candidates = [get_format(name) for name in (FORMATS if "auto" in names else names)]
+    if not candidates:
+        raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
+    wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)
+    if unknown := sorted(wanted - sites.keys()):
+        near = difflib.get_close_matches(unknown[0], list(sites), n=5, cutoff=0.4) or list(sites)[:5]
+        raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {', '.join(near)}")
+    if metric == "fisher" and "auto" not in names:
+        _check_splits(candidates, [site for site in sites.values() if site.name in wanted])
+    curves: dict[str, Curve] = {}
+    todo: Iterable[Site] = list(sites.values())
+    for site in todo if progress is None else progress(todo, "profile"):
+        if done is not None and site.name in done:
+            curves[site.name] = done[site.name]
+            continue
+        options = [dense_option(site)]
+        usable = [format for format in candidates if site.name in wanted and not refuses(format, site, metric)]
+        if usable:
+            weight, two_sided = site_weight(model, site), site_metric(source, site, metric, model, shrink)
+            bias = site.chain_bias(metric)
+            for format in usable:
+                rivals = partial(_least_error, tuple(options))
+                for ranks, error in curve(format, site, weight, two_sided, rank_step(site, round_to), rivals):
+                    cost = format.cost(site, ranks, bias)
+                    # an embedding multiplies nothing, so any factors cost MACs; they save parameters
+                    if cost.params < site.params and (cost.macs < site.macs or site.is_embedding):
+                        options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
+        curves[site.name] = tuple(options)
+        if done is not None:
+            done[site.name] = curves[site.name]
+    return curves
+
+
+def _check_splits(formats: Sequence[Format], sites: Sequence[Site]) -> None:
+    """Refuse a format that was named, suits some site, and none of those in the fisher metric."""
+    for format in formats:
+        suited = [site for site in sites if format.refuses(site) is None]
+        reasons = [refuses(format, site, "fisher") for site in suited]
+        if reasons and all(reasons):
+            raise ValueError(f"formats: {reasons[0]}")
+
+
+def _least_error(options: Sequence[Option], cost: Cost) -> float:
+    """The best of the options with no more MACs, or with no more parameters: the one that is easier to beat."""
+    by_macs = min((option.error for option in options if option.macs <= cost.macs), default=math.inf)
+    by_params = min((option.error for option in options if option.params <= cost.params), default=math.inf)
+    return max(by_macs, by_params)

@@ -1,0 +1,89 @@
+"""The smallest network within a loss that a user allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from ..plan import Plan
+from ..ranks import FreeRule, Rule
+from .budgets import BUDGETS, check_keep, is_number
+from .planner import Planner
+
+# The search ends when the share of the dense count is known to one per cent.
+TOLERANCE = 0.01
+
+_log = logging.getLogger("rankwise")
+
+
+def smallest(
+    planner: Planner,
+    rule: Rule,
+    drop: Callable[[Plan], float],
+    target: float,
+    *,
+    minimise: str = "macs",
+    keep: Mapping[str, float] | None = None,
+    floor: FreeRule | None = None,
+) -> Plan:
+    """The plan with the least of a unit whose measured loss is within a target, by bisection.
+
+    `min share  subject to  drop(plan(share)) <= target`
+
+    The loss need not grow evenly as the share falls; what is returned was measured and is within the target, and a
+    plan one per cent of the dense count smaller was measured and is not, or cannot be had.
+
+    Args:
+        planner: makes plans.
+        rule: how each is chosen.
+        drop: measures the loss of a plan on held-out data, 0 for the dense network.
+        target: the loss that is allowed, in the unit of `drop`, 0 or more.
+        minimise: "params", "macs", "bytes" or "latency".
+        keep: further budgets, all met.
+        floor: as for `Planner.plan`.
+
+    Returns:
+        A plan whose `keep` holds the share that was found.
+
+    Raises:
+        ValueError: for a target that is no number from 0, an unknown unit, budgets that cannot be met, or under which
+            every plan loses more.
+    """
+    if not is_number(target) or not target >= 0:
+        raise ValueError(f"target_drop must be a number of at least 0, not {target!r}")
+    if minimise not in BUDGETS:
+        raise ValueError(f"minimise={minimise!r} is no budget; the budgets are {', '.join(BUDGETS)}")
+    budgets: dict[str, float] = {} if keep is None else dict(check_keep(keep))
+    low, high = planner.least(minimise, budgets), 1.0
+    if minimise in budgets:
+        high = planner.prices.limit(minimise, budgets[minimise]) / planner.prices.dense[minimise]
+    dense = planner.prices.dense[minimise]
+
+    def planned(share: float) -> Plan:
+        return planner.plan(rule, {**budgets, minimise: share}, floor=floor)
+
+    def lost(plan: Plan) -> float:
+        loss = drop(plan)
+        _log.info("%s %.3f: drop %.3g", minimise, plan.planned[minimise] / dense, loss)
+        return loss
+
+    best = planned(high)
+    loss = lost(best)
+    if loss > target:
+        raise ValueError(
+            f"with {minimise} of {high:.3f} the network already loses {loss:.3g}, more than the target of {target:g}; "
+            f"raise the target or the budgets"
+        )
+    high = best.planned[minimise] / dense
+    while high - low > TOLERANCE:
+        middle = (low + high) / 2
+        try:
+            plan = planned(middle)
+        except ValueError:  # larger plans there were; a whole network may take longer than its layers promise
+            low = middle
+            continue
+        if lost(plan) <= target:
+            best, high = plan, min(plan.planned[minimise] / dense, middle)
+        else:
+            low = middle
+    return best

@@ -1,0 +1,97 @@
+"""The graph of a network whose factorised layers are nodes of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ..formats import LowRank
+from ..running.pristine import pristine
+
+
+class OwnTracer(fx.Tracer):
+    """A tracer that lets other threads run their networks.
+
+    While one thread traces, `torch.fx` has replaced the calls and attributes of all modules of the process: every call
+    would become a node of this graph, or an error in the thread that made it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class _Tracer(OwnTracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (LowRank, nn.Identity)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def traced(model: nn.Module, otherwise: str) -> fx.Graph:
+    """The graph of a network's forward in eval mode; its modules are the network's own.
+
+    Args:
+        model: the network.
+        otherwise: what to do where it cannot be traced, for the message.
+
+    Raises:
+        ValueError: if the network cannot be traced.
+
+    Example:
+        >>> [node.op for node in traced(nn.Sequential(nn.ReLU()), "").nodes]
+        ['placeholder', 'call_module', 'output']
+    """
+    try:
+        with pristine(model):
+            return _Tracer().trace(model)
+    except Exception as error:  # tracing runs the user's forward on proxies: anything may come out of it
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced ({type(error).__name__}: {error}); {otherwise}"
+        ) from error
+
+
+def used_once(model: nn.Module, graph: fx.Graph) -> Callable[[nn.Module], bool]:
+    """A test of modules: called once, by nothing but its call, with tensors that nothing else owns or reads.
+
+    What such a module holds can be changed if its outputs, or what reads them, are changed accordingly. Hooks count as
+    readers: pruning and old-style weight norm write the weight in them.
+
+    Args:
+        model: the network.
+        graph: of its forward.
+    """
+    modules = dict(model.named_modules())
+    calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    owners = Counter(id(tensor) for tensor in _tensors(model))
+    owners.update(id(_attribute(model, str(node.target))) for node in graph.nodes if node.op == "get_attr")
+
+    def test(module: nn.Module) -> bool:
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+        return calls[id(module)] == 1 and not hooked and all(owners[id(tensor)] == 1 for tensor in _tensors(module))
+
+    return test
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    both = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    return [tensor for each in both for _, tensor in each]
+
+
+def _attribute(model: nn.Module, target: str) -> object:
+    return reduce(getattr, target.split("."), model)
