@@ -29,7 +29,7 @@ def test_examples_are_found() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
     examples = sum(
         len(test.examples)
-        for name in ("rankwise.planning.choose", "rankwise.network.sites", "rankwise.statistics.collect")
+        for name in ("rankwise.planning.choose", "rankwise.network.sites", "rankwise.statistics.collection")
         for test in finder.find(importlib.import_module(name))
     )
     assert examples >= 8

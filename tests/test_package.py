@@ -49,7 +49,7 @@ COMPRESS = ("compress", "nets.py:build", "x.npz", "-o", "o", "--keep")
 )
 def test_a_mistake_that_needs_no_network_is_told_before_torch_is_imported(words: tuple[str, ...]) -> None:
     script = (
-        "import sys; from rankwise.cli import app; from typer.testing import CliRunner\n"
+        "import sys; from rankwise.cli.app import app; from typer.testing import CliRunner\n"
         f"result = CliRunner().invoke(app, {list(words)})\n"
         "print(result.exit_code, 'torch' in sys.modules, 'did you mean' in result.output, result.output)"
     )

@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import rankwise as rw
-from rankwise.cli import app
+from rankwise.cli.app import app
 from rankwise.training.checkpoint import write_checkpoint
 
 

@@ -334,7 +334,7 @@ def test_without_a_checkpoint_nothing_is_written(
     def fails(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("rankwise.work.identity", fails)  # nor is anything read for it
+    monkeypatch.setattr("rankwise.work.signature", fails)  # nor is anything read for it
     monkeypatch.setattr(Work, "keep", fails)
     work = Work()
     work.begin(model, None, {})

@@ -1,5 +1,5 @@
 """`python -m rankwise`: the command line without its entry point."""
 
-from .cli import main
+from .cli.app import main
 
 main()

@@ -30,7 +30,7 @@ from .running.guards import unwrap
 from .running.padding import Mask
 from .running.verbs import verb
 from .statistics import Statistics
-from .statistics.collect import collect
+from .statistics.collection import collect
 from .statistics.moments import check_shrink
 from .work import CURVES, LAYERS, PLAN, Work
 

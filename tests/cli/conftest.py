@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rankwise.cli import app
+from rankwise.cli.app import app
 
 NETS = """
 import torch

@@ -52,7 +52,7 @@ def start(project: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         environment = {**os.environ, "TMPDIR": str(project / "tmp"), "PYTHONPATH": f"{ROOT / 'src'}:{project}"}
         begun.append(
             subprocess.Popen(
-                [sys.executable, "-c", "from rankwise.cli import main; main()", *arguments],
+                [sys.executable, "-c", "from rankwise.cli.app import main; main()", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

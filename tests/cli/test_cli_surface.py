@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from rankwise.cli import app
+from rankwise.cli.app import app
 
 SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch"}

@@ -105,7 +105,7 @@ def test_half_precision(tmp_path: Path) -> None:
 
 def test_weights_beyond_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the name rankwise.export.onnx is the function by now
-    monkeypatch.setattr(sys.modules["rankwise.export.onnx"], "LARGEST_FILE", 1000)
+    monkeypatch.setattr(sys.modules["rankwise.export.to_onnx"], "LARGEST_FILE", 1000)
     path = export.onnx(Net(), torch.randn(1, 3, 8, 8), tmp_path / "net.onnx")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
     assert run(path, x=torch.randn(3, 3, 8, 8))[0].shape == (3, 5)

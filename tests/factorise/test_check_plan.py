@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rankwise import Plan, PlanRow, Sites
-from rankwise.factorisation import check_plan
+from rankwise.factorisation.apply import check_plan
 from rankwise.network import find
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rankwise.kernels import low_rank_linear
-from rankwise.kernels.low_rank_linear import LARGEST_RANK, why_plain
+from rankwise.kernels.linear import LARGEST_RANK, why_plain
 
 
 @pytest.mark.parametrize("biased", [True, False])

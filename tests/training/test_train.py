@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from rankwise.training import Look, TrainReport, train
-from rankwise.training.train import parse_orthogonal
+from rankwise.training.factor_training import parse_orthogonal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

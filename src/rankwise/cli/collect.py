@@ -60,7 +60,7 @@ def collect(
     """
     with Output(json, debug=debug, writes=[stats_file]) as out:
         from ..inputs.data import DataOptions
-        from ..statistics.collect import collect as collect_statistics
+        from ..statistics.collection import collect as collect_statistics
         from ..statistics.moments import LARGEST_DENSE
         from .steps import Job
 

@@ -185,7 +185,7 @@ class Job:
     def statistics(self) -> Statistics:
         """Statistics from the file, or collected from the data and written there; once, however often they are read."""
         from ..statistics import Statistics
-        from ..statistics.collect import collect
+        from ..statistics.collection import collect
 
         if self.stats is not None and self.stored:
             self.out.say(f"statistics: read from {self.stats}")

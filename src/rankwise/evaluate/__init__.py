@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..latency import Latency, Ratio
 from ..running.outputs import Outputs
-from .accuracy import accuracy
 from .comparisons import agreement, cosine, divergence, relative_error
-from .latency import latency
 from .limits import Limits, machine_limits
 from .measures import MEASURES, Measure, compared, measure, measure_of_plans, measures_for, shown
-from .roofline import LayerRoofline, Roofline, roofline
-from .size import Size, size
-from .storage import LayerStorage, Storage, sparse_bytes, storage
+from .rooflines import LayerRoofline, Roofline, roofline
+from .scores import accuracy
+from .sizes import Size, size
+from .speed import latency
+from .stored_size import LayerStorage, Storage, sparse_bytes, storage
 from .trials import Trials
 
 __all__ = [

@@ -23,7 +23,7 @@ from ..running.batches import call, inputs_to_blame, made, pristine
 from ..running.guards import unwrap
 from ..running.outputs import Outputs
 from ..running.verbs import verb
-from .accuracy import accuracy
+from .scores import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally
 
 Judge = Callable[[nn.Module, Iterable[Any]], Any]

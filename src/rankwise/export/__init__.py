@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..surgery.folding import folded
 from .absorb import absorbed
-from .executorch import executorch
-from .onnx import onnx
-from .pt2 import pt2
+from .to_executorch import executorch
+from .to_onnx import onnx
+from .to_pt2 import pt2
 
 __all__ = ["absorbed", "executorch", "folded", "onnx", "pt2"]

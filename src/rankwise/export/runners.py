@@ -73,7 +73,7 @@ def runner(path: Path, threads: int | None = None, target: str | None = None) ->
 
         run = run_by_executorch(path, threads)
         return lambda given: run(tensors_in(given))
-    from .pt2 import run_by_torch
+    from .to_pt2 import run_by_torch
 
     return run_by_torch(path)
 

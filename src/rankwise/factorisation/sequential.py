@@ -32,7 +32,7 @@ from ..running.finite import culprit
 from ..running.padding import Mask, Padding
 from ..statistics import Moments, Statistics
 from ..statistics.accumulator import Accumulator
-from ..statistics.collect import collect
+from ..statistics.collection import collect
 from ..statistics.moments import merge
 from ..statistics.rows import Drawn, draw, positions_per_sample
 from . import graph, hooks

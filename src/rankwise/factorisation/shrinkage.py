@@ -20,7 +20,7 @@ from ..running.guards import unwrap
 from ..running.verbs import verb
 from ..statistics import Moments, Statistics, collect
 from ..statistics.moments import check_shrink
-from . import check_plan
+from .apply import check_plan
 
 logger = logging.getLogger("rankwise")
 

@@ -5,7 +5,7 @@ This needs no PyTorch; `files.tensors` does.
 
 from __future__ import annotations
 
-from .digest import digest, sha256_of
+from .digests import digest, sha256_of
 from .plain import is_count, is_finite, is_text, parse_json, parse_yaml
 from .reading import read_bytes, read_text, told
 from .replace import Stream, make_folder, replacing, replacing_several

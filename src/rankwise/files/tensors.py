@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .digest import digest
+from .digests import digest
 from .reading import read_bytes
 
 SEAL = "sha256"

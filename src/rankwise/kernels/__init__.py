@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .low_rank_linear import low_rank_linear
+from .linear import low_rank_linear
 from .optimise import Choice, RunReport, optimised
 
 __all__ = ["Choice", "RunReport", "low_rank_linear", "optimised"]

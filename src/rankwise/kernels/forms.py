@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..formats import LowRank
 from ..formats.base import CHANNELS_LAST
-from .low_rank_linear import low_rank_linear, why_plain
+from .linear import low_rank_linear, why_plain
 
 AS_IT_IS = "as it is"
 

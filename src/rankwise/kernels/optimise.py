@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..evaluate.latency import evaluating
+from ..evaluate.speed import evaluating
 from ..export.compare import difference, largest
 from ..network.find import find
 from ..network.replacing import replace

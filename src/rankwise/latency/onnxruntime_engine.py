@@ -38,8 +38,8 @@ class OnnxRuntime(Running):
         if written is not None:
             running = session(written, self.threads)
             return partial(running.run, None, feed(running, work.given))
-        from ..export.onnx import onnx
         from ..export.runners import once
+        from ..export.to_onnx import onnx
 
         args, kwargs = work.given
         if args and kwargs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .collect import collect
+from .collection import collect
 from .moments import Moments
 from .store import Statistics
 

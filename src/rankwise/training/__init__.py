@@ -8,9 +8,10 @@ from .blocks import BlockReconstruction, find_blocks
 from .constrain import constrain_, release_
 from .distil import Distillation
 from .expand import expand_, merge_
+from .factor_training import TrainReport, train
 from .factors import deviation
 from .guard import Guard
-from .heal import HealReport, heal
+from .healing import HealReport, heal
 from .loop import Loop
 from .modes import trainable
 from .options import Look, LoopOptions, LoopReport
@@ -18,8 +19,7 @@ from .orthogonal import OrthogonalPenalty, WeightSchedule
 from .rank_search import RankSearch
 from .samples import Samples
 from .schedule import Cosine
-from .train import TrainReport, train
-from .truncate import truncate
+from .truncation import truncate
 
 __all__ = [
     "BlockReconstruction",

@@ -30,8 +30,8 @@ from ..files import built, digest, is_temporary, parse_json, read_text, replacin
 from ..plan import Done
 from ..running.randomness import Randomness
 from ..statistics import Statistics
-from .identity import identity
 from .parts import CURVES, LAYERS, PLAN, STATISTICS, Layer, Part, Value
+from .signature import identity
 
 logger = logging.getLogger("rankwise")
 

@@ -20,8 +20,8 @@ from ..running.exclusive import own_thread
 from ..running.guards import unwrap
 from ..running.verbs import verb
 from ..timing.clock import torch_threads
-from .latency import evaluating
 from .limits import Limits, machine_limits
+from .speed import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)

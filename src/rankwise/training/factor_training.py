@@ -30,7 +30,7 @@ from .options import Look, LoopOptions, LoopReport
 from .orthogonal import KINDS, OrthogonalPenalty, WeightSchedule
 from .samples import Prepare, Samples
 from .together import shared, together, world
-from .truncate import truncate
+from .truncation import truncate
 
 Progress = Callable[[str, Look], None]
 WEIGHT = 1e-2

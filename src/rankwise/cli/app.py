@@ -1,0 +1,81 @@
+"""The command line.
+
+`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | verify |
+formats | roofline | demo`.
+
+A command module imports torch inside its function, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from .apply import apply
+from .collect import collect
+from .compress import compress
+from .demo import demo
+from .evaluate import evaluate
+from .export import export
+from .formats import formats
+from .heal import heal
+from .inspect import inspect
+from .pareto import pareto
+from .plan import plan
+from .roofline import roofline
+from .train import train
+from .verify import verify
+from .version import version
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="rankwise",
+    help="Make a trained PyTorch network smaller and faster by low-rank factorisation.\n\n"
+    "MODEL is [bold]torchvision:resnet18[/bold] or [bold]nets.py:build[/bold] (a function that returns the network), "
+    "with [bold]--weights FILE[/bold]. No labels and no training are needed.\n\n"
+    "[bold]rankwise inspect[/bold] nets.py:build --input-shape 3,32,32\n\n"
+    "[bold]rankwise compress[/bold] nets.py:build pictures/ --size 32 --keep macs=0.5 -o out/\n\n"
+    "[bold]rankwise evaluate[/bold] nets.py:build test.npz --artifact out/\n\n"
+    "[bold]rankwise export[/bold] nets.py:build --artifact out/ -o model.onnx\n\n"
+    "Exit codes: 0 fine, 2 something to correct in the command or its files, 130 and 143 stopped by Ctrl-C or "
+    "SIGTERM, 1 anything else.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rankwise {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _paragraphs(docstring: str | None) -> str:
+    """The docstring with one line for each paragraph: the terminal breaks lines, not the source."""
+    return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
+
+
+_COMMANDS: list[Callable[..., None]] = [
+    *(inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, verify, formats, roofline, demo),
+]
+for command in _COMMANDS:
+    app.command(help=_paragraphs(command.__doc__))(command)
+
+
+def main() -> None:
+    """Run the command line; the entry point `rankwise`."""
+    app()

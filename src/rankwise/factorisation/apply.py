@@ -1,0 +1,201 @@
+"""Apply a plan: a new model with the planned sites factorised."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..formats import Format, get_format
+from ..formats.both_sides import refuses
+from ..network.find import find, total_macs
+from ..network.replacing import put
+from ..network.sites import Sites
+from ..network.ties import Ties
+from ..plan import DENSE, Plan, site_of
+from ..running.batches import Batches, pristine
+from ..running.copying import copied
+from ..running.example import with_example
+from ..running.guards import unwrap
+from ..running.padding import Mask
+from ..running.verbs import verb
+from ..statistics import Statistics
+from ..statistics.moments import check_shrink
+from .check import check_result
+from .one_shot import one_shot
+from .sequential import check_engine, sequential
+from .spill import DEFAULT_CAP
+
+if TYPE_CHECKING:
+    from ..plan import Done
+    from ..work import Layer
+
+logger = logging.getLogger("rankwise")
+
+
+@verb
+def factorise(
+    model: nn.Module,
+    plan: Plan,
+    stats: Statistics | Sites | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    shrink: float | None = None,
+    positions: int | str = "auto",
+    seed: int = 0,
+    engine: str = "auto",
+    spill_above: int = DEFAULT_CAP,
+    step: Callable[[str], None] = lambda site: None,
+    formats: Mapping[str, Format] | None = None,
+    example: Any = None,
+    mask: Mask | None = None,
+    done: Done[Layer] | None = None,
+) -> nn.Module:
+    """A copy of the model with the plan's sites factorised; the model itself is left as it was.
+
+    With `data` sequentially: `min E || y_dense - (V x_compressed + c) ||^2` for each site in execution order. With
+    statistics alone in one shot: `min ||(W - V) Cov(x)^(1/2)||_F`. With neither, in the weight metric. A plan that was
+    chosen in the weight metric counts no new biases, so that sequentially too none are added.
+
+    Args:
+        model: the dense network.
+        plan: from `choose`, or edited by hand.
+        stats: statistics for one-shot, or the sites for a plan in the weight metric; of a plan in the metric "fisher"
+            statistics with gradients, also with `data`.
+        data: calibration batches for the sequential way.
+        shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
+        positions: output positions of each sample to use, as for `collect`.
+        seed: of the positions.
+        engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
+        spill_above: bytes of activations above which they go to memory-mapped files.
+        step: called with each site's name before it is fitted.
+        formats: in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its own.
+        example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
+            what the sites were found with. Statistics from a file hold none.
+        mask: which positions of the data are real, as for `collect`.
+        done: layers that were fitted before with the same arguments, by site; they are put in as they are, and each
+            that is fitted now is added at once, so that a stopped run can go on. `compress` keeps them in a folder.
+
+    Returns:
+        A model of the same class, each planned site replaced by a chain of plain layers.
+
+    Raises:
+        ValueError: if the plan belongs to another network, what it needs is missing, or `shrink` is given with data,
+            which the sequential way fits to as it is; nothing is changed then.
+
+    Example:
+        >>> import torch, rankwise as rw
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        >>> data = [torch.randn(16, 32) for _ in range(4)]
+        >>> plan = rw.choose(model, rw.collect(model, data), keep={"params": 0.5})
+        >>> factorise(model, plan, data=data)[0].format
+        'svd'
+    """
+    model = unwrap(model)
+    if data is None and plan.metric != "weight" and not isinstance(stats, Statistics):
+        raise ValueError(
+            f"a plan in the {plan.metric} metric needs data= (sequential) or statistics (one-shot); pass one of them, "
+            'or choose with metric="weight"'
+        )
+    if plan.metric == "fisher" and not isinstance(stats, Statistics):
+        raise ValueError(
+            "a plan in the fisher metric needs statistics also with data=, for the gradients at the outputs: pass "
+            "rankwise.collect(model, data, gradients=True)"
+        )
+    if data is not None and shrink:
+        raise ValueError(
+            f"shrink={shrink} has no effect with data=, whose own statistics are used; leave out one of them"
+        )
+    shrink = check_shrink(plan.shrink if shrink is None else shrink)
+    check_engine(engine)
+    if isinstance(stats, (Statistics, Sites)):
+        check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats)
+    batches = None if data is None else Batches.of(data)
+    found = stats.sites if isinstance(stats, Statistics) else stats
+    if example is None and found is not None:
+        example = found.example
+    if batches is not None:
+        example, batches = with_example(model, batches, example)
+    if found is not None:
+        sites = found
+    elif batches is not None:
+        sites = find(model, example)
+    else:
+        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example)")
+    sites.check_structure(model)
+    check_plan(plan, sites)
+    if plan.metric == "fisher" and isinstance(stats, Statistics):
+        for row in plan.factorised:
+            stats.require(row.site, gradients=True)
+    compressed = copied(model)
+    with pristine(model), pristine(compressed):
+        if batches is None:
+            used = stats if plan.metric != "weight" and isinstance(stats, Statistics) else None
+            one_shot(model, compressed, plan, sites, used, shrink, formats, done)
+        else:
+            sequential(
+                model,
+                compressed,
+                plan,
+                sites,
+                batches,
+                example,
+                gradients=stats if plan.metric == "fisher" and isinstance(stats, Statistics) else None,
+                positions=positions,
+                seed=seed,
+                engine=engine,
+                cap=spill_above,
+                step=step,
+                formats=formats,
+                mask=mask,
+                done=done,
+            )
+    if example is not None:
+        _check(model, compressed, plan, sites, example)
+    for row in plan.factorised:  # the copy was in eval mode when the chains were built
+        for name in (row.site, *sites[row.site].aliases):
+            compressed.get_submodule(name).train(model.get_submodule(name).training)
+    return compressed
+
+
+def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, example: Any) -> None:
+    """Run the result once; MACs are compared where the plan's are those of this example."""
+    planned = {  # the plan may have been made for another example
+        row.site: get_format(row.format).cost(site, row.ranks, site.chain_bias(plan.metric)).macs
+        for row in plan.factorised
+        for site in [sites[row.site]]
+    }
+    if planned:
+        alike = example is sites.example or total_macs(model, example) == sites.total_macs
+        check_result(model, compressed, sites, planned, example, alike)
+
+
+@verb
+def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = None, **options: Any) -> nn.Module:
+    """`factorise` in place: the model's sites are replaced once all of them are fitted."""
+    compressed = factorise(model, plan, stats, **options)
+    model = unwrap(model)
+    ties = Ties(model)
+    for row in plan.factorised:
+        put(model, {name: compressed.get_submodule(name) for name in ties.together(row.site)})
+    return model
+
+
+def check_plan(plan: Plan, sites: Sites) -> None:
+    """Refuse a plan that does not fit the network.
+
+    Raises:
+        ValueError: naming the row and what is wrong with it.
+    """
+    for row in plan.rows:
+        site = site_of(row, sites)
+        if row.format == DENSE:
+            continue
+        format = get_format(row.format)
+        if reason := refuses(format, site, plan.metric):
+            raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
+        format.check(site, row.ranks)
+    if plan.fingerprint and plan.fingerprint != sites.fingerprint:
+        raise ValueError("the plan was made for a network of another structure; choose a plan for this one")
