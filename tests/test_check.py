@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from rankwise.factorisation.check import check_result
 from rankwise.network.counting import Recorder
-from rankwise.network.replacing import rebuild
+from rankwise.surgery.rebuild import rebuild
 
 
 class Net(nn.Module):

@@ -31,7 +31,7 @@ from .running.padding import Mask
 from .running.verbs import verb
 from .statistics import Statistics
 from .statistics.collection import collect
-from .statistics.moments import check_shrink
+from .statistics.shrinkage import check_shrink
 from .work import CURVES, LAYERS, PLAN, Work
 
 

@@ -35,8 +35,8 @@ from rankwise.linalg.metric import Metric
 from rankwise.linalg.two_sided import TwoSided
 from rankwise.network import find
 from rankwise.statistics.accumulator import Accumulator
-from rankwise.statistics.gradients import Gradients
 from rankwise.statistics.moments import Moments, identity_metrics
+from rankwise.statistics.output_gradients import Gradients
 from rankwise.statistics.rows import input_rows
 
 Made = tuple[Any, Site, Tensor]

@@ -18,7 +18,8 @@ from rankwise.evaluate import divergence
 from rankwise.files.tensors import SEAL, write_tensors
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Dense, Identity
-from rankwise.statistics.gradients import FisherProbe, Gradients, fisher_energy
+from rankwise.statistics.gradients import FisherProbe, fisher_energy
+from rankwise.statistics.output_gradients import Gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,8 +15,9 @@ from rankwise.linalg.metric import Dense, Identity, Sampled
 from rankwise.linalg.reduced_rank import truncate
 from rankwise.statistics import Moments, accumulator, moments
 from rankwise.statistics.accumulator import Accumulator, add_gram, mirror
-from rankwise.statistics.moments import LARGEST_SHARE, covariance_shrinkage, identity_metrics, merge, shrinkage
+from rankwise.statistics.moments import identity_metrics, merge
 from rankwise.statistics.rows import input_rows, unfold_order
+from rankwise.statistics.shrinkage import LARGEST_SHARE, covariance_shrinkage, shrinkage
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 import rankwise as rw
 from rankwise import FORMATS, LowRank
 from rankwise.formats.svd import SVD
-from rankwise.network.replacing import rebuild
+from rankwise.surgery.rebuild import rebuild
 from rankwise.training.balance import balance_, bonds, norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")

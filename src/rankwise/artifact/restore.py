@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..formats import get_format
 from ..layers.kinds import is_convolution, site_kind
-from ..network.replacing import rebuild
 from ..network.sites import Site
 from ..running.copying import copied
 from ..running.state import DTYPES, NAMES, place, state_of
 from ..surgery.folding import refolded
+from ..surgery.rebuild import rebuild
 from .coding import decode
 from .manifest import Chain, Manifest, described, fingerprint, outline
 from .structure import can_be_channels_last, empty

@@ -22,7 +22,7 @@ from ..running.guards import unwrap
 from ..running.padding import Mask
 from ..running.verbs import verb
 from ..statistics import Statistics
-from ..statistics.moments import check_shrink
+from ..statistics.shrinkage import check_shrink
 from .check import check_result
 from .one_shot import one_shot
 from .sequential import check_engine, sequential

@@ -10,11 +10,11 @@ from torch import nn
 from ..formats import Format, get_format
 from ..formats.both_sides import fit
 from ..formats.weights import site_bias, site_weight, weight_metrics
-from ..network.replacing import rebuild
 from ..network.sites import Site, Sites
 from ..plan import DENSE, Plan, PlanRow
 from ..statistics import Statistics
 from ..statistics.moments import Moments
+from ..surgery.rebuild import rebuild
 from .half import fill
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ..plan import Plan, PlanRow
 from ..running.guards import unwrap
 from ..running.verbs import verb
 from ..statistics import Moments, Statistics, collect
-from ..statistics.moments import check_shrink
+from ..statistics.shrinkage import check_shrink
 from .apply import check_plan
 
 logger = logging.getLogger("rankwise")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +20,7 @@ from ..linalg.sorting import Sorted, descending, shares
 from ..linalg.sparse_low_rank import leading
 from ..linalg.symmetric import eigenvalues
 from ..network.sites import Site
-from .base import Ranks, Rivals, grouped, relative, steps
-
-if TYPE_CHECKING:
-    from .slr import SparseLowRank
+from .base import Cost, Ranks, Rivals, grouped, relative, steps
 
 Shape = tuple[int, int]  # important outputs and inputs
 
@@ -35,8 +32,22 @@ FIRST_RANKS, FURTHER_RANKS = 8, 16
 BEATEN = 1.25
 
 
+class Levels(Protocol):
+    """The format, as far as a curve asks it."""
+
+    @property
+    def levels(self) -> int:
+        """Blocks, the whole weight among them."""
+
+    def limits(self, site: Site) -> Ranks:
+        """See `Format.limits`."""
+
+    def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
+        """See `Format.cost`."""
+
+
 def curve(
-    format: SparseLowRank, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None
+    format: Levels, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None
 ) -> list[tuple[Ranks, float]]:
     """See `Format.curve`; of all shapes and ranks only what no other one matches in both costs and error."""
     limits = format.limits(site)
@@ -110,12 +121,12 @@ def _spectrum(block_td: Tensor) -> Tensor:
     return eigenvalues(block_td @ block_td.mT if t <= d else block_td.mT @ block_td).cpu()
 
 
-def _saves(format: SparseLowRank, site: Site, ranks: Ranks) -> bool:
+def _saves(format: Levels, site: Site, ranks: Ranks) -> bool:
     cost = format.cost(site, ranks, site.has_bias)
     return cost.macs < site.macs and cost.params < site.params
 
 
-def _undominated(format: SparseLowRank, site: Site, found: dict[Ranks, float]) -> list[tuple[Ranks, float]]:
+def _undominated(format: Levels, site: Site, found: dict[Ranks, float]) -> list[tuple[Ranks, float]]:
     """The options that no other one matches in both costs and error; an error then falls with every rank."""
     costs = [format.cost(site, ranks, False) for ranks in found]
     _, macs = (torch.tensor(values) for values in zip(*costs, strict=True))

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from ..formats import get_format
-from ..network.replacing import rebuild
 from ..network.sites import Site, Sites
 from ..plan import Option, Plan, dense_option
 from ..plan.plan import PlannedLatency
 from ..running.arguments import arguments
 from ..running.batches import pristine
 from ..running.copying import copied
+from ..surgery.rebuild import rebuild
 from ..timing.clock import Latency, Ratio
 from ..timing.load import Watch
 from .engine import Engine, Running, Work

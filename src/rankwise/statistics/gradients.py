@@ -16,69 +16,21 @@ arXiv 1206.6464 (random signs).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..linalg.metric import Metric
-from ..linalg.two_sided import TwoSided
+from ..network.sites import Site
 from ..running.calling import DataError
 from ..running.outputs import Outputs, leaves_of
 from .accumulator import add_gram, mirror
-from .moments import DAMPING, shrinkage
+from .moments import Moments
+from .output_gradients import Gradients
 from .rows import output_rows
 
-if TYPE_CHECKING:
-    from ..network.sites import Site
-    from .moments import Moments
-
 Loss = Callable[[Any], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gradients:
-    """Moment of the gradients at one site's output.
-
-    Attributes:
-        samples: that were seen.
-        second_GTT: `sum over positions of g g^T`, the mean over samples, per group; float64.
-        lookups_DD: the same at the rows that a tied embedding looks up; `second_GTT` is of its head then.
-    """
-
-    samples: int
-    second_GTT: Tensor
-    lookups_DD: Tensor | None = None
-
-    def metric(self, inputs: Sequence[Metric], shrink: float = 0.0) -> TwoSided:
-        """The metric of both sides: `(1 - s) G + s trace(G) / T I`, up to scale.
-
-        Gradients at the positions of one sample go together, so that the number of samples says how far to trust `G`.
-
-        Args:
-            inputs: of each group.
-            shrink: `s`, share of the weight metric, beside what the number of samples asks for; below 1.
-        """
-        if (
-            self.lookups_DD is not None
-        ):  # how far to trust two sums over all of a moment is no question of its directions
-            return TwoSided(inputs=inputs, uses=(self.second_GTT[0], self.lookups_DD))
-        trace, squares = float(self.second_GTT.diagonal(dim1=1, dim2=2).sum()), float(self.second_GTT.square().sum())
-        share = shrinkage(trace, squares, self.samples, self.second_GTT.shape[0] * self.second_GTT.shape[1])
-        added = max(DAMPING, share / (1 - share))
-        return TwoSided.of(inputs, self.second_GTT, (added + shrink) / (1 - shrink))
-
-    def merge(self, other: Gradients) -> Gradients:
-        """The moment of both sets of samples together."""
-        samples = self.samples + other.samples
-        share = other.samples / samples
-        lookups_DD = None
-        if self.lookups_DD is not None and other.lookups_DD is not None:
-            lookups_DD = torch.lerp(self.lookups_DD, other.lookups_DD, share)
-        second_GTT = torch.lerp(self.second_GTT, other.second_GTT, share)
-        return Gradients(samples=samples, second_GTT=second_GTT, lookups_DD=lookups_DD)
 
 
 def fisher_energy(weight: Tensor, moments: Moments) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,12 @@ from torch import Tensor
 from ..linalg.diagonal import Diagonal
 from ..linalg.metric import Dense, Identity, Metric, Sampled
 from ..linalg.two_sided import TwoSided
-
-if TYPE_CHECKING:
-    from .gradients import Gradients
+from .output_gradients import Gradients
+from .shrinkage import DAMPING, check_shrink, covariance_shrinkage, shrinkage
 
 # Above this many inputs per group a D x D moment is not kept (536 MB in float64), but a sample of rows is.
 LARGEST_DENSE = 8192
 SAMPLED_ROWS = 4096
-# Least damping, relative to the mean variance: keeps fits defined on inputs that never fire without moving the others.
-DAMPING = 1e-6
-LARGEST_SHARE = 0.99
 # With so many rows variances are known; of covariances that have to be shrunk by more than this, most is noise.
 MANY_ROWS_PER_INPUT, MOSTLY_NOISE = 8, 0.5
 NO_GRADIENTS = (
@@ -173,60 +169,6 @@ class Moments:
         change_GTD = (weight.double() - replacement.double()).reshape(len(self.mean_GD), -1, self.dim)
         correction = torch.einsum("gtd,gd->gt", change_GTD, self.mean_GD).reshape(-1)
         return correction if bias is None else bias.double() + correction
-
-
-def check_shrink(shrink: float) -> float:
-    """The share of the weight metric, where it is one.
-
-    Raises:
-        ValueError: if it is not a number from 0 to 1.
-    """
-    if isinstance(shrink, bool) or not isinstance(shrink, (int, float)) or not 0 <= shrink <= 1:
-        raise ValueError(f"shrink must be a number from 0 (the statistics) to 1 (the weight metric), not {shrink!r}")
-    return shrink
-
-
-def shrinkage(trace: float, squares: float, rows: int, dim: int) -> float:
-    """The share of the weight metric that brings a covariance of few rows closest to the true one.
-
-    `min over s of E ||(1 - s) S + s trace(S) / D I - Sigma||_F^2`, estimated for normally distributed rows.
-
-    Args:
-        trace, squares: trace of the sample covariance `S` and the sum of its squared entries.
-        rows, dim: that it was made of.
-
-    Returns:
-        A number from 0 (many rows) to 0.99.
-
-    Source: Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", 2010, arXiv 0907.4698.
-    """
-    spread = squares - trace**2 / dim
-    missed = ((1 - 2 / dim) * squares + trace**2) / (rows + 1 - 2 / dim)
-    return min(missed / spread, LARGEST_SHARE) if spread > 0 else 0.0
-
-
-def covariance_shrinkage(variances_D: Tensor, squares: float, rows: int) -> float:
-    """The share of its diagonal that brings a covariance `S` of few rows closest to the true one.
-
-    `min over s of E ||(1 - s) S + s diag(S) - Sigma||_F^2`, that is `s = sum var(S_ij) / sum S_ij^2` over `i != j`,
-    with `var(S_ij) = (S_ii S_jj + S_ij^2) / rows` of normally distributed rows. Variances stay as they are, which takes
-    rows enough to know them: an input that fired in none of a few rows is not free.
-
-    Args:
-        variances_D: the diagonal of `S`.
-        squares: sum of all squared entries of `S`.
-        rows: that it was made of.
-
-    Returns:
-        A number from 0 (many rows) to 1 (covariances are no larger than those of independent inputs).
-
-    Source: Schafer, Strimmer, "A Shrinkage Approach to Large-Scale Covariance Matrix Estimation and Implications for
-    Functional Genomics", 2005.
-    """
-    own = float(variances_D.square().sum())
-    shared = squares - own
-    missed = (float(variances_D.sum()) ** 2 - own + shared) / rows
-    return min(missed / shared, 1.0) if shared > 0 else 0.0
 
 
 def identity_metrics(groups: int, dim: int, device: torch.device | str = "cpu") -> list[Metric]:

@@ -15,8 +15,8 @@ from ..files import built, parse_json, replacing, shown, told
 from ..files.tensors import SEAL, read_tensors, write_tensors
 from ..linalg.two_sided import TwoSided
 from ..network.sites import Sites
-from .gradients import Gradients
 from .moments import LARGEST_DENSE, NO_GRADIENTS, Moments, merge
+from .output_gradients import Gradients
 
 logger = logging.getLogger("rankwise")
 

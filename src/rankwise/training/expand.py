@@ -23,10 +23,11 @@ from ..layers.kinds import is_convolution, is_transposed, site_kind
 from ..layers.modules import TransposedLinear
 from ..linalg.symmetric import eigh
 from ..network.hub import allow_pretrained
-from ..network.replacing import rebuild, replace
+from ..network.replacing import replace
 from ..network.sites import Site, Sites
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
+from ..surgery.rebuild import rebuild
 
 FORMATS = ("tucker2", "svd")
 
