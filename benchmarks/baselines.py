@@ -6,12 +6,11 @@ import copy
 
 from torch import nn
 
-from rankwise import Plan, Statistics
+from rankwise import Plan, Statistics, choose
 from rankwise.formats import get_format
 from rankwise.formats.weights import site_bias, site_weight
 from rankwise.network.replacing import replace
 from rankwise.plan import DENSE, Curve, Option, dense_option
-from rankwise.planning import choose
 
 BALF_DAMPING = 1e-10
 

@@ -33,8 +33,8 @@ MEASURED = {
     "benchmarks.formats": ("formats", "linalg"),
     "benchmarks.slr": ("formats", "linalg", "importance"),
     "benchmarks.kernels": ("formats", "kernels"),
-    "benchmarks.latency": ("formats", "latency", "timed.py", "ranks"),
-    "benchmarks.deploy": ("formats", "export", "artifact", "ranks", "factorise"),
+    "benchmarks.latency": ("formats", "latency", "planning", "ranks"),
+    "benchmarks.deploy": ("formats", "export", "artifact", "ranks", "factorisation"),
     "benchmarks.orthogonal": ("training",),
 }
 

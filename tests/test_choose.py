@@ -13,11 +13,8 @@ from helpers import Residual, batches_of, lost, make
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from rankwise import FORMATS, Plan, PlanRow, Statistics, collect
-from rankwise import factorisation as factorise
+from rankwise import FORMATS, Plan, PlanRow, Statistics, choose, collect, factorise, find, profile
 from rankwise.evaluate import size
-from rankwise.network import find
-from rankwise.planning import choose, profile
 from rankwise.planning.budgets import counts, recount
 from rankwise.planning.constraints import parse_pin
 

@@ -12,13 +12,24 @@ from helpers import Residual, batches_of, lost, make
 from rank_problems import brief
 from torch import nn
 
-from rankwise import RULES, Plan, Planner, Rule, Statistics, collect, evaluate, get_rule
-from rankwise import factorisation as factorise
-from rankwise import session as compress
+from rankwise import (
+    RULES,
+    Plan,
+    Planner,
+    Rule,
+    Statistics,
+    choose,
+    collect,
+    compress,
+    evaluate,
+    factorise,
+    find,
+    get_rule,
+    pareto,
+    profile,
+)
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.evbmf import evbmf
-from rankwise.network import find
-from rankwise.planning import choose, pareto, profile
 from rankwise.planning.profile import site_metric
 from rankwise.ranks import FreeRule, Pick, Problem
 from rankwise.ranks.spectra import site_spectra
@@ -276,7 +287,7 @@ def test_nested_plans_lie_inside_each_other(net: Net, curves: Any) -> None:
         assert keep["macs"] - 0.06 < plan.planned["macs"] / plan.dense["macs"] <= keep["macs"]
     for large, small in pairwise(plans):
         for row in large.factorised:
-            assert small[row.site].format == row.format
+            assert small[row.site].format.name == row.format
             assert all(a <= b for a, b in zip(small[row.site].ranks, row.ranks, strict=True))
     alone = pareto(planner, keeps, get_rule("knapsack"), nested=False)
     assert alone == [choose(*net, keep=keep, curves=curves) for keep in keeps]

@@ -9,12 +9,10 @@ import torch
 from helpers import Residual, batches_of, make
 from torch import nn
 
-from rankwise import FORMATS, Site, Statistics, collect
+from rankwise import FORMATS, Site, Statistics, collect, find, profile
 from rankwise.formats.both_sides import fit
 from rankwise.formats.weights import site_weight
-from rankwise.network import find
 from rankwise.plan import dense_option
-from rankwise.planning import profile
 from rankwise.planning.profile import rank_step, site_metric
 
 

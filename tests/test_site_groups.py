@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 from rank_problems import brief
 from torch import nn
 
-from rankwise import RULES, Planner, Statistics, collect, evaluate, get_rule
-from rankwise import factorisation as factorise
-from rankwise.network import find
-from rankwise.planning import choose, pareto
+from rankwise import RULES, Planner, Statistics, choose, collect, evaluate, factorise, find, get_rule, pareto
 from rankwise.planning.constraints import Constraints
 from rankwise.planning.profile import profile
 

@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ._moved import Moved
+
 if TYPE_CHECKING:
     from . import evaluate, export, kernels, training
     from .artifact import load, save
@@ -107,7 +109,7 @@ class _Package(ModuleType):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing `rankwise.choose` would put the module of that name in the place of the function.
+        # `import rankwise.choose`, an earlier path, would put that module in the place of the function.
         if not (name in _HOME_OF and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
@@ -116,3 +118,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+sys.meta_path.append(Moved())

@@ -43,7 +43,7 @@ def test_round_trip(chains: dict[str, tuple[str, Ranks]], bias: bool, tmp_path: 
     loaded = load(Net().eval(), tmp_path / "out")
     assert_same(loaded, small, images())
     chain = {name: module for name, module in loaded.named_modules() if isinstance(module, LowRank)}
-    assert {name: (each.format, each.ranks) for name, each in chain.items()} == chains
+    assert {name: (each.format.name, each.ranks) for name, each in chain.items()} == chains
 
 
 OTHERS: dict[str, tuple[Any, Any, str, tuple[int, ...]]] = {

@@ -13,7 +13,7 @@ from artifact_nets import Net, assert_same, compressed, images
 from safetensors import SafetensorError
 from torch import nn
 
-from rankwise import session as compress
+from rankwise import compress
 from rankwise.artifact import load, read, save
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise import Plan, PlanRow, Sites
+from rankwise import Plan, PlanRow, Sites, find
 from rankwise.factorisation.apply import check_plan
-from rankwise.network import find
 
 
 @pytest.fixture

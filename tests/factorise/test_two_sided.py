@@ -46,7 +46,7 @@ def same(a: nn.Module, b: nn.Module) -> None:
     assert ours.keys() == theirs.keys()
     assert ours
     for name, chain in ours.items():
-        assert (chain.format, chain.ranks) == (theirs[name].format, theirs[name].ranks)
+        assert (chain.format.name, chain.ranks) == (theirs[name].format.name, theirs[name].ranks)
         # iterations that end a step earlier or later carry over from site to site
         torch.testing.assert_close(chain.weight, theirs[name].weight, rtol=1e-4, atol=5e-4)
         torch.testing.assert_close(chain.bias, theirs[name].bias, rtol=1e-4, atol=5e-4)

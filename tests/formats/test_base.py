@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from rankwise import FORMATS, LowRank, Site
+from rankwise import FORMATS, LowRank, Site, find
 from rankwise.formats import get_format
 from rankwise.formats.base import grouped, relative, set_bias, steps, ungrouped
 from rankwise.formats.weights import site_bias, site_weight
-from rankwise.network import find
 
 
 def conv_site(outputs: int, channels: int, kernel: tuple[int, int], groups: int) -> Site:

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise import FORMATS, Site
+from rankwise import FORMATS, Site, find
 from rankwise.formats import Format
 from rankwise.formats.both_sides import curve, fit, refuses
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Dense
 from rankwise.linalg.two_sided import TwoSided
-from rankwise.network import find
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,7 @@ from benchmarks.grid_layers import LAYERS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankwise import FORMATS, LowRank, Site, export
+from rankwise import FORMATS, LowRank, Site, export, find
 from rankwise.formats import Factors, Format, Ranks
 from rankwise.formats.base import CHANNELS_LAST
 from rankwise.formats.both_sides import curve as two_sided_curve
@@ -33,7 +33,6 @@ from rankwise.layers.kinds import output_first
 from rankwise.linalg import multilinear
 from rankwise.linalg.metric import Metric
 from rankwise.linalg.two_sided import TwoSided
-from rankwise.network import find
 from rankwise.statistics.accumulator import Accumulator
 from rankwise.statistics.moments import Moments, identity_metrics
 from rankwise.statistics.output_gradients import Gradients
@@ -452,7 +451,7 @@ def test_chain_offers_what_host_code_reads_of_the_layer(format: Format, name: st
     for attribute in ("in_features", "out_features", "in_channels", "out_channels", "groups", "nx", "nf"):
         if hasattr(layer, attribute):
             assert getattr(chain, attribute) == getattr(layer, attribute)
-    assert (chain.format, chain.ranks) == (format.name, some_ranks(format, site))
+    assert (chain.format.name, chain.ranks) == (format.name, some_ranks(format, site))
     if layer.bias is None:
         assert chain.bias is None
     else:

@@ -10,10 +10,7 @@ from helpers import Residual, batches_of, chains, make
 from safetensors.torch import save_file
 from torch import nn
 
-from rankwise import Moments, Statistics, collect
-from rankwise import factorisation as factorise
-from rankwise.network import find
-from rankwise.planning import choose
+from rankwise import Moments, Statistics, choose, collect, factorise, find
 from rankwise.statistics.accumulator import Accumulator
 
 

@@ -38,10 +38,10 @@ def chains_of(model: nn.Module) -> tuple[Chain, ...]:
 def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
     if "" in names:
         raise ValueError("the model itself is one factorised layer; wrap it first: model = nn.Sequential(model)")
-    if chain.format not in FORMATS or not all(_is_plain(layer) for layer in chain):
+    if chain.format.name not in FORMATS or not all(_is_plain(layer) for layer in chain):
         layers = ", ".join(type(layer).__name__ for layer in chain)
         raise ValueError(
-            f"site {names[0]!r}: its {chain.format!r} chain consists of {layers}; only plain layers "
+            f"site {names[0]!r}: its {chain.format.name!r} chain consists of {layers}; only plain layers "
             f"can be stored: remove parametrisations and pruning, merge adapters"
         )
     with torch.no_grad():
@@ -51,7 +51,7 @@ def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
         names=names,
         kind=chain.kind,
         weight_shape=tuple(output_first(chain.kind, weight, getattr(chain, "groups", 1)).shape),
-        format=chain.format,
+        format=chain.format.name,
         ranks=chain.ranks,
         bias=chain.bias is not None,
         dtype=NAMES[weight.dtype],

@@ -98,7 +98,7 @@ def _layer(name: str, chain: LowRank) -> LayerStorage:
     index_bytes = state_of(chain).bytes - sum(bytes_)
     return LayerStorage(
         name=name,
-        format=chain.format,
+        format=chain.format.name,
         nonzeros=nonzeros,
         zeros=sum(tensor.numel() for tensor in numbers) - nonzeros,
         index_bytes=index_bytes,

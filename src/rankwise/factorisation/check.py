@@ -56,7 +56,7 @@ def check_result(
     infinite: list[str] = []
 
     def watch(chain: LowRank) -> None:
-        made.add(names.get(chain, chain.format))
+        made.add(names.get(chain, chain.format.name))
 
     def finite(chain: nn.Module, args: Any, output: Any) -> None:
         if not _finite(output):
@@ -105,7 +105,7 @@ def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
     sites = find(dense, example)
     parts = {name: result.get_submodule(name) for name in sites}
     planned = {
-        name: get_format(chain.format).cost(sites[name], chain.ranks, chain.bias is not None).macs
+        name: get_format(chain.format.name).cost(sites[name], chain.ranks, chain.bias is not None).macs
         for name, chain in parts.items()
         if isinstance(chain, LowRank)
     }

@@ -63,11 +63,18 @@ class Format(ABC):
     built chain has, to the unit.
     """
 
+    # Instances hold settings and no state, so that all chains of one share it, copies too.
     name: ClassVar[str]
     summary: ClassVar[str]
     use: ClassVar[str]
     # Whether a curve comes from quick fits at some ranks, so that a fit is better than it says.
     estimates: ClassVar[bool] = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Format:
+        return self
+
+    def __str__(self) -> str:
+        return self.name
 
     def refuses(self, site: Site) -> str | None:
         """Why this format makes no sense for the site; None where it does."""

@@ -245,7 +245,7 @@ class Multilinear(Format):
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         network = self.network(Shape.of_layer(layer), ranks)
         layers = network.layers(layer, bias, same_tensor_options(layer))
-        return match_layout(LowRankLayer(self.name, ranks, layers, layer), layer)
+        return match_layout(LowRankLayer(self, ranks, layers, layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         with torch.no_grad():

@@ -66,7 +66,7 @@ class PivotedSVD(SVD):
         places = torch.arange(outputs).reshape(groups, -1)
         order = torch.cat([places[:, :rank].flatten(), places[:, rank:].flatten()]).argsort()
         tail = Pivoted(rest, order.to(options["device"]), spatial)
-        return match_layout(LowRankLayer(self.name, ranks, [first, tail], layer), layer)
+        return match_layout(LowRankLayer(self, ranks, [first, tail], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, tail = _parts(chain)

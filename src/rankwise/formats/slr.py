@@ -135,7 +135,7 @@ class SparseLowRank(Format):
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=error)
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
-        return slr_chain.build(self.name, layer, ranks, bias)
+        return slr_chain.build(type(self)(), layer, ranks, bias)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         slr_chain.fill(chain, factors, bias)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.kinds import spatial_dims
-from ..layers.low_rank import LowRankLayer
+from ..layers.low_rank import ChainFormat, LowRankLayer
 from .base import Factors, LowRank, Ranks, match_layout, same_tensor_options, set_bias
 from .convolution import convolution
 from .nested import Bands, Branches
@@ -21,7 +21,7 @@ from .slr_levels import bands, built, levels_of
 from .weights import read, write
 
 
-def build(name: str, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
+def build(format: ChainFormat, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
     """See `Format.build`; levels of rank 0 have no layer."""
     options = same_tensor_options(layer)
     dense: Any = layer
@@ -40,7 +40,7 @@ def build(name: str, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
     read_by, counts = zip(*bands(levels), strict=True)
     ends = [made(rank, count, ()) for rank, count in zip(read_by, counts, strict=True)]
     last = Bands(ends, read_by, outputs, counts, groups, spatial, bias, **options)
-    return match_layout(LowRankLayer(name, ranks, [first, last], layer), layer)
+    return match_layout(LowRankLayer(format, ranks, [first, last], layer), layer)
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ class SpatialSVD(Format):
         wide, groups, options = rank * dense.groups, dense.groups, same_tensor_options(layer)
         first = convolution(dense, dense.in_channels, wide, groups, held=(0,), bias=False, **options)
         last = convolution(dense, wide, dense.out_channels, groups, held=(1,), bias=bias, **options)
-        return match_layout(LowRankLayer(self.name, ranks, [first, last], layer), layer)
+        return match_layout(LowRankLayer(self, ranks, [first, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)

@@ -119,7 +119,7 @@ class SVD(Format):
         else:
             outputs, inputs = read(layer).shape
             first, last = nn.Linear(inputs, rank, False, **options), nn.Linear(rank, outputs, bias, **options)
-        return match_layout(LowRankLayer(self.name, ranks, [first, last], layer), layer)
+        return match_layout(LowRankLayer(self, ranks, [first, last], layer), layer)
 
     def build_head(self, layer: nn.Module, table: LowRank, bias: bool) -> LowRank:
         """The chain for a linear layer that shares the weight of an embedding: it shares the factors of its chain.
@@ -135,7 +135,7 @@ class SVD(Format):
         first = TransposedLinear(linear.out_features, rank, **options)
         last = nn.Linear(rank, lookup.num_embeddings, bias, **options)
         first.weight, last.weight = linear.weight, lookup.weight
-        return match_layout(LowRankLayer(self.name, table.ranks, [first, last], layer), layer)
+        return match_layout(LowRankLayer(self, table.ranks, [first, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)

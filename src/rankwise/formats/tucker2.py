@@ -128,7 +128,7 @@ class Tucker2(Format):
         first = convolution(dense, dense.in_channels, G * S, G, held=(), bias=False, **options)
         core = convolution(dense, G * S, G * R, G, bias=False, **options)
         last = convolution(dense, G * R, dense.out_channels, G, held=(), bias=bias, **options)
-        return match_layout(LowRankLayer(self.name, ranks, [first, core, last], layer), layer)
+        return match_layout(LowRankLayer(self, ranks, [first, core, last], layer), layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, core, last = _three(chain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,20 @@ from .lazy_weight import LazyWeight
 Ranks = tuple[int, ...]
 
 
+class ChainFormat(Protocol):
+    """What a chain asks of its format."""
+
+    @property
+    def name(self) -> str:
+        """Of the format."""
+
+    def chain_weight(self, chain: LowRank) -> Tensor:
+        """The dense weight that the chain computes, O x I/G [x kernel]."""
+
+    def chain_bias(self, chain: LowRank) -> Tensor | None:
+        """The bias that it adds."""
+
+
 class LowRank(nn.Sequential):
     """A factorised layer: a chain of plain layers that offers what host code reads of a dense one.
 
@@ -23,7 +37,7 @@ class LowRank(nn.Sequential):
     set.
 
     Attributes:
-        format: name of the format.
+        format: that the chain is in.
         ranks: its ranks.
         kind: of the layer that it replaced.
     """
@@ -39,7 +53,7 @@ class LowRank(nn.Sequential):
         groups: int
         kernel_size: tuple[int, ...]
 
-    def __init__(self, format: str, ranks: Ranks, layers: Sequence[nn.Module], like: nn.Module) -> None:
+    def __init__(self, format: ChainFormat, ranks: Ranks, layers: Sequence[nn.Module], like: nn.Module) -> None:
         super().__init__(*layers)
         self.format = format
         self.ranks = tuple(ranks)
@@ -64,16 +78,12 @@ class LowRank(nn.Sequential):
     @property
     def bias(self) -> Tensor | None:
         """The bias that the chain adds; computed anew where no layer holds it."""
-        from ..formats import FORMATS
-
-        return FORMATS[self.format].chain_bias(self)
+        return self.format.chain_bias(self)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight that the chain computes, in the layout of the layer it replaced; computed anew each time."""
-        from ..formats import FORMATS
-
-        weight = FORMATS[self.format].chain_weight(self)
+        weight = self.format.chain_weight(self)
         return output_first(self.kind, weight, getattr(self, "groups", 1))
 
     @property
@@ -89,7 +99,7 @@ class LowRank(nn.Sequential):
         return shape[::-1] if self.kind == "conv1d_hf" else shape
 
     def extra_repr(self) -> str:
-        return f"format={self.format!r}, ranks={self.ranks}"
+        return f"format={self.format.name!r}, ranks={self.ranks}"
 
 
 class LowRankLayer(LowRank):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..layers.low_rank import LowRankLayer
+from ..layers.low_rank import LowRank, LowRankLayer
 from ..running.batches import call, pristine
 from ..running.copying import copied
 from ..running.exclusive import own_thread
@@ -58,27 +58,35 @@ class _Log:
         self.read_by: str | None = None
 
 
+class _Itself:
+    """The format of a layer that is not factorised."""
+
+    name = "stand-in"
+
+    def chain_weight(self, chain: LowRank) -> Tensor:
+        weight = chain[0].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def chain_bias(self, chain: LowRank) -> Tensor | None:
+        bias: Tensor | None = getattr(chain[0], "bias", None)
+        return bias
+
+
 class _StandIn(LowRankLayer):
     """A layer behind the face of a factorised one; it counts its calls and notes who reads its weight."""
 
     def __init__(self, layer: nn.Module, running: list[str]) -> None:
-        super().__init__("stand-in", (), [layer], layer)
+        super().__init__(_Itself(), (), [layer], layer)
         self.log = _Log(running)
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         self.log.calls += 1
         return self[0](input, *args, **kwargs)
 
-    @property
-    def bias(self) -> Tensor | None:
-        bias: Tensor | None = getattr(self[0], "bias", None)
-        return bias
-
     def _dense_weight(self) -> Tensor:
         self.log.read_by = self.log.running[-1] if self.log.running else "the model itself"
-        weight = self[0].weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.format.chain_weight(self)  # as the layer stores it
 
 
 class _Trial:

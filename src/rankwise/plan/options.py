@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..layers.low_rank import Ranks
-from ..network.sites import Site
 from .plan import DENSE, PlanRow
+
+if TYPE_CHECKING:  # plans are read before torch is imported
+    from ..layers.low_rank import Ranks
+    from ..network.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)

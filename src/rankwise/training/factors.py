@@ -60,13 +60,13 @@ def factors(model: nn.Module) -> list[Factor]:
     """
     found: dict[int, Factor] = {}
     for chain in unwrap(model).modules():
-        if not isinstance(chain, LowRank) or chain.format not in ("svd", "tucker2"):
+        if not isinstance(chain, LowRank) or chain.format.name not in ("svd", "tucker2"):
             continue
         first, last, groups = chain[0], chain[-1], getattr(chain, "groups", 1)
         if isinstance(first, TransposedLinear):  # it shares the factors of an embedding's chain
             continue
         sides = [Factor(first, groups, True), Factor(last, groups, False)]
-        if chain.format == "svd":
+        if chain.format.name == "svd":
             wide = read(first)[0].numel() > read(last).shape[0] // groups
             sides = sides[1:] if wide else sides[:1]
         found.update({id(side.layer): side for side in sides})

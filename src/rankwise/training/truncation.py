@@ -63,7 +63,7 @@ def truncate(
         (5,)
     """
     model = unwrap(model)
-    formats = {name: part.format for name, part in model.named_modules() if isinstance(part, LowRank)}
+    formats = {name: part.format.name for name, part in model.named_modules() if isinstance(part, LowRank)}
     merged = merge_(copied(model))
     sites = find(merged, example)
     curves = _curves(merged, sites, formats, round_to)
