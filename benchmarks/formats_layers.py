@@ -16,7 +16,7 @@ from benchmarks.common import networks
 from benchmarks.tasks import TASKS
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Identity, Metric
-from rankwise.network.sites import Site
+from rankwise.network.site import Site
 
 # Sites of each network: every kind of 3 x 3 kernel of ResNet-20; two 3 x 3 and a 1 x 1 of the others.
 SITES: dict[str, Sequence[str]] = {

@@ -145,7 +145,7 @@ def layer_errors(dense: nn.Module, small: nn.Module, report: rw.CompressReport, 
 
     for row in report.plan.factorised:
         site = report.sites[row.site]
-        if site.is_looked_up:
+        if site.looks_up:
             continue
         for name in dict.fromkeys((row.site, *site.aliases)):
             layer, chain = dense.get_submodule(name), small.get_submodule(name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from rankwise.factorisation.check import check_result
+from rankwise.layers.kinds import Role
 from rankwise.network.counting import Recorder
 from rankwise.surgery.rebuild import rebuild
 
@@ -136,7 +137,7 @@ def test_shared_chains_are_counted_together() -> None:
     model = Tied().eval()
     sites = rw.find(model, torch.randn(2, 8))
     small = Tied().eval()
-    rebuild(small, ["a", "b"], rw.FORMATS["svd"], (2,), bias=True)
+    rebuild(small, Role.LAYER, ["a", "b"], rw.FORMATS["svd"], (2,), bias=True)
     check_result(model, small, sites, {"a": 2 * 2 * 2 * (8 + 8)}, sites.example)
 
 

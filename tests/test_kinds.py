@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from rankwise.formats.weights import read, write
-from rankwise.layers.kinds import KINDS, is_convolution, output_first, site_kind, spatial_dims
+from rankwise.layers.kinds import LAYERS as KINDS
+from rankwise.layers.kinds import is_convolution, output_first, site_kind, spatial_dims
 
 
 def hf() -> nn.Module:

@@ -16,8 +16,10 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import rankwise as rw
+from rankwise.layers.kinds import Role
 from rankwise.network.find import find
-from rankwise.network.sites import Call, Site, Sites, fingerprint
+from rankwise.network.site import Call, Site
+from rankwise.network.sites import Sites, fingerprint
 from rankwise.running.guards import unwrap
 
 
@@ -351,7 +353,7 @@ def test_an_embedding_and_the_head_that_shares_its_weight_are_one_site() -> None
     )
     assert (site.weight_shape, site.has_bias, site.rows, site.lookups) == ((10, 4), True, 6, 6)
     assert (site.macs, sites.total_macs, site.params, sites.total_params) == (6 * 40, 6 * 40, 50, 50)
-    assert (site.is_tied, site.is_looked_up, site.is_embedding) == (True, True, False)
+    assert (site.role, site.looks_up, site.multiplies) == (Role.TIED, True, True)
     assert (site.chain_bias("input"), site.chain_bias("weight")) == (True, True)
     assert Sites.from_dict(json.loads(json.dumps(sites.to_dict())))["embedding"] == site
 

@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ._moved import Moved
+from ._moved import MOVED, Moved
 
 if TYPE_CHECKING:
     from . import evaluate, export, kernels, training
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .formats import FORMATS
     from .layers.low_rank import LowRank
     from .network.find import find
-    from .network.sites import Site, Sites
+    from .network.site import Site
+    from .network.sites import Sites
     from .plan import Plan, PlanRow
     from .planning.choose import choose
     from .planning.pareto import pareto
@@ -80,7 +81,8 @@ _HOMES = {
     "formats": ("FORMATS",),
     "layers.low_rank": ("LowRank",),
     "network.find": ("find",),
-    "network.sites": ("Site", "Sites"),
+    "network.site": ("Site",),
+    "network.sites": ("Sites",),
     "plan": ("Plan", "PlanRow"),
     "planning.choose": ("choose",),
     "planning.pareto": ("pareto",),
@@ -100,7 +102,7 @@ class _Package(ModuleType):
     """The package: it imports public names when they are asked for, so that the command line answers before PyTorch."""
 
     def __getattr__(self, name: str) -> Any:
-        if name not in __all__ and name not in _HOMES:
+        if name not in __all__ and name not in _HOMES and name not in MOVED:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         if name not in _HOME_OF:
             return importlib.import_module(f"{__name__}.{name}")

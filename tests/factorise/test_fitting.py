@@ -14,7 +14,7 @@ from rankwise.factorisation.fitting import (
     held_out_error,
     regression_target,
 )
-from rankwise.network.sites import Call, Site
+from rankwise.network.site import Call, Site
 from rankwise.statistics.accumulator import Accumulator
 from rankwise.statistics.moments import Moments
 

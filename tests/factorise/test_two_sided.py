@@ -135,7 +135,7 @@ def test_diagonal_is_svd_with_weighted_columns(model: nn.Module, stats: rw.Stati
 def test_an_embedding_and_its_tied_calls() -> None:
     model, batches = make(Words), tokens()
     stats = rw.collect(model, batches, gradients=True)
-    name = next(name for name, site in stats.sites.items() if site.is_embedding)
+    name = next(name for name, site in stats.sites.items() if not site.multiplies)
     for metric in ("diagonal", "fisher"):
         plan = plan_of(stats.sites, {name: ("svd", (3,))}, metric)
         for data in (None, batches):

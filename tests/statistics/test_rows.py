@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rankwise import Site
 from rankwise.formats.convolution import PLAIN, TRANSPOSED
 from rankwise.formats.weights import read
-from rankwise.network.sites import Call
+from rankwise.network.site import Call
 from rankwise.statistics.rows import (
     FEWEST_POSITIONS,
     ROWS_PER_INPUT,

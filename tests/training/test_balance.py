@@ -13,6 +13,7 @@ from torch import nn
 import rankwise as rw
 from rankwise import FORMATS, LowRank
 from rankwise.formats.svd import SVD
+from rankwise.layers.kinds import Role
 from rankwise.surgery.rebuild import rebuild
 from rankwise.training.balance import balance_, bonds, norms
 
@@ -101,7 +102,7 @@ def test_an_embedding_and_its_head_share_what_is_balanced() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9, bias=False))
     network[1].weight = network[0].weight
-    rebuild(network, ["0", "1"], SVD(), (3,), bias=False)
+    rebuild(network, Role.TIED, ["0", "1"], SVD(), (3,), bias=False)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_().mul_(torch.tensor([1e-2, 1.0, 1e2])) if parameter.shape[1] == 3 else parameter.normal_()

@@ -9,18 +9,20 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..files import digest, is_finite, is_text, parse_json, shown
-from ..layers.kinds import KINDS
+from ..layers.kinds import LAYERS, Role
 from ..names import STORAGES
 from ..plan import Plan
 from ..running.seen import Seen
 from .coding import Coded, coded_from, coded_text, is_coded
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 LARGEST = 64 << 20  # bytes; that of ten thousand layers has 10 MB
 # What version 1 did not have.
 _SINCE_2: dict[str, Any] = {"storage": "plain", "coded": {}, "folds": {}, "plain_bytes": None, "largest_error": None}
 # What versions before 3 did not have: they say nothing of the samples.
 _SINCE_3: dict[str, Any] = {"seen": {}}
+# What chains of versions before 5 did not have: an embedding and its head are known by the factors they share.
+_SINCE_5: dict[str, Any] = {"role": Role.LAYER.value, "site": ""}
 # Since version 4: the digest of all other fields.
 _CHECKSUM = "checksum"
 _DAMAGED = "it is cut off or damaged: copy or save the artifact again"
@@ -33,12 +35,14 @@ class Chain:
 
     Attributes:
         names: all its qualified names.
-        kind: kind of the dense layer it replaced, one of `kinds.KINDS`.
+        kind: kind of the dense layer it replaced, one of `layers.kinds.LAYERS`.
         weight_shape: shape of the dense weight, output first.
         format: name of the format.
         ranks: its ranks.
         bias: whether it has one.
         dtype: of its weights, for instance "float32".
+        role: how the site that it belongs to uses the weight, one of `layers.kinds.Role`.
+        site: name of a layer of that site, the same for all that share factors; "" where it is alone.
     """
 
     names: tuple[str, ...]
@@ -48,6 +52,8 @@ class Chain:
     ranks: tuple[int, ...]
     bias: bool
     dtype: str
+    role: str = Role.LAYER.value
+    site: str = ""
 
     @property
     def dense(self) -> str:
@@ -148,7 +154,10 @@ class Manifest:
         values = _checked(cls, plain, _MANIFEST, "")
         values["seen"] = {use: Seen.from_text(text) for use, text in values["seen"].items()}
         values["coded"] = {name: coded_from(item) for name, item in values["coded"].items()}
-        structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(values.pop("structure")))
+        chains = values.pop("structure")
+        if version < 5:
+            chains = [{**_SINCE_5, **chain} for chain in chains]
+        structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(chains))
         plan = None if values["plan"] is None else Plan.from_dict(values["plan"])
         if version >= 4 and checksum != content:
             raise ValueError(f"its content is not what its checksum says; {_DAMAGED}")
@@ -212,14 +221,17 @@ _MANIFEST: dict[str, tuple[_Test, str]] = {
     "largest_error": (lambda value: value is None or is_finite(value), "a number or null"),
     "seen": (_map_of(is_text), "a map of strings"),
 }
+_ROLES = tuple(role.value for role in Role)
 _CHAIN: dict[str, tuple[_Test, str]] = {
     "names": (_list_of(lambda value: isinstance(value, str) and value != "", least=1), "a list of module names"),
-    "kind": (lambda value: value in KINDS, f"one of {', '.join(KINDS)}"),
+    "kind": (lambda value: value in LAYERS, f"one of {', '.join(LAYERS)}"),
     "weight_shape": (_list_of(lambda value: _is_int(value) and value > 0, least=2), "a list of positive integers"),
     "format": (is_text, "a string"),
     "ranks": (_list_of(lambda value: _is_int(value) and value >= 0, least=1), "a list of integers from 0"),
     "bias": (lambda value: isinstance(value, bool), "true or false"),
     "dtype": (lambda value: value in FLOATS, f"one of {', '.join(FLOATS)}"),
+    "role": (lambda value: value in _ROLES, f"one of {', '.join(_ROLES)}"),
+    "site": (is_text, "a string"),
 }
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..formats import get_format
-from ..layers.kinds import is_convolution, site_kind
-from ..network.sites import Site
+from ..layers.kinds import Role, is_convolution, site_kind
+from ..network.site import Site
 from ..running.copying import copied
 from ..running.state import DTYPES, NAMES, place, state_of
 from ..surgery.folding import refolded
@@ -21,6 +22,7 @@ from .manifest import Chain, Manifest, described, fingerprint, outline
 from .structure import can_be_channels_last, empty
 
 SHOWN = 4
+_AGAIN = "save the artifact again"
 
 
 def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -41,19 +43,15 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
     fresh = refolded(fresh, manifest.folds)
     _check_outline(fresh, manifest, stored)
     _check_ties(fresh, manifest, stored)
-    tied = _tied(manifest, stored)
-    for chain in manifest.structure:
-        _check_chain(fresh.get_submodule(chain.names[0]), chain, stored)
-    for table, head in tied:
-        _check_tied(fresh, table, head)
+    sites = _sites(manifest, stored)
+    for role, chains in sites:
+        _check_site(fresh, role, chains, stored)
     model = copied(fresh)
     # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it
     with torch.random.fork_rng():
-        for chain in manifest.structure:
-            if not any(chain in pair for pair in tied):
-                rebuild(model, chain.names, get_format(chain.format), chain.ranks, chain.bias)
-        for table, head in tied:
-            rebuild(model, [*table.names, *head.names], get_format(head.format), head.ranks, head.bias)
+        for role, chains in sites:
+            names, last = [name for chain in chains for name in chain.names], chains[-1]
+            rebuild(model, role, names, get_format(last.format), last.ranks, last.bias)
     _check_filling(model, stored)
     if manifest.coded:
         stored = _with_aliases(manifest, decoded(manifest, tensors))
@@ -144,44 +142,76 @@ def _check_ties(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tenso
             )
 
 
-def _check_chain(layer: nn.Module, chain: Chain, stored: Mapping[str, Tensor]) -> None:
-    """Format and ranks must be legal for the layer, before a tensor of their size is made."""
-    site, format = _site(chain.names[0], chain.kind, layer), get_format(chain.format)
-    if reason := format.refuses(site):
-        raise ValueError(f"site {site.name!r} cannot be in format {chain.format!r}: {reason}")
-    format.check(site, chain.ranks)
-    for name, tensor in stored.items():
-        indices = tensor.dtype == torch.int32
-        if name.startswith(f"{site.name}.") and not indices and NAMES[tensor.dtype] != chain.dtype:
+def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role, list[Chain]]]:
+    """The chains of each site, with its role; of an embedding and its head the embedding's first."""
+    structure = manifest.structure if manifest.format_version >= 5 else _with_roles(manifest.structure, stored)
+    by_site: dict[tuple[str, str], list[Chain]] = defaultdict(list)
+    for chain in structure:
+        by_site[chain.role, chain.site or chain.names[0]].append(chain)
+    sites = []
+    for (role, name), chains in by_site.items():
+        tables = [chain for chain in chains if chain.kind == "embedding"]
+        heads = [chain for chain in chains if chain.kind != "embedding"]
+        wanted = {"layer": (0, 1), "table": (1, 0), "tied": (1, 1)}.get(role, (0, max(2, len(heads))))
+        if (len(tables), len(heads)) != wanted:
             raise ValueError(
-                f"tensor {name!r} is {tensor.dtype}, the structure says {chain.dtype}; save the artifact again"
+                f"site {name!r} of role {role!r} has {len(tables)} embeddings and {len(heads)} other layers; save the "
+                f"artifact again"
             )
+        sites.append((Role(role), [*tables, *heads]))
+    return sites
 
 
-def _tied(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Chain, Chain]]:
-    """The embeddings and heads that share their factors."""
+def _with_roles(structure: Sequence[Chain], stored: Mapping[str, Tensor]) -> list[Chain]:
+    """The chains of a version before 5, with the roles that follow from the factors that they share."""
     own = {
         chain: {id(tensor) for name, tensor in stored.items() if name.startswith(f"{chain.names[0]}.")}
-        for chain in manifest.structure
+        for chain in structure
     }
     tables = [chain for chain in own if chain.kind == "embedding"]
-    heads = [chain for chain in own if chain.kind == "linear"]
-    pairs = [(table, head) for table in tables for head in heads if own[table] & own[head]]
+    pairs = [(table, head) for table in tables for head in own if head.kind == "linear" and own[table] & own[head]]
     if twice := [chain for chain, count in Counter(chain for pair in pairs for chain in pair).items() if count > 1]:
         raise ValueError(f"site {twice[0].names[0]!r} shares its factors with several others; save the artifact again")
-    return pairs
+    tied = {chain: table.names[0] for table, head in pairs for chain in (table, head)}
+    return [
+        replace(chain, role=Role.TIED.value, site=tied[chain])
+        if chain in tied
+        else replace(chain, role=(Role.TABLE if chain in tables else Role.LAYER).value)
+        for chain in structure
+    ]
 
 
-def _check_tied(fresh: nn.Module, table: Chain, head: Chain) -> None:
-    """Layers that share factors in the artifact must share their weight in the fresh model, and have the same ranks."""
-    one, other = table.names[0], head.names[0]
-    layers: list[Any] = [fresh.get_submodule(name) for name in (one, other)]
-    if place(layers[0].weight) != place(layers[1].weight):
+def _check_site(fresh: nn.Module, role: Role, chains: Sequence[Chain], stored: Mapping[str, Tensor]) -> None:
+    """Format and ranks must be legal for the layers, before a tensor of their size is made."""
+    names = [chain.names[0] for chain in chains]
+    layers: list[Any] = [fresh.get_submodule(name) for name in names]
+    if len({(chain.format, chain.ranks) for chain in chains}) > 1:
+        raise ValueError(f"{' and '.join(map(repr, names))} share factors of different formats or ranks; {_AGAIN}")
+    format, ranks = get_format(chains[0].format), chains[0].ranks
+    described = [_site(*each) for each in zip(names, [chain.kind for chain in chains], layers, strict=True)]
+    if role not in format.roles:
+        raise ValueError(f"site {names[0]!r} cannot be in format {format.name!r}: it takes no {role.value} sites")
+    if role is Role.TIED and place(layers[0].weight) != place(layers[1].weight):
         raise ValueError(
-            f"the artifact shares the factors of {one!r} and {other!r}, the fresh model has a weight for each; tie them"
+            f"the artifact shares the factors of {names[0]!r} and {names[1]!r}, the fresh model has a weight for each; "
+            f"tie them"
         )
-    if (table.format, table.ranks) != (head.format, head.ranks) or head.format != "svd":
-        raise ValueError(f"{one!r} and {other!r} share factors of different formats or ranks; save the artifact again")
+    if role is Role.JOINT:
+        if len({site.weight_shape[1:] for site in described}) > 1 or any(site.is_convolution for site in described):
+            raise ValueError(
+                f"{' and '.join(map(repr, names))} share a factor, but not the size of their inputs; {_AGAIN}"
+            )
+        rows = sum(site.out_features for site in described)
+        described = [replace(described[0], weight_shape=(rows, *described[0].weight_shape[1:]))]
+    for site in described:
+        if reason := format.refuses(site):
+            raise ValueError(f"site {site.name!r} cannot be in format {format.name!r}: {reason}")
+        format.check(site, ranks)
+    for chain in chains:
+        for name, tensor in stored.items():
+            indices = tensor.dtype == torch.int32
+            if name.startswith(f"{chain.names[0]}.") and not indices and NAMES[tensor.dtype] != chain.dtype:
+                raise ValueError(f"tensor {name!r} is {tensor.dtype}, the structure says {chain.dtype}; {_AGAIN}")
 
 
 def _check_filling(model: nn.Module, stored: Mapping[str, Tensor]) -> None:

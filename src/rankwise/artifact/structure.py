@@ -11,7 +11,7 @@ from ..formats import FORMATS, LowRank
 from ..formats.base import CHANNELS_LAST
 from ..formats.convolution import PLAIN, TRANSPOSED
 from ..formats.nested import Bands, Branches
-from ..layers.kinds import output_first
+from ..layers.kinds import Role, output_first
 from ..layers.modules import Arrange, Bias, GroupedLinear, Pivoted, TransposedLinear
 from ..running.state import NAMES
 from .manifest import FLOATS, Chain
@@ -32,10 +32,16 @@ def chains_of(model: nn.Module) -> tuple[Chain, ...]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LowRank):
             names.setdefault(module, []).append(name)
-    return tuple(_chain(chain, tuple(its_names)) for chain, its_names in names.items())
+    owners: dict[int, str] = {}  # id of a parameter -> the first chain that has it
+    chains = []
+    for chain, own in names.items():
+        found = [owners.setdefault(id(parameter), own[0]) for parameter in chain.parameters()]
+        shared = chain.role in (Role.TIED, Role.JOINT)
+        chains.append(_chain(chain, tuple(own), next((name for name in found if name != own[0]), own[0]) * shared))
+    return tuple(chains)
 
 
-def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
+def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> Chain:
     if "" in names:
         raise ValueError("the model itself is one factorised layer; wrap it first: model = nn.Sequential(model)")
     if chain.format.name not in FORMATS or not all(_is_plain(layer) for layer in chain):
@@ -55,6 +61,8 @@ def _chain(chain: LowRank, names: tuple[str, ...]) -> Chain:
         ranks=chain.ranks,
         bias=chain.bias is not None,
         dtype=NAMES[weight.dtype],
+        role=chain.role.value,
+        site=site,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..formats import Ranks
     from ..formats.slr import SparseLowRank
-    from ..network.sites import Site
+    from ..network.site import Site
 
 # Of every level: the letters of its rank, inputs and outputs; the names of its branch and of the band that ends there.
 LEVELS = (("r", "C", "T"), ("s", "b", "a"), ("x", "d", "e"))

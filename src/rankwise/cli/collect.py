@@ -81,9 +81,7 @@ def collect(
         assert job.data is not None
         ignored = {site.name for site in job.sites.select(ignore or ())}
         wanted = [name for name, site in job.sites.items() if not site.dense_because and name not in ignored]
-        wide = [
-            name for name in wanted if job.sites[name].in_features > LARGEST_DENSE and not job.sites[name].is_embedding
-        ]
+        wide = [name for name in wanted if job.sites[name].in_features > LARGEST_DENSE and job.sites[name].multiplies]
         if wide and not rows:
             raise ValueError(
                 f"site {wide[0]!r} has {job.sites[wide[0]].in_features:,} inputs, too many for a moment (at most "

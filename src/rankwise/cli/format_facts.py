@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..formats import Format, Ranks
     from ..formats.network import Network
     from ..formats.shape import Shape
-    from ..network.sites import Site
+    from ..network.site import Site
 
 # The layers that a format is shown for, unless the user names one: outputs, inputs, kernel.
 CONV = (64, 64, 3, 3)
@@ -56,7 +56,7 @@ def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
 
 def layer_site(weight_shape: tuple[int, ...]) -> Site:
     """A made-up layer without bias that is called once, for one output position of a convolution."""
-    from ..network.sites import Call, Site
+    from ..network.site import Call, Site
 
     size = (1, 1) if len(weight_shape) == 4 else ()
     return Site(

@@ -17,7 +17,7 @@ from .output import Output
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from ..network.sites import Site
+    from ..network.site import Site
 
 WIDTH_FOR_LAYERS = 110
 

@@ -11,7 +11,8 @@ from .output import Output
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..network.sites import Site, Sites
+    from ..network.site import Site
+    from ..network.sites import Sites
 
 
 def inspect(

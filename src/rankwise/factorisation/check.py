@@ -15,7 +15,8 @@ from ..formats import get_format
 from ..layers.low_rank import LowRank, watching_weights
 from ..network.counting import Calls, Recorder
 from ..network.find import find
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..network.standins import Reads, works_on_another
 from ..running.batches import call, pristine
 from ..running.exclusive import own_thread

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..formats import Factors, Format, Ranks, get_format
 from ..formats.both_sides import fit
 from ..linalg.symmetric import cholesky
-from ..network.sites import Site
+from ..network.site import Site
 from ..statistics.moments import Moments
 
 BETAS = (0.0, 0.5, 1.0)

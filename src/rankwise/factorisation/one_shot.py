@@ -10,7 +10,8 @@ from torch import nn
 from ..formats import Format, get_format
 from ..formats.both_sides import fit
 from ..formats.weights import site_bias, site_weight, weight_metrics
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import DENSE, Plan, PlanRow
 from ..statistics import Statistics
 from ..statistics.moments import Moments
@@ -68,7 +69,7 @@ def put_done(
     if done is None or site.name not in done:
         return False
     format, bias = get_format(row.format, formats), site.chain_bias(metric)
-    chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias)
+    chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias)
     chain.load_state_dict(done[site.name])
     return True
 
@@ -102,6 +103,6 @@ def factorise_site(
         moments = moments if with_bias else moments.uncentred()
         factors = fit(format, site, weight, moments.two_sided(metric, shrink), row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
-    chain = rebuild(compressed, [site.name, *site.aliases], format, row.ranks, bias=bias is not None)
+    chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias=bias is not None)
     fill(format, chain, factors, bias, moments)
     note_done(chain, site, done)

@@ -24,7 +24,8 @@ from ..formats.weights import site_weight
 from ..layers.kinds import spatial_dims
 from ..network.counting import Calls
 from ..network.replacing import put
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import DENSE, Plan, PlanRow
 from ..running.batches import Batches, call
 from ..running.calling import DataError
@@ -163,7 +164,7 @@ def check_engine(engine: str) -> None:
 
 def _fitted_first(site: Site) -> bool:
     """Whether a site is fitted on its dense inputs: it has several calls, or its inputs are no activations or pairs."""
-    return len(site.calls) > 1 or bool(site.aliases) or site.is_embedding or site.unpaired is not None
+    return len(site.calls) > 1 or bool(site.aliases) or not site.multiplies or site.unpaired is not None
 
 
 class _Visitor:

@@ -13,9 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers.kinds import Role
 from ..layers.low_rank import LowRank, Ranks
+from ..layers.modules import Stacked
 from ..linalg.metric import Metric
-from ..network.sites import Site
+from ..network.site import Site
 
 # Memory format with the channels last, by the dimensions of a tensor that can have it.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -26,6 +28,18 @@ class Cost(NamedTuple):
 
     params: int
     macs: int
+
+
+class Built(NamedTuple):
+    """The chains of a site, values not set.
+
+    Attributes:
+        chains: by the names of the layers that they replace.
+        whole: the chain to fill, which holds the values of all; it stands in the network itself but for joint layers.
+    """
+
+    chains: dict[str, LowRank]
+    whole: LowRank
 
 
 Rivals = Callable[[Cost], float]
@@ -67,6 +81,8 @@ class Format(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     use: ClassVar[str]
+    # What sites it can take the place of, by how their slots use the weight.
+    roles: ClassVar[frozenset[Role]] = frozenset({Role.LAYER})
     # Whether a curve comes from quick fits at some ranks, so that a fit is better than it says.
     estimates: ClassVar[bool] = False
 
@@ -78,7 +94,11 @@ class Format(ABC):
 
     def refuses(self, site: Site) -> str | None:
         """Why this format makes no sense for the site; None where it does."""
-        return site.dense_because or self.unfit(site)
+        if site.dense_because or site.role in self.roles:
+            return site.dense_because or self.unfit(site)
+        if site.looks_up:
+            return f"{self.name} has no layer that looks rows up; use svd"
+        return f"{self.name} is no format for layers that are fitted as one; use svd"
 
     @abstractmethod
     def unfit(self, site: Site) -> str | None:
@@ -117,6 +137,18 @@ class Format(ABC):
     @abstractmethod
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         """The chain for a dense layer, with its dtype and device, values not set. All that loading needs."""
+
+    def build_site(self, role: Role, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
+        """The chains for the layers of a site, by their names; a format of further roles builds what these need.
+
+        Args:
+            role: of the site, one of `roles`.
+            layers: all of it, by name; those with one weight get the same chain.
+            ranks, bias: as for `build`.
+        """
+        assert role in self.roles
+        chain = self.build(next(iter(layers.values())), ranks, bias)
+        return Built(dict.fromkeys(layers, chain), chain)
 
     @abstractmethod
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
@@ -220,6 +252,11 @@ def match_layout(chain: LowRank, layer: nn.Module) -> LowRank:
 
 def set_bias(layer: nn.Module, bias: Tensor | None) -> None:
     """Copy a bias into the last layer of a chain; both or neither must be there."""
+    if isinstance(layer, Stacked):
+        sizes = [part.out_features for part in layer if isinstance(part, nn.Linear)]
+        for part, values in zip(layer, [None] * len(layer) if bias is None else bias.split(sizes), strict=True):
+            set_bias(part, values)
+        return
     own = getattr(layer, "bias", None)
     if bias is None:
         assert own is None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..linalg import splitting, tucker2
 from ..linalg.metric import Identity
-from ..network.sites import Site
+from ..network.site import Site
 from .base import Ranks
 from .ladders import proportional, split_number
 from .multilinear import Multilinear

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ..layers.kinds import Role
 from ..linalg.two_sided import TwoSided
-from ..network.sites import Site
+from ..network.site import Site
 from .base import Factors, Format, Ranks, Rivals
 
 
@@ -18,7 +19,7 @@ def refuses(format: Format, site: Site, metric: str) -> str | None:
     """Why a format makes no sense for the site in a metric; None where it does."""
     if reason := format.refuses(site):
         return reason
-    if metric == "fisher" and not site.is_tied and format.output_factor(site) is None:
+    if metric == "fisher" and site.role is not Role.TIED and format.output_factor(site) is None:
         return (
             f"{format.name} has no factor that alone holds the outputs of this layer, which the fisher metric weighs "
             f"together; use svd, or another metric"

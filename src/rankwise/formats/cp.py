@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ..linalg import splitting
-from ..network.sites import Site
+from ..network.site import Site
 from .base import Ranks
 from .ladders import single
 from .multilinear import Multilinear

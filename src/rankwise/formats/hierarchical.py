@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import splitting
-from ..network.sites import Site
+from ..network.site import Site
 from .base import Ranks
 from .ladders import proportional, split_number
 from .multilinear import Multilinear

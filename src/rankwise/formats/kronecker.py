@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..linalg import splitting
-from ..network.sites import Site
+from ..network.site import Site
 from .base import Ranks
 from .ladders import divisors, single
 from .multilinear import Multilinear

@@ -19,7 +19,7 @@ from ..layers.low_rank import LowRankLayer
 from ..linalg import multilinear, tucker2
 from ..linalg.equation import Equation
 from ..linalg.metric import Identity, Metric
-from ..network.sites import Site
+from ..network.site import Site
 from .base import (
     Cost,
     Factors,
@@ -76,11 +76,6 @@ class Multilinear(Format):
     """
 
     estimates: ClassVar[bool] = True
-
-    def refuses(self, site: Site) -> str | None:
-        if site.is_looked_up and not site.dense_because:
-            return f"{self.name} has no layer that looks rows up; use svd"
-        return super().refuses(site)
 
     @abstractmethod
     def network(self, shape: Shape, ranks: Ranks) -> Network:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.kinds import spatial_dims
+from ..layers.kinds import Role, spatial_dims
 from ..layers.low_rank import LowRankLayer
 from ..layers.modules import Pivoted
 from ..linalg.pivoting import pivots
-from ..network.sites import Site
+from ..network.site import Site
 from .base import Cost, Factors, LowRank, Ranks, match_layout, same_tensor_options
 from .convolution import convolution
 from .svd import SVD
@@ -36,8 +36,10 @@ class PivotedSVD(SVD):
     summary = "the svd with R of its outputs made first, the others from them, and all put in order"
     use = "fewest parameters at high ranks; the outputs are gathered once more, so svd may run faster at equal MACs"
 
+    roles = frozenset({Role.LAYER})  # it gathers outputs, which a table does not
+
     def unfit(self, site: Site) -> str | None:
-        return f"{self.name} needs a layer that multiplies, no table; use svd" if site.is_looked_up else None
+        return None
 
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks

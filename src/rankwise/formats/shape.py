@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..layers.kinds import is_convolution, site_kind
-from ..network.sites import Site
+from ..network.site import Site
 from .base import LowRank
 from .weights import read
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..linalg.metric import Metric
 from ..linalg.selection import fit_selected
 from ..linalg.sparse_low_rank import Level
-from ..network.sites import Site
+from ..network.site import Site
 from . import slr_chain
 from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, grouped, relative, ungrouped
 from .slr_curve import curve
@@ -65,7 +65,7 @@ class SparseLowRank(Format):
         self.refit = refit
 
     def unfit(self, site: Site) -> str | None:
-        return f"{self.name} has no layer that looks rows up; use svd" if site.is_looked_up else None
+        return None
 
     def limits(self, site: Site) -> Ranks:
         T, C = site.out_features // site.groups, site.weight_shape[1]

@@ -19,7 +19,7 @@ from ..linalg.metric import Metric
 from ..linalg.sorting import Sorted, descending, shares
 from ..linalg.sparse_low_rank import leading
 from ..linalg.symmetric import eigenvalues
-from ..network.sites import Site
+from ..network.site import Site
 from .base import Cost, Ranks, Rivals, grouped, relative, steps
 
 Shape = tuple[int, int]  # important outputs and inputs

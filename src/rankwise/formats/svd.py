@@ -5,20 +5,22 @@ Letters: O outputs, I inputs, G groups, T outputs per group, D inputs per group,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..layers.kinds import spatial_dims
+from ..layers.kinds import Role, spatial_dims
 from ..layers.low_rank import LowRankLayer
-from ..layers.modules import TransposedLinear
+from ..layers.modules import Stacked, TransposedLinear
 from ..linalg.metric import Metric
 from ..linalg.reduced_rank import balance, energies, truncate
 from ..linalg.two_uses import TwoUses
-from ..network.sites import Site
+from ..network.site import Site
+from ..network.ties import is_table
 from .base import (
+    Built,
     Cost,
     Factors,
     Format,
@@ -53,6 +55,8 @@ class SVD(Format):
     summary = "two factors: Linear pair, or k x k convolution to few channels and a 1 x 1 convolution"
     use = "the first choice for linear layers and 1 x 1 convolutions: an exact optimum, and only two layers to run"
 
+    roles = frozenset(Role)
+
     def unfit(self, site: Site) -> str | None:
         return None
 
@@ -62,14 +66,13 @@ class SVD(Format):
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks
         first, last = rank * site.groups * site.in_features, rank * site.out_features
-        macs = (0 if site.is_embedding else site.rows * first) + site.out_positions * last + site.lookups * first
-        return Cost(first + last + site.out_features * bias, macs)
+        return Cost(first + last + site.out_features * bias, site.factor_macs(first, last))
 
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
     ) -> list[tuple[Ranks, float]]:
         ranks = steps(self.limits(site)[0], step)
-        if site.is_tied:
+        if site.role is Role.TIED:
             problem = TwoUses(weight, *metrics)
             errors = problem.start_errors()
             return [((rank,), relative(float(errors[rank - 1]), problem.total)) for rank in ranks]
@@ -87,7 +90,7 @@ class SVD(Format):
         W_GTCQ = grouped(site, weight)
         pairs: list[tuple[Tensor, Tensor]] = []
         error = total = 0.0
-        if site.is_tied:
+        if site.role is Role.TIED:
             problem = TwoUses(weight, *metrics)
             U_TR, V_RD, error = problem.fit(rank)
             pairs, total = [balance(U_TR, V_RD)], problem.total
@@ -103,7 +106,7 @@ class SVD(Format):
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
     def output_factor(self, site: Site) -> tuple[str, int] | None:
-        return None if site.is_tied else ("U_GTR", 1)  # the rows of a tied embedding are looked up, too
+        return None if site.role is Role.TIED else ("U_GTR", 1)  # the rows of a tied embedding are looked up, too
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
@@ -121,7 +124,41 @@ class SVD(Format):
             first, last = nn.Linear(inputs, rank, False, **options), nn.Linear(rank, outputs, bias, **options)
         return match_layout(LowRankLayer(self, ranks, [first, last], layer), layer)
 
-    def build_head(self, layer: nn.Module, table: LowRank, bias: bool) -> LowRank:
+    def build_site(self, role: Role, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
+        if role is Role.TIED:
+            built = self._tied(layers, ranks, bias)
+        elif role is Role.JOINT:
+            built = self._joint(layers, ranks, bias)
+        else:
+            return super().build_site(role, layers, ranks, bias)
+        for chain in built.chains.values():
+            chain.role = role
+        return built
+
+    def _tied(self, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
+        """A chain for the tables and one for the heads, which hold the same Parameters."""
+        tables = [layer for layer in layers.values() if is_table(layer)]
+        table = self.build(tables[0], ranks, bias=False)
+        head = self._head(next(layer for layer in layers.values() if layer not in tables), table, bias)
+        return Built({name: table if layer in tables else head for name, layer in layers.items()}, head)
+
+    def _joint(self, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
+        """A chain for each layer, whose first factors are one module; their last ones hold the outputs in turn."""
+        (rank,) = ranks
+        like = next(iter(layers.values()))
+        options = same_tensor_options(like)
+        sizes = {name: read(layer).shape for name, layer in layers.items()}
+        inputs = sizes[next(iter(layers))][1]
+        first = nn.Linear(inputs, rank, False, **options)
+        chains: dict[str, LowRank] = {}
+        for name, layer in layers.items():
+            last = nn.Linear(rank, sizes[name][0], bias, **options)
+            chains[name] = match_layout(LowRankLayer(self, ranks, [first, last], layer), layer)
+        stacked = nn.Linear(inputs, sum(outputs for outputs, _ in sizes.values()), bias, device="meta")
+        lasts = Stacked([chain[-1] for chain in chains.values()])
+        return Built(chains, LowRank(self, ranks, [first, lasts], stacked))
+
+    def _head(self, layer: nn.Module, table: LowRank, bias: bool) -> LowRank:
         """The chain for a linear layer that shares the weight of an embedding: it shares the factors of its chain.
 
         Args:

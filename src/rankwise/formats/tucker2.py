@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..layers.low_rank import LowRankLayer
 from ..linalg import tucker2, tucker2_surface
 from ..linalg.metric import Metric
-from ..network.sites import Site
+from ..network.site import Site
 from .base import (
     Cost,
     Factors,

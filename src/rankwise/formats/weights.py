@@ -7,20 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.kinds import output_first, site_kind
-from ..layers.modules import TransposedLinear
+from ..layers.kinds import Role, output_first, site_kind
+from ..layers.modules import Stacked, TransposedLinear
 from ..linalg.metric import Identity, Metric
-from ..network.sites import Site
+from ..network.kinds import kind_of
+from ..network.site import Site
 
 
 def read(layer: Any) -> Tensor:
     """The layer's weight, O x I/groups [x kernel]; gradients flow through it."""
+    if isinstance(layer, Stacked):
+        return torch.cat([read(part) for part in layer])
     return _swapped(layer, layer.weight)
 
 
 def write(layer: Any, weight: Tensor) -> None:
     """Copy a weight into the layer: its numbers in the order of O x I/groups [x kernel], in any shape."""
     weight = weight.reshape(read(layer).shape)
+    if isinstance(layer, Stacked):
+        for part, own in zip(layer, weight.split([len(read(part)) for part in layer]), strict=True):
+            write(part, own)
+        return
     layer.weight.copy_(_swapped(layer, weight))
 
 
@@ -37,9 +44,7 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
     Raises:
         ValueError: naming the site, if the weight is not finite.
     """
-    layer: Any = model.get_submodule(site.name)
-    weight = layer.weight if site.is_tied else read(layer)  # both of its layers store it as the head's
-    weight = weight.detach().double()
+    weight = kind_of(site).weight(model, site).detach().double()
     if not torch.isfinite(weight).all():
         raise ValueError(f"site {site.name!r}: the weight holds NaN or infinity; repair or ignore the site")
     largest = float(weight.abs().max()) if weight.numel() else 0.0
@@ -53,12 +58,11 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
 
 def site_bias(model: nn.Module, site: Site) -> Tensor | None:
     """The site's bias, float64, detached; of a tied embedding that of its head."""
-    layers = [model.get_submodule(name) for name in (site.name, *site.aliases)]
-    biases = [bias for layer in layers if isinstance(bias := getattr(layer, "bias", None), Tensor)]
-    return biases[0].detach().double() if biases else None
+    bias = kind_of(site).bias(model, site)
+    return None if bias is None else bias.detach().double()
 
 
 def weight_metrics(site: Site, device: torch.device | str = "cpu") -> list[Metric]:
     """The weight metric of each group; of a tied embedding that of its head's inputs and that of its rows."""
     metrics: list[Metric] = [Identity(site.in_features, device) for _ in range(site.groups)]
-    return [*metrics, Identity(site.out_features, device)] if site.is_tied else metrics
+    return [*metrics, Identity(site.out_features, device)] if site.role is Role.TIED else metrics

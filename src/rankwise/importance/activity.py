@@ -14,7 +14,7 @@ from torch import nn
 from ..formats.base import grouped
 from ..formats.slr import Importance
 from ..formats.weights import site_weight
-from ..network.sites import Site
+from ..network.site import Site
 from ..running.exclusive import exclusive
 from ..statistics import Statistics
 

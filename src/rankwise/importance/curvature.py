@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..formats.slr import Importance
 from ..formats.weights import write
 from ..layers.kinds import spatial_dims
-from ..network.sites import Site
+from ..network.site import Site
 from ..running.exclusive import exclusive, own_thread
 from ..running.pristine import pristine
 from .labelled import Labelled, Loss, mean

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..formats.slr import Importance
 from ..formats.weights import write
-from ..network.sites import Site
+from ..network.site import Site
 from ..running.exclusive import exclusive
 from .labelled import Labelled, Loss, mean
 from .truncated import Truncated, truncated

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..formats.base import grouped
 from ..formats.slr import Importance
 from ..layers.kinds import output_first
-from ..network.sites import Site
+from ..network.site import Site
 from ..running.exclusive import exclusive
 from .labelled import Labelled, Loss, mean
 from .truncated import truncated

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from ..formats.base import grouped
 from ..formats.weights import site_weight, write
 from ..linalg.sparse_low_rank import leading
-from ..network.sites import Site
+from ..network.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)

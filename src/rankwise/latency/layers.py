@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import get_format
-from ..formats.svd import SVD
-from ..network.sites import Site, Sites
+from ..formats.weights import read
+from ..layers.kinds import Role
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import DENSE, Option
 from ..running.batches import pristine
 from ..running.calling import call
@@ -93,21 +95,13 @@ def layers_of(model: nn.Module, site: Site, option: Option, bias: bool) -> Itera
         option: dense, or a format and ranks.
         bias: whether a chain has a bias.
     """
-    names = (site.name, *site.aliases) if site.is_tied else (site.name,)
+    several = site.role in (Role.TIED, Role.JOINT)
+    names = site.names if several else (site.name,)
     layers = {name: model.get_submodule(name) for name in names}
     if option.format == DENSE:
         yield from layers.items()
         return
-    format = get_format(option.format)
-    if not site.is_tied:
-        chains: dict[str, nn.Module] = {site.name: format.build(layers[site.name], option.ranks, bias)}
-    else:
-        assert isinstance(format, SVD)
-        tables = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Embedding)}
-        table = format.build(next(iter(tables.values())), option.ranks, bias=False)
-        chains = {
-            name: table if name in tables else format.build_head(layer, table, bias) for name, layer in layers.items()
-        }
+    chains = get_format(option.format).build_site(site.role, layers, option.ranks, bias).chains
     for name, chain in chains.items():
         yield name, randomised(chain)
 
@@ -147,6 +141,7 @@ def signature(site: Site, layer: nn.Module, given: Input, option: Option, bias: 
     """
     kind = "embedding" if isinstance(layer, nn.Embedding) else site.kind
     words = [kind, "x".join(map(str, site.weight_shape)), site.dtype]
+    words += ["part " + "x".join(map(str, read(layer).shape))] * (site.role is Role.JOINT)
     if site.is_convolution:
         words += [f"{name}{_joined(getattr(site, name))}" for name in ("stride", "padding", "dilation")]
         words += [f"output_padding{_joined(site.output_padding)}"] * any(site.output_padding)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..formats import get_format
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import Option, Plan, dense_option
 from ..plan.plan import PlannedLatency
 from ..running.arguments import arguments
@@ -112,7 +113,7 @@ class Meter:
         for row in plan.factorised:
             site = self._sites[row.site]
             format, bias = get_format(row.format), site.chain_bias(self._metric)
-            randomised(rebuild(network, (site.name, *site.aliases), format, row.ranks, bias))
+            randomised(rebuild(network, site.role, site.names, format, row.ranks, bias))
         return network.eval().requires_grad_(False)
 
     def _times(self, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:

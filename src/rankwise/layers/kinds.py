@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,10 +17,17 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "conv_transpose3d": nn.ConvTranspose3d,
     "embedding": nn.Embedding,
 }
-KINDS = (*_CLASSES, "conv1d_hf")
-# Kind of a site, and of no layer: an embedding together with the linear head that shares its weight.
-TIED = "tied_embedding"
+LAYERS = (*_CLASSES, "conv1d_hf")
 HF_HOME = "transformers.pytorch_utils"
+
+
+class Role(Enum):
+    """How the slots of a site use its weight. A format says which it takes."""
+
+    LAYER = "layer"  # one layer, or several with one weight, multiply with it
+    TABLE = "table"  # its rows are looked up
+    TIED = "tied"  # its rows are looked up, and a head multiplies with it
+    JOINT = "joint"  # layers that read the same input hold its outputs in turn
 
 
 def site_kind(module: nn.Module) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from .kinds import is_convolution, is_transposed, output_first, site_kind
+from .kinds import Role, is_convolution, is_transposed, output_first, site_kind
 from .lazy_weight import LazyWeight
 
 Ranks = tuple[int, ...]
@@ -40,6 +40,7 @@ class LowRank(nn.Sequential):
         format: that the chain is in.
         ranks: its ranks.
         kind: of the layer that it replaced.
+        role: how the site that it belongs to uses the weight.
     """
 
     # Scripting compiles the forward; these are for Python.
@@ -58,6 +59,7 @@ class LowRank(nn.Sequential):
         self.format = format
         self.ranks = tuple(ranks)
         self.kind = site_kind(like)
+        self.role = Role.TABLE if self.kind == "embedding" else Role.LAYER
         for name, value in vars(like).items():
             if not (name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)):
                 setattr(self, name, value)

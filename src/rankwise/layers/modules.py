@@ -93,6 +93,18 @@ class TransposedLinear(nn.Module):
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
 
 
+class Stacked(nn.ModuleList):
+    """Layers of the same input as one, their outputs in turn; it stands for layers that a network calls by themselves.
+
+    Example:
+        >>> Stacked([nn.Linear(2, 3), nn.Linear(2, 1)])(torch.zeros(5, 2)).shape
+        torch.Size([5, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self], -1)
+
+
 class GroupedLinear(nn.Module):
     """A linear layer whose groups of features meet only each other, as in a grouped convolution."""
 

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..layers.kinds import HF_HOME, is_transposed, site_kind, spatial_dims
 from ..running.exclusive import own_thread
@@ -131,6 +133,7 @@ class Recorder(TorchDispatchMode):
         calls: layer name -> its calls, in order of the first call.
         direct: layer name -> the module that used its weight without calling it, in words.
         sized: transposed convolutions that were called with an output size.
+        read: layer name -> what tells the input of each of its calls from other tensors.
         unusual: layer name -> tensors without rows of their own that it was called with, in words.
         other_macs: name -> MACs of everything counted that is no call of a `site_kind` layer.
         not_counted: operator -> why it is not counted.
@@ -140,6 +143,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.by_operators = by_operators
         self.calls: dict[str, list[Call]] = {}
+        self.read: dict[str, list[tuple[int, int]]] = {}
         self.direct: dict[str, str] = {}
         self.sized: set[str] = set()
         self.unusual: dict[str, str] = {}
@@ -148,6 +152,8 @@ class Recorder(TorchDispatchMode):
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._model = model
         self._running: list[nn.Module] = []
+        self._seen = WeakTensorKeyDictionary()  # tensor -> its number; by identity, and no tensor is kept for it
+        self._number = count()
         self._counted_by_hook = 0  # how many running modules are counted by their hook
         self._layers = {name: module for name, module in model.named_modules() if site_kind(module)}
         self._shapes = {name: tuple(module.weight.shape) for name, module in self._layers.items()}
@@ -233,6 +239,10 @@ class Recorder(TorchDispatchMode):
         if (what := _unusual(given)) is not None:
             self.unusual[name] = what
             given, output = _plain(given), _plain(output)
+        if isinstance(given, torch.Tensor) and not isinstance(module, nn.RNNBase):
+            version = 0 if given.is_inference() else given._version  # one that is written into is another input
+            number = self._seen.setdefault(given, next(self._number))
+            self.read.setdefault(name, []).append((number, version))
         if isinstance(module, nn.RNNBase):
             # Every time step of every sample meets every weight of every layer and direction.
             steps = prod((given.data if isinstance(given, PackedSequence) else given).shape[:-1])

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.kinds import TIED, output_first, site_kind
+from ..layers.kinds import site_kind
 from ..running.batches import call, pristine
 from ..running.calling import map_tensors, own_memory
 from ..running.example import taking_example
@@ -18,10 +17,13 @@ from ..running.guards import refuse_unsupported, unwrap
 from ..running.state import numbers_in
 from ..running.verbs import verb
 from .counting import Recorder
+from .forward import Forward
+from .kinds import kinds
 from .routes import Routes
-from .sites import Site, Sites, fingerprint
+from .site import Site
+from .sites import Sites, fingerprint
 from .standins import unreplaceable
-from .ties import Ties, fused_layers, geometry, is_tied
+from .ties import fused_layers
 from .vocabulary import guarded
 
 
@@ -97,63 +99,6 @@ def _calls(model: nn.Module, record: Recorder, site: Site) -> dict[str, int]:
 
 
 def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list[Site]:
-    ties = Ties(model)
-    order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
-    users = {**fused, **{id(model.get_submodule(name)): owner for name, owner in record.direct.items()}}
-    unfit = {layer: f"its weight is used directly by {owner}" for layer, owner in users.items()}
-    for name in record.sized:
-        unfit[id(model.get_submodule(name))] = "it is called with an output_size; give it an output_padding instead"
-    for name, what in record.unusual.items():
-        unfit[id(model.get_submodule(name))] = f"it is called with {what}"
-    for name in order:
-        layer = model.get_submodule(name)
-        if (reason := _no_real_numbers(layer.weight)) is not None:
-            unfit[id(layer)] = reason
-    sites = []
-    for group in ties.groups:
-        names = {ties.names[id(layer)][0]: layer for layer in group}
-        called = [name for name in names if name in order]
-        if not called:
-            continue
-        name = min(called, key=order.__getitem__)
-        further = [alias for layer in (names[name], *group) for alias in ties.names[id(layer)] if alias != name]
-        tied = is_tied(group)
-        tables = [name for name, layer in names.items() if tied and isinstance(layer, nn.Embedding)]
-        heads = [name for name in names if name not in tables]
-        if tied and (idle := next((use for use in (tables, heads) if not set(use) & set(called)), None)):
-            unfit.setdefault(id(names[name]), f"its weight is tied to {idle[0]!r}, which the example input never calls")
-        site = Site(
-            name=name,
-            aliases=tuple(dict.fromkeys(further)),
-            calls=tuple(call for head in heads for call in record.calls.get(head, ())),
-            lookups=sum(call.rows for table in tables for call in record.calls.get(table, ())),
-            dense_because=ties.why_dense(names[name], group, unfit),
-            **_described(names[name if name in heads else heads[0]], tied),
-        )
-        sites.append(site)
-    return guarded(sorted(sites, key=lambda site: order[site.name]), model)
-
-
-def _no_real_numbers(weight: Any) -> str | None:
-    """Why a weight has no factors of its own type, in words."""
-    dtype = str(weight.dtype).removeprefix("torch.")
-    if weight.is_complex():
-        return f"its weight is {dtype}, and formats are of real numbers"
-    if not weight.is_floating_point():
-        return f"its weight is {dtype}, integers; factorise the floating-point model and quantise the result"
-    return None
-
-
-def _described(layer: Any, tied: bool) -> dict[str, Any]:
-    kind, weight, bias = site_kind(layer), layer.weight, getattr(layer, "bias", None)
-    extra = 0
-    if is_parametrized(layer):
-        extra = sum(p.numel() for p in layer.parameters()) - sum(t.numel() for t in (weight, bias) if t is not None)
-    return {
-        "kind": TIED if tied else kind,
-        "weight_shape": tuple(output_first(kind, weight, getattr(layer, "groups", 1)).shape),
-        "has_bias": bias is not None,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "extra_params": extra,
-        **geometry(layer),
-    }
+    forward = Forward(model, record, fused)
+    sites = [site for kind in kinds() for site in kind.find(forward)]
+    return guarded(sorted(sites, key=lambda site: forward.order[site.name]), model)

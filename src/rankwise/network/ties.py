@@ -76,7 +76,7 @@ class Ties:
             return f"depthwise: each of its {groups} groups has one input channel, which leaves nothing to factor"
         for other in group:
             # An embedding is compared with the embeddings, its head with the other heads.
-            alike = next(each for each in (layer, *group) if _is_table(each) == _is_table(other))
+            alike = next(each for each in (layer, *group) if is_table(each) == is_table(other))
             if _shape_of(other) != _shape_of(alike) or (is_tied(group) and site_kind(other) == "conv1d_hf"):
                 return f"its weight is tied to {self._words(other)}, which has another geometry"
             if not _same(other._parameters.get("bias"), alike._parameters.get("bias")):
@@ -95,7 +95,7 @@ class Ties:
 
 def is_tied(group: Iterable[nn.Module]) -> bool:
     """Whether layers with one weight are embeddings and layers that multiply, both."""
-    return len({_is_table(layer) for layer in group}) == 2
+    return len({is_table(layer) for layer in group}) == 2
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
@@ -103,7 +103,8 @@ def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is other if one is None or other is None else place(one) == place(other)
 
 
-def _is_table(layer: nn.Module) -> bool:
+def is_table(layer: nn.Module) -> bool:
+    """Whether rows of its weight are looked up."""
     return isinstance(layer, nn.Embedding)
 
 

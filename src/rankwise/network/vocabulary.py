@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from .sites import Site
+from .kinds import kind_of
+from .site import Role, Site
 
 BY_NAME = "unless included by name"
 # A vocabulary has many times as many items as a layer has inputs; below this ratio a head is an ordinary layer.
@@ -32,15 +33,13 @@ def guarded(sites: Sequence[Site], model: nn.Module) -> list[Site]:
         model: the network.
     """
     rows = [layer.num_embeddings for layer in model.modules() if isinstance(layer, nn.Embedding)]
-    tokens = {(site.in_features, site.rows) for site in sites if site.is_embedding}
+    tokens = {(site.in_features, site.rows) for site in sites if not site.multiplies}
     result = []
     for place, site in enumerate(sites):
         reason = None
-        if site.is_tied:
-            reason = f"embedding and head of a language model: stay dense {BY_NAME}"
-        elif site.is_embedding:
-            reason = f"embedding: stays dense {BY_NAME}"
-        elif site.kind in ("linear", "conv1d_hf") and site.out_features in rows and _is_many(site):
+        if kept := kind_of(site).unless_named:
+            reason = f"{kept} {BY_NAME}"
+        elif site.role is Role.LAYER and not site.is_convolution and site.out_features in rows and _is_many(site):
             last = all(later.weight_shape[1] != site.out_features for later in sites[place + 1 :])
             if last and (site.out_features == max(rows) or (site.out_features, site.rows) in tokens):
                 reason = f"head of a language model: stays dense {BY_NAME}"

@@ -9,7 +9,7 @@ from .plan import DENSE, PlanRow
 
 if TYPE_CHECKING:  # plans are read before torch is imported
     from ..layers.low_rank import Ranks
-    from ..network.sites import Site
+    from ..network.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)

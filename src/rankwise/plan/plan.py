@@ -15,7 +15,8 @@ from ..files import digest, is_finite, parse_yaml, read_text, replacing, shown, 
 from ..names import METRICS, check_name
 
 if TYPE_CHECKING:
-    from ..network.sites import Site, Sites
+    from ..network.site import Site
+    from ..network.sites import Sites
 
 # The first line of a plan's file, a comment of YAML: what follows is told from what a person made of it.
 _WRITTEN = "# written by Rankwise, what follows has sha256 "

@@ -14,7 +14,8 @@ from torch import nn
 
 from ..formats import get_format
 from ..formats.both_sides import refuses
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import DENSE, Option, Plan, PlanRow, dense_option, option_of, site_of
 from ..running.guards import unwrap
 from ..running.state import stored_bytes

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from numbers import Integral
 
 from ..formats import get_format
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, dense_option
 from .budgets import is_number, plain
 

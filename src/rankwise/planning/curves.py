@@ -9,7 +9,8 @@ from torch import nn
 from ..formats import get_format
 from ..formats.both_sides import fit, refuses
 from ..formats.weights import site_weight
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, dense_option
 from ..statistics import Statistics
 from .constraints import Pin, parse_pin

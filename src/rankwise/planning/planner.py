@@ -142,7 +142,7 @@ class Planner:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
             moments = source.require(name, gradients=True)
-            if metric == "weight" or sites[name].is_tied:  # whose fits correct no means, so that those are errors too
+            if metric == "weight" or sites[name].looks_up:  # whose fits correct no means, so that those are errors too
                 moments = moments.uncentred()
             return fisher_energy(site_weight(model, sites[name]), moments)
 

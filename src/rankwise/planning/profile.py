@@ -16,7 +16,8 @@ from ..formats.both_sides import curve, refuses
 from ..formats.weights import site_weight, weight_metrics
 from ..linalg.two_sided import TwoSided
 from ..names import METRICS, check_name
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import Curve, Option, dense_option
 from ..running.guards import unwrap
 from ..running.verbs import verb
@@ -134,7 +135,7 @@ def profile(
                 for ranks, error in curve(format, site, weight, two_sided, rank_step(site, round_to), rivals):
                     cost = format.cost(site, ranks, bias)
                     # an embedding multiplies nothing, so any factors cost MACs; they save parameters
-                    if cost.params < site.params and (cost.macs < site.macs or site.is_embedding):
+                    if cost.params < site.params and (cost.macs < site.macs or not site.macs):
                         options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
         curves[site.name] = tuple(options)
         if done is not None:

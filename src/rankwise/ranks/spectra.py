@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ..formats.base import grouped
+from ..layers.kinds import Role
 from ..linalg.metric import Identity, Metric
 from ..linalg.reduced_rank import energies
 from ..linalg.symmetric import cholesky, eigenvalues
 from ..linalg.two_uses import TwoUses
-from ..network.sites import Site
+from ..network.site import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
     Raises:
         ValueError: for a format whose ranks do not cut singular values of an unfolding.
     """
-    if site.is_tied:
+    if site.role is Role.TIED:
         whitened_TD = TwoUses(weight, *metrics).whitened_TD
         return ((_unfolding(energies(whitened_TD, Identity(site.in_features, weight.device)), whitened_TD),),)
     W_GTCQ = grouped(site, weight)

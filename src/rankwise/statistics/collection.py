@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..network.find import find
-from ..network.sites import Site
+from ..network.kinds import Reads, kind_of
+from ..network.site import Site
 from ..running.batches import Batches, call, pristine
 from ..running.calling import DataError, samples_in
 from ..running.example import taking_example, with_example
@@ -122,14 +123,11 @@ def collect(
     backward = GradientCollector(loss or FisherProbe(seed, probed))
     with Blame(model) as blame, pristine(model), ExitStack() as hooks:
         for site in chosen:
-            layers = {
-                model.get_submodule(name): None for name in (site.name, *site.aliases)
-            }  # tied ones have their own
-            for layer in layers:
-                hooks.enter_context(_hook(layer, collector.observer(site)))
-                if site in takers:
-                    watcher = own_thread(backward.watcher(site))
-                    hooks.enter_context(_Removed(layer.register_forward_hook(watcher, prepend=True)))
+            for layer, reads in kind_of(site).reads(model, site).items():
+                hooks.enter_context(_hook(layer, collector.observer(site, reads)))
+            for layer, part in kind_of(site).outputs(model, site).items() if site in takers else ():
+                watcher = own_thread(backward.watcher(site, part))
+                hooks.enter_context(_Removed(layer.register_forward_hook(watcher, prepend=True)))
         if takers:
             model.requires_grad_(False)  # the graph starts at the sites' outputs
         if forward_loop is not None:
@@ -172,11 +170,11 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
     """Largest number of bytes that the moments of the sites take, and how many more a fit of one of them may take."""
     held = fitting = 0
     for site in sites:
-        if site.is_embedding:  # counts, and copies of the weight in float64
+        if not site.multiplies:  # counts, and copies of the weight in float64
             held += 8 * site.in_features
             fitting = max(fitting, 8 * 4 * math.prod(site.weight_shape))
             continue
-        if site.is_tied:  # the rest is that of its head
+        if site.looks_up:  # the rest is that of its head
             held += 8 * site.out_features
         D, T, rows = site.in_features, site.out_features // site.groups, _rows_expected(site, samples, positions)
         kept = min(rows, SAMPLED_ROWS if D > LARGEST_DENSE else D)
@@ -190,7 +188,7 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
         # in float64: the metric and what it is made from, the weight, its projection and both outer products; of a
         # tied embedding, whose rows are many, matrices of the weight's size alone
         metric = kept * D if D > LARGEST_DENSE or rows <= D else D * D
-        work = 8 * T * D if site.is_tied else 4 * site.groups * T * D + 4 * min(T, D) ** 2
+        work = 8 * T * D if site.looks_up else 4 * site.groups * T * D + 4 * min(T, D) ** 2
         fitting = max(fitting, 8 * (2 * site.groups * metric + work))
     return held, fitting
 
@@ -208,13 +206,11 @@ class _Collector:
     """Feeds what a site's hook sees to the site's accumulator."""
 
     def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
-        self.accumulators = {
-            site.name: Accumulator(taps=site.taps, seed=seed) for site in sites if not site.is_embedding
-        }
+        self.accumulators = {site.name: Accumulator(taps=site.taps, seed=seed) for site in sites if site.multiplies}
         self.lookups = {
-            site.name: Lookups(site.in_features if site.is_embedding else site.out_features)
+            site.name: Lookups(site.out_features if site.multiplies else site.in_features)
             for site in sites
-            if site.is_looked_up
+            if site.looks_up
         }
         self.wanted = {site.name: positions_per_sample(site, samples, positions) for site in sites}
         self.seed = seed
@@ -222,10 +218,10 @@ class _Collector:
         self.real: Callable[[str, Tensor], Tensor | None] = lambda site, x: None  # rows of the batch, see `Padding`
         self.calls: dict[tuple[str, int], int] = {}
 
-    def observer(self, site: Site) -> Callable[[nn.Module, Tensor, Tensor], None]:
+    def observer(self, site: Site, reads: Reads) -> Callable[[nn.Module, Tensor, Tensor], None]:
         def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
             real = self.real(site.name, x)
-            if isinstance(layer, nn.Embedding):  # counting all of them is cheap
+            if reads is Reads.INDICES:  # counting all of them is cheap
                 self.lookups[site.name].update(x if real is None else x[real.to(x.device)])
                 return
             if not x.numel() or not y.numel():  # an empty call adds nothing

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network.sites import Site
+from ..network.site import Site
 from ..running.calling import DataError
 from ..running.outputs import Outputs, leaves_of
 from .accumulator import add_gram, mirror
@@ -118,17 +118,17 @@ class GradientCollector:
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
-        self.taken: list[tuple[Site, nn.Module, Tensor]] = []
-        self.sums: dict[str, Tensor] = {}
+        self.taken: list[tuple[Site, nn.Module, int | None, Tensor]] = []
+        self.sums: dict[str, dict[int, Tensor]] = {}  # by site, and by the part of its outputs that a layer gives
         self.lookups: dict[str, Tensor] = {}  # of tied embeddings, whose head has the other sum
         self.samples = 0
 
-    def watcher(self, site: Site) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        """A forward hook for a layer of the site."""
+    def watcher(self, site: Site, part: int | None) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        """A forward hook for a layer of the site, which gives that part of its outputs; None for rows of a table."""
 
         def watch(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
             taken = output if output.requires_grad else output.detach().requires_grad_()
-            self.taken.append((site, layer, taken))
+            self.taken.append((site, layer, part, taken))
             return taken.clone()
 
         return watch
@@ -145,8 +145,8 @@ class GradientCollector:
                 f"batch {batch}: the loss must be one number that depends on the network's layers; sum it over the "
                 "samples, and do not run the network under no_grad"
             )
-        gradients = torch.autograd.grad(loss.sum(), [taken for _, _, taken in self.taken], allow_unused=True)
-        for (site, layer, _), gradient in zip(self.taken, gradients, strict=True):
+        gradients = torch.autograd.grad(loss.sum(), [taken for *_, taken in self.taken], allow_unused=True)
+        for (site, layer, part, _), gradient in zip(self.taken, gradients, strict=True):
             if gradient is None:
                 raise ValueError(
                     f"site {site.name!r}: the loss does not depend on its output; leave it out (only=, on the command "
@@ -155,13 +155,14 @@ class GradientCollector:
             if not gradient.numel():  # an empty call adds nothing
                 continue
             rows_GNT = output_rows(layer, gradient, None)
-            sums = self.lookups if site.is_tied and isinstance(layer, nn.Embedding) else self.sums
-            if site.name not in sums:
-                T = rows_GNT.shape[2]
-                zeros_GTT = torch.zeros(len(rows_GNT), T, T, dtype=torch.float64, device=rows_GNT.device)
-                sums[site.name] = zeros_GTT
-            add_gram(sums[site.name], rows_GNT)
-            if not torch.isfinite(sums[site.name].diagonal(dim1=1, dim2=2)).all():
+            G, _, T = rows_GNT.shape
+            zeros_GTT = torch.zeros(G, T, T, dtype=torch.float64, device=rows_GNT.device)
+            if part is None:
+                sum_GTT = self.lookups.setdefault(site.name, zeros_GTT)
+            else:
+                sum_GTT = self.sums.setdefault(site.name, {}).setdefault(part, zeros_GTT)
+            add_gram(sum_GTT, rows_GNT)
+            if not torch.isfinite(sum_GTT.diagonal(dim1=1, dim2=2)).all():
                 raise ValueError(f"site {site.name!r}, batch {batch}: the gradient at its output holds NaN or infinity")
         self.taken = []
         self.samples += samples
@@ -169,11 +170,14 @@ class GradientCollector:
     def gradients(self) -> dict[str, Gradients]:
         """The moments so far, by site name."""
         result = {}
-        for name, sum_GTT in self.sums.items():
+        for name, parts in self.sums.items():
+            # What two layers' outputs have in common is left out: their errors are weighed by themselves.
+            means = [self._mean(parts[part]) for part in sorted(parts)]
+            second_GTT = means[0] if len(means) == 1 else torch.block_diag(*[mean[0] for mean in means])[None]
             lookups_1DD = self._mean(self.lookups[name]) if name in self.lookups else None
             result[name] = Gradients(
                 samples=self.samples,
-                second_GTT=self._mean(sum_GTT),
+                second_GTT=second_GTT,
                 lookups_DD=None if lookups_1DD is None else lookups_1DD[0],
             )
         return result

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.kinds import spatial_dims
-from ..network.sites import Site
+from ..network.site import Site
 
 # See `positions_per_sample`.
 ROWS_PER_INPUT = 40

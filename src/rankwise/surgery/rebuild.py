@@ -1,4 +1,4 @@
-"""Put a new chain in the place of a site's layers."""
+"""Put new chains in the place of a site's layers."""
 
 from __future__ import annotations
 
@@ -7,42 +7,35 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..formats import Format, LowRank, Ranks
-from ..formats.svd import SVD
+from ..layers.kinds import Role
 from ..network.replacing import module_at, put
-from ..network.ties import is_tied
 
 
-def rebuild(model: nn.Module, site_names: Sequence[str], format: Format, ranks: Ranks, bias: bool) -> LowRank:
-    """Put a new chain in the place of a site's layers, values not set.
+def rebuild(model: nn.Module, role: Role, names: Sequence[str], format: Format, ranks: Ranks, bias: bool) -> LowRank:
+    """Put new chains in the place of a site's layers, values not set.
 
-    An embedding and the linear head that shares its weight get a chain each, and both hold the same Parameters.
+    An embedding and the linear head that shares its weight get a chain each, and both hold the same Parameters. Layers
+    that read the same input get a chain each, too, and share the first factor.
 
     Args:
         model: the network, changed in place.
-        site_names: qualified names of the site: its own and its aliases.
-        format: of the chain.
-        ranks: its ranks.
-        bias: whether it has one.
+        role: of the site.
+        names: qualified names of its layers, its own first.
+        format: of the chains.
+        ranks: their ranks.
+        bias: whether they have one.
 
     Returns:
-        The chain to fill; of a tied embedding that of the head, which holds all values of both.
+        The chain to fill, which holds the values of all; of a tied embedding that of the head.
 
     Example:
+        >>> from rankwise.formats.svd import SVD
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
         >>> model[1].weight = model[0].weight
-        >>> chain = rebuild(model, ["0", "1"], SVD(), (2,), bias=False)
+        >>> chain = rebuild(model, Role.TIED, ["0", "1"], SVD(), (2,), bias=False)
         >>> model[1][1].weight is model[0][0].weight, model[1][0].weight is model[0][1].weight
         (True, True)
     """
-    layers = {name: module_at(model, name) for name in site_names}
-    if not is_tied(layers.values()):
-        chain = format.build(layers[site_names[0]], ranks, bias)
-        put(model, dict.fromkeys(site_names, chain))
-        return chain
-    assert isinstance(format, SVD)  # all other formats refuse such a site
-    tables = [layer for layer in layers.values() if isinstance(layer, nn.Embedding)]
-    heads = [layer for layer in layers.values() if layer not in tables]
-    table = format.build(tables[0], ranks, bias=False)
-    head = format.build_head(heads[0], table, bias)
-    put(model, {name: table if layer in tables else head for name, layer in layers.items()})
-    return head
+    built = format.build_site(role, {name: module_at(model, name) for name in names}, ranks, bias)
+    put(model, built.chains)
+    return built.whole

@@ -19,17 +19,20 @@ from ..formats import LowRank, Ranks, get_format
 from ..formats.base import Factors, grouped, same_tensor_options
 from ..formats.convolution import PLAIN, TRANSPOSED
 from ..formats.weights import site_bias, site_weight
-from ..layers.kinds import is_convolution, is_transposed, site_kind
+from ..layers.kinds import Role, is_convolution, is_transposed, site_kind
 from ..layers.modules import TransposedLinear
 from ..linalg.symmetric import eigh
 from ..network.hub import allow_pretrained
 from ..network.replacing import replace
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..surgery.rebuild import rebuild
 
 FORMATS = ("tucker2", "svd")
+# Sites whose layers share a weight or a factor; their values are not those of one layer.
+SHARED = (Role.TIED, Role.JOINT)
 
 
 @exclusive
@@ -69,9 +72,9 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
     model = unwrap(model)
     sites.check_structure(model)
     named = sites.select(only)
-    chosen = [site for site in sites.included(only) if site.dense_because is None and not site.is_tied]
+    chosen = [site for site in sites.included(only) if site.dense_because is None and site.role not in SHARED]
     if not chosen:
-        shared = "its weight is shared by an embedding and a linear layer" if named[0].is_tied else None
+        shared = "it shares its weight, or is fitted as one, with other layers" if named[0].role in SHARED else None
         reason = named[0].dense_because or shared or named[0].unless_named
         raise ValueError(f"nothing to expand; site {named[0].name!r} must stay as it is: {reason}")
     fitted = [(site, full_rank(site, site_weight(model, site), format), site_bias(model, site)) for site in chosen]
@@ -79,7 +82,7 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
         for site, factors, bias in fitted:
             form = get_format(factors.format)
-            chain = rebuild(model, [site.name, *site.aliases], form, factors.ranks, bias is not None)
+            chain = rebuild(model, site.role, site.names, form, factors.ranks, bias is not None)
             form.fill(chain, factors, bias)
     return model
 

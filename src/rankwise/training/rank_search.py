@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..formats import get_format
 from ..formats.weights import read, site_weight
 from ..layers.kinds import output_first
-from ..network.sites import Site, Sites
+from ..network.site import Site
+from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, Plan, dense_option
 from ..planning.constraints import Constraints
 from ..planning.planner import Planner

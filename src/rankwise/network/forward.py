@@ -1,0 +1,122 @@
+"""One forward of a network, as kinds of sites look at it: what was called, hangs together, or cannot be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ..layers.kinds import output_first, site_kind
+from .counting import Recorder
+from .site import Call, Kind, Site
+from .ties import Ties, geometry
+
+Group = tuple[nn.Module, ...]
+
+
+class Forward:
+    """What a forward of the example input has shown.
+
+    Args:
+        model: the network.
+        record: of the forward.
+        fused: id of a layer -> what hands its weight to a fused kernel, in words.
+
+    Attributes:
+        ties: which layers hang together.
+        order: name of a layer -> its place among the first calls.
+        unfit: id of a layer -> why nothing else can be called in its place.
+    """
+
+    def __init__(self, model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> None:
+        self.model, self.record = model, record
+        self.ties = Ties(model)
+        self.order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
+        self.unfit = self._unfit(fused)
+        self._free = {id(group[0]): tuple(group) for group in self.ties.groups if self.called(group)}
+
+    def groups(self) -> Iterator[Group]:
+        """The layers that belong to no site yet, those with one weight together; called ones alone."""
+        yield from list(self._free.values())
+
+    def group_of(self, name: str) -> Group | None:
+        """The group of a layer that belongs to no site yet."""
+        layer = self.model.get_submodule(name)
+        return next((group for group in self._free.values() if any(each is layer for each in group)), None)
+
+    def name(self, layer: nn.Module) -> str:
+        """The first qualified name of a layer."""
+        return self.ties.names[id(layer)][0]
+
+    def called(self, layers: Sequence[nn.Module]) -> list[str]:
+        """Names of the layers that were called, the first one first."""
+        return sorted((name for name in map(self.name, layers) if name in self.order), key=self.order.__getitem__)
+
+    def calls(self, layers: Sequence[nn.Module]) -> tuple[Call, ...]:
+        """All calls of some layers."""
+        return tuple(call for layer in layers for call in self.record.calls.get(self.name(layer), ()))
+
+    def site(self, kind: Kind, groups: Sequence[Group], described: nn.Module, **further: Any) -> Site:
+        """The site of some groups, which belong to it from now on.
+
+        Args:
+            kind: of the site.
+            groups: of its slots.
+            described: the layer whose shape, bias and type are those of the site.
+            further: fields of the site that are not those of that layer.
+        """
+        layers = [layer for group in groups for layer in group]
+        name = self.called(layers)[0]
+        first = self.model.get_submodule(name)
+        aliases = [alias for layer in (first, *layers) for alias in self.ties.names[id(layer)] if alias != name]
+        for group in groups:
+            del self._free[id(group[0])]
+        reasons = [
+            self.ties.why_dense(self.model.get_submodule(self.called(group)[0]), group, self.unfit) for group in groups
+        ]
+        facts = {
+            "calls": self.calls(layers),
+            "dense_because": next(filter(None, reasons), None),
+            **_described(described),
+            **further,
+        }
+        return Site(name=name, aliases=tuple(dict.fromkeys(aliases)), kind=kind.name, **facts)
+
+    def _unfit(self, fused: Mapping[int, str]) -> dict[int, str]:
+        record, at = self.record, self.model.get_submodule
+        users = {**fused, **{id(at(name)): owner for name, owner in record.direct.items()}}
+        unfit = {layer: f"its weight is used directly by {owner}" for layer, owner in users.items()}
+        for name in record.sized:
+            unfit[id(at(name))] = "it is called with an output_size; give it an output_padding instead"
+        for name, what in record.unusual.items():
+            unfit[id(at(name))] = f"it is called with {what}"
+        for name in self.order:
+            if (reason := _no_real_numbers(at(name).weight)) is not None:
+                unfit[id(at(name))] = reason
+        return unfit
+
+
+def _no_real_numbers(weight: Any) -> str | None:
+    """Why a weight has no factors of its own type, in words."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if weight.is_complex():
+        return f"its weight is {dtype}, and formats are of real numbers"
+    if not weight.is_floating_point():
+        return f"its weight is {dtype}, integers; factorise the floating-point model and quantise the result"
+    return None
+
+
+def _described(layer: Any) -> dict[str, Any]:
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    extra = 0
+    if is_parametrized(layer):
+        extra = sum(p.numel() for p in layer.parameters()) - sum(t.numel() for t in (weight, bias) if t is not None)
+    return {
+        "weight_shape": tuple(output_first(site_kind(layer), weight, getattr(layer, "groups", 1)).shape),
+        "has_bias": bias is not None,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "extra_params": extra,
+        **geometry(layer),
+    }

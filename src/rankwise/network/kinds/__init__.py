@@ -1,0 +1,17 @@
+"""Kinds of sites: which layers are decided, fitted and put in place together.
+
+`register` adds one: sites that it finds in a forward are planned, fitted, stored and loaded like all others.
+"""
+
+from ...layers.kinds import LAYERS
+from .base import Reads, SiteKind, kind_of, kinds, register
+from .embedding import Embedding
+from .joint import Joint
+from .layer import Layer
+from .tied import TiedEmbedding
+
+for _name in LAYERS:
+    register(Embedding() if _name == Embedding.name else Layer(_name))
+register(TiedEmbedding())
+
+__all__ = ["Embedding", "Joint", "Layer", "Reads", "SiteKind", "TiedEmbedding", "kind_of", "kinds", "register"]

@@ -1,0 +1,220 @@
+"""What can be factorised as one: a site, of one slot or of several, and its kind.
+
+A slot is a linear map inside a module: whose weight it is, and how its inputs are read. Most sites have one slot, a
+dense layer. An embedding and the head that shares its weight are a site of two; layers that read the same input may be
+one of as many as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from ..layers.kinds import Role, is_convolution, is_transposed
+from ..running.guards import unwrap
+from .counting import Call
+
+
+class Kind:
+    """A kind of site; `network.kinds` says what there is to know of each.
+
+    Attributes:
+        name: that plans, statistics and artifacts know it by.
+        role: how its slots use the weight.
+    """
+
+    name: str
+    role: Role
+
+
+# By name; `network.kinds` fills it, and `network.kinds.register` adds to it.
+KINDS: dict[str, Kind] = {}
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of that name.
+
+    Raises:
+        ValueError: for one that nobody has registered.
+    """
+    if name not in KINDS:
+        raise ValueError(
+            f"unknown kind of site {name!r}; import the module that registers it, known are {', '.join(KINDS)}"
+        )
+    return KINDS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What is decided, fitted and put in place together: most often one layer.
+
+    Attributes:
+        name: first qualified name.
+        aliases: all further names of its modules: of the same one, of those tied to its weight, and of its other slots.
+        slots: where several linear maps are one site, the names of the modules of each; () for a single one.
+        kind: name of its kind, one of `KINDS`: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d" and so on, or
+            "conv1d_hf" (transformers' Conv1D, a linear layer), or "embedding" (a linear layer of one-hot inputs); or
+            "tied_embedding", an embedding and the linear head that shares its weight, which is described as the head.
+        weight_shape: (O, I) or (O, I/groups, *kernel), always output first, however the layer stores it.
+        stride, padding, dilation, padding_mode, groups, output_padding: of the convolution; `padding` may be "same" or
+            "valid".
+        has_bias: whether the layer has a bias.
+        dtype: of the weight, such as "float32".
+        calls: every call in one forward of the example input; of a tied embedding those of its head.
+        lookups: rows that a tied embedding looks up in one forward of the example input.
+        dense_because: why it must stay dense, None where it may be factorised.
+        unless_named: why it stays dense where no pattern but "*" includes it, None for most sites (`vocabulary`).
+        unpaired: who picks the rows of its input by what the network computes, so that those of two networks are no
+            pairs; None where nobody does.
+        extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+    slots: tuple[tuple[str, ...], ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    padding_mode: str = "zeros"
+    groups: int = 1
+    has_bias: bool = True
+    dtype: str = "float32"
+    calls: tuple[Call, ...] = ()
+    lookups: int = 0
+    dense_because: str | None = None
+    unless_named: str | None = None
+    unpaired: str | None = None
+    extra_params: int = 0
+
+    @property
+    def stays_dense(self) -> str | None:
+        """Why it stays dense where nothing is asked for, None where it may be factorised."""
+        return self.dense_because or self.unless_named
+
+    @property
+    def out_features(self) -> int:
+        """O: output features or channels."""
+        return self.weight_shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """D: what one output is computed from: I, or I/groups * taps."""
+        return prod(self.weight_shape[1:])
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """Of a convolution, () for a linear layer."""
+        return self.weight_shape[2:]
+
+    @property
+    def taps(self) -> int:
+        """Q: positions of the kernel."""
+        return prod(self.kernel_size)
+
+    @property
+    def by_kind(self) -> Kind:
+        """What its kind knows of it.
+
+        Raises:
+            ValueError: for a kind that nobody has registered.
+        """
+        return kind_named(self.kind)
+
+    @property
+    def role(self) -> Role:
+        """How its slots use the weight."""
+        return self.by_kind.role
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether its weight multiplies rows of inputs; a table alone is looked up."""
+        return self.role is not Role.TABLE
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether rows of its weight are looked up."""
+        return self.role in (Role.TABLE, Role.TIED)
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it has a kernel, of one tap or more."""
+        return is_convolution(self.kind)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is a transposed convolution, whose kernel runs over the input positions."""
+        return is_transposed(self.kind)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Qualified names of all its modules."""
+        return (self.name, *self.aliases)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the layer, its bias included."""
+        return prod(self.weight_shape) + self.has_bias * self.out_features + self.extra_params
+
+    @property
+    def rows(self) -> int:
+        """Products with the weight, summed over the calls."""
+        return sum(call.rows for call in self.calls)
+
+    def positions(self, done: Collection[int]) -> int:
+        """Positions of all calls where the spatial dimensions `done` have their output size, the others their input's.
+
+        A 1 x 1 convolution before the kernel runs at `positions(())`, one after it at `out_positions`.
+        """
+        return sum(call.positions(done) for call in self.calls)
+
+    @property
+    def out_positions(self) -> int:
+        """Output positions of all calls."""
+        return self.positions(range(len(self.kernel_size)))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all calls of the dense layers; a table is looked up and multiplies nothing."""
+        return self.rows * prod(self.weight_shape) if self.multiplies else 0
+
+    def factor_macs(self, first: int, last: int) -> int:
+        """Multiply-accumulates of two factors in a row.
+
+        Args:
+            first: numbers of the factor that meets the inputs (of a table: that is looked up).
+            last: numbers of the factor that gives the outputs.
+        """
+        before = {Role.TABLE: 0, Role.JOINT: len(self.slots) * self.rows}.get(self.role, self.rows)
+        return before * first + self.out_positions * last + self.lookups * first
+
+    @property
+    def break_even(self) -> int:
+        """The largest rank at which two factors per group have fewer parameters than the dense weight.
+
+        With O' = O / groups, a rank r costs r (D + O') instead of D O' per group. Half of the full rank is no saving on
+        a square layer.
+
+        Example:
+            >>> Site(name="fc", kind="linear", weight_shape=(512, 512)).break_even
+            255
+        """
+        per_group = self.out_features // self.groups
+        return (self.in_features * per_group - 1) // (self.in_features + per_group)
+
+    def chain_bias(self, metric: str) -> bool:
+        """Whether its chain has a bias: its own, or one that corrects the mean of the output on the data.
+
+        An embedding needs none: the second moment of its one-hot inputs is diagonal as it is. Nor gets a head that is
+        tied to one: a number for each row of the table is as much as a rank, and the mean is fitted like the rest.
+        """
+        return self.has_bias or (metric != "weight" and not self.looks_up)
+
+    def layer(self, model: nn.Module) -> nn.Module:
+        """The layer in a model of the same structure."""
+        return unwrap(model).get_submodule(self.name)
