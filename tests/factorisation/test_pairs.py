@@ -12,11 +12,12 @@ from support.nets import batches_of, make, plan_of, unchanged
 from torch import Tensor, nn
 
 import rankwise as rw
+from rankwise.running.randomness import Randomness
 
 
 def error(dense: nn.Module, small: nn.Module, x: Tensor) -> float:
     """Relative error where both networks draw the same numbers."""
-    randomness = rw.randomness.Randomness(dense, small)
+    randomness = Randomness(dense, small)
     outputs = []
     with torch.no_grad(), randomness.kept():
         for model in (dense, small):

@@ -15,6 +15,7 @@ from support.training_nets import network, same, samples, state, trained
 from torch import nn
 
 import rankwise as rw
+from rankwise.network.sites import fingerprint
 from rankwise.training import Look, train
 from rankwise.training.factor_training import parse_orthogonal
 
@@ -38,7 +39,7 @@ def test_it_learns_within_the_budget(orthogonal: str, expand: str) -> None:
     assert rw.evaluate.size(small).params == report.plan.planned["params"] <= 0.5 * rw.evaluate.size(model).params
     assert chains(small)
     assert not chains(report.dense)
-    assert rw.sites.fingerprint(report.dense) == rw.sites.fingerprint(model)
+    assert fingerprint(report.dense) == fingerprint(model)
     assert (report.deviation < 1e-5) == (orthogonal == "hard")
     assert [name for name in small.state_dict() if "parametrizations" in name] == []
 
