@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rankwise.artifact.manifest import Chain, Manifest, fingerprint, outline
+from rankwise.artifact.manifest import FORMAT_VERSION, Chain, Manifest, fingerprint, outline
 from rankwise.files import digest
 from rankwise.plan import Plan, PlanRow
 
@@ -34,7 +34,7 @@ MANIFEST = Manifest(
 
 # A value of the right JSON that each field refuses, and what it asks for.
 WRONG: dict[str, tuple[Any, str]] = {
-    "format_version": (4.0, "format_version is 4.0, this rankwise reads up to 4"),
+    "format_version": (4.0, f"format_version is 4.0, this rankwise reads up to {FORMAT_VERSION}; install the version"),
     "structure": ([3], "structure must be a list of objects"),
     "dense_fingerprint": (7, "dense_fingerprint must be a string"),
     "tensors_bytes": (0, "tensors_bytes must be a positive integer"),
@@ -122,9 +122,9 @@ def test_unknown_fields() -> None:
         Manifest.from_json(text_of(content))
 
 
-@pytest.mark.parametrize("version", [0, 5, -1, "4", True, None])
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, -1, "4", True, None])
 def test_versions_that_cannot_be_read(version: Any) -> None:
-    with pytest.raises(ValueError, match=r"format_version is .*, this rankwise reads up to 4; install the version"):
+    with pytest.raises(ValueError, match=f"format_version is .*, this rankwise reads up to {FORMAT_VERSION}; "):
         Manifest.from_json(text_of({**plain(), "format_version": version}))
 
 
