@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Residual, batches_of, chains, make, outputs, plan_of, unchanged
+from support.nets import Residual, batches_of, chains, make, outputs, plan_of, unchanged
 from torch import Tensor, nn
 
 import rankwise as rw

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.determinism import Net as Kinds
-from helpers import batches_of, make, outputs
+from support.nets import batches_of, make, outputs
 from torch import Tensor, nn
 
 import rankwise as rw

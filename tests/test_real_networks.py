@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from helpers import chains, outputs, unchanged
+from support.nets import chains, outputs, unchanged
 from torch import Tensor, nn
 
 import rankwise as rw

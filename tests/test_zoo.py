@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import chains, outputs, settled, unchanged
+from support.nets import chains, outputs, settled, unchanged
 from torch import Tensor, nn
 
 import rankwise as rw

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from artifact_nets import CHAINS, Net, compressed
+from support.artifact_nets import CHAINS, Net, compressed
 from torch import nn
 
 from rankwise.artifact import save

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_nets import Net, Tied, compressed
+from support.artifact_nets import Net, Tied, compressed
 from torch import nn
 
 from rankwise.artifact import load, save

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_nets import Net, Tied, assert_same, images
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.artifact_nets import Net, Tied, assert_same, images
 from torch import nn
 
 from rankwise.artifact import as_stored, load, read, save

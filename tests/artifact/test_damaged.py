@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifact_nets import Net, edit
+from support.artifact_nets import Net, edit
 
 from rankwise.artifact import load
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_nets import CHAINS, Net, Ranks, Tied, assert_same, compressed, images
 from safetensors.torch import load_file
+from support.artifact_nets import CHAINS, Net, Ranks, Tied, assert_same, compressed, images
 from torch import nn
 
 from rankwise.artifact import load, read, save

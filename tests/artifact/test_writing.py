@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_nets import Net, assert_same, compressed, images
 from safetensors import SafetensorError
+from support.artifact_nets import Net, assert_same, compressed, images
 from torch import nn
 
 from rankwise import compress

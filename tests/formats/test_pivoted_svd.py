@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import make
+from support.nets import make
 from torch import nn
 
 import rankwise as rw

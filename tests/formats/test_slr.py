@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make
+from support.nets import make
 from torch import Tensor, nn
 
 import rankwise as rw

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make, unchanged
+from support.nets import make, unchanged
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 

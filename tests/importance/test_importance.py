@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make
+from support.nets import make
 from torch import Tensor, nn
 
 import rankwise as rw

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("interpreted_low_rank.py")
+CASES = Path(__file__).parents[1] / "support" / "interpreted_low_rank.py"
 pytest.importorskip("triton", reason="Triton is not installed (extra dev, on Linux)")
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tucker2_problems import FORMS, C, Q, T, direct, normal, patches, planted, problem
 from torch import Tensor
-from tucker2_problems import FORMS, C, Q, T, direct, normal, patches, planted, problem
 
 from rankwise.linalg import tucker2
 from rankwise.linalg.metric import Dense, Identity, Sampled

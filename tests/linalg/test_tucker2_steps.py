@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.tucker2_problems import C, Q, T, problem
 from torch import Tensor
-from tucker2_problems import C, Q, T, problem
 
 from rankwise.linalg.tucker2 import channel_basis, fit
 from rankwise.linalg.tucker2_steps import Rest, Steps

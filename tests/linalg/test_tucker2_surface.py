@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tucker2_problems import FORMS, C, Q, T, normal, patches, problem
 from torch import Tensor
-from tucker2_problems import FORMS, C, Q, T, normal, patches, problem
 
 from rankwise.linalg.metric import Dense, Metric, Sampled
 from rankwise.linalg.tucker2 import channel_basis, fit

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_problems import problem, site
+from support.rank_problems import problem, site
 
 from rankwise import Plan
 from rankwise.ranks import Pick, Problem, get_rule

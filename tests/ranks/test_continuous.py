@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rank_problems import problem, site
+from support.rank_problems import problem, site
 
 from rankwise.ranks import Problem, Rule, get_rule
 from rankwise.ranks.budgeted import least

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rank_problems import brief, problem, site
+from support.rank_problems import brief, problem, site
 
 from rankwise import Plan
 from rankwise.ranks import RULES, FreeRule, Problem, Rule, get_floor, get_rule

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from counts import COLUMNS, Tally
+from support.counts import COLUMNS, Tally
 
 _COUNTS: dict[str, Counter[str]] = {}
 

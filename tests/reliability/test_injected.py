@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from counts import Tally
+from support.counts import Tally
 from torch import Tensor, nn
 
 import rankwise as rw

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counts import Tally
-from events import KILLED, Ended, count, killed_at, refused_at, with_at_most
-from writers import EXPORTS, NEW, NEXT, OLD, WRITERS, Writer
+from support.counts import Tally
+from support.events import KILLED, Ended, count, killed_at, refused_at, with_at_most
+from support.writers import EXPORTS, NEW, NEXT, OLD, WRITERS, Writer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and audit events by path")
 ERRORS = [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EACCES, "Permission denied")]

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mutants
 import pytest
 import torch
-from counts import Tally
-from writers import OLD, WRITERS, fresh
+from support import mutants
+from support.counts import Tally
+from support.writers import OLD, WRITERS, fresh
 
 import rankwise as rw
 from rankwise.artifact import read
@@ -105,7 +105,7 @@ def _cache(folder: Path) -> Path:
 
 def _times(folder: Path) -> Any:
     """A damaged cache is an empty one: what it says must be right, or nothing."""
-    from writers import _cache as cache
+    from support.writers import _cache as cache
 
     found = cache(folder)
     return {each: found[f"layer{each}"].median for each in (0, 1) if f"layer{each}" in found}

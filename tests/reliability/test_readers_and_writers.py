@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from counts import Tally
-from events import in_child
-from writers import NEW, OLD, WRITERS, Writer
+from support.counts import Tally
+from support.events import in_child
+from support.writers import NEW, OLD, WRITERS, Writer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 ROUNDS = [15, pytest.param(200, marks=pytest.mark.reliability)]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Residual, batches_of, make, unchanged
+from support.nets import Residual, batches_of, make, unchanged
 from torch import Tensor, nn
 
 from rankwise import Moments, Statistics, collect

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Residual, batches_of, make, unchanged
 from safetensors import safe_open
+from support.nets import Residual, batches_of, make, unchanged
 from torch import Tensor, nn
 
 from rankwise import Moments, Statistics, collect

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Residual, batches_of, chains, make
 from safetensors.torch import save_file
+from support.nets import Residual, batches_of, chains, make
 from torch import nn
 
 from rankwise import Moments, Statistics, choose, collect, factorise, find

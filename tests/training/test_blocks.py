@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from healing_nets import pair, residual
-from helpers import unchanged
+from support.nets import unchanged
+from support.training_nets import pair, residual
 from torch import nn
 
 import rankwise as rw

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from healing_nets import pair
-from helpers import unchanged
+from support.nets import unchanged
+from support.training_nets import pair
 from torch import nn
 
 from rankwise.training import Distillation

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Residual, batches_of, chains, make, outputs, plan_of, unchanged
+from support.nets import Residual, batches_of, chains, make, outputs, plan_of, unchanged
 from torch import Tensor, nn
 
 import rankwise as rw
+from rankwise.network.sites import fingerprint
 from rankwise.training import deviation, expand_, merge_
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +89,7 @@ def test_a_residual_network(format: str) -> None:
     assert set(chains(wide)) == set(sites)
     torch.testing.assert_close(outputs(wide, data), outputs(model, data), atol=1e-5, rtol=1e-4)
     merged = merge_(wide)
-    assert rw.sites.fingerprint(merged) == sites.fingerprint  # so that plans of the one are plans of the other
+    assert fingerprint(merged) == sites.fingerprint  # so that plans of the one are plans of the other
     torch.testing.assert_close(outputs(merged, data), outputs(model, data), atol=1e-5, rtol=1e-4)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from healing_nets import pair, residual, same, state
-from helpers import batches_of, make, outputs, unchanged
+from support.nets import batches_of, make, outputs, unchanged
+from support.training_nets import pair, residual, same, state
 from torch import nn
 
 import rankwise as rw
@@ -143,7 +143,7 @@ def test_a_teacher_of_other_outputs_is_refused() -> None:
 SCRIPT = """
 import sys, torch
 import rankwise as rw
-from healing_nets import pair
+from support.training_nets import pair
 torch.set_num_threads(1)
 dense, small, x = pair()
 healed, report = rw.heal(small, dense, x, epochs=4, batch=8, checkpoint=sys.argv[1])
@@ -159,10 +159,10 @@ def test_two_processes_agree_and_one_writes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     shared = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from healing_nets import same, state
-from helpers import batches_of
+from support.nets import batches_of
+from support.training_nets import same, state
 from torch import Tensor, nn
 
 from rankwise.training import Look, Loop, LoopOptions, Samples

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from helpers import Residual, batches_of, chains, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.nets import Residual, batches_of, chains, make
 from torch import Tensor, nn
 
 import rankwise as rw

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from healing_nets import pair
+from support.training_nets import pair
 
 import rankwise as rw
 from rankwise.evaluate import divergence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import Residual, batches_of, make
+from support.nets import Residual, batches_of, make
 from torch import Tensor, nn
 from torch.func import functional_call
 

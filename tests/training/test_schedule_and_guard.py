@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from healing_nets import residual
-from helpers import unchanged
+from support.nets import unchanged
+from support.training_nets import residual
 from torch import nn
 
 from rankwise.training import Cosine, Guard, LoopOptions, trainable

@@ -10,43 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from healing_nets import same, state
-from helpers import chains, make, unchanged
-from torch import Tensor, nn
+from support.nets import chains, unchanged
+from support.training_nets import network, same, samples, state, trained
+from torch import nn
 
 import rankwise as rw
-from rankwise.training import Look, TrainReport, train
+from rankwise.network.sites import fingerprint
+from rankwise.training import Look, train
 from rankwise.training.factor_training import parse_orthogonal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OPTIONS: dict[str, Any] = {"epochs": 4, "batch": 20, "rate": 0.02, "seed": 1, "calibration": 40}
-
 
 class KilledError(RuntimeError):
     pass
-
-
-def network() -> nn.Module:
-    return make(
-        lambda: nn.Sequential(
-            *(nn.Conv2d(2, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU()),
-            *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 24), nn.ReLU(), nn.Linear(24, 3)),
-        )
-    )
-
-
-def samples() -> tuple[Tensor, Tensor]:
-    """Pictures whose class is where they are bright."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(3, (200,), generator=generator)
-    x = 0.5 * torch.randn(200, 2, 6, 6, generator=generator)
-    x[torch.arange(200), 0, 2 * labels] += 1.5
-    return x, labels
-
-
-def trained(model: nn.Module | None = None, **more: Any) -> tuple[nn.Module, TrainReport]:
-    return train(model or network(), *samples(), **{"keep": {"params": 0.5}, **OPTIONS, **more})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +39,7 @@ def test_it_learns_within_the_budget(orthogonal: str, expand: str) -> None:
     assert rw.evaluate.size(small).params == report.plan.planned["params"] <= 0.5 * rw.evaluate.size(model).params
     assert chains(small)
     assert not chains(report.dense)
-    assert rw.sites.fingerprint(report.dense) == rw.sites.fingerprint(model)
+    assert fingerprint(report.dense) == fingerprint(model)
     assert (report.deviation < 1e-5) == (orthogonal == "hard")
     assert [name for name in small.state_dict() if "parametrizations" in name] == []
 
@@ -174,7 +151,7 @@ def test_kinds_are_read() -> None:
 SCRIPT = """
 import sys, torch
 sys.path[:0] = {paths!r}
-from test_train import trained
+from support.training_nets import trained
 from rankwise.training.together import rank, together
 torch.set_num_threads(1)
 with together(torch.device("cpu")):
@@ -185,8 +162,7 @@ with together(torch.device("cpu")):
 
 @pytest.mark.slow
 def test_two_processes_end_with_one_network(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent)]
+    paths = [str(Path(__file__).parents[1])]
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(paths=paths, folder=tmp_path))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers import Residual, batches_of, chains, make, outputs, unchanged
+from support.nets import Residual, batches_of, chains, make, outputs, unchanged
 from torch import Tensor, nn
 
 import rankwise as rw
