@@ -60,6 +60,8 @@ WRONG_CHAIN: dict[str, tuple[Any, str]] = {
     "ranks": ([True], "ranks must be a list of integers from 0"),
     "bias": (1, "bias must be true or false"),
     "dtype": ("int8", "dtype must be one of float64"),
+    "role": ("head", "role must be one of layer, table, tied, joint"),
+    "site": (1, "site must be a string"),
 }
 
 

@@ -158,6 +158,14 @@ class Format(ABC):
     def chain_weight(self, chain: LowRank) -> Tensor:
         """The dense weight of a chain, O x I/G [x kernel], from its layers' parameters (differentiable)."""
 
+    def cut(self, chain: LowRank, ranks: Ranks) -> LowRank:
+        """The chain at smaller ranks, of the leading columns of its factors: see `LowRank.at`.
+
+        Raises:
+            ValueError: where the leading columns of a fit are no fit of fewer columns.
+        """
+        raise ValueError(f"a chain of {self.name} cannot be cut: its factors are not nested; fit it at {ranks}")
+
     def output_factor(self, site: Site) -> tuple[str, int] | None:
         """Name and dimension of the one factor that holds all outputs of a group; None where there is no such factor.
 

@@ -15,7 +15,7 @@ from ..layers.low_rank import LowRankLayer
 from ..layers.modules import Pivoted
 from ..linalg.pivoting import pivots
 from ..network.site import Site
-from .base import Cost, Factors, LowRank, Ranks, match_layout, same_tensor_options
+from .base import Cost, Factors, Format, LowRank, Ranks, match_layout, same_tensor_options
 from .convolution import convolution
 from .svd import SVD
 from .weights import read, write
@@ -40,6 +40,9 @@ class PivotedSVD(SVD):
 
     def unfit(self, site: Site) -> str | None:
         return None
+
+    def cut(self, chain: LowRank, ranks: Ranks) -> LowRank:
+        return Format.cut(self, chain, ranks)  # each rank picks other outputs
 
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         (rank,) = ranks

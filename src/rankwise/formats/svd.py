@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layers.cutting import cut
 from ..layers.kinds import Role, spatial_dims
 from ..layers.low_rank import LowRankLayer
 from ..layers.modules import Stacked, TransposedLinear
@@ -173,6 +174,20 @@ class SVD(Format):
         last = nn.Linear(rank, lookup.num_embeddings, bias, **options)
         first.weight, last.weight = linear.weight, lookup.weight
         return match_layout(LowRankLayer(self, table.ranks, [first, last], layer), layer)
+
+    def cut(self, chain: LowRank, ranks: Ranks) -> LowRank:
+        first, last = _pair(chain)
+        (whole,) = chain.ranks
+        if len(ranks) != 1 or not 1 <= ranks[0] <= whole:
+            raise ValueError(f"a chain of svd of rank {whole} cannot be cut to {ranks}; name one rank up to {whole}")
+        if getattr(chain, "groups", 1) > 1:
+            raise ValueError(
+                f"a chain of {chain.groups} groups cannot be cut: their columns lie side by side; fit it anew"
+            )
+        parts = [cut(first, outputs=ranks[0]), cut(last, inputs=ranks[0])]
+        smaller = LowRankLayer(self, ranks, parts, chain)
+        smaller.kind, smaller.role, smaller.batch_dims = chain.kind, chain.role, chain.batch_dims
+        return smaller.train(chain.training)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         first, last = _pair(chain)

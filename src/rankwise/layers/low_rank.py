@@ -29,6 +29,9 @@ class ChainFormat(Protocol):
     def chain_bias(self, chain: LowRank) -> Tensor | None:
         """The bias that it adds."""
 
+    def cut(self, chain: LowRank, ranks: Ranks) -> LowRank:
+        """The chain of the leading columns of its factors."""
+
 
 class LowRank(nn.Sequential):
     """A factorised layer: a chain of plain layers that offers what host code reads of a dense one.
@@ -76,6 +79,25 @@ class LowRank(nn.Sequential):
         for layer in self:
             output = layer(output)
         return like_input(output, input, self.batch_dims) if self.batch_dims else output
+
+    def at(self, ranks: Ranks | int) -> LowRank:
+        """The chain at smaller ranks: the leading columns of its factors, in the same memory.
+
+        What is written into the one is written into the other; gradients are those of each chain alone.
+
+        Args:
+            ranks: of the format, each at most as large as now.
+
+        Raises:
+            ValueError: for a format whose factors are not nested, ranks that are larger, or several groups.
+
+        Example:
+            >>> from rankwise.formats.svd import SVD
+            >>> chain = SVD().build(nn.Linear(8, 8), (4,), bias=True)
+            >>> chain.at(2).ranks, sum(p.numel() for p in chain.at(2).parameters())
+            ((2,), 40)
+        """
+        return self.format.cut(self, (ranks,) if isinstance(ranks, int) else tuple(ranks))
 
     @property
     def bias(self) -> Tensor | None:

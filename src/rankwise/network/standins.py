@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..layers.low_rank import LowRank, LowRankLayer
+from ..layers.low_rank import LowRank, LowRankLayer, Ranks
 from ..running.batches import call, pristine
 from ..running.copying import copied
 from ..running.exclusive import own_thread
@@ -71,6 +71,9 @@ class _Itself:
     def chain_bias(self, chain: LowRank) -> Tensor | None:
         bias: Tensor | None = getattr(chain[0], "bias", None)
         return bias
+
+    def cut(self, chain: LowRank, ranks: Ranks) -> LowRank:
+        raise AssertionError("a stand-in has no ranks")
 
 
 class _StandIn(LowRankLayer):
