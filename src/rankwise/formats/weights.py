@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers.kinds import Role, output_first, site_kind
 from ..layers.modules import Stacked, TransposedLinear
 from ..linalg.metric import Identity, Metric
 from ..network.kinds import kind_of
 from ..network.site import Site
+from ..network.weights import WeightSource
 
 
 def read(layer: Any) -> Tensor:
@@ -38,13 +39,13 @@ def _swapped(layer: Any, weight: Tensor) -> Tensor:
     return output_first(site_kind(layer), weight, getattr(layer, "groups", 1))
 
 
-def site_weight(model: nn.Module, site: Site) -> Tensor:
+def site_weight(source: WeightSource, site: Site) -> Tensor:
     """The site's weight, O x I/groups [x kernel], float64, detached; read through a parametrisation.
 
     Raises:
         ValueError: naming the site, if the weight is not finite.
     """
-    weight = kind_of(site).weight(model, site).detach().double()
+    weight = kind_of(site).weight(source, site).detach().double()
     if not torch.isfinite(weight).all():
         raise ValueError(f"site {site.name!r}: the weight holds NaN or infinity; repair or ignore the site")
     largest = float(weight.abs().max()) if weight.numel() else 0.0
@@ -56,9 +57,9 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
     return weight
 
 
-def site_bias(model: nn.Module, site: Site) -> Tensor | None:
+def site_bias(source: WeightSource, site: Site) -> Tensor | None:
     """The site's bias, float64, detached; of a tied embedding that of its head."""
-    bias = kind_of(site).bias(model, site)
+    bias = kind_of(site).bias(source, site)
     return None if bias is None else bias.detach().double()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...layers.kinds import output_first, site_kind
 from ..forward import Forward
 from ..site import KINDS, Kind, Site
+from ..weights import WeightSource
 
 
 class Reads(Enum):
@@ -39,13 +40,13 @@ class SiteKind(Kind, ABC):
         """The layers whose outputs are those of the site, with the part that each gives; None for rows of a table."""
         return dict.fromkeys(layers_of(model, site), 0)
 
-    def weight(self, model: nn.Module, site: Site) -> Tensor:
+    def weight(self, source: WeightSource, site: Site) -> Tensor:
         """The weight, O x I/G [x kernel], in its own type; gradients flow through it."""
-        return stored_weight(model.get_submodule(site.name))
+        return stored_weight(source.get_submodule(site.name))
 
-    def bias(self, model: nn.Module, site: Site) -> Tensor | None:
+    def bias(self, source: WeightSource, site: Site) -> Tensor | None:
         """The bias of all outputs, None where no layer has one."""
-        layers = [model.get_submodule(name) for name in site.names]
+        layers = [source.get_submodule(name) for name in site.names]
         return next((bias for layer in layers if isinstance(bias := getattr(layer, "bias", None), Tensor)), None)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...layers.kinds import is_convolution, site_kind
 from ..forward import Forward
 from ..site import Role, Site
+from ..weights import WeightSource
 from .base import Reads, SiteKind, stored_weight
 
 
@@ -51,11 +52,11 @@ class Joint(SiteKind):
     def outputs(self, model: nn.Module, site: Site) -> dict[nn.Module, int | None]:
         return {model.get_submodule(names[0]): part for part, names in enumerate(site.slots)}
 
-    def weight(self, model: nn.Module, site: Site) -> Tensor:
-        return torch.cat([stored_weight(model.get_submodule(names[0])) for names in site.slots])
+    def weight(self, source: WeightSource, site: Site) -> Tensor:
+        return torch.cat([stored_weight(source.get_submodule(names[0])) for names in site.slots])
 
-    def bias(self, model: nn.Module, site: Site) -> Tensor | None:
-        layers = [model.get_submodule(names[0]) for names in site.slots]
+    def bias(self, source: WeightSource, site: Site) -> Tensor | None:
+        layers = [source.get_submodule(names[0]) for names in site.slots]
         biases = [getattr(layer, "bias", None) for layer in layers]
         if all(bias is None for bias in biases):
             return None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..forward import Forward
 from ..site import Role, Site
 from ..ties import is_table, is_tied
+from ..weights import WeightSource
 from .base import Reads, SiteKind, layers_of
 
 
@@ -44,7 +45,7 @@ class TiedEmbedding(SiteKind):
     def outputs(self, model: nn.Module, site: Site) -> dict[nn.Module, int | None]:
         return {layer: None if is_table(layer) else 0 for layer in layers_of(model, site)}
 
-    def weight(self, model: nn.Module, site: Site) -> Tensor:
-        weight = model.get_submodule(site.name).weight  # both of its layers store it as the head's
+    def weight(self, source: WeightSource, site: Site) -> Tensor:
+        weight = source.get_submodule(site.name).weight  # both of its layers store it as the head's
         assert isinstance(weight, Tensor)
         return weight
