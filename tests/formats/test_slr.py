@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from rankwise.formats import FORMATS, LowRank, Ranks
-from rankwise.formats.nested import Bands, Branches
 from rankwise.formats.slr import Importance, SparseLowRank
 from rankwise.formats.slr_levels import paper_ranks
 from rankwise.formats.weights import site_bias, site_weight
 from rankwise.importance import by_weight
+from rankwise.layers.nested import Bands, Branches
 from rankwise.statistics.moments import identity_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,14 +9,10 @@ from torch import Tensor, nn
 
 from ..formats import FORMATS, LowRank
 from ..formats.base import CHANNELS_LAST
-from ..formats.convolution import PLAIN, TRANSPOSED
-from ..formats.nested import Bands, Branches
 from ..layers.kinds import Role, output_first
-from ..layers.modules import Arrange, Bias, GroupedLinear, Pivoted, TransposedLinear
+from ..layers.part import is_plain
 from ..running.state import NAMES
 from .manifest import FLOATS, Chain
-
-_PLAIN = (nn.Linear, nn.Embedding, *PLAIN, *TRANSPOSED, Arrange, Bias, GroupedLinear, TransposedLinear)
 
 # Norms over several dimensions have as many in their parameters.
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -44,7 +40,7 @@ def chains_of(model: nn.Module) -> tuple[Chain, ...]:
 def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> Chain:
     if "" in names:
         raise ValueError("the model itself is one factorised layer; wrap it first: model = nn.Sequential(model)")
-    if chain.format.name not in FORMATS or not all(_is_plain(layer) for layer in chain):
+    if chain.format.name not in FORMATS or not all(map(is_plain, chain)):
         layers = ", ".join(type(layer).__name__ for layer in chain)
         raise ValueError(
             f"site {names[0]!r}: its {chain.format.name!r} chain consists of {layers}; only plain layers "
@@ -64,17 +60,6 @@ def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> Chain:
         role=chain.role.value,
         site=site,
     )
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    if type(layer) is Pivoted:
-        own = layer.state_dict().keys() <= {"order", "rest.weight", "rest.bias"}
-        return own and (layer.rest is None or _is_plain(layer.rest))
-    if isinstance(layer, (Branches, Bands)):
-        parts = layer.levels if isinstance(layer, Branches) else layer.bands
-        names = {name for name in layer.state_dict() if "." not in name}
-        return names <= {"inputs", "order", "bias"} and all(_is_plain(part) for part in parts)
-    return type(layer) in _PLAIN and layer.state_dict().keys() <= {"weight", "bias"}
 
 
 def channels_last_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..formats import LowRank
-from ..formats.nested import Bands, Branches
+from ..layers.nested import Bands, Branches
 from ..running.copying import copied
 from ..running.exclusive import exclusive
 from ..running.guards import refuse_unsupported, unwrap

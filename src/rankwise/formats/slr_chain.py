@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..layers.kinds import spatial_dims
 from ..layers.low_rank import ChainFormat, LowRankLayer
+from ..layers.nested import Bands, Branches
 from .base import Factors, LowRank, Ranks, match_layout, same_tensor_options, set_bias
 from .convolution import convolution
-from .nested import Bands, Branches
 from .slr_levels import bands, built, levels_of
 from .weights import read, write
 

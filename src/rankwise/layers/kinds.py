@@ -18,6 +18,7 @@ _CLASSES: dict[str, type[nn.Module]] = {
     "embedding": nn.Embedding,
 }
 LAYERS = (*_CLASSES, "conv1d_hf")
+CLASSES = frozenset(_CLASSES.values())
 HF_HOME = "transformers.pytorch_utils"
 
 

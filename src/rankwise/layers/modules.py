@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .part import Part
 
-class Arrange(nn.Module):
+
+class Arrange(Part):
     """Reorder the modes that the channels (and the rows beside them) consist of.
 
     The channels, together with what of them already stands among the samples, are read as modes of given sizes, put
@@ -57,7 +59,7 @@ class Arrange(nn.Module):
         return f"sizes={self.sizes}, order={self.order}, rows={self.rows}"
 
 
-class Bias(nn.Module):
+class Bias(Part):
     """Add a number per channel: the bias of a chain whose last factor does not make all outputs at once."""
 
     def __init__(self, features: int, spatial: int, **options: Any) -> None:
@@ -72,7 +74,7 @@ class Bias(nn.Module):
         return f"{len(self.bias)}"
 
 
-class TransposedLinear(nn.Module):
+class TransposedLinear(Part):
     """A linear layer without bias that stores its weight inputs first, `y = x W`.
 
     That is how `nn.Linear` stores the weight of the opposite direction, so that the two can share one Parameter.
@@ -105,7 +107,7 @@ class Stacked(nn.ModuleList):
         return torch.cat([layer(x) for layer in self], -1)
 
 
-class GroupedLinear(nn.Module):
+class GroupedLinear(Part):
     """A linear layer whose groups of features meet only each other, as in a grouped convolution."""
 
     def __init__(self, in_features: int, out_features: int, groups: int, **options: Any) -> None:
@@ -123,7 +125,7 @@ class GroupedLinear(nn.Module):
         return f"{self.weight.shape[1] * self.groups}, {len(self.weight)}, groups={self.groups}"
 
 
-class Pivoted(nn.Module):
+class Pivoted(Part):
     """Outputs of which the first are the inputs themselves: `y = cat(x, rest(x))[order]`.
 
     Args:
@@ -135,6 +137,8 @@ class Pivoted(nn.Module):
         >>> Pivoted(None, torch.tensor([2, 0, 1]), 0)(torch.tensor([5.0, 6.0, 7.0]))
         tensor([7., 5., 6.])
     """
+
+    own = frozenset({"order"})
 
     def __init__(self, rest: nn.Module | None, order: Tensor, spatial: int) -> None:
         super().__init__()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import LowRank
-from ..formats.nested import Bands, Branches
 from ..formats.weights import read, write
 from ..layers.kinds import site_kind
 from ..layers.modules import GroupedLinear, TransposedLinear
+from ..layers.nested import Bands, Branches
 from ..running.exclusive import exclusive
 
 # Every sweep at least halves the distance from the optimum in a chain of four layers.

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .part import Part
 
-class Branches(nn.Module):
+
+class Branches(Part):
     """Layers side by side, each on all channels or on the first of those that are gathered: `cat(f(x), g(x[inputs]))`.
 
     Args:
@@ -29,6 +31,8 @@ class Branches(nn.Module):
         >>> branches.inputs.tolist(), branches(torch.ones(4, 3)).shape
         ([0, 1], torch.Size([4, 1]))
     """
+
+    own = frozenset({"inputs"})
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class Branches(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Bands(nn.Module):
+class Bands(Part):
     """Bands of outputs, each from the first inputs, and zeros for the others: `cat(f(h), g(h[:r]), 0)[order] + bias`.
 
     Args:
@@ -107,6 +111,8 @@ class Bands(nn.Module):
         >>> bands(torch.ones(4, 2)).shape, bands.order.tolist()
         (torch.Size([4, 3]), [0, 1, 2])
     """
+
+    own = frozenset({"order", "bias"})
 
     def __init__(
         self,
