@@ -202,7 +202,7 @@ def test_the_target_is_kept_on_data(net: Net, curves: Any) -> None:
         ({"target_drop": 1, "drop": lambda plan: 0.0, "minimise": "flops"}, "minimise is 'flops'; it is one of params"),
         ({"rule": "sensitivity", "keep": {"macs": 0.5}}, "rule 'sensitivity' has to try plans: pass evaluate="),
         ({"rule": "minimax"}, "rule 'minimax' needs a budget"),
-        ({"rule": "energy", "floor_rule": "knapsack"}, "rule 'knapsack' is no floor"),
+        ({"rule": "energy", "floor_rule": "knapsack"}, "rule 'knapsack' cannot be a floor"),
     ],
 )
 def test_complaints(net: Net, curves: Any, options: dict[str, Any], message: str) -> None:
@@ -287,7 +287,7 @@ def test_nested_plans_lie_inside_each_other(net: Net, curves: Any) -> None:
         assert keep["macs"] - 0.06 < plan.planned["macs"] / plan.dense["macs"] <= keep["macs"]
     for large, small in pairwise(plans):
         for row in large.factorised:
-            assert small[row.site].format.name == row.format
+            assert small[row.site].format == row.format
             assert all(a <= b for a, b in zip(small[row.site].ranks, row.ranks, strict=True))
     alone = pareto(planner, keeps, get_rule("knapsack"), nested=False)
     assert alone == [choose(*net, keep=keep, curves=curves) for keep in keeps]

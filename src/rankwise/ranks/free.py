@@ -83,7 +83,7 @@ class FreeRule(Rule):
     def _why(self, site: Candidates, index: int) -> str:
         option = site.options[index]
         if len(site.options) == 1:
-            return "no format costs less than dense" if option.format == DENSE else "the only option"
+            return site.idle if option.format == DENSE else "the only option"
         end = ": dense, as nothing cheaper is enough" if option.format == DENSE else f", error {option.error:.2%}"
         return f"{self.name}: {self.wish(site, index)}{end}"
 

@@ -21,6 +21,7 @@ from ..plan import DENSE, Curve, Option, Plan, dense_option
 from ..planning.constraints import Constraints
 from ..planning.planner import Planner
 from ..planning.profile import profile
+from ..planning.request import Request
 from ..ranks import Pick, Problem, Rule
 from ..ranks.base import described
 from ..ranks.budgeted import least
@@ -169,7 +170,7 @@ class RankSearch:
         curves = {name: self.options.get(name, (dense_option(site),)) for name, site in self.sites.items()}
         planner = Planner.of(self.model, self.sites, metric="weight", curves=curves)
         logs = {name: self.weights(name).log().clamp_min(ABSENT).tolist() for name in self.options}
-        return planner.plan(_Likeliest(logs=logs), keep)
+        return planner.plan(Request(rule=_Likeliest(logs=logs), keep=keep))
 
     def _fitted(self, site: Site, weight: Tensor, option: Option) -> tuple[Tensor, float]:
         if option.format == DENSE:
