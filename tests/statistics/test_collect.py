@@ -255,7 +255,7 @@ def test_an_activation_that_is_overwritten_in_place() -> None:
 
 MEASURED = """
 import sys, torch, rankwise as rw
-from rankwise.statistics.collect import memory_needed
+from rankwise.statistics.collection import memory_needed
 
 D, T, N = map(int, sys.argv[1:])
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..formats import Format
+from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..latency import get_engine
 from ..latency.meter import Meter
@@ -19,7 +19,7 @@ from ..metrics import FitMetric
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, Plan, PlanRow, dense_option
 from ..ranks import Candidates, FreeRule, Problem
-from ..ranks.several import BudgetError, least_loss
+from ..ranks.solvers import BudgetError, least_loss
 from ..ranks.spectra import Spectra, joined, site_spectra
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
@@ -136,7 +136,7 @@ class Planner:
             site = sites[name]
             two_sided = site_metric(source, site, metric, model, shrink)
             weight = site_weight(model, site)
-            return site_spectra(site, two_sided.forth(weight), two_sided.inputs_of(weight), format)
+            return site_spectra(site, two_sided.forth(weight), two_sided.inputs_of(weight), get_format(format, formats))
 
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):

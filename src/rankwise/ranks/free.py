@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from ..plan import DENSE
 from .base import Candidates, Pick, Problem, Rule
-from .several import least_loss
+from .solvers import least_loss
 from .spectra import Unfolding
 
 # Wanted ranks are real numbers; an option that misses one by rounding is enough.

@@ -25,7 +25,7 @@ from ..planning.request import Request
 from ..ranks import Pick, Problem, Rule
 from ..ranks.base import described
 from ..ranks.budgeted import least
-from ..ranks.knapsack import Choice, pareto
+from ..ranks.solvers.one_budget import pareto
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics.moments import identity_metrics
@@ -204,7 +204,7 @@ class _Likeliest(Rule):
 
 def _spread(curve: Curve, count: int, unit: str) -> Curve:
     """So many of the options that no other beats in cost and error, evenly spread, the cheapest and dense included."""
-    path = pareto([Choice(_cost(option, unit), option.error) for option in curve])
+    path = pareto([_cost(option, unit) for option in curve], [option.error for option in curve])
     places = sorted({round((len(path) - 1) * k / (count - 1)) for k in range(count)})
     return tuple(curve[path[place]] for place in places)
 
