@@ -31,7 +31,7 @@ from rankwise.latency.roofline import Roofline
 from rankwise.latency.roofline_fit import measured_device
 from rankwise.latency.table import Table
 from rankwise.plan import dense_option
-from rankwise.planning.timed import VECTOR
+from rankwise.planning.measured_prices import VECTOR
 
 COLUMNS = (
     *("network", "what", "engine", "dense_ms", "blind_ms", "predicted_ms", "measured_ms", "ratio", "speedup", "off"),

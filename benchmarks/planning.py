@@ -13,7 +13,7 @@ import random
 import time
 
 from benchmarks.common import Row, parser, report, start
-from rankwise.ranks.several import least_loss
+from rankwise.ranks.solvers import least_loss
 
 COLUMNS = ("sites", "options", "budgets", "seconds", "loss", "bound", "filled", "limit")
 SHARES = (0.5, 0.45, 0.55)
@@ -38,12 +38,13 @@ def bound(losses: list[list[float]], costs: list[list[list[float]]], limits: lis
     """The largest value of the dual function that the search for multipliers finds."""
     import torch
 
-    from rankwise.ranks.several import _by_multipliers, tables
+    from rankwise.ranks.solvers.exchanges import least_shares
+    from rankwise.ranks.solvers.several_budgets import multipliers
+    from rankwise.ranks.solvers.tables import tables
 
-    losses_SO, costs_USO = tables(losses, costs)
-    limits_U = torch.tensor(limits, dtype=torch.float64)
-    start_S = (costs_USO / limits_U[:, None, None]).sum(0).argmin(1)
-    multipliers_U = _by_multipliers(losses_SO, costs_USO, limits_U, start_S)[1]
+    losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
+    start_S = least_shares(losses_SO, costs_USO, limits_U)
+    multipliers_U = multipliers(losses_SO, costs_USO, limits_U, start_S)[1]
     reduced_SO = losses_SO + torch.tensordot(multipliers_U, costs_USO, 1)
     return float(reduced_SO.amin(1).sum() - multipliers_U @ limits_U)
 

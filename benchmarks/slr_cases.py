@@ -21,7 +21,7 @@ import rankwise as rw
 from benchmarks.tasks import TASKS
 from rankwise.formats import Format, Ranks, get_format
 from rankwise.formats.weights import site_weight
-from rankwise.planning.budgets import recount
+from rankwise.planning.prices import recount
 
 # Plans that a curve is asked for.
 BUDGETS = 12

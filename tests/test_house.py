@@ -14,7 +14,7 @@ from rankwise._moved import MOVED
 # From the ground up: a room imports from those in the lines before it, and from none of its own line.
 FLOORS = (
     ("_moved", "demo", "files", "layers", "linalg", "names", "timing"),
-    ("running",),
+    ("metrics", "running"),
     ("network",),
     ("formats", "plan", "statistics"),
     ("importance", "ranks", "surgery"),

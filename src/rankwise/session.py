@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from .network.find import find
 from .network.sites import Sites
 from .plan import Plan
 from .planning.budgets import check_keep
-from .planning.choose import check_arguments, choose, is_timed, needs_gradients
-from .planning.constraints import Constraints
+from .planning.choose import choose
 from .planning.unmet import check_budgets
+from .planning.wishes import Asked
 from .running.batches import Batches
 from .running.example import with_example
 from .running.guards import unwrap
@@ -124,12 +123,10 @@ def compress(
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
     keep = None if keep is None else check_keep(keep)
-    timed_plan = is_timed(keep, constraints.get("target_drop"), constraints.get("minimise", "macs"))
-    signature(choose).bind(model, None, keep=keep, **constraints)  # a TypeError for what it does not take
-    check_arguments(model, keep=keep, example=data if timed_plan else None, **constraints)
+    asked = Asked.of(keep=keep, **constraints)
+    replace(asked, example=data if asked.is_timed else None).check(model)
     check_shrink(shrink or 0.0)
     work = Work(checkpoint, resume)
-    wanted = Constraints(**{name: constraints[name] for name in vars(Constraints()) if constraints.get(name)})
     example, batches = with_example(model, Batches.of(data), example)
     seconds: dict[str, float] = {}
 
@@ -140,18 +137,23 @@ def compress(
         return result
 
     held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
-    check_budgets(model, find(model, example) if stats is None else stats.sites, keep, wanted)
+    check_budgets(model, find(model, example) if stats is None else stats.sites, keep, asked.constraints)
     options = {"keep": keep, "method": method, "shrink": shrink, "positions": positions, "seed": seed, "mask": mask}
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
     work.begin(model, batches, {**options, **given, **constraints})
     if stats is None:
-        gradients = needs_gradients(constraints.get("metric", "input"), constraints.get("rule", "knapsack"))
         collected = partial(
-            collect, example=example, gradients=gradients, positions=positions, seed=seed, mask=mask, progress=progress
+            collect,
+            example=example,
+            gradients=asked.needs_gradients,
+            positions=positions,
+            seed=seed,
+            mask=mask,
+            progress=progress,
         )
         stats = timed("collect", partial(work.statistics, model, example, partial(collected, model, batches)))
     assert stats is not None
-    if timed_plan:
+    if asked.is_timed:
         constraints["example"] = example
     chosen = partial(choose, keep=keep, progress=progress, **constraints)
 
@@ -160,7 +162,7 @@ def compress(
 
     def best(stats: Statistics) -> Plan:
         plan = planned(stats, shrink or 0.0)
-        if held_out is None or plan.metric == "weight" or not plan.factorised:
+        if held_out is None or not plan.fit_metric.shrinkable or not plan.factorised:
             return plan
         find_share = partial(choose_shrinkage, positions=positions, seed=seed, progress=progress)
         share = timed("shrinkage", partial(find_share, model, plan, stats, held_out))
@@ -169,7 +171,7 @@ def compress(
     plan = work.once(PLAN, partial(best, stats))
     sites = stats.sites
     # Sequentially the layers are fitted to moments of their own: those of the plan make room for them.
-    source: Statistics | Sites = sites if method == "sequential" and plan.metric != "fisher" else stats
+    source: Statistics | Sites = sites if method == "sequential" and not plan.fit_metric.needs_gradients else stats
     del stats
     layers = work.of(LAYERS)
     if method == "sequential":

@@ -74,7 +74,7 @@ def test_the_smallest_network_within_a_loss(project: Path, cli: Callable[..., An
     [
         ([], "--rule knapsack needs a budget: --keep macs=0.5"),
         (["--rule", "minmax", "--keep", "macs=0.5"], "unknown rule 'minmax'; did you mean minimax"),
-        (["--keep", "macs=0.5", "--floor-rule", "minimax"], "--floor-rule 'minimax': rule 'minimax' is no floor"),
+        (["--keep", "macs=0.5", "--floor-rule", "minimax"], "--floor-rule 'minimax': rule 'minimax' cannot be a floor"),
         (["--keep", "macs=0.5", "--keep", "macs=0.4"], "there is a macs budget already"),
         (["--keep", "macs=0.0001", "--keep", "params=0.5"], "macs (0.000 of dense) cannot be met"),
     ],

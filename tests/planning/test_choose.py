@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 
 from rankwise import FORMATS, Plan, PlanRow, Statistics, choose, collect, factorise, find, profile
 from rankwise.evaluate import size
-from rankwise.planning.budgets import counts, recount
 from rankwise.planning.constraints import parse_pin
+from rankwise.planning.prices import counts, recount
 
 Net = tuple[nn.Module, Statistics]
 X = torch.zeros(1, 3, 16, 16)

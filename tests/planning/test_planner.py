@@ -13,6 +13,7 @@ from support.rank_problems import brief
 from torch import nn
 
 from rankwise import (
+    FORMATS,
     RULES,
     Plan,
     Planner,
@@ -92,15 +93,15 @@ def test_spectra_are_those_of_the_unfoldings(net: Net, metric: str, name: str) -
     model, stats = net
     site = stats.sites[name]
     weight, metrics = site_weight(model, site), list(site_metric(stats, site, metric, model).inputs)
-    ((svd,),) = site_spectra(site, weight, metrics, "svd")
+    ((svd,),) = site_spectra(site, weight, metrics, FORMATS["svd"])
     root = metrics[0].nested_projection(weight.flatten(1))  # its Gram matrix is W Sigma W^T
     expected = torch.linalg.svdvals(root)[: len(svd.values_K)]
     torch.testing.assert_close(svd.values_K, expected, rtol=1e-6, atol=1e-6)
     assert (svd.rows, svd.columns) == tuple(weight.flatten(1).shape)
     assert len(svd.values_K) == min(svd.rows, svd.columns)
     if len(site.kernel_size) == 2 and min(site.kernel_size) > 1:
-        (outputs,), (channels,) = site_spectra(site, weight, metrics, "tucker2")
-        ((spatial,),) = site_spectra(site, weight, metrics, "spatial_svd")
+        (outputs,), (channels,) = site_spectra(site, weight, metrics, FORMATS["tucker2"])
+        ((spatial,),) = site_spectra(site, weight, metrics, FORMATS["spatial_svd"])
         torch.testing.assert_close(outputs.values_K, svd.values_K)
         assert (channels.rows, spatial.rows) == (weight.shape[1], weight.shape[1] * 3)
         if metric == "weight":
@@ -109,8 +110,8 @@ def test_spectra_are_those_of_the_unfoldings(net: Net, metric: str, name: str) -
             by_row = weight.permute(1, 2, 0, 3).flatten(0, 1).flatten(1)
             expected = torch.linalg.svdvals(by_row)[: len(spatial.values_K)]
             torch.testing.assert_close(spatial.values_K, expected, rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match="the ranks of tensor_train cut no singular values"):
-        site_spectra(site, weight, metrics, "tensor_train")
+    with pytest.raises(ValueError, match="the ranks of tt cut no singular values"):
+        site_spectra(site, weight, metrics, FORMATS["tt"])
 
 
 def test_evbmf_on_the_weight_and_on_the_whitened_weight() -> None:
@@ -202,7 +203,7 @@ def test_the_target_is_kept_on_data(net: Net, curves: Any) -> None:
         ({"target_drop": 1, "drop": lambda plan: 0.0, "minimise": "flops"}, "minimise is 'flops'; it is one of params"),
         ({"rule": "sensitivity", "keep": {"macs": 0.5}}, "rule 'sensitivity' has to try plans: pass evaluate="),
         ({"rule": "minimax"}, "rule 'minimax' needs a budget"),
-        ({"rule": "energy", "floor_rule": "knapsack"}, "rule 'knapsack' is no floor"),
+        ({"rule": "energy", "floor_rule": "knapsack"}, "rule 'knapsack' cannot be a floor"),
     ],
 )
 def test_complaints(net: Net, curves: Any, options: dict[str, Any], message: str) -> None:
@@ -287,7 +288,7 @@ def test_nested_plans_lie_inside_each_other(net: Net, curves: Any) -> None:
         assert keep["macs"] - 0.06 < plan.planned["macs"] / plan.dense["macs"] <= keep["macs"]
     for large, small in pairwise(plans):
         for row in large.factorised:
-            assert small[row.site].format.name == row.format
+            assert small[row.site].format == row.format
             assert all(a <= b for a, b in zip(small[row.site].ranks, row.ranks, strict=True))
     alone = pareto(planner, keeps, get_rule("knapsack"), nested=False)
     assert alone == [choose(*net, keep=keep, curves=curves) for keep in keeps]

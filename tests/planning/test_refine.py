@@ -13,9 +13,10 @@ from rankwise.plan import DENSE, Option
 from rankwise.planning.planner import Planner
 from rankwise.planning.profile import site_metric
 from rankwise.planning.refine import NEAR, refined
+from rankwise.planning.request import Request
 
 KEEP = {"macs": 0.4}
-RULE = rw.get_rule("knapsack")
+REQUEST = Request(rule=rw.get_rule("knapsack"), keep=KEEP)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,13 @@ def errors(planner: Planner, site: str, format: str) -> torch.Tensor:
 
 def test_curves_with_closed_forms_are_left_alone(network: nn.Module, sites: rw.Sites) -> None:
     planner, made = with_fits(planner_of(network, sites, "svd", "tucker2"), {"svd": 0.5, "tucker2": 0.5})
-    assert refined(planner, RULE, [KEEP]) is planner
+    assert refined(planner, [REQUEST]) is planner
     assert not made
 
 
 def test_a_curve_goes_through_the_fit_and_is_fitted_once(network: nn.Module, sites: rw.Sites) -> None:
     planner, made = with_fits(planner_of(network, sites, "svd", "cp3"), {"svd": 1.0, "cp3": 0.7})
-    better = refined(planner, RULE, [KEEP, {"macs": 0.3}])
+    better = refined(planner, [REQUEST, replace(REQUEST, keep={"macs": 0.3})])
     assert made
     assert len(set(made)) == len(made)
     for name, format in made:
@@ -74,7 +75,7 @@ def test_a_format_that_was_underrated_is_chosen(network: nn.Module, sites: rw.Si
     planner = planner_of(network, sites, "spatial_svd", "cp3")
 
     def of_cp3(planner: Planner) -> int:
-        plan = planner.plan(RULE, KEEP)
+        plan = planner.plan(REQUEST)
         assert plan.planned["macs"] <= KEEP["macs"] * plan.dense["macs"]
         return [row.format for row in plan.factorised].count("cp3")
 
@@ -87,14 +88,14 @@ def test_a_format_that_was_underrated_is_chosen(network: nn.Module, sites: rw.Si
         return replace(planner, options=options)
 
     least = next(share for share in (1 + step / 20 for step in range(100)) if not of_cp3(overrated(share)))
-    assert of_cp3(refined(with_fits(overrated(least), {"spatial_svd": 1.0, "cp3": 0.3})[0], RULE, [KEEP])) > 0
+    assert of_cp3(refined(with_fits(overrated(least), {"spatial_svd": 1.0, "cp3": 0.3})[0], [REQUEST])) > 0
 
 
 def test_what_is_far_behind_is_not_fitted(network: nn.Module, sites: rw.Sites) -> None:
     planner, made = with_fits(planner_of(network, sites, "svd", "cp3", "kronecker"), {})
-    plan = planner.plan(RULE, KEEP)
+    plan = planner.plan(REQUEST)
     planner, made = with_fits(planner, dict.fromkeys(("svd", "cp3", "kronecker"), 1.0))
-    refined(planner, RULE, [KEEP])
+    refined(planner, [REQUEST])
     for row in plan.factorised:
         assert (row.site, row.format) in made
         for option in planner.options[row.site][0]:
@@ -105,7 +106,7 @@ def test_what_is_far_behind_is_not_fitted(network: nn.Module, sites: rw.Sites) -
 
 def test_a_fit_that_is_worse_than_the_curve_changes_nothing(network: nn.Module, sites: rw.Sites) -> None:
     planner, made = with_fits(planner_of(network, sites, "cp3"), {"cp3": 1.5})
-    assert refined(planner, RULE, [KEEP]).plan(RULE, KEEP) == planner.plan(RULE, KEEP)
+    assert refined(planner, [REQUEST]).plan(REQUEST) == planner.plan(REQUEST)
     assert made
 
 

@@ -15,8 +15,8 @@ import rankwise as rw
 from rankwise.latency import Latency, Work
 from rankwise.latency.roofline import Device, Roofline
 from rankwise.plan.plan import PlannedLatency
-from rankwise.planning.budgets import recount
-from rankwise.planning.timed import NOISE, VECTOR
+from rankwise.planning.measured_prices import NOISE, VECTOR
+from rankwise.planning.prices import recount
 
 DEVICE = Device(name="paper", peak=1e9, bandwidth=1e12, tile=16, overhead=1e-6)
 EXAMPLE = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))

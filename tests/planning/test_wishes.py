@@ -10,7 +10,7 @@ from torch import nn
 import rankwise as rw
 from rankwise.planning.pareto import pareto
 from rankwise.planning.planner import Planner
-from rankwise.planning.wishes import check_wishes
+from rankwise.planning.wishes import Asked, check_wishes
 
 
 class Untouched:
@@ -45,7 +45,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"formats": "svdd"}, "unknown format 'svdd'"),
     ({"rule": "knapsak"}, "unknown rule 'knapsak'; did you mean knapsack"),
     ({"rule": "energy:part=3"}, "no setting 'part'"),
-    ({"floor_rule": "knapsack"}, "is no floor"),
+    ({"floor_rule": "knapsack"}, "cannot be a floor"),
     ({"metric": "inputs"}, "unknown metric 'inputs'"),
     ({"round_to": 0}, "round_to must be"),
     ({"include": "head*"}, r"pattern 'head\*' matches no site; near names are: 0, 2"),
@@ -62,7 +62,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("wishes", "text"), MISTAKES)
 def test_mistakes_are_found_before_anything_is_read_or_run(wishes: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        check_wishes(network(), **wishes)
+        check_wishes(network(), Asked.of(**wishes))
     with pytest.raises(ValueError, match=text):
         rw.compress(network(), Untouched(), **{"keep": {"macs": 0.5}, **wishes})
 
@@ -104,10 +104,12 @@ def test_the_other_verbs_look_first_as_well() -> None:
 def test_what_is_right_passes() -> None:
     check_wishes(
         network(),
-        keep={"macs": 0.5, "params": 3000, "latency": "8ms"},
-        formats="auto",
-        include=["0", "re:[02]"],
-        pin={"2": "dense"},
-        floor={"*": 0.1},
-        round_to="auto",
+        Asked.of(
+            keep={"macs": 0.5, "params": 3000, "latency": "8ms"},
+            formats="auto",
+            include=["0", "re:[02]"],
+            pin={"2": "dense"},
+            floor={"*": 0.1},
+            round_to="auto",
+        ),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rank_problems import problem, site
@@ -11,8 +10,8 @@ from support.rank_problems import problem, site
 from rankwise.ranks import Problem, Rule, get_rule
 from rankwise.ranks.budgeted import least
 from rankwise.ranks.continuous import Continuous
-from rankwise.ranks.exchanges import total_cost
-from rankwise.ranks.several import tables
+from rankwise.ranks.solvers.exchanges import total_cost
+from rankwise.ranks.solvers.tables import tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,8 +28,8 @@ def geometric(count: int, ranks: int = 30) -> list[float]:
 def largest(asked: Problem, rule: Continuous) -> list[float]:
     """What the options of the largest weights cost, as shares of the limits, before any exchange."""
     costs = [list(own.costs.values()) for own in asked.sites]
-    losses_SO, costs_USO = tables([[option.error for option in own.options] for own in asked.sites], costs)
-    limits_U = torch.tensor(list(asked.limits.values()), dtype=torch.float64)
+    errors = [[option.error for option in own.options] for own in asked.sites]
+    losses_SO, costs_USO, limits_U = tables(errors, costs, list(asked.limits.values()))
     chosen_S = rule.largest(asked, losses_SO, costs_USO, limits_U)
     return (total_cost(costs_USO, chosen_S) / limits_U).tolist()
 

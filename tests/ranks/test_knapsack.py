@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.ranks.knapsack import Choice, hull, knapsack, pareto
+from rankwise.ranks.solvers import one_budget
+from rankwise.ranks.solvers.one_budget import hull, pareto
+
+
+class Choice(NamedTuple):
+    """An option's cost in the budget's unit and its error."""
+
+    cost: float
+    error: float
+
+
+def knapsack(sites: list[list[Choice]], budget: float) -> list[int]:
+    return one_budget.knapsack(
+        [[choice.cost for choice in site] for site in sites],
+        [[choice.error for choice in site] for site in sites],
+        budget,
+    )
+
 
 costs, errors = st.integers(0, 60), st.floats(0, 1, allow_subnormal=False).map(lambda value: round(value, 6))
 options = st.lists(st.builds(Choice, costs, errors), min_size=1, max_size=7)
@@ -104,7 +122,7 @@ def test_a_larger_budget_is_hardly_ever_worse() -> None:
 def test_options_off_the_hull_fill_the_slack() -> None:
     """(2, 6) lies above the line from (1, 9) to (4, 0): the multiplier never takes it, the exchange does."""
     sites = [[Choice(1, 9), Choice(2, 6.5), Choice(4, 0)]]
-    assert hull(sites[0]) == [0, 2]
+    assert hull(*zip(*sites[0], strict=True)) == [0, 2]
     assert knapsack(sites, 3) == [1]
     assert knapsack(sites, 4) == [2]
 
@@ -119,7 +137,7 @@ def test_the_documented_example() -> None:
 
 
 def test_a_budget_that_cannot_be_met_says_what_can() -> None:
-    with pytest.raises(ValueError, match=r"budget of 1,500 cannot be met: the cheapest plan costs 2,300"):
+    with pytest.raises(ValueError, match=r"budget 0 of 1,500 cannot be met: the cheapest plan costs 2,300"):
         knapsack([[Choice(1000, 0), Choice(2000, 0)], [Choice(1300, 0)]], 1500)
 
 
@@ -130,7 +148,7 @@ def test_no_sites() -> None:
 @settings(max_examples=60, deadline=None)
 @given(site=options)
 def test_pareto_keeps_what_nothing_beats(site: list[Choice]) -> None:
-    kept = [site[index] for index in pareto(site)]
+    kept = [site[index] for index in pareto(*zip(*site, strict=True))]
     assert all(a.cost < b.cost and a.error > b.error for a, b in itertools.pairwise(kept))
     for choice in site:
         assert any(other.cost <= choice.cost and other.error <= choice.error for other in kept)
@@ -139,7 +157,7 @@ def test_pareto_keeps_what_nothing_beats(site: list[Choice]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(site=options)
 def test_hull_is_convex_and_below_every_option(site: list[Choice]) -> None:
-    kept = [site[index] for index in hull(site)]
+    kept = [site[index] for index in hull(*zip(*site, strict=True))]
     slopes = [(a.error - b.error) / (b.cost - a.cost) for a, b in itertools.pairwise(kept)]
     assert all(a > b for a, b in itertools.pairwise(slopes))
     for choice in site:

@@ -86,7 +86,7 @@ def test_rules_without_a_budget_can_be_floors(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, rule in RULES.items() if not issubclass(rule, FreeRule)] + ["minimax"])
 def test_others_are_no_floors(name: str) -> None:
-    with pytest.raises(ValueError, match=f"rule '{name}' is no floor, .* floors are uniform, energy"):
+    with pytest.raises(ValueError, match=f"rule '{name}' cannot be a floor: .* floors are uniform, energy"):
         get_floor(name)
 
 

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.ranks import several
-from rankwise.ranks.several import BudgetError, least_loss
+from rankwise.ranks.solvers import BudgetError, enumeration, least_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,7 +80,7 @@ def test_within_one_per_cent_of_brute_force(seed: int, shape: tuple[int, int], f
 
 def test_without_looking_at_all_plans_it_is_still_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multipliers, repair and exchanges by themselves."""
-    monkeypatch.setattr(several, "ENUMERABLE", 0)
+    monkeypatch.setattr(enumeration, "ENUMERABLE", 0)
     ratios = []
     for seed in range(40):
         losses, costs = made(seed, 3, 30, 2)

@@ -91,7 +91,7 @@ def apply(
             folder=out_folder,
             fold=fold,
             judging=judging,
-            gradients=wanted.metric == "fisher",
+            gradients=wanted.fit_metric.needs_gradients,
         )
         wanted = job.shrunk(job.edited(wanted), share, method)
         # Batches that are too small for the timing are found out before the work, not after.

@@ -122,13 +122,13 @@ def compress(
             tie,
         )
         from ..files import digest
-        from ..planning.choose import is_timed  # which imports torch: what is written wrongly is told before
+        from ..planning.wishes import Asked  # which imports torch: what is written wrongly is told before
 
         check_budget(wishes)
         work = _work(out, checkpoint, resume, out_folder)
         out.if_stopped(lambda: _kept(work))
         selection = Selection.of(importance)
-        timed = is_timed(wishes["keep"], target_drop, minimise)
+        timed = Asked.of(**wishes).is_timed
         measuring = engine_for(timed, engine, threads, latency_batch, figures=True)
         how = DataOptions(
             transform=transform,

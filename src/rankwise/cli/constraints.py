@@ -140,7 +140,7 @@ def parse_keep(text: str) -> dict[str, float | int]:
 
 
 def _time(text: str, value: str) -> float | int:
-    from ..planning.budgets import microseconds
+    from ..planning.units import microseconds
 
     if value.endswith("s"):
         try:

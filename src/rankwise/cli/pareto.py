@@ -94,7 +94,8 @@ def pareto(
         wishes = choose_options(
             None, rule, formats, judging.fit, ignore, include, pin, floor, cap, round_to, floor_rule=floor_rule, tie=tie
         )
-        from ..planning.pareto import pareto as plans_for  # which imports torch: what is written wrongly is told before
+        from ..planning.pareto import plans_for  # which imports torch: what is written wrongly is told before
+        from ..planning.request import Request
 
         measuring = engine_for(along == "latency", engine, threads, latency_batch)
         how = DataOptions(
@@ -125,7 +126,11 @@ def pareto(
         evaluate = what_tries(job, wishes).get("evaluate")
         times = what_times(job, measuring, latency_batch)
         planner = job.planner(wishes, float(share or 0), evaluate, times)
-        plans = plans_for(planner, keeps, wishes["rule"], nested=not own, floor=wishes["floor_rule"])
+        plans = plans_for(
+            planner,
+            [Request(rule=wishes["rule"], keep=keep, floor=wishes["floor_rule"]) for keep in keeps],
+            nested=not own,
+        )
         values: list[float] = []
         judge = None
         if measure:

@@ -93,10 +93,10 @@ def plan(
             minimise,
             tie,
         )
-        from ..planning.choose import is_timed  # which imports torch: what is written wrongly is told before
+        from ..planning.wishes import Asked  # which imports torch: what is written wrongly is told before
 
         check_budget(wishes)
-        measuring = engine_for(is_timed(wishes["keep"], target_drop, minimise), engine, threads, latency_batch)
+        measuring = engine_for(Asked.of(**wishes).is_timed, engine, threads, latency_batch)
         how = DataOptions(
             transform=transform,
             size=size,

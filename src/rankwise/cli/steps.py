@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..inputs.data import Data, DataOptions, random_data
 from ..inputs.loading import load_data, load_example
 from ..inputs.models import is_torchvision, load_model
+from ..metrics import METRICS
 from ..names import STORAGES
 from .constraints import check_method
 from .importance import Selection, selecting
@@ -100,7 +101,7 @@ class Job:
         from ..network.find import find
         from ..planning.constraints import Constraints
         from ..planning.unmet import check_budgets
-        from ..planning.wishes import check_wishes
+        from ..planning.wishes import Asked, check_wishes
         from ..running.state import state_of
         from ..surgery.folding import folded
         from ..work import STATISTICS, Work
@@ -113,7 +114,7 @@ class Job:
             if folder is not None:
                 state_of(network)  # what cannot be saved is told before the work
         warn_about_random_weights(out, spec, weights)
-        check_wishes(network, **(wishes or {}))
+        check_wishes(network, Asked.of(**(wishes or {})))
         with out.step("reading the data"):
             calibration = None if data is None else load_data(data, how, network=network, model=spec, samples=samples)
             held_out = None if test is None else load_data(test, how, network=network, model=spec, default_split="test")
@@ -232,7 +233,7 @@ class Job:
 
     def source(self, wishes: Mapping[str, Any]) -> Statistics | Sites:
         """What a plan by these keyword arguments of `choose` is made from."""
-        return self.statistics if wishes["metric"] != "weight" or wishes_gradients(wishes) else self.sites
+        return self.statistics if METRICS[wishes["metric"]].needs_statistics or wishes_gradients(wishes) else self.sites
 
     def shrunk(self, plan: Plan, shrink: float | str | None, method: str) -> Plan:
         """The plan with the share of the weight metric that its fits are to have.
@@ -247,7 +248,7 @@ class Job:
 
         if isinstance(shrink, float):
             return replace(plan, shrink=shrink)
-        transfers = self.stored and self.data is not None and plan.metric != "weight"
+        transfers = self.stored and self.data is not None and plan.fit_metric.shrinkable
         if shrink == "auto" and not transfers:
             raise ValueError(
                 "--shrink auto chooses on DATA how far to trust statistics of other data: name DATA and an existing "
@@ -267,32 +268,14 @@ class Job:
         self, wishes: Mapping[str, Any], shrink: float, evaluate: Any, times: Mapping[str, Any] | None = None
     ) -> Planner:
         """What makes plans for many budgets; `wishes` and `times` are keyword arguments of `choose`."""
-        from ..latency.meter import Meter
-        from ..planning.constraints import Constraints
         from ..planning.planner import Planner
-        from ..planning.timed import VECTOR, TimedPlanner
 
-        planner = Planner.of(
-            self.network,
-            self.source(wishes),
-            metric=wishes["metric"],
-            shrink=shrink,
-            formats=wishes["formats"],
-            round_to=VECTOR if times and wishes["round_to"] == "auto" else wishes["round_to"],
-            constraints=Constraints(
-                **{name: wishes[name] for name in ("include", "ignore", "pin", "floor", "cap", "tie")}
-            ),
-            evaluate=evaluate,
-            progress=self.out.track,
-        )
-        if not times:
-            return planner
-        meter = Meter(times["engine"], planner.model, planner.sites, times["example"], metric=wishes["metric"])
-        return TimedPlanner.timed(planner, meter, self.out.track)
+        asked = {**wishes, **(times or {}), "shrink": shrink, "evaluate": evaluate, "progress": self.out.track}
+        return Planner.of(self.network, self.source(wishes), **asked)
 
     def edited(self, plan: Plan) -> Plan:
         """The plan with its counts brought up to date after a person edited it."""
-        from ..planning.budgets import recount
+        from ..planning.prices import recount
 
         return recount(self.network, plan, self.sites)
 
@@ -312,8 +295,8 @@ class Job:
             raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
         data = self.data.inputs if method == "sequential" and self.data else None
         stats: Statistics | Sites | None = None
-        if data is None or plan.metric == "fisher":
-            stats = self.sites if plan.metric == "weight" else self.statistics
+        if data is None or plan.fit_metric.needs_gradients:
+            stats = self.statistics if plan.fit_metric.needs_statistics else self.sites
         formats = None if importance is None else selecting(self, plan, importance)
         with self.out.stages("factorising", len(plan.factorised)) as step:
             example = None if data is None else self.example
@@ -371,9 +354,9 @@ def finish(
 
 def wishes_gradients(wishes: Mapping[str, Any]) -> bool:
     """Whether a plan by these keyword arguments of `choose` needs statistics with gradients."""
-    from ..planning.choose import needs_gradients
+    from ..planning.wishes import Asked
 
-    return needs_gradients(wishes["metric"], wishes.get("rule", "knapsack"))
+    return Asked.of(**wishes).needs_gradients
 
 
 def check_storage(storage: str) -> None:

@@ -168,7 +168,7 @@ def train(
         from ..inputs.data import DataOptions
         from ..inputs.loading import load_data
         from ..inputs.models import load_model
-        from ..planning.wishes import check_wishes
+        from ..planning.wishes import Asked, check_wishes
         from ..running.seen import Seen
         from ..training import train as train_network
         from ..training.together import rank, together
@@ -192,7 +192,7 @@ def train(
         )
         with out.step("loading"):
             network = load_model(model, weights).to(_device(device))
-            check_wishes(network, rule=rule, include=include or ("*",), ignore=ignore or ())
+            check_wishes(network, Asked.of(rule=rule, include=include or ("*",), ignore=ignore or ()))
             source = load_data(data, how, network=network, model=model, samples=samples)
             held_out = None
             if test is not None:

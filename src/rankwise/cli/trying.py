@@ -87,8 +87,8 @@ def trials(job: Job, batches: Iterable[Any], measure: Measure, method: str) -> T
 
     def build(plan: Plan) -> nn.Module:
         if job.way(method) == "sequential" and job.data is not None:
-            stats = job.statistics if plan.metric == "fisher" else None
+            stats = job.statistics if plan.fit_metric.needs_gradients else None
             return factorise(job.network, plan, stats, data=job.data.inputs, seed=job.seed)
-        return factorise(job.network, plan, job.sites if plan.metric == "weight" else job.statistics)
+        return factorise(job.network, plan, job.statistics if plan.fit_metric.needs_statistics else job.sites)
 
     return Trials(job.network, build, batches, measure)

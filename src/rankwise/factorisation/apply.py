@@ -94,15 +94,15 @@ def factorise(
         'svd'
     """
     model = unwrap(model)
-    if data is None and plan.metric != "weight" and not isinstance(stats, Statistics):
+    if data is None and plan.fit_metric.needs_statistics and not isinstance(stats, Statistics):
         raise ValueError(
             f"a plan in the {plan.metric} metric needs data= (sequential) or statistics (one-shot); pass one of them, "
             'or choose with metric="weight"'
         )
-    if plan.metric == "fisher" and not isinstance(stats, Statistics):
+    if plan.fit_metric.needs_gradients and not isinstance(stats, Statistics):
         raise ValueError(
-            "a plan in the fisher metric needs statistics also with data=, for the gradients at the outputs: pass "
-            "rankwise.collect(model, data, gradients=True)"
+            f"a plan in the {plan.metric} metric needs statistics also with data=, for the gradients at the outputs: "
+            "pass rankwise.collect(model, data, gradients=True)"
         )
     if data is not None and shrink:
         raise ValueError(
@@ -123,16 +123,16 @@ def factorise(
     elif batches is not None:
         sites = find(model, example)
     else:
-        raise ValueError("a plan in the weight metric needs the sites: pass rankwise.find(model, example)")
+        raise ValueError(f"a plan in the {plan.metric} metric needs the sites: pass rankwise.find(model, example)")
     sites.check_structure(model)
     check_plan(plan, sites)
-    if plan.metric == "fisher" and isinstance(stats, Statistics):
+    if plan.fit_metric.needs_gradients and isinstance(stats, Statistics):
         for row in plan.factorised:
             stats.require(row.site, gradients=True)
     compressed = copied(model)
     with pristine(model), pristine(compressed):
         if batches is None:
-            used = stats if plan.metric != "weight" and isinstance(stats, Statistics) else None
+            used = stats if plan.fit_metric.needs_statistics and isinstance(stats, Statistics) else None
             one_shot(model, compressed, plan, sites, used, shrink, formats, done)
         else:
             sequential(
@@ -142,7 +142,7 @@ def factorise(
                 sites,
                 batches,
                 example,
-                gradients=stats if plan.metric == "fisher" and isinstance(stats, Statistics) else None,
+                gradients=stats if plan.fit_metric.needs_gradients and isinstance(stats, Statistics) else None,
                 positions=positions,
                 seed=seed,
                 engine=engine,

@@ -53,7 +53,7 @@ def one_shot(
             continue
         if put_done(compressed, sites[row.site], row, plan.metric, formats, done):
             continue
-        moments = None if stats is None else stats.require(row.site, gradients=plan.metric == "fisher")
+        moments = None if stats is None else stats.require(row.site, gradients=plan.fit_metric.needs_gradients)
         factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink, formats, done)
 
 

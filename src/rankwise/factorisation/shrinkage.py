@@ -75,15 +75,16 @@ def choose_shrinkage(
         1.0
     """
     model = unwrap(model)
-    if plan.metric == "weight" or not plan.factorised:
-        why = "factorises nothing" if plan.metric != "weight" else 'is in the "weight" metric already'
+    metric = plan.fit_metric
+    if not metric.shrinkable or not plan.factorised:
+        why = "factorises nothing" if metric.shrinkable else f'is in the "{metric}" metric already'
         raise ValueError(f"the plan {why}, so that there is nothing to shrink; choose one with statistics and a budget")
     if not shares:
         raise ValueError("no share to try; give at least one from 0 to 1, or leave out shares")
     stats.sites.check_structure(model)
     check_plan(plan, stats.sites)
     for row in plan.factorised:
-        stats.require(row.site, gradients=plan.metric == "fisher")
+        stats.require(row.site, gradients=metric.needs_gradients)
     errors = {check_shrink(share): 0.0 for share in shares}
     held = collect(model, held_out, only=[row.site for row in plan.factorised], positions=positions, seed=seed)
     rows: Iterable[PlanRow] = plan.factorised
@@ -92,9 +93,9 @@ def choose_shrinkage(
         pair = [moments[row.site] for moments in (stats, held)]
         fitted, seen = pair if site.chain_bias("input") else [moments.uncentred() for moments in pair]
         weight = site_weight(model, site)
-        outputs, grouped = fitted.two_sided(plan.metric), (site.groups, -1, site.in_features)
+        outputs, grouped = metric.of(fitted), (site.groups, -1, site.in_features)
         for share in errors:
-            factors = fit(format, site, weight, fitted.two_sided(plan.metric, share), row.ranks)
+            factors = fit(format, site, weight, metric.of(fitted, share), row.ranks)
             change, whole = (outputs.forth(each).reshape(grouped) for each in (weight - factors.dense(), weight))
             errors[share] += output_error(change, whole, fitted, seen)
     best = min(errors, key=errors.__getitem__)

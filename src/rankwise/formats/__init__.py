@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..names import check_name
 from .base import Cost, Factors, Format, LowRank, Ranks
@@ -41,16 +41,57 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def get_format(name: str, formats: Mapping[str, Format] | None = None) -> Format:
-    """The format of that name; with settings of its own where `formats` holds it.
+# What users choose formats by: names and objects, one or several, or objects by their names; "auto" for all there are.
+SomeFormats = str | Format | Sequence[str | Format] | Mapping[str, Format]
+AUTO = "auto"
+
+
+def get_formats(formats: SomeFormats) -> dict[str, Format]:
+    """Formats by name, in the order in which they are written.
+
+    Raises:
+        ValueError: for a name that does not exist, or an object under another name than its own.
+
+    Example:
+        >>> list(get_formats(["svd", Tucker2()])), len(get_formats("auto")) == len(FORMATS)
+        (['svd', 'tucker2'], True)
+    """
+    if isinstance(formats, Mapping):
+        for name, format in formats.items():
+            if name != format.name:
+                raise ValueError(
+                    f"formats: the format under the name {name!r} is called {format.name!r}; use that name"
+                )
+        return dict(formats)
+    found: dict[str, Format] = {}
+    for one in [formats] if isinstance(formats, (str, Format)) else formats:
+        found = {**FORMATS, **found} if one == AUTO else {**found, str(one): get_format(one)}
+    return found
+
+
+def get_format(name: str | Format, formats: Mapping[str, Format] | None = None) -> Format:
+    """The format of that name, the one in `formats` where it holds one; an object is returned as it is.
 
     Raises:
         ValueError: for a name that does not exist, with near ones and all that do.
     """
+    if isinstance(name, Format):
+        return name
     if formats and name in formats:
         return formats[name]
     check_name("format", name, sorted(FORMATS))
     return FORMATS[name]
 
 
-__all__ = ["FORMATS", "Cost", "Factors", "Format", "LowRank", "Ranks", "get_format"]
+__all__ = [
+    "AUTO",
+    "FORMATS",
+    "Cost",
+    "Factors",
+    "Format",
+    "LowRank",
+    "Ranks",
+    "SomeFormats",
+    "get_format",
+    "get_formats",
+]

@@ -178,6 +178,18 @@ class Format(ABC):
         bias: Tensor | None = getattr(chain[-1], "bias", None)
         return bias
 
+    def cuts(self, site: Site) -> tuple[int | None, ...] | None:
+        """For each rank the unfolding whose singular values it cuts; None where ranks cut no singular values.
+
+        None stands for the weight by outputs, O x D; a number n for the weight with its D inputs as D/n x n, by the
+        first of these two.
+        """
+        return None
+
+    def orthonormal(self, chain: LowRank) -> tuple[bool, bool]:
+        """Whether the first and whether the last layer of a chain is one that training may keep orthonormal."""
+        return False, False
+
     def indices(self, site: Site, ranks: Ranks) -> int:
         """Whole numbers of 4 bytes that the chain holds beside its parameters."""
         return 0

@@ -11,17 +11,19 @@ from torch import Tensor
 
 from ..layers.kinds import Role
 from ..linalg.two_sided import TwoSided
+from ..metrics import FitMetric, get_metric
 from ..network.site import Site
 from .base import Factors, Format, Ranks, Rivals
 
 
-def refuses(format: Format, site: Site, metric: str) -> str | None:
+def refuses(format: Format, site: Site, metric: str | FitMetric) -> str | None:
     """Why a format makes no sense for the site in a metric; None where it does."""
     if reason := format.refuses(site):
         return reason
-    if metric == "fisher" and site.role is not Role.TIED and format.output_factor(site) is None:
+    metric = get_metric(metric)
+    if metric.needs_gradients and site.role is not Role.TIED and format.output_factor(site) is None:
         return (
-            f"{format.name} has no factor that alone holds the outputs of this layer, which the fisher metric weighs "
+            f"{format.name} has no factor that alone holds the outputs of this layer, which the {metric} metric weighs "
             f"together; use svd, or another metric"
         )
     return None

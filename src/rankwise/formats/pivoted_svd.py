@@ -49,6 +49,9 @@ class PivotedSVD(SVD):
         first, last = rank * site.groups * site.in_features, rank * (site.out_features - site.groups * rank)
         return Cost(first + last + site.out_features * bias, site.rows * first + site.out_positions * last)
 
+    def orthonormal(self, chain: LowRank) -> tuple[bool, bool]:
+        return False, False
+
     def indices(self, site: Site, ranks: Ranks) -> int:
         return site.out_features
 

@@ -102,6 +102,9 @@ class SpatialSVD(Format):
         weight = ungrouped(site, torch.stack(dense))
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=weight, error=relative(error, total))
 
+    def cuts(self, site: Site) -> tuple[int | None, ...]:
+        return (site.kernel_size[1],)
+
     def output_factor(self, site: Site) -> tuple[str, int]:
         return "U_GTRW", 1
 

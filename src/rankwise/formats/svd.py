@@ -106,6 +106,17 @@ class SVD(Format):
         dense = ungrouped(site, tensors["U_GTR"] @ tensors["V_GRD"])
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
+    def cuts(self, site: Site) -> tuple[int | None, ...]:
+        return (None,)
+
+    def orthonormal(self, chain: LowRank) -> tuple[bool, bool]:
+        first, last, groups = chain[0], chain[-1], getattr(chain, "groups", 1)
+        if isinstance(first, TransposedLinear):  # it shares the factors of an embedding's chain
+            return False, False
+        # The layer with the larger side of the weight is the core; the other one is square where ranks are full.
+        is_wide = read(first)[0].numel() > read(last).shape[0] // groups
+        return not is_wide, is_wide
+
     def output_factor(self, site: Site) -> tuple[str, int] | None:
         return None if site.role is Role.TIED else ("U_GTR", 1)  # the rows of a tied embedding are looked up, too
 

@@ -118,6 +118,12 @@ class Tucker2(Format):
         error = relative(sum(fit.error for fit in fits), total)
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=error)
 
+    def cuts(self, site: Site) -> tuple[int | None, ...]:
+        return None, site.taps
+
+    def orthonormal(self, chain: LowRank) -> tuple[bool, bool]:
+        return True, True
+
     def output_factor(self, site: Site) -> tuple[str, int]:
         return "A_GTR", 1
 

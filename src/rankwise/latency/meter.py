@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..formats import get_format
+from ..metrics import FitMetric
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Option, Plan, dense_option
@@ -55,7 +56,7 @@ class Meter:
         sites: Sites,
         example: Any,
         *,
-        metric: str = "input",
+        metric: str | FitMetric = "input",
         table: Table | None = None,
     ) -> None:
         self.engine, self.gain, self.corrections = engine, 1.0, 0

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..formats import Ranks
+from ..metrics import FitMetric
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, dense_option
 from ..timing.clock import FIGURES, Latency
@@ -57,7 +58,7 @@ class Table:
         sites: Sites,
         example: Any,
         *,
-        metric: str = "input",
+        metric: str | FitMetric = "input",
         cache: Cache | None = None,
     ) -> None:
         self.engine, self._model, self._sites = engine, model, sites

@@ -14,6 +14,7 @@ from math import prod
 from torch import nn
 
 from ..layers.kinds import Role, is_convolution, is_transposed
+from ..metrics import FitMetric, get_metric
 from ..running.guards import unwrap
 from .counting import Call
 
@@ -207,13 +208,13 @@ class Site:
         per_group = self.out_features // self.groups
         return (self.in_features * per_group - 1) // (self.in_features + per_group)
 
-    def chain_bias(self, metric: str) -> bool:
+    def chain_bias(self, metric: str | FitMetric) -> bool:
         """Whether its chain has a bias: its own, or one that corrects the mean of the output on the data.
 
         An embedding needs none: the second moment of its one-hot inputs is diagonal as it is. Nor gets a head that is
         tied to one: a number for each row of the table is as much as a rank, and the mean is fitted like the rest.
         """
-        return self.has_bias or (metric != "weight" and not self.looks_up)
+        return self.has_bias or (get_metric(metric).corrects_bias and not self.looks_up)
 
     def layer(self, model: nn.Module) -> nn.Module:
         """The layer in a model of the same structure."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..files import digest, is_finite, parse_yaml, read_text, replacing, shown, told
-from ..names import METRICS, check_name
+from ..metrics import FitMetric, get_metric
 
 if TYPE_CHECKING:
     from ..network.site import Site
@@ -149,7 +149,7 @@ class Plan(Mapping[str, PlanRow]):
     latency: PlannedLatency | None = None
 
     def __post_init__(self) -> None:
-        check_name("metric", self.metric, METRICS, "plan: ")
+        get_metric(self.metric, "plan: ")
         if not is_finite(self.shrink) or not 0 <= self.shrink <= 1:
             raise ValueError(f"plan: shrink must be a number from 0 to 1, not {shown(self.shrink)}")
         if twice := [name for name, count in Counter(row.site for row in self.rows).items() if count > 1]:
@@ -171,6 +171,11 @@ class Plan(Mapping[str, PlanRow]):
     def factorised(self) -> tuple[PlanRow, ...]:
         """The rows that are not dense."""
         return tuple(row for row in self.rows if row.format != DENSE)
+
+    @property
+    def fit_metric(self) -> FitMetric:
+        """The metric as an object, which says what it needs."""
+        return get_metric(self.metric)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries."""

@@ -2,111 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..latency import Engine, get_engine
-from ..latency.meter import Meter
 from ..network.sites import Sites
-from ..plan import Curve, Plan
-from ..ranks import Rule, get_floor, get_rule
+from ..plan import Plan
 from ..running.verbs import verb
 from ..statistics import Statistics
-from .budgets import NEEDS_EXAMPLE, check_keep
-from .constraints import Constraints, Pin
-from .planner import Planner, check_request
+from .planner import Planner
 from .refine import refined
 from .target import smallest
-from .timed import VECTOR, TimedPlanner
-from .wishes import check_wishes
+from .wishes import Asked, Wishes
 
 if TYPE_CHECKING:
-    from ..plan import Done
-
-
-def needs_gradients(metric: str, rule: str | Rule) -> bool:
-    """Whether a plan in that metric by that rule needs statistics with gradients."""
-    return metric == "fisher" or get_rule(rule).needs_gradients
-
-
-def is_timed(keep: Mapping[str, Any] | None, target_drop: float | None, minimise: str) -> bool:
-    """Whether a plan by these arguments of `choose` has a latency budget."""
-    return "latency" in (keep or {}) or (target_drop is not None and minimise == "latency")
-
-
-def check_arguments(
-    model: nn.Module,
-    *,
-    keep: Mapping[str, float | str] | None = None,
-    rule: str | Rule = "knapsack",
-    evaluate: Callable[[Plan], float] | None = None,
-    target_drop: float | None = None,
-    drop: Callable[[Plan], float] | None = None,
-    minimise: str = "macs",
-    example: Any = None,
-    engine: str | Engine = "torch",
-    threads: int = 1,
-    **names: Any,
-) -> None:
-    """Refuse what is wrong with arguments of `choose` as far as the network's structure tells, without running it.
-
-    Raises:
-        ImportError: for an engine that is not installed.
-        ValueError: as `choose` does.
-    """
-    rule = get_rule(rule)
-    check_wishes(model, keep=keep, rule=rule, minimise=minimise, **names)
-    if (target_drop is None) != (drop is None):
-        raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
-    if target_drop is None and minimise != "macs":
-        raise ValueError(
-            f"minimise={minimise!r} has no effect without target_drop; a budget is keep={{{minimise!r}: 0.5}}"
-        )
-    wanted = None if keep is None else check_keep(keep)
-    check_request(rule, {minimise: 1.0, **(wanted or {})} if drop else wanted, evaluate)
-    timed = is_timed(keep, target_drop, minimise)
-    if timed and example is None:
-        raise ValueError(NEEDS_EXAMPLE)
-    given = {"example": example is not None, "engine": engine != "torch", "threads": threads != 1}
-    if not timed and any(given.values()):
-        idle = " and ".join(f"{name}=" for name, is_given in given.items() if is_given)
-        raise ValueError(f"{idle} of choose is for latency budgets alone; add keep={{'latency': 0.5}}, or leave it out")
-    if timed:
-        get_engine(engine, threads)
+    from typing_extensions import Unpack
 
 
 @verb
-def choose(
-    model: nn.Module,
-    source: Statistics | Sites,
-    *,
-    keep: Mapping[str, float | str] | None = None,
-    rule: str | Rule = "knapsack",
-    floor_rule: str | Rule | None = None,
-    evaluate: Callable[[Plan], float] | None = None,
-    target_drop: float | None = None,
-    drop: Callable[[Plan], float] | None = None,
-    minimise: str = "macs",
-    formats: str | Sequence[str] | None = None,
-    metric: str = "input",
-    shrink: float = 0.0,
-    include: str | Sequence[str] = ("*",),
-    ignore: str | Sequence[str] = (),
-    pin: Mapping[str, Pin] | None = None,
-    floor: Mapping[str, float] | None = None,
-    cap: Mapping[str, float] | None = None,
-    tie: str | Sequence[str] = (),
-    round_to: int | str | None = None,
-    curves: Mapping[str, Curve] | None = None,
-    done: Done[Curve] | None = None,
-    refine: bool = True,
-    example: Any = None,
-    engine: str | Engine = "torch",
-    threads: int = 1,
-    progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
-) -> Plan:
+def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes]) -> Plan:
     """Choose format and ranks of every site by a rule; the default lets the layers together keep the most.
 
     `max prod_i (1 - error_i(option_i))  subject to  sum_i cost_i(option_i) + cost of all the rest <= budget`
@@ -125,17 +40,18 @@ def choose(
             (percentage points).
         minimise: "params", "macs", "bytes" or "latency": what is smallest, for `target_drop`; `keep` then holds
             further budgets.
-        formats: formats to choose from, per site; "auto" for all there are. By default svd, spatial_svd and tucker2,
-            whose curves need no fits.
+        formats: formats to choose from, per site: names, objects, or objects by name; "auto" for all there are. By
+            default svd, spatial_svd and tucker2, whose curves need no fits.
         metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
-            (the same, outputs weighed by the gradients of the loss; needs statistics with gradients) or "weight".
+            (the same, outputs weighed by the gradients of the loss; needs statistics with gradients) or "weight"; or an
+            object of `rankwise.metrics.METRICS`.
         shrink: share of the weight metric in the metric, 0 to 1, for statistics of other data; the plan keeps it
             for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:"). Embeddings
             and heads of language models stay dense unless a pattern other than "*" matches them: `["*", "lm_head"]`.
         ignore: patterns of sites that stay dense.
-        pin: pattern to "dense", "format:rank[,rank]" or (format, ranks); "slr:k=16,sr=0.5,rr=0.5" where a format has
-            such parameters.
+        pin: pattern to "dense", "format:rank[,rank]" or (format, ranks), with the format's name or the object;
+            "slr:k=16,sr=0.5,rr=0.5" where a format has such parameters.
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise; a capped site cannot stay dense, unless it is ignored.
         tie: patterns; all sites that one of them matches get the same format and ranks. They must have one shape.
@@ -155,6 +71,7 @@ def choose(
         The plan; its counts are those of the network that `factorise` builds.
 
     Raises:
+        TypeError: for an argument that does not exist.
         ImportError: for an engine that is not installed.
         ValueError: for a budget that cannot be met (with the least that can), an unknown rule or pattern (with near
             names), contradicting constraints, an unknown format or metric, a rule without what it needs or for a format
@@ -167,51 +84,14 @@ def choose(
         >>> plan.planned["params"] <= 0.5 * plan.dense["params"]
         True
     """
-    wanted = Constraints(include=include, ignore=ignore, pin=pin or {}, floor=floor or {}, cap=cap or {}, tie=tie)
-    check_arguments(
-        model,
-        keep=keep,
-        rule=rule,
-        floor_rule=floor_rule,
-        evaluate=evaluate,
-        target_drop=target_drop,
-        drop=drop,
-        minimise=minimise,
-        example=example,
-        engine=engine,
-        threads=threads,
-        formats=formats,
-        metric=metric,
-        round_to=round_to,
-        **vars(wanted),
-    )
-    rule, floor_of_rule = get_rule(rule), get_floor(floor_rule)
-    keep = None if keep is None else check_keep(keep)
-    timed = is_timed(keep, target_drop, minimise)
-    if timed and curves is None and round_to in (None, "auto"):
-        round_to = VECTOR
-    running = get_engine(engine, threads) if timed else None
-    planner = Planner.of(
-        model,
-        source,
-        evaluate=evaluate,
-        formats=formats,
-        metric=metric,
-        shrink=shrink,
-        constraints=wanted,
-        round_to=round_to,
-        curves=curves,
-        done=done,
-        progress=progress,
-    )
-    if running is not None:
-        meter = Meter(running, planner.model, planner.sites, example, metric=metric)
-        planner = TimedPlanner.timed(planner, meter, progress)
-    if target_drop is None or drop is None:
-        if keep and refine:
-            planner = refined(planner, rule, [keep], floor=floor_of_rule, progress=progress)
-        return planner.plan(rule, keep, floor=floor_of_rule)
-    if refine:
-        middle = (1 + planner.least(minimise, keep)) / 2
-        planner = refined(planner, rule, [{**(keep or {}), minimise: middle}], floor=floor_of_rule, progress=progress)
-    return smallest(planner, rule, drop, target_drop, minimise=minimise, keep=keep, floor=floor_of_rule)
+    asked = Asked.of(**wishes)
+    asked.check(model)
+    planner, request = Planner.asked(model, source, asked), asked.request
+    if asked.target_drop is None or asked.drop is None:
+        if asked.keep and asked.refine:
+            planner = refined(planner, [request], asked.progress)
+        return planner.plan(request)
+    if asked.refine:
+        middle = (1 + planner.least(asked.minimise, asked.keep)) / 2
+        planner = refined(planner, [replace(request, keep={**request.amounts, asked.minimise: middle})], asked.progress)
+    return smallest(planner, request, asked.drop, asked.target_drop, minimise=asked.minimise)

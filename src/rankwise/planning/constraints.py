@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
-from ..formats import get_format
+from ..formats import Format, get_format
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, dense_option
 from .budgets import is_number, plain
 
-Pin = str | tuple[str, Sequence[int]]
+Pin = str | tuple[str | Format, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class Constraints:
         include: patterns of the sites that may be factorised. Embeddings and heads of language models are included by
             a pattern other than "*" alone: `["*", "lm_head"]` is everything and the head.
         ignore: patterns of sites that stay dense.
-        pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks).
+        pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks), where
+            the format is a name or an object.
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise.
         tie: patterns; all sites of one get the same format and ranks.
@@ -35,6 +36,18 @@ class Constraints:
     floor: Mapping[str, float] = field(default_factory=dict)
     cap: Mapping[str, float] = field(default_factory=dict)
     tie: str | Sequence[str] = ()
+
+    @property
+    def patterns(self) -> list[str]:
+        """All of them."""
+        several = [[each] if isinstance(each, str) else each for each in (self.include, self.ignore, self.tie)]
+        return [*several[0], *several[1], *self.pin, *self.floor, *self.cap, *several[2]]
+
+    @property
+    def pinned_formats(self) -> dict[str, Format]:
+        """Formats that pins hold as objects, by name."""
+        held = [wanted[0] for wanted in self.pin.values() if isinstance(wanted, (tuple, list)) and wanted]
+        return {format.name: format for format in held if isinstance(format, Format)}
 
     def free(self, sites: Sites) -> set[str]:
         """Names of the sites that are included and not ignored.
@@ -65,7 +78,11 @@ class Constraints:
         return {name: site.dense_because or reason(name) for name, site in sites.items()}
 
     def options(
-        self, sites: Sites, curves: Mapping[str, Curve], fitted: Callable[[Site, Pin], Option]
+        self,
+        sites: Sites,
+        curves: Mapping[str, Curve],
+        fitted: Callable[[Site, Pin], Option],
+        formats: Mapping[str, Format] | None = None,
     ) -> dict[str, tuple[Curve, str]]:
         """Each site's remaining options, and the reason where a constraint left no choice.
 
@@ -73,6 +90,7 @@ class Constraints:
             sites: all of the network.
             curves: options by site name; a site that stays dense needs none.
             fitted: the option that a pin names, with its error.
+            formats: in place of the usual ones of the same names.
 
         Returns:
             Options and reason by site name.
@@ -93,7 +111,10 @@ class Constraints:
                 for site in sites.select([pattern]):
                     curve, why = result[site.name]
                     if not why or site.name in pinned:
-                        result[site.name] = _bounded(site, curve, why, pattern, value, least), why
+                        kept = tuple(o for o in curve if _allowed(site, o, value, least, formats))
+                        if not kept:
+                            raise ValueError(_too_tight(site, curve, why, pattern, value, least))
+                        result[site.name] = kept, why
         return result
 
     def _pinned(self, sites: Sites, ignored: set[str]) -> dict[str, str]:
@@ -111,19 +132,16 @@ class Constraints:
         return pinned
 
 
-def _bounded(site: Site, curve: Curve, why: str, pattern: str, value: float, least: bool) -> Curve:
-    kept = tuple(option for option in curve if _allowed(site, option, value, least))
-    if not kept:
-        word, sense = ("floor", "at least") if least else ("cap", "at most")
-        pinned_to = f"{why} to {curve[0].format} {list(curve[0].ranks)}, so " if why else ""
-        raise ValueError(
-            f"site {site.name!r}: {pinned_to}no option has its ranks {sense} {value}, the {word} of "
-            f"{pattern!r}; change the {word}{' or the pin' if why else ''}"
-        )
-    return kept
+def _too_tight(site: Site, curve: Curve, why: str, pattern: str, value: float, least: bool) -> str:
+    word, sense = ("floor", "at least") if least else ("cap", "at most")
+    pinned_to = f"{why} to {curve[0].format} {list(curve[0].ranks)}, so " if why else ""
+    return (
+        f"site {site.name!r}: {pinned_to}no option has its ranks {sense} {value}, the {word} of {pattern!r}; change "
+        f"the {word}{' or the pin' if why else ''}"
+    )
 
 
-def _allowed(site: Site, option: Option, value: float, least: bool) -> bool:
+def _allowed(site: Site, option: Option, value: float, least: bool, formats: Mapping[str, Format] | None) -> bool:
     """Whether an option's ranks keep to a floor (`least`) or a cap."""
     if not is_number(value) or not value > 0:
         word = "floor" if least else "cap"
@@ -131,7 +149,7 @@ def _allowed(site: Site, option: Option, value: float, least: bool) -> bool:
     if option.format == DENSE:
         return least
     value = plain(value)
-    for rank, limit in zip(option.ranks, get_format(option.format).limits(site), strict=True):
+    for rank, limit in zip(option.ranks, get_format(option.format, formats).limits(site), strict=True):
         bound = value * limit if isinstance(value, float) and value <= 1 else value
         if rank < bound if least else rank > bound:
             return False
@@ -160,7 +178,8 @@ def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...] | dict[str, float]]:
             raise error from None
     else:
         try:
-            name, ranks = wanted[0], tuple(wanted[1])
+            named, ranks = wanted[0], tuple(wanted[1])
+            name = named.name if isinstance(named, Format) else named
         except (TypeError, IndexError):
             raise error from None
         if len(wanted) != 2 or not all(isinstance(rank, Integral) and not isinstance(rank, bool) for rank in ranks):

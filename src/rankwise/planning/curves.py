@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 
 from torch import nn
 
-from ..formats import get_format
+from ..formats import Format, get_format
 from ..formats.both_sides import fit, refuses
 from ..formats.weights import site_weight
+from ..metrics import FitMetric
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, dense_option
@@ -17,7 +18,18 @@ from .constraints import Pin, parse_pin
 from .profile import site_metric
 
 
-def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: str) -> None:
+def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: FitMetric) -> None:
+    """Refuse curves that lack a site, or whose counts are not those of the layers that would be built.
+
+    Args:
+        curves: by site name.
+        sites: of the network.
+        free: names of the sites that may be factorised.
+        metric: of the errors.
+
+    Raises:
+        ValueError: naming the sites.
+    """
     needed = [site for site in sites.values() if site.name in free and not site.dense_because]
     if missing := [repr(site.name) for site in needed if site.name not in curves]:
         raise ValueError(
@@ -32,7 +44,7 @@ def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str
             check_option(site, option, metric)
 
 
-def check_option(site: Site, option: Option, metric: str) -> None:
+def check_option(site: Site, option: Option, metric: FitMetric, formats: Mapping[str, Format] | None = None) -> None:
     """Refuse an option whose counts are not those of the layer that would be built.
 
     Raises:
@@ -41,20 +53,35 @@ def check_option(site: Site, option: Option, metric: str) -> None:
     if option.format == DENSE:
         right = site.params, site.macs
     else:
-        format = get_format(option.format)
+        format = get_format(option.format, formats)
         right = format.cost(site, format.check(site, option.ranks), site.chain_bias(metric))
     if (option.params, option.macs) != right:
         raise ValueError(
             f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
-            f"{option.format} {option.ranks}, which in the {metric!r} metric are {right[0]:,} and "
+            f"{option.format} {option.ranks}, which in the {metric.name!r} metric are {right[0]:,} and "
             f"{right[1]:,}; profile this network in this metric"
         )
 
 
 def pinned(
-    model: nn.Module, source: Statistics | Sites, site: Site, wanted: Pin, *, metric: str, shrink: float = 0.0
+    model: nn.Module,
+    source: Statistics | Sites,
+    site: Site,
+    wanted: Pin,
+    *,
+    metric: FitMetric,
+    shrink: float = 0.0,
+    formats: Mapping[str, Format] | None = None,
 ) -> Option:
     """The option that a pin names, with the error of its fit.
+
+    Args:
+        model: the dense network.
+        source: statistics of it, or only its sites.
+        site: that is pinned.
+        wanted: the pin.
+        metric, shrink: of the fit.
+        formats: in place of the usual ones of the same names.
 
     Raises:
         ValueError: for a pin that is none, or that the site cannot have.
@@ -62,7 +89,7 @@ def pinned(
     name, ranks = parse_pin(wanted)
     if name == DENSE:
         return dense_option(site)
-    format = get_format(name)
+    format = get_format(name, formats)
     if reason := refuses(format, site, metric):
         raise ValueError(f"site {site.name!r} cannot be pinned to {name}: {reason}")
     ranks = format.check(site, ranks if isinstance(ranks, tuple) else format.named_ranks(site, ranks))

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, overload
 
+from torch import nn
+
+from ..network.sites import Sites
 from ..plan import Plan
-from ..ranks import FreeRule, Rule
+from ..ranks import FreeRule, Rule, get_rule
 from ..running.verbs import verb
+from ..statistics import Statistics
 from .budgets import check_keep
 from .planner import Planner
 from .refine import refined
+from .request import Request
+from .wishes import Asked, Wishes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Keeps = Sequence[Mapping[str, float | str]]
+
+
+@overload
+def pareto(
+    model: nn.Module, source: Statistics | Sites, *, keeps: Keeps, nested: bool = True, **wishes: Unpack[Wishes]
+) -> list[Plan]: ...
+
+
+@overload
+def pareto(
+    model: Planner, source: Keeps, rule: str | Rule, *, nested: bool = True, floor: FreeRule | None = None
+) -> list[Plan]: ...
 
 
 @verb
 def pareto(
-    planner: Planner,
-    keeps: Sequence[Mapping[str, float]],
-    rule: Rule,
+    model: nn.Module | Planner,
+    source: Statistics | Sites | Keeps,
+    rule: str | Rule = "knapsack",
     *,
+    keeps: Keeps = (),
     nested: bool = True,
-    floor: FreeRule | None = None,
+    **wishes: Any,
 ) -> list[Plan]:
     """One plan for every budget; nothing is profiled twice.
 
@@ -27,31 +53,50 @@ def pareto(
     and no rank grows as the budget falls. That costs some error against plans of their own.
 
     Args:
-        planner: makes plans.
-        keeps: budgets, the largest first where plans are nested.
-        rule: how ranks are chosen.
+        model: the dense network. Or a planner, which may be used again; budgets and rule follow it then.
+        source: statistics of it, or only its sites for `metric="weight"`.
+        rule: as for `choose`.
+        keeps: budgets, each as for `choose`, the largest first where plans are nested.
         nested: whether each plan has to lie inside the one before.
-        floor: as for `Planner.plan`.
+        **wishes: as for `choose`; of a planner only its `floor`, a rule.
 
     Returns:
         The plans in the order of the budgets.
 
     Raises:
-        ValueError: for a budget that cannot be met; of nested plans the formats of larger ones may be the reason.
+        TypeError: for an argument that does not exist, or that chooses the budgets itself.
+        ValueError: as `choose` does; of nested plans the formats of larger ones may be the reason.
 
     Example:
         >>> import torch, rankwise as rw
-        >>> from rankwise import Planner
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
-        >>> planner = Planner.of(model, rw.find(model, torch.randn(1, 64)), metric="weight")
-        >>> plans = pareto(planner, [{"params": 0.8}, {"params": 0.4}], rw.get_rule("knapsack"))
+        >>> sites = rw.find(model, torch.randn(1, 64))
+        >>> plans = pareto(model, sites, keeps=[{"params": 0.8}, {"params": 0.4}], metric="weight")
         >>> [plan["0"].ranks[0] for plan in plans] == sorted((plan["0"].ranks[0] for plan in plans), reverse=True)
         True
     """
-    for keep in keeps:
-        check_keep(keep)
-    planner = refined(planner, rule, keeps, floor=floor)
-    plans: list[Plan] = []
-    for keep in keeps:
-        plans.append(planner.plan(rule, keep, floor=floor, within=plans[-1] if nested and plans else None))
+    if isinstance(model, Planner):
+        assert not isinstance(source, (Statistics, Sites))
+        return plans_for(model, _requests(source, get_rule(rule), **wishes), nested=nested)
+    assert isinstance(source, (Statistics, Sites))
+    if both := sorted(wishes.keys() & {"keep", "target_drop", "drop", "minimise"}):
+        raise TypeError(f"pareto takes no {both[0]!r}: the budgets are those of keeps")
+    asked = Asked.of(rule=rule, **wishes)
+    requests = _requests(keeps, asked.rule, asked.floor_rule)
+    for request in requests:
+        replace(asked, keep=request.keep).check(model)
+    planner = Planner.asked(model, source, asked)
+    return plans_for(planner, requests, nested=nested, refine=asked.refine)
+
+
+def plans_for(planner: Planner, requests: Iterable[Request], *, nested: bool = True, refine: bool = True) -> list[Plan]:
+    """One plan for every request; see `pareto`."""
+    requests, plans = list(requests), list[Plan]()
+    planner = refined(planner, requests) if refine else planner
+    for request in requests:
+        plans.append(planner.plan(replace(request, within=plans[-1]) if nested and plans else request))
     return plans
+
+
+def _requests(keeps: Keeps, rule: Rule, floor: FreeRule | None = None) -> list[Request]:
+    return [Request(rule=rule, keep=check_keep(keep), floor=floor) for keep in keeps]

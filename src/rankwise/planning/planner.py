@@ -3,81 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..formats import Format, get_format
 from ..formats.weights import site_weight
-from ..names import METRICS, check_name
+from ..latency import get_engine
+from ..latency.meter import Meter
+from ..metrics import FitMetric
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, Plan, PlanRow, dense_option
-from ..ranks import Candidates, FreeRule, Problem, Rule
-from ..ranks.several import BudgetError, least_loss
+from ..ranks import Candidates, FreeRule, Problem
+from ..ranks.solvers import BudgetError, least_loss
 from ..ranks.spectra import Spectra, joined, site_spectra
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics import Statistics
 from ..statistics.gradients import fisher_energy
-from .budgets import Prices, check_keep
 from .constraints import Constraints
 from .curves import check_curves, check_option, pinned
 from .groups import SiteGroup, group_sites, summed
+from .measured_prices import VECTOR, MeasuredPrices
+from .prices import Prices
 from .profile import DEFAULT_FORMATS, profile, site_metric
+from .request import Request
+from .units import Unit
 from .unmet import remainder
+from .wishes import Asked, Wishes
 
 if TYPE_CHECKING:
-    from ..plan import Done
+    from typing_extensions import Unpack
 
 NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
     "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
 )
-
-
-# Times are no whole numbers, and plans hold them in thousandths of a microsecond.
-ROUNDING = {"params": 0.0, "macs": 0.0, "bytes": 0.0, "latency": 0.01}
-_NAMES = {"latency": "microseconds"}
-
-
-def check_request(rule: Rule, keep: Mapping[str, float] | None, evaluate: Callable[[Plan], float] | None) -> None:
-    """Refuse a rule that lacks what it needs, before any long work begins.
-
-    Raises:
-        ValueError: naming what is missing, or a budget that is none.
-    """
-    if keep is not None:
-        check_keep(keep)
-    elif rule.needs_budget:
-        raise ValueError(f"rule {rule.name!r} needs a budget, for instance keep={{'macs': 0.5}}")
-    if rule.needs_evaluate and evaluate is None:
-        raise ValueError(f"rule {rule.name!r} has to try plans: pass evaluate=, for instance rankwise.evaluate.Trials")
+# Where prices are measured, a plan is made again this often, or until nothing that it chose is an estimate.
+ROUNDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Makes plans of one network; only rule and budget differ between them, and nothing is computed twice.
+    """Makes plans of one network; only what is requested differs between them, and nothing is computed twice.
 
     Attributes:
         model: the dense network.
         sites: of it.
-        metric: "input", "diagonal", "fisher" or "weight".
+        metric: of the errors.
         shrink: share of the weight metric in it.
         options: site name to the options that the constraints leave, and the reason where they leave no choice.
-        prices: of the options.
+        prices: of the options, and how they become known.
         spectra: singular values that the ranks of a format cut at a site.
         importance: Fisher energy of a site.
         fitted: the error of an option of a site, from a thorough fit.
         evaluate: tries a plan; None where nothing can be tried.
         tie: patterns; all sites of one get the same format and ranks.
+        formats: in place of the usual ones of the same names.
     """
 
     model: nn.Module
     sites: Sites
-    metric: str
+    metric: FitMetric
     shrink: float
     options: Mapping[str, tuple[Curve, str]]
     prices: Prices
@@ -86,49 +77,58 @@ class Planner:
     fitted: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
     tie: str | Sequence[str] = ()
+    formats: Mapping[str, Format]
 
     @classmethod
-    @exclusive
     def of(
         cls,
         model: nn.Module,
         source: Statistics | Sites,
         *,
-        metric: str = "input",
-        shrink: float = 0.0,
         constraints: Constraints | None = None,
-        formats: str | Sequence[str] | None = None,
-        round_to: int | str | None = None,
-        curves: Mapping[str, Curve] | None = None,
-        done: Done[Curve] | None = None,
-        evaluate: Callable[[Plan], float] | None = None,
-        progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+        **wishes: Unpack[Wishes],
     ) -> Planner:
-        """Profile the network, or take given curves, and apply the constraints; arguments are those of `choose`.
+        """Profile the network, or take given curves, and apply the constraints.
+
+        Args:
+            model: the dense network.
+            source: statistics of it, or only its sites.
+            constraints: instead of include, ignore, pin, floor, cap and tie.
+            **wishes: as for `choose`; latency is among the prices where there is an `example` to measure it with.
 
         Raises:
             ValueError: as `choose` does.
         """
-        model, constraints = unwrap(model), constraints or Constraints()
+        asked = Asked.of(**wishes)
+        return cls.asked(model, source, asked if constraints is None else replace(asked, constraints=constraints))
+
+    @classmethod
+    @exclusive
+    def asked(cls, model: nn.Module, source: Statistics | Sites, asked: Asked) -> Planner:
+        """`of` for arguments that were read."""
+        model, metric, shrink, constraints = unwrap(model), asked.metric, asked.shrink, asked.constraints
         sites = source.sites if isinstance(source, Statistics) else source
         sites.check_structure(model)
-        check_name("metric", metric, METRICS)
-        free = constraints.free(sites)
+        formats, free = asked.known_formats, constraints.free(sites)
+        curves = asked.curves
         if curves is None:
+            finest = "auto" if asked.example is None else VECTOR
             curves = profile(
                 model,
                 source,
-                formats=DEFAULT_FORMATS if formats is None else formats,
+                formats=DEFAULT_FORMATS if asked.formats is None else asked.formats,
                 metric=metric,
                 shrink=shrink,
-                round_to="auto" if round_to is None else round_to,
+                round_to=finest if asked.round_to in (None, "auto") else asked.round_to,
                 only=free,
-                done=done,
-                progress=progress,
+                done=asked.done,
+                progress=asked.progress,
             )
-        elif formats is not None or round_to is not None:
-            name, value = ("formats", formats) if formats is not None else ("round_to", round_to)
-            raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
+        elif asked.formats is not None or asked.round_to is not None:
+            name = "formats" if asked.formats is not None else "round_to"
+            raise ValueError(
+                f"{name}={getattr(asked, name)!r} has no effect on given curves; pass it to profile, which makes them"
+            )
         else:
             check_curves(curves, sites, free, metric)
 
@@ -136,33 +136,37 @@ class Planner:
             site = sites[name]
             two_sided = site_metric(source, site, metric, model, shrink)
             weight = site_weight(model, site)
-            return site_spectra(site, two_sided.forth(weight), two_sided.inputs_of(weight), format)
+            return site_spectra(site, two_sided.forth(weight), two_sided.inputs_of(weight), get_format(format, formats))
 
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
             moments = source.require(name, gradients=True)
-            if metric == "weight" or sites[name].looks_up:  # whose fits correct no means, so that those are errors too
+            # Fits that correct no means have errors of the means too.
+            if not metric.corrects_bias or sites[name].looks_up:
                 moments = moments.uncentred()
             return fisher_energy(site_weight(model, sites[name]), moments)
 
-        fit = partial(pinned, model, source, metric=metric, shrink=shrink)
-
-        def fitted(name: str, option: Option) -> float:
-            return fit(sites[name], (option.format, option.ranks)).error
-
+        fit = partial(pinned, model, source, metric=metric, shrink=shrink, formats=formats)
+        options = constraints.options(sites, curves, fit, formats)
+        if asked.example is None:
+            prices = Prices(model, sites, formats)
+        else:
+            meter = Meter(get_engine(asked.engine, asked.threads), model, sites, asked.example, metric=metric)
+            prices = MeasuredPrices(model, sites, meter, options, formats, asked.progress)
         return cls(
             model=model,
             sites=sites,
             metric=metric,
             shrink=shrink,
-            options=constraints.options(sites, curves, fit),
-            prices=Prices(model, sites),
+            options=options,
+            prices=prices,
             spectra=cache(spectra),
             importance=cache(importance),
-            fitted=fitted,
-            evaluate=evaluate,
+            fitted=lambda name, option: fit(sites[name], (option.format, option.ranks)).error,
+            evaluate=asked.evaluate,
             tie=constraints.tie,
+            formats=formats,
         )
 
     @cached_property
@@ -171,61 +175,74 @@ class Planner:
         return group_sites(self.sites, self.options, self.tie)
 
     @exclusive
-    def plan(
-        self,
-        rule: Rule,
-        keep: Mapping[str, float] | None = None,
-        *,
-        floor: FreeRule | None = None,
-        within: Plan | None = None,
-    ) -> Plan:
-        """The plan to give out; here it is the `draft`, and arguments are the same."""
-        return self.draft(rule, keep, floor=floor, within=within)
-
-    @exclusive
-    def draft(
-        self,
-        rule: Rule,
-        keep: Mapping[str, float] | None = None,
-        *,
-        floor: FreeRule | None = None,
-        within: Plan | None = None,
-    ) -> Plan:
-        """The plan of a rule, within budgets where there are some.
-
-        Args:
-            rule: how ranks are chosen.
-            keep: the budgets.
-            floor: a rule whose wish is the least that every site gets, unless it stays dense.
-            within: a larger plan; where it factorises a site, the format stays and no rank grows.
+    def plan(self, request: Request) -> Plan:
+        """The plan to give out: a `draft`, which is checked as a whole where prices are measured.
 
         Raises:
             ValueError: for a budget that cannot be met, or a rule that lacks something or does not apply to a format.
         """
-        check_request(rule, keep, self.evaluate)
-        amounts = {} if keep is None else check_keep(keep)
-        limits = {unit: self.prices.limit(unit, amount) for unit, amount in amounts.items()}
-        problem = self.problem(limits, floor, within)
+        return self.prices.settled(partial(self.draft, request), request.amounts)
+
+    @exclusive
+    def draft(self, request: Request) -> Plan:
+        """The plan of a rule, within budgets where there are some; nothing that it chooses has an estimated price.
+
+        Raises:
+            ValueError: as `plan` does; no refusal rests on estimates.
+        """
         try:
-            picks = rule.choose(problem)
+            return self._certain(request)
+        except ValueError:
+            if not self.prices.doubts(request.amounts, partial(self._fastest, request)):
+                raise
+            return self._certain(request)
+
+    def _certain(self, request: Request) -> Plan:
+        for _ in range(ROUNDS):
+            plan = self._usable()._chosen(request)
+            if not self.prices.learn(plan):
+                return plan
+        return self._usable(certain=True)._chosen(request)
+
+    def _usable(self, *, certain: bool = False) -> Planner:
+        """A planner of the options that may save something."""
+        options = self.prices.usable(self.options, certain=certain)
+        return self if options is self.options else replace(self, options=options)
+
+    def _fastest(self, request: Request, unit: str) -> Plan | None:
+        """The plan with the least of a unit; None where it saves nothing, or something else forbids it."""
+        least = self.least(unit, request.amounts) * (1 + 1e-6)
+        if least >= 1:
+            return None
+        try:
+            return self._certain(replace(request, keep={**request.amounts, unit: least}))
+        except ValueError:  # a floor or a larger plan
+            return None
+
+    def _chosen(self, request: Request) -> Plan:
+        request.check(self.evaluate)
+        limits = {unit: self.prices.limit(unit, amount) for unit, amount in request.amounts.items()}
+        problem = self.problem(limits, request.floor, request.within)
+        try:
+            picks = request.rule.choose(problem)
         except BudgetError as error:
             raise self._cannot_be_met(limits, error) from None
         rows = {}
         for group, site, pick in zip(self.groups, problem.sites, picks, strict=True):
             for name, option in group.own(site.options[pick.option]).items():
-                check_option(self.sites[name], option, self.metric)
+                check_option(self.sites[name], option, self.metric, self.formats)
                 why = group.reasons[name] or group.told(pick.why)
                 if (by := self.sites[name].unpaired) and option.format != DENSE:
                     why += f"; fitted to the moments of its own inputs, whose rows are picked by {by}"
                 rows[name] = PlanRow(site=name, **vars(option), why=why)
-        plan = self._plan([rows[name] for name in self.sites], str(rule), amounts)
-        assert all(plan.planned[unit] <= limit + ROUNDING[unit] for unit, limit in limits.items())
+        plan = self._plan([rows[name] for name in self.sites], str(request.rule), request.amounts)
+        assert all(plan.planned[unit] <= limit + self.prices[unit].rounding for unit, limit in limits.items())
         return plan
 
     def problem(
         self, limits: Mapping[str, float], floor: FreeRule | None = None, within: Plan | None = None
     ) -> Problem:
-        """What a rule has to decide within limits of the whole network; `floor` and `within` as for `plan`."""
+        """What a rule has to decide within limits of the whole network; `floor` and `within` as for `Request`."""
         sites = []
         for group in self.groups:
             options = group.options
@@ -248,11 +265,14 @@ class Planner:
         )
 
     def least(self, unit: str, keep: Mapping[str, float] | None = None) -> float:
-        """The least share of a unit that any plan within the budgets has.
+        """The least share of a unit that any plan within the budgets has, as far as is known now.
 
         Raises:
             ValueError: if the budgets themselves cannot be met.
         """
+        return self._usable()._least(unit, keep)
+
+    def _least(self, unit: str, keep: Mapping[str, float] | None) -> float:
         limits = {other: self.prices.limit(other, amount) for other, amount in (keep or {}).items() if other != unit}
         problem = self.problem({unit: math.inf, **limits})
         others = [[site.costs[other] for other in limits] for site in problem.sites]
@@ -265,7 +285,7 @@ class Planner:
         cost = sum(site.costs[unit][index] for site, index in zip(problem.sites, chosen, strict=True))
         return (cost + self.prices.rest(unit)) / self.prices.dense[unit]
 
-    def _candidates(self, group: SiteGroup, options: Curve, units: Iterable[str]) -> Candidates:
+    def _candidates(self, group: SiteGroup, options: Curve, units: Collection[str]) -> Candidates:
         own = [group.own(option) for option in options]
         members = [(self.sites[name], [each[name] for each in own]) for name in group.curves]
         return Candidates(
@@ -280,6 +300,7 @@ class Planner:
             importance=lambda: mean(self.importance(name) for name in group.curves),
             kind=self.sites[group.name].kind,
             members=len(members),
+            idle=next((self.prices[unit].idle for unit in units if self.prices[unit].is_measured), Unit.idle),
         )
 
     def trial(self, chosen: Mapping[str, Option]) -> Plan:
@@ -298,7 +319,7 @@ class Planner:
             keep=dict(amounts),
             dense=self.prices.dense,
             planned=self.prices.planned(rows),
-            metric=self.metric,
+            metric=self.metric.name,
             shrink=self.shrink,
             rule=rule,
             fingerprint=self.sites.fingerprint,
@@ -308,7 +329,7 @@ class Planner:
         units = list(limits)
         unit, earlier = units[error.unit], units[: error.unit]
         limit, dense, least = limits[unit], self.prices.dense[unit], error.least + self.prices.rest(unit)
-        name, others = _NAMES.get(unit, unit), [f"{limits[u]:,.0f} {_NAMES.get(u, u)}" for u in earlier]
+        name, others = self.prices[unit].title, [f"{limits[u]:,.0f} {self.prices[u].title}" for u in earlier]
         beside = f" together with at most {' and '.join(others)}" if others else ""
         reasons = {
             name: why or "no format makes it cheaper"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..formats import FORMATS, Cost, Format, get_format
+from ..formats import AUTO, FORMATS, Cost, Format, SomeFormats, get_formats
 from ..formats.both_sides import curve, refuses
 from ..formats.weights import site_weight, weight_metrics
 from ..linalg.two_sided import TwoSided
-from ..names import METRICS, check_name
+from ..metrics import FitMetric, get_metric
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Curve, Option, dense_option
@@ -53,15 +53,17 @@ def check_step(round_to: int | str) -> None:
         raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
 
 
-def site_metric(source: Statistics | Sites, site: Site, metric: str, model: nn.Module, shrink: float = 0.0) -> TwoSided:
-    """The metric of a site by its name, shrunk towards the weight metric.
+def site_metric(
+    source: Statistics | Sites, site: Site, metric: str | FitMetric, model: nn.Module, shrink: float = 0.0
+) -> TwoSided:
+    """The metric of a site, shrunk towards the weight metric.
 
     Raises:
         ValueError: if the metric is unknown, or needs statistics that are not there.
     """
-    if metric == "weight":
+    metric = get_metric(metric)
+    if not metric.needs_statistics:
         return TwoSided(inputs=weight_metrics(site, next(model.parameters()).device))
-    check_name("metric", metric, METRICS)
     if not isinstance(source, Statistics):
         raise ValueError(
             f'the "{metric}" metric needs statistics: pass rankwise.collect(model, data), or metric="weight"'
@@ -74,8 +76,8 @@ def profile(
     model: nn.Module,
     source: Statistics | Sites,
     *,
-    formats: str | Sequence[str] = DEFAULT_FORMATS,
-    metric: str = "input",
+    formats: SomeFormats = DEFAULT_FORMATS,
+    metric: str | FitMetric = "input",
     shrink: float = 0.0,
     round_to: int | str = "auto",
     only: str | Collection[str] | None = None,
@@ -89,8 +91,8 @@ def profile(
     Args:
         model: the dense network.
         source: statistics, or only the sites for `metric="weight"`.
-        formats: names of the formats to consider, or "auto" for all there are. Of those whose curves are
-            fitted, one that the others clearly beat on a site is dropped there after one fit.
+        formats: the formats to consider, names or objects, in any order; "auto" for all there are. Of those whose
+            curves are fitted, one that the others clearly beat on a site is dropped there after one fit.
         metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (beside it the
             moment of the loss's gradients at the output) or "weight" (Frobenius).
         shrink: share of the weight metric in the metric, 0 to 1; see `choose_shrinkage`.
@@ -109,16 +111,16 @@ def profile(
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
-    names = [formats] if isinstance(formats, str) else formats
-    candidates = [get_format(name) for name in (FORMATS if "auto" in names else names)]
+    candidates = in_order(get_formats(formats).values())
     if not candidates:
         raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
     wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)
     if unknown := sorted(wanted - sites.keys()):
         near = difflib.get_close_matches(unknown[0], list(sites), n=5, cutoff=0.4) or list(sites)[:5]
         raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {', '.join(near)}")
-    if metric == "fisher" and "auto" not in names:
-        _check_splits(candidates, [site for site in sites.values() if site.name in wanted])
+    metric = get_metric(metric)
+    if metric.needs_gradients and not _is_auto(formats):
+        _check_splits(candidates, metric, [site for site in sites.values() if site.name in wanted])
     curves: dict[str, Curve] = {}
     todo: Iterable[Site] = list(sites.values())
     for site in todo if progress is None else progress(todo, "profile"):
@@ -143,11 +145,25 @@ def profile(
     return curves
 
 
-def _check_splits(formats: Sequence[Format], sites: Sequence[Site]) -> None:
-    """Refuse a format that was named, suits some site, and none of those in the fisher metric."""
+def in_order(formats: Iterable[Format]) -> list[Format]:
+    """Formats in the order in which their curves are made, whatever order a user wrote them in.
+
+    What is fitted is compared with what has a closed form, and with what is fitted before it: a format whose curve
+    costs many fits is dropped after one where the others clearly beat it.
+    """
+    places = {name: place for place, name in enumerate(FORMATS)}
+    return sorted(formats, key=lambda one: (one.estimates, places.get(one.name, len(places)), one.name))
+
+
+def _is_auto(formats: SomeFormats) -> bool:
+    return formats == AUTO or (isinstance(formats, Sequence) and AUTO in formats)
+
+
+def _check_splits(formats: Sequence[Format], metric: FitMetric, sites: Sequence[Site]) -> None:
+    """Refuse a format that was named, suits some site, and none of those in a metric that weighs the outputs."""
     for format in formats:
         suited = [site for site in sites if format.refuses(site) is None]
-        reasons = [refuses(format, site, "fisher") for site in suited]
+        reasons = [refuses(format, site, metric) for site in suited]
         if reasons and all(reasons):
             raise ValueError(f"formats: {reasons[0]}")
 

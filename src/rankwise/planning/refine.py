@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..formats import get_format
+from ..formats import Format, get_format
 from ..plan import DENSE, Curve, Option, Plan
-from ..ranks import FreeRule, Rule
 from ..ranks.budgeted import Knapsack
 from .planner import Planner
+from .request import Request
 
 # Formats that are no further than this above the chosen one, at no greater cost, are fitted too.
 NEAR = 1.35
@@ -20,10 +20,7 @@ ROUNDS = 4
 
 def refined(
     planner: Planner,
-    rule: Rule,
-    keeps: Sequence[Mapping[str, float]],
-    *,
-    floor: FreeRule | None = None,
+    requests: Iterable[Request],
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Planner:
     """The planner with curves that are right near the ranks that its plans choose.
@@ -35,21 +32,24 @@ def refined(
 
     Args:
         planner: what makes the plans; as it is if no curve needs fits.
-        rule: how the plans are chosen; in the place of one that tries plans, whose tries would be of errors that are
-            about to change, the knapsack.
-        keeps: their budgets.
-        floor: as for `Planner.plan`.
+        requests: for the plans. In the place of a rule that tries plans, whose tries would be of errors that are about
+            to change, the knapsack chooses.
         progress: wraps the fits, for a progress bar.
     """
-    rule = Knapsack() if rule.needs_evaluate else rule
-    fitted = {name for name, (options, why) in planner.options.items() if not why and any(map(_is_estimate, options))}
+    fitted = {
+        name
+        for name, (options, why) in planner.options.items()
+        if not why and any(_is_estimate(option, planner.formats) for option in options)
+    }
     done: set[tuple[str, str]] = set()
-    for keep in keeps:
+    for request in requests:
+        if request.rule.needs_evaluate:
+            request = replace(request, rule=Knapsack())
         for _ in range(ROUNDS):
             if not fitted:
                 return planner
-            plan = planner.draft(rule, keep, floor=floor)
-            wanted = [pair for name in sorted(fitted) for pair in _worth(planner, plan, name, keep)]
+            plan = planner.draft(request)
+            wanted = [pair for name in sorted(fitted) for pair in _worth(planner, plan, name, request.amounts)]
             todo = [(name, option) for name, option in wanted if (name, option.format) not in done]
             if not todo:
                 break
@@ -62,8 +62,8 @@ def refined(
     return planner
 
 
-def _is_estimate(option: Option) -> bool:
-    return option.format != DENSE and get_format(option.format).estimates
+def _is_estimate(option: Option, formats: Mapping[str, Format]) -> bool:
+    return option.format != DENSE and get_format(option.format, formats).estimates
 
 
 def _worth(planner: Planner, plan: Plan, name: str, keep: Mapping[str, float]) -> Iterator[tuple[str, Option]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 from ..plan import Plan
-from ..ranks import FreeRule, Rule
-from .budgets import BUDGETS, check_keep, is_number
+from .budgets import is_number
 from .planner import Planner
+from .request import Request
+from .units import UNITS
 
 # The search ends when the share of the dense count is known to one per cent.
 TOLERANCE = 0.01
@@ -17,14 +19,7 @@ _log = logging.getLogger("rankwise")
 
 
 def smallest(
-    planner: Planner,
-    rule: Rule,
-    drop: Callable[[Plan], float],
-    target: float,
-    *,
-    minimise: str = "macs",
-    keep: Mapping[str, float] | None = None,
-    floor: FreeRule | None = None,
+    planner: Planner, request: Request, drop: Callable[[Plan], float], target: float, *, minimise: str = "macs"
 ) -> Plan:
     """The plan with the least of a unit whose measured loss is within a target, by bisection.
 
@@ -35,12 +30,10 @@ def smallest(
 
     Args:
         planner: makes plans.
-        rule: how each is chosen.
+        request: for each of them; its budgets are further ones, all met.
         drop: measures the loss of a plan on held-out data, 0 for the dense network.
         target: the loss that is allowed, in the unit of `drop`, 0 or more.
-        minimise: "params", "macs", "bytes" or "latency".
-        keep: further budgets, all met.
-        floor: as for `Planner.plan`.
+        minimise: name of the unit.
 
     Returns:
         A plan whose `keep` holds the share that was found.
@@ -51,16 +44,16 @@ def smallest(
     """
     if not is_number(target) or not target >= 0:
         raise ValueError(f"target_drop must be a number of at least 0, not {target!r}")
-    if minimise not in BUDGETS:
-        raise ValueError(f"minimise={minimise!r} is no budget; the budgets are {', '.join(BUDGETS)}")
-    budgets: dict[str, float] = {} if keep is None else dict(check_keep(keep))
+    if minimise not in UNITS:
+        raise ValueError(f"minimise={minimise!r} is no budget; the budgets are {', '.join(UNITS)}")
+    budgets = request.amounts
     low, high = planner.least(minimise, budgets), 1.0
     if minimise in budgets:
         high = planner.prices.limit(minimise, budgets[minimise]) / planner.prices.dense[minimise]
     dense = planner.prices.dense[minimise]
 
     def planned(share: float) -> Plan:
-        return planner.plan(rule, {**budgets, minimise: share}, floor=floor)
+        return planner.plan(replace(request, keep={**budgets, minimise: share}))
 
     def lost(plan: Plan) -> float:
         loss = drop(plan)

@@ -11,8 +11,10 @@ from torch import nn
 from ..network.sites import Sites
 from ..plan import dense_option
 from ..running.guards import unwrap
-from .budgets import COUNTS, Prices, check_keep
+from .budgets import check_keep
 from .constraints import Constraints
+from .prices import Prices
+from .units import UNITS
 
 # So many groups of layers, and so many layers of each, are named.
 GROUPS = 4
@@ -29,7 +31,7 @@ def check_budgets(
         ValueError: naming these layers.
     """
     reasons = {name: reason for name, reason in constraints.reasons(sites).items() if reason}
-    amounts = {unit: amount for unit, amount in check_keep(keep).items() if unit in COUNTS} if keep else {}
+    amounts = {unit: amount for unit, amount in check_keep(keep).items() if not UNITS[unit].is_measured} if keep else {}
     prices = Prices(unwrap(model), sites) if amounts else None
     for unit, amount in amounts.items():
         assert prices is not None
@@ -54,7 +56,7 @@ def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str
     """
     total = prices.dense[unit] or 1
     shares = {name: prices.of(sites[name], [dense_option(sites[name])], unit)[0] / total for name in reasons}
-    others = {name: macs / total for name, macs in sites.other_macs.items() if macs} if unit == "macs" else {}
+    others = {name: cost / total for name, cost in prices[unit].beside().items() if cost}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
         groups[re.sub(r"\d+|'[^']*'", "", reason)].append(name)  # reasons that differ in numbers and names are equal
@@ -68,9 +70,9 @@ def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str
         f"{_percent(share)} {_named(names, {**shares, **others})}{reason}" for share, reason, names in lines[:GROUPS]
     ]
     more = f"; {len(lines) - GROUPS} more reasons" if len(lines) > GROUPS else ""
-    name = {"macs": "MACs", "latency": "time"}.get(unit, unit)
     share = sum(share for share, _, _ in lines)
-    return f"{_percent(share)} of the {name} are in layers that cannot be factorised: {'; '.join(told)}{more}"
+    whole = prices[unit].whole
+    return f"{_percent(share)} of the {whole} are in layers that cannot be factorised: {'; '.join(told)}{more}"
 
 
 def _named(names: list[str], shares: Mapping[str, float]) -> str:

@@ -1,79 +1,201 @@
-"""What a user asks of a plan, checked before any data is read or any network is run."""
+"""What a user asks of plans: the keyword arguments of `choose`, read into one value and checked before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import nn
 
-from ..formats import get_format
+from ..formats import Format, SomeFormats, get_format, get_formats
+from ..latency import Engine, get_engine
 from ..layers.kinds import site_kind
-from ..names import METRICS, check_name
+from ..metrics import METRICS, FitMetric, get_metric
 from ..network.patterns import matching, near
-from ..plan import DENSE
-from ..ranks import Rule, get_floor, get_rule
+from ..plan import DENSE, Curve, Plan
+from ..ranks import FreeRule, Rule, get_floor, get_rule
+from ..ranks.budgeted import Knapsack
 from ..running.guards import unwrap
-from .budgets import BUDGETS, check_keep, check_units, is_number
-from .constraints import Pin, parse_pin
+from .budgets import check_keep, check_units, is_measured, is_number
+from .constraints import Constraints, Pin, parse_pin
+from .prices import NEEDS_EXAMPLE
 from .profile import check_step
+from .request import Request
+from .units import UNITS, Macs
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..plan import Done
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
-def check_wishes(
-    model: nn.Module,
-    *,
-    keep: Mapping[str, float | str] | None = None,
-    rule: str | Rule = "knapsack",
-    floor_rule: str | Rule | None = None,
-    minimise: str = "macs",
-    formats: str | Sequence[str] | None = None,
-    metric: str = "input",
-    include: str | Sequence[str] = ("*",),
-    ignore: str | Sequence[str] = (),
-    pin: Mapping[str, Pin] | None = None,
-    floor: Mapping[str, float] | None = None,
-    cap: Mapping[str, float] | None = None,
-    tie: str | Sequence[str] = (),
-    round_to: int | str | None = None,
-    **_: Any,
-) -> None:
-    """Refuse names that do not exist, patterns that match no layer, and budgets of another unit.
+class Wishes(TypedDict, total=False):
+    """The keyword arguments of `choose`, which describes them."""
+
+    keep: Mapping[str, float | str] | None
+    rule: str | Rule
+    floor_rule: str | Rule | None
+    evaluate: Callable[[Plan], float] | None
+    target_drop: float | None
+    drop: Callable[[Plan], float] | None
+    minimise: str
+    formats: SomeFormats | None
+    metric: str | FitMetric
+    shrink: float
+    include: str | Sequence[str]
+    ignore: str | Sequence[str]
+    pin: Mapping[str, Pin] | None
+    floor: Mapping[str, float] | None
+    cap: Mapping[str, float] | None
+    tie: str | Sequence[str]
+    round_to: int | str | None
+    curves: Mapping[str, Curve] | None
+    done: Done[Curve] | None
+    refine: bool
+    example: Any
+    engine: str | Engine
+    threads: int
+    progress: Progress | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """`Wishes` as one value: names are objects, defaults are filled in.
+
+    Attributes are the arguments of `choose`; include, ignore, pin, floor, cap and tie together are the constraints.
+    """
+
+    keep: Mapping[str, float] | None = None
+    rule: Rule = field(default_factory=Knapsack)
+    floor_rule: FreeRule | None = None
+    evaluate: Callable[[Plan], float] | None = None
+    target_drop: float | None = None
+    drop: Callable[[Plan], float] | None = None
+    minimise: str = Macs.name
+    formats: SomeFormats | None = None
+    metric: FitMetric = METRICS["input"]
+    shrink: float = 0.0
+    constraints: Constraints = field(default_factory=Constraints)
+    round_to: int | str | None = None
+    curves: Mapping[str, Curve] | None = None
+    done: Done[Curve] | None = None
+    refine: bool = True
+    example: Any = None
+    engine: str | Engine = "torch"
+    threads: int = 1
+    progress: Progress | None = None
+
+    @classmethod
+    def of(cls, **wishes: Unpack[Wishes]) -> Asked:
+        """Read keyword arguments of `choose`.
+
+        Raises:
+            TypeError: for an argument that does not exist, with those that do.
+            ValueError: for an unknown rule, format, metric or unit, or a value that is none.
+
+        Example:
+            >>> Asked.of(rule="energy:share=0.99", ignore="head").constraints.ignore
+            'head'
+        """
+        known = Wishes.__annotations__
+        if unknown := sorted(wishes.keys() - known.keys()):
+            raise TypeError(f"there is no argument {unknown[0]!r}; the arguments are {', '.join(known)}")
+        given: dict[str, Any] = dict(wishes)
+        asked = {each.name: given.pop(each.name) for each in fields(Constraints) if each.name in given}
+        constraints = Constraints(**{name: value for name, value in asked.items() if value is not None})
+        readers: dict[str, Callable[[Any], Any]] = {
+            "rule": get_rule,
+            "floor_rule": get_floor,
+            "keep": lambda keep: None if keep is None else check_keep(keep),
+            "metric": get_metric,
+        }
+        for name in readers.keys() & given.keys():
+            given[name] = readers[name](given[name])
+        wished = cls(**given, constraints=constraints)
+        if wished.minimise not in UNITS:
+            raise ValueError(f"minimise is {wished.minimise!r}; it is one of {', '.join(UNITS)}")
+        if wished.round_to is not None:
+            check_step(wished.round_to)
+        formats = wished.known_formats
+        for pin in constraints.pin.values():
+            if (format := parse_pin(pin)[0]) != DENSE:
+                get_format(format, formats)
+        for word, bounds in (("floor", constraints.floor), ("cap", constraints.cap)):
+            for pattern, value in bounds.items():
+                if not is_number(value) or not value > 0:
+                    raise ValueError(f"the {word} of {pattern!r} must be a rank or a fraction up to 1.0, not {value!r}")
+        return wished
+
+    @property
+    def known_formats(self) -> dict[str, Format]:
+        """The formats that are named or given as objects, by name."""
+        return {**get_formats(self.formats or ()), **self.constraints.pinned_formats}
+
+    @property
+    def request(self) -> Request:
+        """What is asked of one plan."""
+        return Request(rule=self.rule, keep=self.keep, floor=self.floor_rule)
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the statistics have to hold gradients."""
+        return self.metric.needs_gradients or self.rule.needs_gradients
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a budget is measured on an engine."""
+        return is_measured(self.keep) or (self.target_drop is not None and is_measured({self.minimise: 1.0}))
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse what is wrong as far as the network's structure tells, without running it.
+
+        Raises:
+            ImportError: for an engine that is not installed.
+            ValueError: as `choose` does.
+        """
+        check_wishes(model, self)
+        if (self.target_drop is None) != (self.drop is None):
+            raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
+        if self.target_drop is None and self.minimise != Macs.name:
+            raise ValueError(
+                f"minimise={self.minimise!r} has no effect without target_drop; a budget is "
+                f"keep={{{self.minimise!r}: 0.5}}"
+            )
+        keep = self.keep if self.drop is None else {self.minimise: 1.0, **(self.keep or {})}
+        Request(rule=self.rule, keep=keep).check(self.evaluate)
+        given = {"example": self.example is not None, "engine": self.engine != "torch", "threads": self.threads != 1}
+        if not self.is_timed and any(given.values()):
+            idle = " and ".join(f"{name}=" for name, is_given in given.items() if is_given)
+            raise ValueError(
+                f"{idle} of choose is for latency budgets alone; add keep={{'latency': 0.5}}, or leave it out"
+            )
+        if self.is_timed:
+            if self.example is None:
+                raise ValueError(NEEDS_EXAMPLE)
+            get_engine(self.engine, self.threads)
+
+
+def check_wishes(model: nn.Module, asked: Asked) -> None:
+    """Refuse patterns that match no layer, and budgets that no network of this size can be meant to have.
 
     Args:
         model: the network, whose layers' names patterns are compared with.
-        keep, rule, floor_rule, minimise, formats, metric, include, ignore, pin, floor, cap, tie, round_to: as for
-            `choose`; further arguments of it are let pass.
+        asked: of its plans.
 
     Raises:
         ValueError: naming the first that is wrong, and what there is.
 
     Example:
-        >>> check_wishes(nn.Sequential(nn.Linear(2, 2)), ignore="head")
+        >>> check_wishes(nn.Sequential(nn.Linear(2, 2)), Asked.of(ignore="head"))
         Traceback (most recent call last):
         ValueError: pattern 'head' matches no site; near names are: 0
     """
-    get_rule(rule)
-    get_floor(floor_rule)
-    if keep is not None:
-        check_units(unwrap(model), check_keep(keep))
-    if minimise not in BUDGETS:
-        raise ValueError(f"minimise is {minimise!r}; it is one of {', '.join(BUDGETS)}")
-    for name in _several(formats or ()):
-        if name != "auto":
-            get_format(name)
-    check_name("metric", metric, METRICS)
-    if round_to is not None:
-        check_step(round_to)
-    for wanted in (pin or {}).values():
-        name, _ranks = parse_pin(wanted)
-        if name != DENSE:
-            get_format(name)
-    for word, bounds in (("floor", floor), ("cap", cap)):
-        for pattern, value in (bounds or {}).items():
-            if not is_number(value) or not value > 0:
-                raise ValueError(f"the {word} of {pattern!r} must be a rank or a fraction up to 1.0, not {value!r}")
-    patterns = [*_several(include), *_several(ignore), *(pin or {}), *(floor or {}), *(cap or {}), *_several(tie)]
-    check_patterns(model, patterns)
+    if asked.keep is not None:
+        check_units(unwrap(model), asked.keep)
+    check_patterns(model, asked.constraints.patterns)
 
 
 def check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
@@ -86,7 +208,3 @@ def check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         if layers and not matching(pattern, layers):
             raise ValueError(f"pattern '{pattern}' matches no site; near names are: {near(pattern, layers)}")
-
-
-def _several(names: str | Sequence[str]) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names

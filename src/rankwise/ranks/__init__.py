@@ -66,7 +66,9 @@ def get_floor(rule: str | Rule | None) -> FreeRule | None:
     floor = get_rule(rule)
     if not isinstance(floor, FreeRule) or floor.needs_budget:
         fit = [name for name, cls in RULES.items() if issubclass(cls, FreeRule) and not cls.needs_budget]
-        raise ValueError(f"rule {floor.name!r} is no floor, for it needs a budget itself; floors are {', '.join(fit)}")
+        raise ValueError(
+            f"rule {floor.name!r} cannot be a floor: it needs a budget itself; floors are {', '.join(fit)}"
+        )
     return floor
 
 

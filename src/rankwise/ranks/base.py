@@ -36,6 +36,7 @@ class Candidates:
             mean.
         kind: of the layer, such as "conv2d"; "" where it is not known.
         members: how many tied sites it stands for; counts and errors are sums over them.
+        idle: why it stays dense where nothing else is among the options.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Candidates:
     importance: Callable[[], float]
     kind: str = ""
     members: int = 1
+    idle: str = "no format costs less than dense"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,7 @@ def described(site: Candidates, index: int) -> str:
     option = site.options[index]
     if option.format == DENSE:
         if len(site.options) == 1:
-            return "no format is faster than dense" if "latency" in site.costs else "no format costs less than dense"
+            return site.idle
         return "dense: within the budget no factorisation is worth its error"
     dense = site.dense
     share, unit = (option.macs / dense.macs, "MACs") if dense.macs else (option.params / dense.params, "parameters")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import Candidates, Pick, Problem, Rule, described
-from .several import least_loss
+from .solvers import least_loss
 
 # An option that loses everything has a finite loss: plans that need it are compared, too.
 LEAST_KEPT = 1e-6

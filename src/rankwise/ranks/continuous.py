@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .base import Candidates, Pick, Problem, Rule, described
-from .exchanges import fill, repaired, total_cost
-from .knapsack import Choice, pareto
-from .several import least_loss, tables
+from .solvers import least_loss
+from .solvers.exchanges import fill, fits, repaired
+from .solvers.one_budget import pareto
+from .solvers.tables import tables
 
 LOSSES = ("budget", "product")
 LEARNING_RATE = 0.1
@@ -75,11 +76,11 @@ class Continuous(Rule):
         costs = [list(site.costs.values()) for site in problem.sites]
         limits = list(problem.limits.values())
         least_loss([[0.0] * len(site.options) for site in problem.sites], costs, limits)  # tells what cannot be met
-        losses_SO, costs_USO = tables([[option.error for option in site.options] for site in problem.sites], costs)
-        limits_U = torch.tensor(limits, dtype=torch.float64)
+        errors = [[option.error for option in site.options] for site in problem.sites]
+        losses_SO, costs_USO, limits_U = tables(errors, costs, limits)
         largest_S = self.largest(problem, losses_SO, costs_USO, limits_U)
         chosen_S = repaired(losses_SO, costs_USO, limits_U, largest_S)
-        if bool((total_cost(costs_USO, chosen_S) > limits_U).any()):
+        if not fits(costs_USO, limits_U, chosen_S):
             raise ValueError("rule 'continuous' finds no plan within all budgets together; take rule 'knapsack'")
         chosen_S = fill(losses_SO, costs_USO, limits_U, chosen_S)
         return [
@@ -147,8 +148,7 @@ class Continuous(Rule):
 
 def _path(problem: Problem, site: Candidates) -> list[int]:
     """Options that no other beats in price and error, by ascending price."""
-    pairs = zip(problem.shares(site), site.options, strict=True)
-    return pareto([Choice(price, option.error) for price, option in pairs])
+    return pareto(problem.shares(site), [option.error for option in site.options])
 
 
 def _grid(span: tuple[float, float], count: int) -> list[int]:

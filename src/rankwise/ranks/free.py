@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from ..plan import DENSE
 from .base import Candidates, Pick, Problem, Rule
-from .several import least_loss
+from .solvers import least_loss
 from .spectra import Unfolding
 
 # Wanted ranks are real numbers; an option that misses one by rounding is enough.
@@ -83,7 +83,7 @@ class FreeRule(Rule):
     def _why(self, site: Candidates, index: int) -> str:
         option = site.options[index]
         if len(site.options) == 1:
-            return "no format costs less than dense" if option.format == DENSE else "the only option"
+            return site.idle if option.format == DENSE else "the only option"
         end = ": dense, as nothing cheaper is enough" if option.format == DENSE else f", error {option.error:.2%}"
         return f"{self.name}: {self.wish(site, index)}{end}"
 

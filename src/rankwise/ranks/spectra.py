@@ -18,6 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..formats import FORMATS, Format
 from ..formats.base import grouped
 from ..layers.kinds import Role
 from ..linalg.metric import Identity, Metric
@@ -45,14 +46,14 @@ class Unfolding:
 Spectra = tuple[tuple[Unfolding, ...], ...]
 
 
-def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: str) -> Spectra:
+def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: Format) -> Spectra:
     """Singular values of the unfoldings that the ranks of a format cut.
 
     Args:
         site: the layer.
         weight: its weight, O x I/G [x kh x kw].
         metrics: of each group.
-        format: "svd", "pivoted_svd", "spatial_svd" or "tucker2".
+        format: says which unfoldings these are.
 
     Returns:
         For each rank one unfolding for each group.
@@ -63,19 +64,20 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
     if site.role is Role.TIED:
         whitened_TD = TwoUses(weight, *metrics).whitened_TD
         return ((_unfolding(energies(whitened_TD, Identity(site.in_features, weight.device)), whitened_TD),),)
-    W_GTCQ = grouped(site, weight)
-    pairs = list(zip(W_GTCQ, metrics, strict=True))
-    if format in ("svd", "pivoted_svd"):
-        return (tuple(_outputs(W_TCQ, metric) for W_TCQ, metric in pairs),)
-    if format == "tucker2":
-        outputs = tuple(_outputs(W_TCQ, metric) for W_TCQ, metric in pairs)
-        return outputs, tuple(_channels(W_TCQ, metric) for W_TCQ, metric in pairs)
-    if format == "spatial_svd":  # (channel, row) in the place of the channels, columns in that of the taps
-        columns = site.kernel_size[1]
-        return (tuple(_channels(W_TCQ.reshape(len(W_TCQ), -1, columns), metric) for W_TCQ, metric in pairs),)
-    raise ValueError(
-        f"site {site.name!r}: the ranks of {format} cut no singular values; choose among svd, pivoted_svd, spatial_svd "
-        f"and tucker2, or take a rule that sees errors alone, such as knapsack"
+    cuts = format.cuts(site)
+    if cuts is None:
+        fit = [each.name for each in FORMATS.values() if not each.refuses(site) and each.cuts(site) is not None]
+        raise ValueError(
+            f"site {site.name!r}: the ranks of {format} cut no singular values; choose among "
+            f"{', '.join(fit)}, or take a rule that sees errors alone, such as knapsack"
+        )
+    pairs = list(zip(grouped(site, weight), metrics, strict=True))
+    return tuple(
+        tuple(
+            _outputs(W_TCQ, metric) if row is None else _inputs(W_TCQ.reshape(len(W_TCQ), -1, row), metric)
+            for W_TCQ, metric in pairs
+        )
+        for row in cuts
     )
 
 
@@ -90,8 +92,8 @@ def _outputs(W_TCQ: Tensor, metric: Metric) -> Unfolding:
     return _unfolding(energies(W_TD, metric), W_TD)
 
 
-def _channels(W_TCQ: Tensor, metric: Metric) -> Unfolding:
-    """Of the C x (T Q) unfolding between the roots of the channels' and the taps' moment."""
+def _inputs(W_TCQ: Tensor, metric: Metric) -> Unfolding:
+    """Of the C x (T Q) unfolding between the roots of the moments of both parts of the inputs, D = C Q."""
     sizes = W_TCQ.shape[1:]
     taps_QQ = metric.marginal(sizes, (1,))
     taps_QQ = taps_QQ / taps_QQ.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..linalg.diagonal import Diagonal
 from ..linalg.metric import Dense, Identity, Metric, Sampled
 from ..linalg.two_sided import TwoSided
+from ..metrics import FitMetric, get_metric
 from .output_gradients import Gradients
 from .shrinkage import DAMPING, check_shrink, covariance_shrinkage, shrinkage
 
@@ -76,21 +77,26 @@ class Moments:
         """The same as a second moment, which is no sample any more."""
         return self if self.rows_GND is None else replace(self, second_GDD=_second(self), rows_GND=None)
 
-    def two_sided(self, metric: str, shrink: float = 0.0) -> TwoSided:
-        """The metric of fits: "input", "diagonal" (no covariances between inputs) or "fisher" (outputs weighed too).
+    def two_sided(self, metric: str | FitMetric, shrink: float = 0.0) -> TwoSided:
+        """The metric of fits by its name, see `FitMetric.of`; "weight" counts as "input" here."""
+        return get_metric(metric).of(self, shrink)
+
+    def sided(self, shrink: float, *, diagonal: bool = False, weighed: bool = False) -> TwoSided:
+        """The metric of fits.
 
         Args:
-            metric: its name; "weight" counts as "input", for a sequential fit sees inputs in any metric.
             shrink: share of the weight metric, on both sides.
+            diagonal: leave out covariances between inputs.
+            weighed: weigh the outputs by the gradients.
 
         Raises:
-            ValueError: if `shrink` is not between 0 and 1, or "fisher" finds no gradients.
+            ValueError: if `shrink` is not between 0 and 1, or there are no gradients to weigh by.
         """
-        if metric != "fisher":
-            return TwoSided(inputs=self.metrics(shrink, diagonal=metric == "diagonal"))
-        if self.gradients is None:
+        if weighed and self.gradients is None:
             raise ValueError(NO_GRADIENTS)
-        inputs = self.metrics(shrink)
+        inputs = self.metrics(shrink, diagonal=diagonal)
+        if not weighed or self.gradients is None:
+            return TwoSided(inputs=inputs)
         return TwoSided(inputs=inputs) if shrink == 1 else self.gradients.metric(inputs, shrink)
 
     def metrics(self, shrink: float = 0.0, *, damping: float | None = None, diagonal: bool = False) -> list[Metric]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..files import built, parse_json, replacing, shown, told
 from ..files.tensors import SEAL, read_tensors, write_tensors
 from ..linalg.two_sided import TwoSided
+from ..metrics import FitMetric, get_metric
 from ..network.sites import Sites
 from .moments import LARGEST_DENSE, NO_GRADIENTS, Moments, merge
 from .output_gradients import Gradients
@@ -72,14 +73,15 @@ class Statistics(Mapping[str, Moments]):
             moments[name] = replace(merge([found, other[name]]), gradients=gradients)
         return Statistics(moments, sites=self.sites, samples=self.samples + other.samples, seed=self.seed)
 
-    def metric(self, site: str, metric: str, shrink: float = 0.0) -> TwoSided:
+    def metric(self, site: str, metric: str | FitMetric, shrink: float = 0.0) -> TwoSided:
         """The metric of a site's fits, see `Moments.two_sided`.
 
         Raises:
-            ValueError: naming the site, if the statistics hold nothing for it, or no gradients for "fisher".
+            ValueError: naming the site, if the statistics hold nothing for it, or no gradients that the metric needs.
         """
-        moments = self.require(site, gradients=metric == "fisher")
-        return (moments if self.sites[site].chain_bias(metric) else moments.uncentred()).two_sided(metric, shrink)
+        metric = get_metric(metric)
+        moments = self.require(site, gradients=metric.needs_gradients)
+        return metric.of(moments if self.sites[site].chain_bias(metric) else moments.uncentred(), shrink)
 
     def require(self, site: str, gradients: bool = False) -> Moments:
         """The moments of a site, with gradients where they are asked for.

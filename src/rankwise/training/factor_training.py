@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from ..network.find import find
 from ..plan import Plan
-from ..planning.planner import check_request
+from ..planning.budgets import is_measured
+from ..planning.request import Request
 from ..ranks import Rule, get_rule
 from ..running.calling import call
 from ..running.copying import copied
@@ -154,8 +155,8 @@ def train(
     if not 0 < tune < 1:
         raise ValueError(f"tune is {tune}; it is a share of the training between 0 and 1")
     rule = get_rule(rule)
-    check_request(rule, keep, None)
-    if "latency" in (keep or {}):
+    Request(rule=rule, keep=keep).check(None)
+    if is_measured(keep):
         raise ValueError("a network is cut by counts: keep params, macs or bytes, and plan for latency afterwards")
     kind, weight = parse_orthogonal(orthogonal)
     samples, change = Samples.of(data, labels=labels, prepare=prepare), augmentation(augment)

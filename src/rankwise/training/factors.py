@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats import LowRank
-from ..formats.weights import read
+from ..formats import Format, LowRank
 from ..layers.kinds import output_first, site_kind
-from ..layers.modules import TransposedLinear
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 
@@ -50,7 +48,7 @@ class Factor:
 
 
 def factors(model: nn.Module) -> list[Factor]:
-    """The factors of all chains that are to be orthonormal: all layers of `svd` and `tucker2` but the core.
+    """The factors of all chains that are to be orthonormal, which their formats name: all layers but the core.
 
     The core of `tucker2` is the layer with the kernel, that of `svd` the layer with the larger side of the weight, so
     that these are the factors that `expand_` makes orthonormal.
@@ -60,16 +58,12 @@ def factors(model: nn.Module) -> list[Factor]:
     """
     found: dict[int, Factor] = {}
     for chain in unwrap(model).modules():
-        if not isinstance(chain, LowRank) or chain.format.name not in ("svd", "tucker2"):
-            continue
-        first, last, groups = chain[0], chain[-1], getattr(chain, "groups", 1)
-        if isinstance(first, TransposedLinear):  # it shares the factors of an embedding's chain
-            continue
-        sides = [Factor(first, groups, True), Factor(last, groups, False)]
-        if chain.format.name == "svd":
-            wide = read(first)[0].numel() > read(last).shape[0] // groups
-            sides = sides[1:] if wide else sides[:1]
-        found.update({id(side.layer): side for side in sides})
+        if isinstance(chain, LowRank):
+            groups = getattr(chain, "groups", 1)
+            sides = [Factor(chain[0], groups, True), Factor(chain[-1], groups, False)]
+            assert isinstance(chain.format, Format)
+            kept = zip(sides, chain.format.orthonormal(chain), strict=True)
+            found.update({id(side.layer): side for side, is_kept in kept if is_kept})
     if not found:
         raise ValueError(f"{type(model).__name__} has no chain of svd or tucker2; make some with expand_")
     return list(found.values())

@@ -22,10 +22,11 @@ from ..plan import DENSE, Curve, Option, Plan, dense_option
 from ..planning.constraints import Constraints
 from ..planning.planner import Planner
 from ..planning.profile import profile
+from ..planning.request import Request
 from ..ranks import Pick, Problem, Rule
 from ..ranks.base import described
 from ..ranks.budgeted import least
-from ..ranks.knapsack import Choice, pareto
+from ..ranks.solvers.one_budget import pareto
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics.moments import identity_metrics
@@ -170,7 +171,7 @@ class RankSearch:
         curves = {name: self.options.get(name, (dense_option(site),)) for name, site in self.sites.items()}
         planner = Planner.of(self.model, self.sites, metric="weight", curves=curves)
         logs = {name: self.weights(name).log().clamp_min(ABSENT).tolist() for name in self.options}
-        return planner.plan(_Likeliest(logs=logs), keep)
+        return planner.plan(Request(rule=_Likeliest(logs=logs), keep=keep))
 
     def _fitted(self, site: Site, weight: Tensor, option: Option) -> tuple[Tensor, float]:
         if option.format == DENSE:
@@ -204,7 +205,7 @@ class _Likeliest(Rule):
 
 def _spread(curve: Curve, count: int, unit: str) -> Curve:
     """So many of the options that no other beats in cost and error, evenly spread, the cheapest and dense included."""
-    path = pareto([Choice(_cost(option, unit), option.error) for option in curve])
+    path = pareto([_cost(option, unit) for option in curve], [option.error for option in curve])
     places = sorted({round((len(path) - 1) * k / (count - 1)) for k in range(count)})
     return tuple(curve[path[place]] for place in places)
 

@@ -24,6 +24,17 @@ def total_loss(losses_SO: Tensor, chosen_S: Tensor) -> float:
     return float(losses_SO[torch.arange(len(chosen_S)), chosen_S].sum())
 
 
+def fits(costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> bool:
+    """Whether a plan meets all limits."""
+    return not bool((total_cost(costs_USO, chosen_S) > limits_U).any())
+
+
+def least_shares(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tensor:
+    """The plan with the least sum of shares of the limits, which leaves slack everywhere if it fits."""
+    shares_SO = (costs_USO / limits_U.clamp_min(1.0)[:, None, None]).sum(0)
+    return shares_SO.where(losses_SO < math.inf, math.inf).argmin(1)
+
+
 def repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
     """Exchange single options while a limit is broken: the least loss for each share of the limits that is won back."""
     rows_S, chosen_S, scale_U = torch.arange(len(chosen_S)), chosen_S.clone(), limits_U.clamp_min(1.0)

@@ -1,4 +1,4 @@
-"""Multiple-choice knapsack by Lagrange multiplier: one option per site, least total error within a budget.
+"""One budget: multiple-choice knapsack by a Lagrange multiplier, one option per site, least total error.
 
 `min sum_i error_i(o_i)  subject to  sum_i cost_i(o_i) <= budget`, over options `o_i` of every site i.
 
@@ -18,9 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import NamedTuple
 
 import torch
+
+from .errors import BudgetError
 
 # With more sites than this the slack that one of them leaves is too small a part for exchanges of two to matter.
 SITES_IN_PAIRS = 64
@@ -29,58 +30,34 @@ ROUNDS = 8
 ENUMERABLE = 20_000
 
 
-class Choice(NamedTuple):
-    """An option's cost in the budget's unit and its error."""
-
-    cost: float
-    error: float
-
-
-def pareto(options: Sequence[Choice]) -> list[int]:
-    """Indices of the options that no other beats in cost and error, by ascending cost."""
-    return _pareto(*_columns(options))
-
-
-def hull(options: Sequence[Choice]) -> list[int]:
-    """Indices of the lower convex hull, by ascending cost and descending error."""
-    costs, errors = _columns(options)
-    return _hull(costs, errors, _pareto(costs, errors))
-
-
-def knapsack(sites: Sequence[Sequence[Choice]], budget: float) -> list[int]:
+def knapsack(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], budget: float) -> list[int]:
     """The chosen option of every site.
 
     Args:
-        sites: options of every site; each site needs at least one.
+        costs, errors: of every site's options, of which each site needs at least one.
         budget: the largest allowed total cost.
 
     Returns:
         One option index per site, with total cost at most `budget`.
 
     Raises:
-        ValueError: if even the cheapest options cost more than the budget, with the least that can be had.
+        BudgetError: if even the cheapest options cost more than the budget, with the least that can be had.
 
     Example:
-        >>> knapsack([[Choice(1, 5), Choice(3, 1)], [Choice(1, 2), Choice(3, 1)]], budget=4)
+        >>> knapsack([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
         [1, 0]
     """
-    columns = [_columns(options) for options in sites]
-    return knapsack_of([costs for costs, _ in columns], [errors for _, errors in columns], budget)
-
-
-def knapsack_of(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], budget: float) -> list[int]:
-    """`knapsack` for the costs and the errors of every site's options apart."""
-    paths = [_pareto(*columns) for columns in zip(costs, errors, strict=True)]
+    paths = [pareto(*columns) for columns in zip(costs, errors, strict=True)]
     # Only what nothing beats takes part: of each site the kept options by ascending cost.
     kept = [
         ([site_costs[index] for index in path], [site_errors[index] for index in path])
         for site_costs, site_errors, path in zip(costs, errors, paths, strict=True)
     ]
-    hulls = [_hull(*columns, range(len(columns[0]))) for columns in kept]
+    hulls = [hull(*columns, range(len(columns[0]))) for columns in kept]
     chosen = [path[0] for path in hulls]
     cost = sum(site_costs[index] for (site_costs, _), index in zip(kept, chosen, strict=True))
     if cost > budget:
-        raise ValueError(f"the budget of {budget:,.0f} cannot be met: the cheapest plan costs {cost:,.0f}")
+        raise BudgetError(0, budget, cost)
     if math.prod(map(len, paths)) <= ENUMERABLE:
         chosen = _exact(kept, budget)
     else:
@@ -101,7 +78,7 @@ def multiplier(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float
         >>> multiplier([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
         0.5
     """
-    paths = [_hull(*columns, _pareto(*columns)) for columns in zip(costs, errors, strict=True)]
+    paths = [hull(*columns) for columns in zip(costs, errors, strict=True)]
     left = budget - sum(own[path[0]] for own, path in zip(costs, paths, strict=True))
     edges = [
         ((own_errors[a] - own_errors[b]) / (own_costs[b] - own_costs[a]), own_costs[b] - own_costs[a])
@@ -119,11 +96,8 @@ def multiplier(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float
 Columns = tuple[list[float], list[float]]
 
 
-def _columns(options: Sequence[Choice]) -> Columns:
-    return [choice.cost for choice in options], [choice.error for choice in options]
-
-
-def _pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
+def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
+    """Indices of the options that no other beats in cost and error, by ascending cost."""
     kept: list[int] = []
     pairs = list(zip(costs, errors, strict=True))
     for index in sorted(range(len(pairs)), key=pairs.__getitem__):
@@ -132,10 +106,11 @@ def _pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
     return kept
 
 
-def _hull(costs: Sequence[float], errors: Sequence[float], path: Sequence[int]) -> list[int]:
+def hull(costs: Sequence[float], errors: Sequence[float], path: Sequence[int] | None = None) -> list[int]:
+    """Indices of the lower convex hull, by ascending cost and descending error; `path` is what `pareto` gives."""
     kept: list[int] = []
     slopes: list[float] = []  # errors removed per cost on the edge that ends at each kept option but the first
-    for index in path:
+    for index in pareto(costs, errors) if path is None else path:
         cost, error = costs[index], errors[index]
         while slopes and slopes[-1] <= (errors[kept[-2]] - error) / (cost - costs[kept[-2]]):
             kept.pop()
@@ -177,7 +152,7 @@ def _exact(sites: Sequence[Columns], budget: float) -> list[int]:
     for site_costs, site_errors in sites:
         costs = (costs[:, None] + torch.tensor(site_costs, dtype=torch.float64)).flatten()
         errors = (errors[:, None] + torch.tensor(site_errors, dtype=torch.float64)).flatten()
-        kept = _pareto(costs.tolist(), errors.tolist())
+        kept = pareto(costs.tolist(), errors.tolist())
         steps.append((kept, len(site_costs)))
         costs, errors = costs[kept], errors[kept]
     place = int((costs <= budget).sum()) - 1  # the dearest that fits has the least error

@@ -1,0 +1,130 @@
+"""What options cost in the units of budgets, and how that becomes known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from ..formats import Format, get_format
+from ..formats.both_sides import refuses
+from ..metrics import get_metric
+from ..network.site import Site
+from ..network.sites import Sites
+from ..plan import DENSE, Curve, Option, Plan, PlanRow, dense_option, site_of
+from ..running.guards import unwrap
+from .units import COUNTED, Unit
+
+NEEDS_EXAMPLE = (
+    "a latency budget is measured: pass an input as example=, and engine= and threads= for what will run the network"
+)
+# Options of a site, and the reason where a constraint leaves no choice.
+Options = Mapping[str, tuple[Curve, str]]
+
+
+class Prices:
+    """Prices that follow from the structure of the network: they are known before any plan is made.
+
+    Prices that have to be measured are a subclass, which learns from the plans that it sees; a planner asks both alike.
+
+    Args:
+        model: the dense network.
+        sites: of it.
+        formats: in place of the usual ones of the same names.
+        measured: units beside those that are counted.
+
+    Attributes:
+        units: by name.
+        dense: counts of the dense network, by unit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sites,
+        formats: Mapping[str, Format] | None = None,
+        measured: Sequence[Unit] = (),
+    ) -> None:
+        self._sites = sites
+        self.units: dict[str, Unit] = {unit.name: unit(model, sites, formats) for unit in COUNTED}
+        self.units |= {unit.name: unit for unit in measured}
+        self.dense = self.planned(())
+
+    def planned(self, rows: Sequence[PlanRow]) -> dict[str, float]:
+        """Counts of the network that rows make."""
+        return {name: unit.planned(rows) for name, unit in self.units.items()}
+
+    def of(self, site: Site, options: Sequence[Option], unit: str) -> Sequence[float]:
+        """Cost of every option of a site."""
+        return self[unit].costs(site, options)
+
+    def rest(self, unit: str) -> float:
+        """What the network costs beside its sites; a time may be below 0, as layers by themselves take a bit longer."""
+        return self.dense[unit] - sum(self.of(site, [dense_option(site)], unit)[0] for site in self._sites.values())
+
+    def limit(self, unit: str, amount: float) -> float:
+        """A budget for the whole network as an absolute number."""
+        name = self[unit].name
+        return amount * self.dense[name] if isinstance(amount, float) and amount <= 1 else float(amount)
+
+    def __getitem__(self, unit: str) -> Unit:
+        if unit not in self.units:
+            raise ValueError(NEEDS_EXAMPLE)
+        return self.units[unit]
+
+    def usable(self, options: Options, *, certain: bool = False) -> Options:
+        """The options that, as far as is known now, may save something.
+
+        Args:
+            options: of all sites.
+            certain: leave out those whose prices are estimates.
+        """
+        return options
+
+    def learn(self, plan: Plan) -> bool:
+        """Find out the prices of what a plan chose; whether one of them was an estimate."""
+        return False
+
+    def doubts(self, amounts: Mapping[str, float], fastest: Callable[[str], Plan | None]) -> bool:
+        """Whether a budget that cannot be met might be met after all, now that the cheapest network was looked at.
+
+        Args:
+            amounts: the budgets.
+            fastest: makes the plan with the least of a unit; None where that saves nothing, or there is none.
+        """
+        return False
+
+    def settled(self, draft: Callable[[], Plan], amounts: Mapping[str, float]) -> Plan:
+        """The plan to give out, for budgets that `draft` makes plans for."""
+        return draft()
+
+
+def counts(
+    model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = (), formats: Mapping[str, Format] | None = None
+) -> dict[str, float]:
+    """Parameters, MACs for the example input, and bytes as stored, each tensor once, of the network that rows make."""
+    return {unit.name: unit(model, sites, formats).planned(rows) for unit in COUNTED}
+
+
+def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
+    """The plan with the counts that its formats and ranks have on these sites, after a person edited it.
+
+    Raises:
+        ValueError: for a site that does not exist, an unknown format, or ranks that are not legal.
+    """
+    model, rows, metric = unwrap(model), [], get_metric(plan.metric)
+    for row in plan.rows:
+        site = site_of(row, sites)
+        if row.format == DENSE:
+            rows.append(replace(row, params=site.params, macs=site.macs))
+            continue
+        format = get_format(row.format)
+        if reason := refuses(format, site, metric):
+            raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
+        cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(metric))
+        rows.append(replace(row, params=cost.params, macs=cost.macs))
+    dense, planned = counts(model, sites), counts(model, sites, rows)
+    if tuple(rows) != plan.rows:  # another network than the one that was measured
+        return replace(plan, rows=tuple(rows), dense=dense, planned=planned, latency=None)
+    return replace(plan, dense={**plan.dense, **dense}, planned={**plan.planned, **planned})

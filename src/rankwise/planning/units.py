@@ -1,0 +1,198 @@
+"""The units of budgets, in one table: how each counts a network and its options, and how its amounts are written."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from ..formats import Format, get_format
+from ..network.site import Site
+from ..network.sites import Sites
+from ..plan import DENSE, Option, PlanRow, dense_option, option_of
+from ..running.state import stored_bytes
+
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+class Unit(ABC):
+    """What a budget limits; an instance counts one network.
+
+    A subclass says how it is counted, and by its class attributes how it is written: `name` in budgets, `title` after
+    an amount, `whole` for what shares are of, `rounding` for how far a plan's figure may be above its limit,
+    `is_measured` where an engine tells it instead of the structure, `idle` for why a site without cheaper options
+    stays dense.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    whole: ClassVar[str]
+    rounding: ClassVar[float] = 0.0
+    is_measured: ClassVar[bool] = False
+    idle: ClassVar[str] = "no format costs less than dense"
+
+    @abstractmethod
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        """Of the network that rows make; of the dense one where there are none."""
+
+    @abstractmethod
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        """Of every option of a site."""
+
+    def beside(self) -> Mapping[str, float]:
+        """What is known of layers that are no sites, by name."""
+        return {}
+
+    @staticmethod
+    def read(amount: Any) -> Any:
+        """An amount as a number, where it may be written as text."""
+        return amount
+
+    @staticmethod
+    def shown(amount: float) -> str:
+        """An amount for people."""
+        return f"{amount:,}"
+
+
+class Counted(Unit):
+    """A unit that follows from the structure of the network.
+
+    Args:
+        model: the dense network.
+        sites: of it.
+        formats: in place of the usual ones of the same names.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
+        self._model, self._sites, self._formats = model, sites, formats
+
+    def _built(self, rows: Sequence[PlanRow]) -> list[tuple[PlanRow, Site]]:
+        return [(row, self._sites[row.site]) for row in rows if row.format != DENSE]
+
+
+class Params(Counted):
+    """Parameters."""
+
+    name = title = whole = "params"
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        return self._sites.total_params + sum(row.params - site.params for row, site in self._built(rows))
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        return tuple([option.params for option in options])
+
+
+class Macs(Counted):
+    """Multiply-accumulates for the example input."""
+
+    name = title = "macs"
+    whole = "MACs"
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        return self._sites.total_macs + sum(row.macs - site.macs for row, site in self._built(rows))
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        return tuple([option.macs for option in options])
+
+    def beside(self) -> Mapping[str, float]:
+        return self._sites.other_macs
+
+
+class Bytes(Counted):
+    """Bytes as stored, each tensor once."""
+
+    name = title = whole = "bytes"
+
+    def __init__(self, model: nn.Module, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
+        super().__init__(model, sites, formats)
+        self._freed: dict[str, float] = {}  # site -> bytes that go with it
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        built = self._built(rows)
+        gone = [name for _, site in built for name in (site.name, *site.aliases)]
+        return stored_bytes(self._model, without=gone) + sum(self._chain(site, row) for row, site in built)
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        if site.name not in self._freed:
+            others = stored_bytes(self._model, without=(site.name, *site.aliases))
+            self._freed[site.name] = self.planned(()) - others
+        own = self._freed[site.name]
+        return tuple([own if option.format == DENSE else self._chain(site, option) for option in options])
+
+    def _chain(self, site: Site, built: Option | PlanRow) -> int:
+        """Of a chain: numbers of the weight's width, and indices."""
+        width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
+        format = get_format(built.format, self._formats)
+        return built.params * width + 4 * format.indices(site, tuple(built.ranks))
+
+
+class Clock(Protocol):
+    """Microseconds of a network and of the options of its sites."""
+
+    dense: float
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        """Of every option."""
+
+
+class Latency(Unit):
+    """Microseconds of one forward, where an engine tells them.
+
+    Args:
+        clock: tells them.
+        sites: of the network.
+    """
+
+    name = "latency"
+    title = "microseconds"
+    whole = "time"
+    rounding = 0.01  # times are no whole numbers, and plans hold them in thousandths
+    is_measured = True
+    idle = "no format is faster than dense"
+
+    def __init__(self, clock: Clock, sites: Sites) -> None:
+        self._clock, self._sites = clock, sites
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        saved = 0.0
+        for row in rows:
+            if row.format != DENSE:
+                site = self._sites[row.site]
+                dense, own = self._clock.costs(site, [dense_option(site), option_of(row)])
+                saved += dense - own
+        return round(self._clock.dense - saved, 3)
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        return self._clock.costs(site, options)
+
+    @staticmethod
+    def read(amount: Any) -> Any:
+        return microseconds(amount) if isinstance(amount, str) else amount
+
+    @staticmethod
+    def shown(amount: float) -> str:
+        return f"{amount / 1000:.3f} ms"
+
+
+COUNTED: tuple[type[Counted], ...] = (Params, Macs, Bytes)
+UNITS: dict[str, type[Unit]] = {**{unit.name: unit for unit in COUNTED}, Latency.name: Latency}
+
+
+def microseconds(text: str) -> int:
+    """A time such as "8ms" or "0.5s" as a whole number of microseconds.
+
+    Raises:
+        ValueError: for anything else, or less than two microseconds.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|µs|ms|s)\s*", text)
+    try:
+        amount = round(float(found[1]) * _SECONDS[found[2]] * 1e6) if found else 0
+    except (ValueError, OverflowError):
+        amount = 0
+    if amount < 2:
+        raise ValueError(f"the latency {text!r} is no time such as 8ms, 800us or 0.5s, of at least 2us")
+    return amount

@@ -1,0 +1,73 @@
+"""One option per site, least total loss within any number of budgets.
+
+`min sum_i loss_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u` for every unit u
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from .enumeration import improved
+from .errors import BudgetError
+from .exchanges import fits, least_shares
+from .one_budget import knapsack, multiplier
+from .several_budgets import several_budgets
+from .tables import Costs, tables
+
+# Within one budget exchanges come near enough to the best plan of more sites: one of them leaves little slack.
+FEW_SITES = 8
+
+
+def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
+    """The chosen option of every site.
+
+    Args:
+        losses: of the options, for every site.
+        costs: of the options, for every site and unit: `costs[site][unit][option]`.
+        limits: of the units; none, one or several.
+
+    Returns:
+        One option index per site, within all limits.
+
+    Raises:
+        BudgetError: naming the first budget that no plan meets together with those before it, and the least found.
+
+    Example:
+        >>> least_loss([[5, 1, 0], [2, 1, 0]], [[[1, 2, 4], [1, 4, 2]], [[1, 2, 4], [1, 4, 2]]], [5, 6])
+        [2, 0]
+    """
+    if not limits:
+        return [min(range(len(site)), key=site.__getitem__) for site in losses]
+    if len(limits) == 1:
+        own, (limit,) = [units[0] for units in costs], limits
+        chosen = knapsack(own, losses, limit)
+        if len(losses) > FEW_SITES or limit == math.inf:
+            return chosen
+        chosen_S, multipliers_U = (
+            torch.tensor(chosen),
+            torch.tensor([multiplier(own, losses, limit)], dtype=torch.float64),
+        )
+        losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
+    else:
+        losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
+        start_S = least_shares(losses_SO, costs_USO, limits_U)
+        if not fits(costs_USO, limits_U, start_S):
+            start_S = torch.tensor(_cheapest(costs, limits))
+        chosen_S, multipliers_U = several_budgets(losses_SO, costs_USO, limits_U, start_S)
+    return improved(losses_SO, costs_USO, limits_U, chosen_S, multipliers_U).tolist()
+
+
+def _cheapest(costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
+    """A plan with the least of the last unit within the limits of all others; its cost meets the last limit too."""
+    last = len(limits) - 1
+    chosen = least_loss([units[last] for units in costs], [units[:last] for units in costs], limits[:last])
+    least = sum(units[last][index] for units, index in zip(costs, chosen, strict=True))
+    if least > limits[last]:
+        raise BudgetError(last, limits[last], least)
+    return chosen
+
+
+__all__ = ["BudgetError", "least_loss"]

@@ -1,0 +1,93 @@
+"""Several budgets: multipliers by the ellipsoid method, then exchanges.
+
+For given multipliers `lambda_u >= 0` each site decides alone, `min loss + sum_u lambda_u cost_u`; the dual function of
+the multipliers is concave and piecewise linear, and the ellipsoid method finds its maximum without step sizes. Of the
+plans seen on the way the best that meets all limits and the last few are repaired, and exchanges of one site and of two
+fill what they leave.
+
+Letters: S sites, O options (the longest list; shorter ones padded with infinite losses), U units.
+
+Sources: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988 (the multipliers); Shor,
+"Cut-off method with space extension in convex programming problems", 1977 (the ellipsoid method).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from .exchanges import exchange_pairs, fill, fits, repaired, total_cost, total_loss
+
+# Steps end when no multiplier left in the ellipsoid can raise the dual function by this share of the loss.
+GAP = 1e-6
+STEPS = 500
+# So many of the last plans are repaired and filled beside the best one.
+LAST = 2
+# Exchanges of two sites are tried while all pairs of their options are at most this many, some seconds' work.
+PAIRED = 20_000_000
+
+
+def several_budgets(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[Tensor, Tensor]:
+    """The best plan that multipliers, repairs and exchanges find, and the multipliers.
+
+    Args:
+        losses_SO, costs_USO, limits_U: the problem.
+        start_S: a plan within the limits.
+    """
+    passed, multipliers_U = multipliers(losses_SO, costs_USO, limits_U, start_S)
+    candidates = [
+        fill(losses_SO, costs_USO, limits_U, repaired(losses_SO, costs_USO, limits_U, chosen_S)) for chosen_S in passed
+    ]
+    within = [chosen_S for chosen_S in candidates if fits(costs_USO, limits_U, chosen_S)]
+    chosen_S = min(within, key=lambda chosen_S: total_loss(losses_SO, chosen_S))
+    options_S = (losses_SO < math.inf).sum(1)
+    pairs = int(options_S.sum() ** 2 - options_S.square().sum()) // 2
+    if pairs <= PAIRED:
+        chosen_S = exchange_pairs(losses_SO, costs_USO, limits_U, chosen_S)
+    return chosen_S, multipliers_U
+
+
+def multipliers(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Multipliers that maximise the dual function, and plans on the way to them.
+
+    Args:
+        losses_SO, costs_USO, limits_U: the problem.
+        start_S: a plan within the limits.
+
+    Returns:
+        The best plan within the limits that was passed and the last few, within or not; the multipliers.
+    """
+    U = len(limits_U)
+    scale_U = limits_U.clamp_min(1.0)
+    scaled_USO, limits_U = costs_USO / scale_U[:, None, None], limits_U / scale_U
+    best_S, best = start_S, total_loss(losses_SO, start_S)
+    last: deque[Tensor] = deque(maxlen=LAST)
+    # At the optimum no multiplier takes more than the loss of a plan with slack, divided by that slack.
+    slack_U = (limits_U - total_cost(scaled_USO, start_S)).clamp_min(1e-6)
+    most_U = (best - float(losses_SO.amin(1).sum())) / slack_U
+    centre_U, P_UU = most_U / 2, torch.diag(U * (most_U / 2).square())
+    highest, multipliers_U = -math.inf, torch.zeros(U, dtype=torch.float64)
+    for _ in range(STEPS):
+        inside = float(centre_U.min()) >= 0
+        if inside:
+            least_S, chosen_S = (losses_SO + torch.tensordot(centre_U, scaled_USO, 1)).min(1)
+            if (dual := float(least_S.sum() - centre_U @ limits_U)) > highest:
+                highest, multipliers_U = dual, centre_U
+            over_U = total_cost(scaled_USO, chosen_S) - limits_U
+            if float(over_U.max()) <= 0 and (loss := total_loss(losses_SO, chosen_S)) < best:
+                best_S, best = chosen_S, loss
+            if not any(torch.equal(chosen_S, seen_S) for seen_S in last):
+                last.append(chosen_S)
+            cut_U = -over_U  # the dual function rises towards what is over its limit
+        else:
+            cut_U = -torch.eye(U, dtype=torch.float64)[int(centre_U.argmin())]
+        length = math.sqrt(max(float(cut_U @ P_UU @ cut_U), 0.0))
+        if length <= (GAP * best if inside else 0):
+            break
+        step_U = P_UU @ cut_U / length
+        centre_U = centre_U - step_U / (U + 1)
+        P_UU = U * U / (U * U - 1) * (P_UU - 2 / (U + 1) * torch.outer(step_U, step_U))
+    return [best_S, *last], multipliers_U / scale_U
