@@ -10,6 +10,7 @@ from support.nets import batches_of, make
 from torch import nn
 
 import rankwise as rw
+from rankwise.metrics import get_metric
 from rankwise.plan import Curve, Option, dense_option
 from rankwise.planning.curves import check_curves, check_option, pinned
 
@@ -30,18 +31,18 @@ def curves(net: nn.Module, stats: rw.Statistics) -> dict[str, Curve]:
 
 
 def test_curves_of_the_network_are_taken(stats: rw.Statistics, curves: dict[str, Curve]) -> None:
-    check_curves(curves, stats.sites, stats.sites, "input")
+    check_curves(curves, stats.sites, stats.sites, get_metric("input"))
 
 
 def test_a_site_without_a_curve_is_named_where_the_budget_needs_it(
     stats: rw.Statistics, curves: dict[str, Curve]
 ) -> None:
     one = {"2": curves["2"]}
-    check_curves(one, stats.sites, ["2"], "input")  # the other is ignored or pinned
+    check_curves(one, stats.sites, ["2"], get_metric("input"))  # the other is ignored or pinned
     with pytest.raises(ValueError, match="hold nothing for site '0'; profile this network, or ignore what is missing"):
-        check_curves(one, stats.sites, ["0", "2"], "input")
+        check_curves(one, stats.sites, ["0", "2"], get_metric("input"))
     with pytest.raises(ValueError, match="hold nothing for sites '0', '2'"):
-        check_curves({}, stats.sites, ["0", "2"], "input")
+        check_curves({}, stats.sites, ["0", "2"], get_metric("input"))
 
 
 def test_sites_that_stay_dense_need_no_curve(curves: dict[str, Curve]) -> None:
@@ -49,7 +50,7 @@ def test_sites_that_stay_dense_need_no_curve(curves: dict[str, Curve]) -> None:
     model[0].register_state_dict_post_hook(lambda *given: None)
     sites = rw.find(model, torch.zeros(1, 16))
     assert sites["0"].dense_because
-    check_curves({"2": curves["2"]}, sites, sites, "input")
+    check_curves({"2": curves["2"]}, sites, sites, get_metric("input"))
 
 
 @pytest.mark.parametrize("place", [0, 1, -1], ids=["dense", "first", "last"])
@@ -63,15 +64,15 @@ def test_counts_of_another_network(count: str, place: int, stats: rw.Statistics,
         rf"which in the 'input' metric are {option.params:,} and {option.macs:,}; profile this network in this metric"
     )
     with pytest.raises(ValueError, match=message):
-        check_curves({**curves, "0": tuple(curve)}, stats.sites, ["0"], "input")
+        check_curves({**curves, "0": tuple(curve)}, stats.sites, ["0"], get_metric("input"))
 
 
 def test_an_option_that_the_site_cannot_have(stats: rw.Statistics, curves: dict[str, Curve]) -> None:
     option = replace(curves["0"][-1], ranks=(13,))
     with pytest.raises(ValueError, match=r"site '0': svd cannot have ranks \(13,\)"):
-        check_option(stats.sites["0"], option, "input")
+        check_option(stats.sites["0"], option, get_metric("input"))
     with pytest.raises(ValueError, match="unknown format 'svdd'"):
-        check_option(stats.sites["0"], replace(option, format="svdd"), "input")
+        check_option(stats.sites["0"], replace(option, format="svdd"), get_metric("input"))
 
 
 def test_a_pin_has_the_counts_and_the_error_of_its_curve(
@@ -79,9 +80,9 @@ def test_a_pin_has_the_counts_and_the_error_of_its_curve(
 ) -> None:
     site = stats.sites["0"]
     wanted = next(option for option in curves["0"] if option.ranks == (4,))
-    found = pinned(net, stats, site, "svd:4", metric="input")
+    found = pinned(net, stats, site, "svd:4", metric=get_metric("input"))
     assert found == replace(wanted, error=pytest.approx(wanted.error, rel=1e-4))
-    assert pinned(net, stats, site, "dense", metric="input") == dense_option(site)
+    assert pinned(net, stats, site, "dense", metric=get_metric("input")) == dense_option(site)
     shrunk = pinned(net, stats, site, ("svd", (4,)), metric="input", shrink=1.0)
     by_weight = pinned(net, stats.sites, site, "svd:4", metric="weight")
     assert isinstance(shrunk, Option)
@@ -99,4 +100,4 @@ def test_a_pin_has_the_counts_and_the_error_of_its_curve(
 )
 def test_pins_that_are_refused(wanted: str, message: str, net: nn.Module, stats: rw.Statistics) -> None:
     with pytest.raises(ValueError, match=message):
-        pinned(net, stats, stats.sites["0"], wanted, metric="input")
+        pinned(net, stats, stats.sites["0"], wanted, metric=get_metric("input"))

@@ -31,8 +31,11 @@ from ..running.guards import unwrap
 from ..surgery.rebuild import rebuild
 
 FORMATS = ("tucker2", "svd")
-# Sites whose layers share a weight or a factor; their values are not those of one layer.
-SHARED = (Role.TIED, Role.JOINT)
+# Why sites of several slots stay as they are.
+SHARED = {
+    Role.TIED: "its weight is shared by an embedding and a linear layer",
+    Role.JOINT: "it is fitted as one with other layers",
+}
 
 
 @exclusive
@@ -74,8 +77,7 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
     named = sites.select(only)
     chosen = [site for site in sites.included(only) if site.dense_because is None and site.role not in SHARED]
     if not chosen:
-        shared = "it shares its weight, or is fitted as one, with other layers" if named[0].role in SHARED else None
-        reason = named[0].dense_because or shared or named[0].unless_named
+        reason = named[0].dense_because or SHARED.get(named[0].role) or named[0].unless_named
         raise ValueError(f"nothing to expand; site {named[0].name!r} must stay as it is: {reason}")
     fitted = [(site, full_rank(site, site_weight(model, site), format), site_bias(model, site)) for site in chosen]
     # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from .ellipsoid import several_budgets
 from .enumeration import improved
 from .errors import BudgetError
 from .exchanges import fits, least_shares
 from .one_budget import knapsack, multiplier
-from .several_budgets import several_budgets
 from .tables import Costs, tables
 
 # Within one budget exchanges come near enough to the best plan of more sites: one of them leaves little slack.
