@@ -37,10 +37,10 @@ def network(sites: int, options: int, units: int, seed: int) -> tuple[list[list[
 def bound(losses: list[list[float]], costs: list[list[list[float]]], limits: list[float]) -> float:
     """The largest value of the dual function that the search for multipliers finds."""
     import torch
+    from rankwise.ranks.solvers.several_budgets import multipliers
 
     from rankwise.ranks.solvers.exchanges import least_shares
-    from rankwise.ranks.solvers.several_budgets import multipliers
-    from rankwise.ranks.solvers.tables import tables
+    from rankwise.ranks.solvers.padding import tables
 
     losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
     start_S = least_shares(losses_SO, costs_USO, limits_U)

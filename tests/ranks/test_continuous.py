@@ -11,7 +11,7 @@ from rankwise.ranks import Problem, Rule, get_rule
 from rankwise.ranks.budgeted import least
 from rankwise.ranks.continuous import Continuous
 from rankwise.ranks.solvers.exchanges import total_cost
-from rankwise.ranks.solvers.tables import tables
+from rankwise.ranks.solvers.padding import tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from .base import Candidates, Pick, Problem, Rule, described
 from .solvers import least_loss
 from .solvers.exchanges import fill, fits, repaired
 from .solvers.one_budget import pareto
-from .solvers.tables import tables
+from .solvers.padding import tables
 
 LOSSES = ("budget", "product")
 LEARNING_RATE = 0.1

@@ -15,7 +15,7 @@ from .enumeration import improved
 from .errors import BudgetError
 from .exchanges import fits, least_shares
 from .one_budget import knapsack, multiplier
-from .tables import Costs, tables
+from .padding import Costs, tables
 
 # Within one budget exchanges come near enough to the best plan of more sites: one of them leaves little slack.
 FEW_SITES = 8
