@@ -545,7 +545,8 @@ KINDS = {"linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all unev
 
 def exports(*others: str) -> pytest.MarkDecorator:
     """All of the grid; what is no kind of its own only with the slow tests, and all but closed forms on few layers."""
-    quick = {(format, name) for format, name in GRID if name in (KINDS if is_closed(format) else others)}
+    some = {(format, "linear") for format in ENGINE[::3]}
+    quick = some | {(format, name) for format, name in GRID if name in (KINDS if is_closed(format) else others)}
     return pytest.mark.parametrize("format, name", [param(*cell, cell in quick) for cell in GRID])
 
 
