@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib.util
 import os
 import sys
@@ -22,6 +24,20 @@ def pytest_configure() -> None:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     if importlib.util.find_spec("torchvision"):  # before transformers imports it, whose operators may not load
         import_torchvision()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take many seconds come first: at the end one of them would run alone, beside a worker without work."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After every file, memory that networks had goes back to the system, which has 3 GB for both workers."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc
+            trim(0)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankwise import FORMATS, LowRank, Site, export, find
 from rankwise.formats import Factors, Format, Ranks
 from rankwise.formats.base import CHANNELS_LAST
+from rankwise.formats.block_term import BlockTerm
 from rankwise.formats.both_sides import curve as two_sided_curve
 from rankwise.formats.both_sides import fit as two_sided_fit
 from rankwise.formats.both_sides import refuses
@@ -27,6 +28,7 @@ from rankwise.formats.multilinear import Multilinear
 from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank
 from rankwise.formats.spatial_svd import SpatialSVD
+from rankwise.formats.tensor_train import TensorTrain
 from rankwise.formats.tucker2 import Tucker2
 from rankwise.formats.weights import site_bias, site_weight, write
 from rankwise.layers.kinds import output_first
@@ -49,8 +51,8 @@ pytestmark = [
 METRICS = ("weight", "many rows", "few rows")
 
 
-def made(name: str, dtype: torch.dtype = torch.float64) -> Made:
-    """The layer of that name, its site, and an input."""
+@cache
+def _made(name: str, dtype: torch.dtype) -> Made:
     build, shape = LAYERS[name]
     with torch.random.fork_rng():
         torch.manual_seed(len(name))
@@ -60,39 +62,54 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> Made:
     return layer.requires_grad_(True), find(nn.Sequential(layer), x)["0"], x
 
 
-# Formats that take convolutions with several taps only; the others take every layer of the grid.
-NEEDS_TAPS = {"tucker2", "cp", "cp3"}
-NEEDS_BOTH_DIRECTIONS = {"spatial_svd", "tucker"}
+def made(name: str, dtype: torch.dtype = torch.float64) -> Made:
+    """The layer of that name, its site, and an input."""
+    layer, site, x = _made(name, dtype)
+    return copy.deepcopy(layer), site, x
 
 
-def takes(format: Format, name: str) -> bool:
-    kernel = getattr(LAYERS[name][0](), "kernel_size", ())
-    if format.name == "cp" and len(kernel) == 1:
-        return False
-    if format.name in NEEDS_TAPS:
-        return math.prod(kernel) > 1
-    if format.name in NEEDS_BOTH_DIRECTIONS:
-        return len(kernel) == 2 and min(kernel) > 1
-    return True
+def is_closed(format: Format) -> bool:
+    """Whether ranks have a closed form of their own; the others share an engine, or another's form."""
+    return type(format).__base__ is Format and not isinstance(format, (Multilinear, SparseLowRank))
 
 
-GRID = [(format, name) for format in FORMATS.values() for name in LAYERS if takes(format, name)]
-# Closed forms are tested on every layer; of the formats that share one engine, the others are with the slow tests.
-CLOSED = {"svd", "spatial_svd", "tucker2"}
-# Transposed and of other dimensions they are tested on the hardest layers, with a few of the others.
+def is_ring(format: Format) -> bool:
+    return isinstance(format, TensorTrain) and format.closed
+
+
+def is_tree(format: Format, site: Site) -> bool:
+    """Whether bonds join two factors each and close no ring: one factor after the other can be split off."""
+    if not isinstance(format, Multilinear):
+        return True
+    network = format.network(Shape.of_site(site), format.limits(site))
+    modes = set(network.outputs + network.channels + network.spatial)
+    joined = [tuple(letter in factor for factor in network.factors) for letter in {*"".join(network.factors)} - modes]
+    return all(sum(bond) == 2 for bond in joined) and len(set(joined)) < len(network.factors)
+
+
+GRID = [(format, name) for name in LAYERS for format in FORMATS.values() if format.refuses(made(name)[1]) is None]
+# What has a closed form is tested on every layer; of what shares an engine, the other cells are with the slow tests.
+# Transposed and of other dimensions the engine is tested on the hardest layers, each format of it on one of them.
 OTHER_KINDS = {name for name in LAYERS if "-D" in name or "transposed" in name}
-HARDEST = {name for name in OTHER_KINDS if "all uneven" in name}
+HARDEST = [name for name in LAYERS if name in OTHER_KINDS and "all uneven" in name]
 SELECTED = {"linear", "transformers' Conv1D", "1 x 1, stride 2, padding 1", "5 x 3, all uneven", "groups 4, all uneven"}
+ENGINE = [format for format in FORMATS.values() if isinstance(format, Multilinear)]
 
 
 def param(format: Format, name: str, quick: bool) -> Any:
     return pytest.param(format, name, id=f"{format.name}-{name}", marks=[] if quick else pytest.mark.slow)
 
 
+def in_turn(format: Format, names: Sequence[str]) -> str:
+    """One of the layers that a format takes, another one for each format of the engine."""
+    taken = [name for name in names if (format, name) in GRID]
+    return taken[ENGINE.index(format) % len(taken)] if taken else ""
+
+
 def is_quick(format: Format, name: str) -> bool:
-    if name in OTHER_KINDS:
-        return format.name in CLOSED or (name in HARDEST and format.name in {"cp", "cp3", "tt"})
-    return format.name in CLOSED or name in SELECTED
+    if is_closed(format):
+        return True
+    return name in SELECTED or (format in ENGINE and name == in_turn(format, HARDEST))
 
 
 each = pytest.mark.parametrize("format, name", [param(*cell, is_quick(*cell)) for cell in GRID])
@@ -104,13 +121,16 @@ def smooth(x: Tensor) -> Tensor:
     return x.relu() + 0.05 * x
 
 
-def metrics_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> list[Metric]:
+def metrics_of(kind: str, name: str) -> list[Metric]:
     if kind == "weight":
+        site = made(name)[1]
         return identity_metrics(site.groups, site.in_features)
-    return moments_of(kind, layer, site, x).metrics()
+    return moments_of(kind, name).metrics()
 
 
-def moments_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> Moments:
+@cache
+def moments_of(kind: str, name: str) -> Moments:
+    layer, site, x = made(name)
     accumulator = Accumulator(taps=site.taps)
     generator = torch.Generator().manual_seed(5)
     inputs = [smooth(torch.randn(x.shape, generator=generator, dtype=torch.float64)) for _ in range(4)]
@@ -121,13 +141,14 @@ def moments_of(kind: str, layer: nn.Module, site: Site, x: Tensor) -> Moments:
     return accumulator.moments()
 
 
-def both_sides_of(metric: str, layer: nn.Module, site: Site, x: Tensor) -> TwoSided:
+def both_sides_of(metric: str, name: str) -> TwoSided:
     """The metric of that name; gradients have a moment that is neither diagonal nor well-conditioned."""
+    site = made(name)[1]
     T = site.out_features // site.groups
     generator = torch.Generator().manual_seed(6)
     g = torch.randn(site.groups, 3 * T, T, generator=generator, dtype=torch.float64) * torch.logspace(0, -1, T)
     gradients = Gradients(samples=1000, second_GTT=(g + 0.3 * g.roll(1, 2)).mT @ (g + 0.3 * g.roll(1, 2)))
-    return replace(moments_of("many rows", layer, site, x), gradients=gradients).two_sided(metric)
+    return replace(moments_of("many rows", name), gradients=gradients).two_sided(metric)
 
 
 def factors_in(chain: LowRank) -> list[Any]:
@@ -152,6 +173,13 @@ def fitted(format: Format, layer: nn.Module, site: Site, ranks: Ranks, metrics: 
     return format.fit(site, site_weight(nn.Sequential(layer), site), metrics, ranks)
 
 
+@cache
+def halved(format: Format, name: str) -> Factors:
+    """The layer of that name at half its ranks, in the weight metric; fitted once for all that is asked of it."""
+    layer, site, _ = made(name)
+    return fitted(format, layer, site, some_ranks(format, site))
+
+
 def with_weight(layer: nn.Module, site: Site, weight: Tensor) -> nn.Module:
     other: Any = copy.deepcopy(layer)
     with torch.no_grad():
@@ -168,7 +196,7 @@ def energy(metrics: list[Metric], weight: Tensor) -> float:
 @pytest.mark.parametrize("kind", METRICS)
 def test_full_rank_is_exact(format: Format, name: str, kind: str) -> None:
     layer, site, x = made(name)
-    factors = fitted(format, layer, site, format.limits(site), metrics_of(kind, layer, site, x))
+    factors = fitted(format, layer, site, format.limits(site), metrics_of(kind, name))
     weight = site_weight(nn.Sequential(layer), site)
     torch.testing.assert_close(factors.dense(), weight, atol=1e-7, rtol=0)
     assert factors.error < 1e-9
@@ -179,8 +207,8 @@ def test_full_rank_is_exact(format: Format, name: str, kind: str) -> None:
 @each
 @pytest.mark.parametrize("kind", METRICS)
 def test_reported_error_is_that_of_the_weight(format: Format, name: str, kind: str) -> None:
-    layer, site, x = made(name)
-    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, layer, site, x)
+    layer, site, _ = made(name)
+    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, name)
     factors = format.fit(site, weight, metrics, some_ranks(format, site))
     direct = energy(metrics, weight - factors.dense()) / energy(metrics, weight)
     assert factors.error == pytest.approx(direct, rel=1e-6, abs=1e-9)
@@ -188,12 +216,25 @@ def test_reported_error_is_that_of_the_weight(format: Format, name: str, kind: s
     assert factors.dense().shape == site.weight_shape
 
 
-@each
-@pytest.mark.parametrize("kind", METRICS)
+def is_quick_curve(format: Format, name: str, kind: str) -> bool:
+    """Curves of the engine take longest: from few rows they are looked at on a linear layer and a hard convolution."""
+    hard = {"linear", "groups 4, all uneven"}
+    return is_quick(format, name) and (format not in ENGINE or kind != "few rows" or name in hard)
+
+
+@pytest.mark.parametrize(
+    "format, name, kind",
+    [
+        pytest.param(*cell, kind, id=f"{cell[0].name}-{cell[1]}-{kind}", marks=marks)
+        for cell in GRID
+        for kind in METRICS
+        for marks in ([] if is_quick_curve(*cell, kind) else [pytest.mark.slow],)
+    ],
+)
 def test_curve(format: Format, name: str, kind: str) -> None:
     """Errors fall with every rank; the fit keeps what the curve predicts; ranks are legal and rounded."""
-    layer, site, x = made(name)
-    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, layer, site, x)
+    layer, site, _ = made(name)
+    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, name)
     curve = format.curve(site, weight, metrics, 1)
     errors, limits = dict(curve), format.limits(site)
     assert len(errors) == len(curve)
@@ -265,22 +306,14 @@ def ends(ladder: list[Ranks]) -> set[Ranks]:
 
 def slack(format: Format) -> float:
     """How far a fit may end above what a curve has; of a ring it may be what a smaller ring has, in another minimum."""
-    return 1.1 if format.name in {"tr", "str"} else 1.02
-
-
-# Several factors hold the outputs of these, always or of layers with one tap.
-SPLIT, SPLIT_MATRICES = {"kronecker", "slr", "slr3", "stt", "str"}, {"tt", "tr", "ht"}
-
-
-def weighs_outputs(format: Format, site: Site) -> bool:
-    return format.name not in SPLIT and (site.taps > 1 or format.name not in SPLIT_MATRICES)
+    return 1.1 if is_ring(format) else 1.02
 
 
 def is_quick_side(format: Format, name: str, metric: str) -> bool:
     """Closed forms on hard layers of each kind, the others on a linear layer and some on a convolution."""
-    if format.name in CLOSED:
+    if is_closed(format):
         return name in {"linear", "transformers' Conv1D", "groups 4, all uneven", "transposed, groups 2, all uneven"}
-    return name == "linear" or (name == "1 x 3" and metric == "fisher" and format.name in {"cp3", "tt", "btd", "str"})
+    return name == "linear" or (name == "1 x 3" and metric == "fisher" and format in ENGINE[::3])
 
 
 each_side = pytest.mark.parametrize(
@@ -297,11 +330,12 @@ each_side = pytest.mark.parametrize(
 @each_side
 def test_other_metrics(format: Format, name: str, metric: str) -> None:
     """Exact at full rank, the error that is reported, a curve that fits keep, and a chain that computes it."""
-    layer, site, x = made(name)
-    weight, two = site_weight(nn.Sequential(layer), site), both_sides_of(metric, layer, site, x)
+    layer, site, _ = made(name)
+    weight, two = site_weight(nn.Sequential(layer), site), both_sides_of(metric, name)
     reason = refuses(format, site, metric)
-    assert (reason is None) == (metric == "diagonal" or weighs_outputs(format, site))
     if reason is not None:
+        assert metric == "fisher"
+        assert format.output_factor(site) is None
         assert reason.startswith(f"{format.name} has no factor that alone holds the outputs")
         return
     exact = two_sided_fit(format, site, weight, two, format.limits(site))
@@ -325,11 +359,10 @@ def test_other_metrics(format: Format, name: str, metric: str) -> None:
 
 def planted_ranks(format: Format, site: Site) -> Ranks:
     """Of which a weight of that form is well-conditioned: sums of terms, blocks and rings need few of them."""
-    if format.name in ("cp", "cp3"):
-        return (min(3, *format.limits(site)),)
-    if format.name in ("tr", "str", "btd", "tucker"):
-        return tuple(min(2, max(1, limit // 3)) for limit in format.limits(site))
-    return some_ranks(format, site)
+    if is_tree(format, site):
+        return some_ranks(format, site)
+    limits = format.limits(site)
+    return (min(3, *limits),) if len(limits) == 1 else tuple(min(2, max(1, limit // 3)) for limit in limits)
 
 
 @torch.no_grad()
@@ -346,7 +379,7 @@ def let_neurons_stand_out(chain: Any) -> None:
 @each
 @pytest.mark.parametrize("kind", ["weight", "many rows"])
 def test_a_planted_weight_is_recovered(format: Format, name: str, kind: str) -> None:
-    layer, site, x = made(name)
+    layer, site, _ = made(name)
     ranks = planted_ranks(format, site)
     planted = format.build(layer, ranks, bias=site.has_bias)
     with torch.random.fork_rng():
@@ -356,9 +389,9 @@ def test_a_planted_weight_is_recovered(format: Format, name: str, kind: str) -> 
     if isinstance(format, SparseLowRank):
         let_neurons_stand_out(planted)
     weight = format.chain_weight(planted).detach()
-    metrics = metrics_of(kind, layer, site, x)
+    metrics = metrics_of(kind, name)
     factors = format.fit(site, weight, metrics, ranks)
-    if format.name in ("cp", "cp3", "tr", "str", "btd", "tucker"):  # no closed form even for a weight of that form
+    if not is_tree(format, site):  # no closed form even for a weight of that form
         assert factors.error < 1e-4 or from_random_starts(format, site, weight, metrics, ranks) < 1e-4
         return
     assert factors.error < 1e-9
@@ -393,7 +426,7 @@ DTYPES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-2, torch.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_chain_computes_what_the_dense_weight_computes(format: Format, name: str, dtype: torch.dtype) -> None:
     layer, site, x = made(name, dtype)
-    factors = fitted(format, layer, site, some_ranks(format, site))
+    factors = halved(format, name)
     chain = chain_of(format, layer, site, factors)
     expected = with_weight(made(name)[0].double(), site, factors.dense())
     with torch.no_grad():
@@ -436,8 +469,8 @@ def test_cost_is_what_the_chain_counts_to(format: Format, name: str, bias: bool)
 
 @each
 def test_fits_are_deterministic(format: Format, name: str) -> None:
-    layer, site, x = made(name)
-    metrics = metrics_of("many rows", layer, site, x)
+    layer, site, _ = made(name)
+    metrics = metrics_of("many rows", name)
     ranks = some_ranks(format, site)
     assert torch.equal(
         fitted(format, layer, site, ranks, metrics).dense(), fitted(format, layer, site, ranks, metrics).dense()
@@ -447,7 +480,7 @@ def test_fits_are_deterministic(format: Format, name: str) -> None:
 @each
 def test_chain_offers_what_host_code_reads_of_the_layer(format: Format, name: str) -> None:
     layer, site, _ = made(name)
-    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site)))
+    chain = chain_of(format, layer, site, halved(format, name))
     for attribute in ("in_features", "out_features", "in_channels", "out_channels", "groups", "nx", "nf"):
         if hasattr(layer, attribute):
             assert getattr(chain, attribute) == getattr(layer, attribute)
@@ -507,38 +540,39 @@ def test_gradients_reach_the_computed_weight(format: Format, name: str) -> None:
         assert float(module.weight.grad.abs().max()) > 0, f"factor {index}"
 
 
-def one_of_each_kind_first() -> Iterator[Any]:
-    """All of the grid; what is no kind of its own only with the slow tests."""
-    for format, name in GRID:
-        kinds = {"linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all uneven", *HARDEST}
-        yield param(format, name, name in (kinds if format.name in CLOSED else {"linear", "groups 4, all uneven"}))
+KINDS = {"linear", "transformers' Conv1D", "1 x 1", "3 x 3", "groups 4, all uneven", *HARDEST}
 
 
-exported = pytest.mark.parametrize("format, name", list(one_of_each_kind_first()))
+def exports(*others: str) -> pytest.MarkDecorator:
+    """All of the grid; what is no kind of its own only with the slow tests, and all but closed forms on few layers."""
+    some = {(format, "linear") for format in ENGINE[::3]}
+    quick = some | {(format, name) for format, name in GRID if name in (KINDS if is_closed(format) else others)}
+    return pytest.mark.parametrize("format, name", [param(*cell, cell in quick) for cell in GRID])
 
 
-@exported
+@exports("linear", "groups 4, all uneven")
 def test_torch_export(format: Format, name: str) -> None:
     layer, site, x = made(name, torch.float32)
-    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
+    chain = chain_of(format, layer, site, halved(format, name)).eval()
     program = torch.export.export(chain, (x,))
     torch.testing.assert_close(program.module()(x), chain(x))
 
 
-@exported
+@exports("groups 4, all uneven")  # a second for each
 def test_onnx(format: Format, name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     layer, site, x = made(name, torch.float32)
-    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
+    chain = chain_of(format, layer, site, halved(format, name)).eval()
     path = export.onnx(nn.Sequential(chain), x, tmp_path / "chain.onnx")  # compared with onnxruntime there
     assert path.stat().st_size > 0
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_torch_compile_without_a_graph_break(format: Format) -> None:
-    layer, site, x = made("stride (2, 1)", torch.float32)
+    name = "stride (2, 1)"
+    layer, site, x = made(name, torch.float32)
     torch._dynamo.reset()  # it would give up after eight chains
-    chain = chain_of(format, layer, site, fitted(format, layer, site, some_ranks(format, site))).eval()
+    chain = chain_of(format, layer, site, halved(format, name)).eval()
     compiled = torch.compile(chain, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), chain(x))
 
@@ -548,7 +582,6 @@ def test_refuses_layers_that_it_cannot_serve(format: Format) -> None:
     for name in LAYERS:
         _, site, _ = made(name)
         reason = format.refuses(site)
-        assert (reason is None) == takes(format, name)
         if reason is not None:
             assert format.name in reason
             other = re.search(r"; use (\w+)", reason)
@@ -578,7 +611,7 @@ def test_illegal_ranks_are_refused_with_site_ranks_and_limits(format: Format, na
 def exact_ranks(format: Format, site: Site) -> Ranks:
     """The least ranks at which a format is exact: one block, a ring that is a train."""
     limits = format.limits(site)
-    return (1, *limits[1:]) if format.name in ("btd", "tr", "str") else limits
+    return (1, *limits[1:]) if is_ring(format) or isinstance(format, BlockTerm) else limits
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
@@ -621,8 +654,8 @@ def test_one_sample_without_a_batch_passes(name: str) -> None:
 
 @pytest.mark.parametrize("format", [Tucker2, SpatialSVD])
 def test_more_sweeps_end_lower(format: type[Tucker2 | SpatialSVD]) -> None:
-    layer, site, x = made("3 x 3")
-    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of("many rows", layer, site, x)
+    layer, site, _ = made("3 x 3")
+    weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of("many rows", "3 x 3")
     ranks = some_ranks(format(), site)
     usual, long = (format(sweeps).fit(site, weight, metrics, ranks).error for sweeps in (None, 10))
     assert long < usual * (1 - 1e-4)
