@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import rankwise.demo
+from rankwise.formats import FORMATS
+from rankwise.network.site import KINDS
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
@@ -17,5 +19,11 @@ def test_example_runs(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     pytest.importorskip("sklearn")
     # A network that is hardly trained goes through the same steps.
     monkeypatch.setattr(rankwise.demo, "EPOCHS", 1)
-    runpy.run_path(str(file), run_name="__main__")
+    known = dict(FORMATS), dict(KINDS)
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    finally:
+        for registry, before in zip((FORMATS, KINDS), known, strict=True):
+            for name in registry.keys() - before.keys():
+                del registry[name]
     assert capsys.readouterr().out

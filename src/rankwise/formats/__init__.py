@@ -41,6 +41,18 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def register(format: Format) -> Format:
+    """Make a format known by its name: plans, artifacts and the command line take it like all others.
+
+    Raises:
+        ValueError: for a name that another format has.
+    """
+    if format.name in FORMATS or format.name == AUTO:
+        raise ValueError(f"there is a format {format.name!r} already; give this one another name")
+    FORMATS[format.name] = format
+    return format
+
+
 # What users choose formats by: names and objects, one or several, or objects by their names; "auto" for all there are.
 SomeFormats = str | Format | Sequence[str | Format] | Mapping[str, Format]
 AUTO = "auto"
@@ -94,4 +106,5 @@ __all__ = [
     "SomeFormats",
     "get_format",
     "get_formats",
+    "register",
 ]
