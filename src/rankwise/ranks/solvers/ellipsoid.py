@@ -30,7 +30,7 @@ LAST = 2
 PAIRED = 20_000_000
 
 
-def within_several(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[Tensor, Tensor]:
+def several_budgets(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[Tensor, Tensor]:
     """The best plan that multipliers, repairs and exchanges find, and the multipliers.
 
     Args:
