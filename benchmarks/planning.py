@@ -37,8 +37,8 @@ def network(sites: int, options: int, units: int, seed: int) -> tuple[list[list[
 def bound(losses: list[list[float]], costs: list[list[list[float]]], limits: list[float]) -> float:
     """The largest value of the dual function that the search for multipliers finds."""
     import torch
-    from rankwise.ranks.solvers.several_budgets import multipliers
 
+    from rankwise.ranks.solvers.ellipsoid import multipliers
     from rankwise.ranks.solvers.exchanges import least_shares
     from rankwise.ranks.solvers.padding import tables
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tucker2_problems import C, Q, T, problem
+from support.tucker2_problems import C, Q, T, direct, normal, problem
 from torch import Tensor
 
+from rankwise.linalg.metric import Dense
 from rankwise.linalg.tucker2 import channel_basis, fit
 from rankwise.linalg.tucker2_steps import Rest, Steps
 
@@ -106,3 +107,14 @@ def test_all_outputs_kept() -> None:
         errors.append(rest.error)
     assert len(errors) > 2
     assert errors == sorted(errors, reverse=True)
+
+
+def test_the_error_is_exact_where_the_solution_is_damped() -> None:
+    """Inputs of sizes that no number of digits holds together: what damping leaves over is part of the error."""
+    sizes_D = torch.logspace(0, -5, C * Q, dtype=torch.float64)
+    rows_ND = normal(60, C * Q, seed=5) * sizes_D
+    W_TCQ, metric = normal(T, C, Q), Dense(rows_ND.mT @ rows_ND / len(rows_ND), 1e-6)
+    B_CS = channel_basis(W_TCQ, metric)[:, :S]
+    rest = Steps(W_TCQ, metric, T, 6).rest(B_CS)
+    V_TCQ = torch.einsum("tr,rsq,cs->tcq", rest.A_TR, rest.G_RSQ, B_CS)
+    assert rest.error == pytest.approx(direct(W_TCQ, V_TCQ, metric), rel=2e-11, abs=0)

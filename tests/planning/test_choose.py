@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from torch.nn.utils import parametrizations
 
 from rankwise import FORMATS, Plan, PlanRow, Statistics, choose, collect, factorise, find, profile
 from rankwise.evaluate import size
-from rankwise.planning.constraints import parse_pin
+from rankwise.formats.svd import SVD
+from rankwise.planning.constraints import Constraints, parse_pin
 from rankwise.planning.prices import counts, recount
+from rankwise.planning.wishes import Asked, Wishes
 
 Net = tuple[nn.Module, Statistics]
 X = torch.zeros(1, 3, 16, 16)
@@ -500,3 +502,35 @@ def test_recount_of_a_row_that_names_no_single_site(format: str, ranks: tuple[in
         plan = Plan(rows=(PlanRow(site=name, format=format, ranks=ranks, params=0, macs=0),), metric="weight")
         with pytest.raises(ValueError, match=message):
             recount(model, plan, sites)
+
+
+def test_a_format_that_is_not_registered_is_chosen_pinned_and_built(net: Net) -> None:
+    model, stats = net
+
+    class Own(SVD):
+        name = "own"
+
+    keep = {"params": 0.5}
+    usual = choose(model, stats, keep=keep, formats="svd")
+    plan = choose(model, stats, keep=keep, formats=[Own()])
+    assert [row.ranks for row in plan.rows] == [row.ranks for row in usual.rows]
+    assert {row.format for row in plan.factorised} == {"own"}
+    small, same = factorise(model, plan, stats, formats=Own()), factorise(model, usual, stats)
+    for a, b in zip(small.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    name = plan.factorised[0].site
+    pinned = choose(model, stats, keep=keep, formats="tucker2", pin={name: (Own(), [3])})
+    assert (pinned[name].format, pinned[name].ranks) == ("own", (3,))
+    with pytest.raises(ValueError, match="unknown format 'own'"):
+        choose(model, stats, keep=keep, pin={name: "own:3"})
+    with pytest.raises(ValueError, match="unknown format 'own'"):
+        factorise(model, plan, stats)
+
+
+def test_wishes_that_do_not_exist_are_told_with_those_that_do(net: Net) -> None:
+    wishes: dict[str, Any] = {"format": "svd"}
+    with pytest.raises(TypeError, match="no argument 'format'; the arguments are keep, rule, floor_rule, evaluate"):
+        choose(*net, **wishes)
+    assert {item.name for item in fields(Asked)} - {"constraints"} | {item.name for item in fields(Constraints)} == set(
+        Wishes.__annotations__
+    )

@@ -314,3 +314,19 @@ def test_a_rule_of_the_users_own(net: Net, curves: Any) -> None:
     assert plan.rule == "boldest"
     assert {row.why for row in plan.rows} == {"the worst there is", "ignored"}
     assert all(row.error == max(option.error for option in curves[row.site]) for row in plan.factorised)
+
+
+def test_pareto_takes_what_choose_takes(net: Net, curves: Any) -> None:
+    keeps = [{"macs": 0.7}, {"macs": 0.4}]
+    wishes: dict[str, Any] = {"rule": "minimax", "curves": curves, "ignore": "head", "floor_rule": "stable_rank"}
+    plans = pareto(*net, keeps=keeps, nested=False, **wishes)
+    assert plans == [choose(*net, keep=keep, **wishes) for keep in keeps]
+    large, small = pareto(*net, keeps=keeps, **wishes)
+    assert large == plans[0]
+    assert all(small[row.site].format in (row.format, "dense") for row in large.factorised)
+    with pytest.raises(TypeError, match="pareto takes no 'keep': the budgets are those of keeps"):
+        pareto(*net, keeps=keeps, keep={"macs": 0.5})  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="no argument 'format'"):
+        pareto(*net, keeps=keeps, format="svd")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="pattern 'neck' matches no site"):
+        pareto(*net, keeps=keeps, ignore="neck")

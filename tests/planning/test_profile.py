@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch import nn
 
 from rankwise import FORMATS, Site, Statistics, collect, find, profile
 from rankwise.formats.both_sides import fit
+from rankwise.formats.svd import SVD
 from rankwise.formats.weights import site_weight
 from rankwise.plan import dense_option
-from rankwise.planning.profile import rank_step, site_metric
+from rankwise.planning.profile import in_order, rank_step, site_metric
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +130,47 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
         model[0].weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="site '0': the weight holds NaN"):
         profile(model, find(model, torch.zeros(1, 8)), metric="weight")
+
+
+def test_curves_do_not_depend_on_the_order_of_the_formats() -> None:
+    """What is fitted is compared with closed forms, also where the user names it first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3))
+    with torch.no_grad():  # svd has this weight at rank 2, cp3 at none that saves anything
+        model[0].weight.copy_((torch.randn(12, 2) @ torch.randn(2, 72)).reshape(12, 8, 3, 3))  # type: ignore[operator]
+    sites = find(model, torch.randn(1, 8, 8, 8))
+
+    def used(formats: Any) -> list[set[str]]:
+        curves = profile(model, sites, formats=formats, metric="weight").values()
+        return [{option.format for option in curve} for curve in curves]
+
+    assert used("cp3") == [{"dense", "cp3"}, {"dense", "cp3"}]
+    assert used(["svd", "cp3"]) == used(["cp3", "svd"]) == [{"dense", "svd"}, {"dense", "svd", "cp3"}]
+    for names in (("svd", "cp3"), ("spatial_svd", "cp3", "kronecker"), ("slr", "tucker2", "cp3")):
+        first, *others = [profile(model, sites, formats=order, metric="weight") for order in permutations(names)]
+        assert all(curves == first for curves in others)
+
+
+def test_the_order_of_curves_puts_closed_forms_first() -> None:
+    names = [format.name for format in in_order(list(FORMATS.values())[::-1])]
+    assert names == list(FORMATS)
+    estimates = [FORMATS[name].estimates for name in names]
+    assert estimates == sorted(estimates)
+
+
+def test_formats_are_names_objects_or_both(net: tuple[nn.Module, Statistics]) -> None:
+    model, stats = net
+
+    class Named(SVD):
+        name = "named"
+
+    only: dict[str, Any] = {"only": "head"}
+    usual = profile(model, stats, formats=["svd", "tucker2"], **only)
+    assert profile(model, stats, formats=[FORMATS["tucker2"], "svd"], **only) == usual
+    assert profile(model, stats, formats={"svd": SVD(), "tucker2": FORMATS["tucker2"]}, **only) == usual
+    own = profile(model, stats, formats=Named(), **only)["head"]
+    assert [option.ranks for option in own] == [option.ranks for option in usual["head"] if option.format != "tucker2"]
+    with pytest.raises(ValueError, match="the format under the name 'svd' is called 'named'; use that name"):
+        profile(model, stats, formats={"svd": Named()})
+    with pytest.raises(ValueError, match="no format given"):
+        profile(model, stats, formats=())

@@ -232,6 +232,16 @@ def test_minimax_has_the_least_largest_error(limit: int) -> None:
     assert worst(tuple(pick.option for pick in Minimax().choose(asked))) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("limit", range(20, 140, 15))
+def test_minimax_counts_the_mean_of_tied_sites(limit: int) -> None:
+    """Three tied layers come as one site with the sum of their errors, of which each has a third."""
+    first, *others = SITES
+    threefold = tuple(replace(option, error=3 * option.error) for option in first.options)
+    alone = Minimax().choose(problem(first, *others, params=limit))
+    tied = Minimax().choose(problem(replace(first, options=threefold, members=3), *others, params=limit))
+    assert [pick.option for pick in tied] == [pick.option for pick in alone]
+
+
 def test_closed_form_of_drank() -> None:
     ranks = allocate([100, 50, 400], [8192, 8192, 15104], 3e6)
     assert ranks == pytest.approx([82.80, 58.55, 121.96], abs=0.01)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..formats import Format, get_format
+from ..formats import Format, SomeFormats, get_format, get_formats
 from ..formats.both_sides import refuses
 from ..network.find import find, total_macs
 from ..network.replacing import put
@@ -48,7 +48,7 @@ def factorise(
     engine: str = "auto",
     spill_above: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
-    formats: Mapping[str, Format] | None = None,
+    formats: SomeFormats | None = None,
     example: Any = None,
     mask: Mask | None = None,
     done: Done[Layer] | None = None,
@@ -71,7 +71,8 @@ def factorise(
         engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
         spill_above: bytes of activations above which they go to memory-mapped files.
         step: called with each site's name before it is fitted.
-        formats: in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its own.
+        formats: objects in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its
+            own; as for `choose`.
         example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
             what the sites were found with. Statistics from a file hold none.
         mask: which positions of the data are real, as for `collect`.
@@ -110,8 +111,9 @@ def factorise(
         )
     shrink = check_shrink(plan.shrink if shrink is None else shrink)
     check_engine(engine)
+    known = get_formats(formats or ())
     if isinstance(stats, (Statistics, Sites)):
-        check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats)
+        check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats, known)
     batches = None if data is None else Batches.of(data)
     found = stats.sites if isinstance(stats, Statistics) else stats
     if example is None and found is not None:
@@ -125,7 +127,7 @@ def factorise(
     else:
         raise ValueError(f"a plan in the {plan.metric} metric needs the sites: pass rankwise.find(model, example)")
     sites.check_structure(model)
-    check_plan(plan, sites)
+    check_plan(plan, sites, known)
     if plan.fit_metric.needs_gradients and isinstance(stats, Statistics):
         for row in plan.factorised:
             stats.require(row.site, gradients=True)
@@ -133,7 +135,7 @@ def factorise(
     with pristine(model), pristine(compressed):
         if batches is None:
             used = stats if plan.fit_metric.needs_statistics and isinstance(stats, Statistics) else None
-            one_shot(model, compressed, plan, sites, used, shrink, formats, done)
+            one_shot(model, compressed, plan, sites, used, shrink, known, done)
         else:
             sequential(
                 model,
@@ -148,22 +150,24 @@ def factorise(
                 engine=engine,
                 cap=spill_above,
                 step=step,
-                formats=formats,
+                formats=known,
                 mask=mask,
                 done=done,
             )
     if example is not None:
-        _check(model, compressed, plan, sites, example)
+        _check(model, compressed, plan, sites, example, known)
     for row in plan.factorised:  # the copy was in eval mode when the chains were built
         for name in (row.site, *sites[row.site].aliases):
             compressed.get_submodule(name).train(model.get_submodule(name).training)
     return compressed
 
 
-def _check(model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, example: Any) -> None:
+def _check(
+    model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, example: Any, formats: Mapping[str, Format]
+) -> None:
     """Run the result once; MACs are compared where the plan's are those of this example."""
     planned = {  # the plan may have been made for another example
-        row.site: get_format(row.format).cost(site, row.ranks, site.chain_bias(plan.metric)).macs
+        row.site: get_format(row.format, formats).cost(site, row.ranks, site.chain_bias(plan.metric)).macs
         for row in plan.factorised
         for site in [sites[row.site]]
     }
@@ -183,8 +187,13 @@ def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = 
     return model
 
 
-def check_plan(plan: Plan, sites: Sites) -> None:
+def check_plan(plan: Plan, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
     """Refuse a plan that does not fit the network.
+
+    Args:
+        plan: for it.
+        sites: of the network.
+        formats: in place of the usual ones of the same names.
 
     Raises:
         ValueError: naming the row and what is wrong with it.
@@ -193,7 +202,7 @@ def check_plan(plan: Plan, sites: Sites) -> None:
         site = site_of(row, sites)
         if row.format == DENSE:
             continue
-        format = get_format(row.format)
+        format = get_format(row.format, formats)
         if reason := refuses(format, site, plan.metric):
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         format.check(site, row.ranks)

@@ -18,7 +18,7 @@ from .constraints import Pin, parse_pin
 from .profile import site_metric
 
 
-def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: FitMetric) -> None:
+def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: str | FitMetric) -> None:
     """Refuse curves that lack a site, or whose counts are not those of the layers that would be built.
 
     Args:
@@ -44,7 +44,9 @@ def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str
             check_option(site, option, metric)
 
 
-def check_option(site: Site, option: Option, metric: FitMetric, formats: Mapping[str, Format] | None = None) -> None:
+def check_option(
+    site: Site, option: Option, metric: str | FitMetric, formats: Mapping[str, Format] | None = None
+) -> None:
     """Refuse an option whose counts are not those of the layer that would be built.
 
     Raises:
@@ -58,7 +60,7 @@ def check_option(site: Site, option: Option, metric: FitMetric, formats: Mapping
     if (option.params, option.macs) != right:
         raise ValueError(
             f"site {site.name!r}: its curve counts {option.params:,} parameters and {option.macs:,} MACs for "
-            f"{option.format} {option.ranks}, which in the {metric.name!r} metric are {right[0]:,} and "
+            f"{option.format} {option.ranks}, which in the {str(metric)!r} metric are {right[0]:,} and "
             f"{right[1]:,}; profile this network in this metric"
         )
 
@@ -69,7 +71,7 @@ def pinned(
     site: Site,
     wanted: Pin,
     *,
-    metric: FitMetric,
+    metric: str | FitMetric,
     shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
 ) -> Option:

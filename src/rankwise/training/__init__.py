@@ -5,7 +5,7 @@ from __future__ import annotations
 from .augment import augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction, find_blocks
-from .constrain import constrain_, release_
+from .constrain import Constrained, constrain_, release_
 from .distil import Distillation
 from .expand import expand_, merge_
 from .factor_training import TrainReport, train
@@ -15,25 +15,32 @@ from .healing import HealReport, heal
 from .loop import Loop
 from .modes import trainable
 from .options import Look, LoopOptions, LoopReport
-from .orthogonal import OrthogonalPenalty, WeightSchedule
+from .orthogonal import KeptOrthogonal, OrthogonalPenalty, WeightSchedule
 from .rank_search import RankSearch
+from .ranks_in_turn import RanksInTurn
 from .samples import Samples
 from .schedule import Cosine
+from .technique import Step, Technique
 from .truncation import truncate
 
 __all__ = [
     "BlockReconstruction",
+    "Constrained",
     "Cosine",
     "Distillation",
     "Guard",
     "HealReport",
+    "KeptOrthogonal",
     "Look",
     "Loop",
     "LoopOptions",
     "LoopReport",
     "OrthogonalPenalty",
     "RankSearch",
+    "RanksInTurn",
     "Samples",
+    "Step",
+    "Technique",
     "TrainReport",
     "WeightSchedule",
     "augmentation",

@@ -18,6 +18,7 @@ from ..formats.weights import read
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from .factors import Factor, factors
+from .technique import Technique
 
 MAPS = ("cayley", "matrix_exp", "householder")
 
@@ -71,6 +72,18 @@ def release_(model: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(factor.layer, "weight"):
             parametrize.remove_parametrizations(factor.layer, "weight", leave_parametrized=True)
     return model
+
+
+class Constrained(Technique):
+    """`constrain_` for as long as a training by `Loop` lasts."""
+
+    def begin(self, model: nn.Module) -> None:
+        """See `Technique.begin`."""
+        constrain_(model)
+
+    def finish(self, model: nn.Module) -> None:
+        """See `Technique.finish`."""
+        release_(model)
 
 
 class _Orthonormal(nn.Module):

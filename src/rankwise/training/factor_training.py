@@ -23,19 +23,44 @@ from ..running.guards import unwrap
 from ..running.outputs import Outputs, check_labels, described
 from ..running.verbs import verb
 from .augment import Augment, augmentation
-from .constrain import constrain_, release_
+from .constrain import Constrained
 from .expand import expand_, merge_
 from .factors import deviation
 from .loop import Loop
-from .options import Look, LoopOptions, LoopReport
-from .orthogonal import KINDS, OrthogonalPenalty, WeightSchedule
+from .options import Look, LoopOptions, LoopReport, parted, with_limit
+from .orthogonal import KINDS, KeptOrthogonal
 from .samples import Prepare, Samples
+from .technique import Technique
 from .together import shared, together, world
 from .truncation import truncate
 
 Progress = Callable[[str, Look], None]
-WEIGHT = 1e-2
+WEIGHT, RATE = 1e-2, 1e-3
 CALIBRATION_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorTraining:
+    """Further options of `train`.
+
+    Attributes:
+        tune_rate: learning rate of the second training, which starts from a trained network; a tenth of the first one's
+            by default.
+        calibration: samples whose outputs the cut layers are fitted to; 0 fits them to their weights.
+        augment: random changes of a batch: "flip,crop" or a function.
+        prepare: what is done to each batch, such as normalising bytes.
+        checkpoint: file to go on from after an interruption; the first training has its own beside it, ".expanded".
+        resume: go on from there; rule, keep and calibration may be others as long as the second training has not begun.
+        progress: called with "expanded" or "small" and each look at the held-out samples.
+    """
+
+    tune_rate: float | None = None
+    calibration: int = 512
+    augment: str | Augment | None = None
+    prepare: Prepare | None = None
+    checkpoint: str | Path | None = None
+    resume: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +112,8 @@ def train(
     schedule: str = "constant",
     rule: str | Rule = "evbmf",
     keep: Mapping[str, float] | None = None,
-    epochs: float | None = None,
-    minutes: float | None = None,
     tune: float = 0.25,
-    rate: float = 1e-3,
-    tune_rate: float | None = None,
-    calibration: int = 512,
     loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
-    augment: str | Augment | None = None,
-    prepare: Prepare | None = None,
-    checkpoint: str | Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-    statistics: bool = True,
     **options: Any,
 ) -> tuple[nn.Module, TrainReport]:
     """Expand, train with orthogonal factors, choose ranks, cut, and train again: from any weights, also from new ones.
@@ -117,25 +131,18 @@ def train(
         schedule: "constant" or "cosine" for the weight of the penalty.
         rule: how ranks are chosen, see `truncate`.
         keep: budget for the small network, see `truncate`.
-        epochs: passes over the samples in both trainings together; 10 if no limit is given.
-        minutes: wall-clock limit of both.
         tune: share of the epochs or minutes for the second training, between 0 and 1.
-        rate: largest learning rate of the first training.
-        tune_rate: that of the second, which starts from a trained network; a tenth of the first by default.
-        calibration: samples whose outputs the cut layers are fitted to; 0 fits them to their weights.
         loss: of outputs and labels, a mean over the batch.
-        augment: random changes of a batch: "flip,crop" or a function.
-        prepare: what is done to each batch, such as normalising bytes.
-        checkpoint: file to go on from after an interruption; the first training has its own beside it, ".expanded".
-        resume: go on from there; rule, keep and calibration may be others as long as the second training has not begun.
-        progress: called with "expanded" or "small" and each look at the held-out samples.
-        statistics: batch norms follow the batches, as in ordinary training.
-        **options: further ones of `LoopOptions`: batch, optimiser, held_out, patience, amp, seed, ...
+        **options: further ones, of `FactorTraining` (tune_rate, calibration, augment, prepare, checkpoint, resume,
+            progress) and of `LoopOptions`: epochs and minutes of both trainings together, 10 epochs if no limit is
+            given; rate, 1e-3 by default, of the first; statistics, here True by default; batch, optimiser, held_out,
+            patience, amp, seed, ...
 
     Returns:
         The small network, of the same class, and a report.
 
     Raises:
+        TypeError: for an argument that does not exist.
         ValueError: for arguments that do not fit, a budget that cannot be met, training that diverges, or a checkpoint
             of another run.
         OSError: if a checkpoint cannot be written.
@@ -150,6 +157,10 @@ def train(
     """
     if labels is None:
         raise ValueError("training needs labels, one for each sample; rankwise.heal learns without")
+    how: FactorTraining
+    wanted: LoopOptions
+    how, wanted = parted(with_limit({"rate": RATE, "statistics": True, **options}), FactorTraining, LoopOptions)
+    augment = how.augment
     if isinstance(augment, str) and "mixup" in augment:
         raise ValueError(f"augment {augment!r} mixes pictures, whose labels cannot be mixed; leave out mixup")
     if not 0 < tune < 1:
@@ -159,23 +170,30 @@ def train(
     if is_measured(keep):
         raise ValueError("a network is cut by counts: keep params, macs or bytes, and plan for latency afterwards")
     kind, weight = parse_orthogonal(orthogonal)
-    samples, change = Samples.of(data, labels=labels, prepare=prepare), augmentation(augment)
-    if epochs is None and minutes is None:
-        epochs = 10
-    wanted = LoopOptions(epochs=epochs, minutes=minutes, rate=rate, statistics=statistics, **options)
-    tuning = replace(_part(wanted, tune), rate=rate / 10 if tune_rate is None else tune_rate)
+    samples, change = Samples.of(data, labels=labels, prepare=how.prepare), augmentation(augment)
+    tuning = replace(wanted.part(tune), rate=wanted.rate / 10 if how.tune_rate is None else how.tune_rate)
     numbers, _ = samples.split(wanted.held_out, wanted.seed)
     example = samples.batch(numbers[:1])[0]
     patterns = [only] if isinstance(only, str) else list(only)
     wide = copied(unwrap(model))
     expand_(wide, find(wide, example), expand, patterns)
-    if kind == "hard":
-        constrain_(wide)
     device = next(wide.parameters()).device
     if loss is cross_entropy and samples.labels is not None and not samples.labels.is_floating_point():
         check_labels(samples.labels, Outputs.of(wide, example, samples.labels[numbers[:1]], scores=True).classes)
 
-    def loop(network: nn.Module, stage: str, how: LoopOptions, file: Path | None, going_on: bool, **run: Any) -> Loop:
+    techniques = (
+        [Constrained()] if kind == "hard" else [KeptOrthogonal(kind, weight, schedule)] if kind in KINDS else []
+    )
+
+    def loop(
+        network: nn.Module,
+        stage: str,
+        options: LoopOptions,
+        file: Path | None,
+        going_on: bool,
+        run: Mapping[str, Any],
+        techniques: Sequence[Technique] = (),
+    ) -> Loop:
         def task(inputs: Any, labels: Tensor | None) -> Tensor:
             assert labels is not None
             outputs = call(network, inputs)
@@ -193,32 +211,29 @@ def train(
             network,
             task,
             samples,
-            how,
+            options,
             augment=change,
+            techniques=techniques,
             checkpoint=file,
             resume=going_on,
             run={"stage": stage, "augment": str(augment) if augment else None, **run},
             progress=None if progress is None else lambda look: progress(stage, look),
         )
 
-    last = None if checkpoint is None else Path(checkpoint)
+    resume, calibration, progress = how.resume, how.calibration, how.progress
+    last = None if how.checkpoint is None else Path(how.checkpoint)
     first = None if last is None else last.with_name(f"{last.name}.expanded")
     identity = {"expand": expand, "only": patterns, "orthogonal": orthogonal, "schedule": schedule, "tune": tune}
     with together(device):
-        training = loop(wide, "expanded", _part(wanted, 1 - tune), first, resume, **identity)
-        if kind in KINDS:
-            penalty = OrthogonalPenalty(wide, kind, weight)
-            scheduled = WeightSchedule(penalty, schedule)
-            training.penalties = (lambda: (scheduled(training.share), penalty())[1],)
+        training = loop(wide, "expanded", wanted.part(1 - tune), first, resume, identity, techniques)
         stages = {"expanded": training.run()}
         _agreed(wide)
-        release_(wide)
         calibrating = [samples.batch(part)[0] for part in numbers[:calibration].split(CALIBRATION_BATCH)]
         small, plan = truncate(wide, example, rule=rule, keep=keep, data=calibrating if calibration else None)
         going_on = resume and last is not None and bool(shared(last.exists(), device))
         identity |= {"rule": str(rule), "keep": dict(keep or {}), "calibration": calibration}
         cut = copied(small)
-        stages["small"] = loop(small, "small", tuning, last, going_on, **identity).run()
+        stages["small"] = loop(small, "small", tuning, last, going_on, identity).run()
     return small, TrainReport(plan=plan, deviation=deviation(wide), dense=merge_(wide), cut=cut, stages=stages)
 
 
@@ -245,11 +260,6 @@ def parse_orthogonal(text: str) -> tuple[str, float]:
             "soft:0.01"
         )
     return kind, weight
-
-
-def _part(options: LoopOptions, share: float) -> LoopOptions:
-    limits = {name: getattr(options, name) for name in ("epochs", "minutes")}
-    return replace(options, **{name: limit and share * limit for name, limit in limits.items()})
 
 
 def _agreed(model: nn.Module) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .blocks import BlockReconstruction
 from .distil import Distillation
 from .loop import Loop
 from .modes import trainable
-from .options import Look, LoopOptions, LoopReport
+from .options import Look, LoopOptions, LoopReport, parted, with_limit
 from .samples import Prepare, Samples
 from .together import shared, together
 
@@ -32,6 +33,27 @@ BLOCKS = 0.2
 # Samples by which it is decided what the outputs are.
 FEW = 8
 Progress = Callable[[str, Look], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healing:
+    """Further options of `heal`.
+
+    Attributes:
+        logits: whether outputs are scores of classes; by default what `evaluate.Outputs` decides.
+        classes_dim: the dimension of the classes, where it cannot be told.
+        temperature: of the softened answers.
+        features: modules whose outputs shall agree in the second stage as well.
+        checkpoint: file to go on from after an interruption; the first stage has its own beside it, with ".blocks".
+        resume: go on from there.
+    """
+
+    logits: bool | None = None
+    classes_dim: int | None = None
+    temperature: float = 2.0
+    features: Sequence[str] = ()
+    checkpoint: str | Path | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +99,11 @@ def heal(
     data: Any,
     *,
     labels: Tensor | Sequence[int] | None = None,
-    minutes: float | None = None,
-    epochs: float | None = None,
     augment: str | Augment | None = None,
     prepare: Prepare | None = None,
     blocks: bool | float | Sequence[str] = False,
     train: str = "factors",
-    logits: bool | None = None,
-    classes_dim: int | None = None,
     evaluate: Measure | Judge | None = None,
-    temperature: float = 2.0,
-    features: Sequence[str] = (),
-    checkpoint: str | Path | None = None,
-    resume: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[nn.Module, HealReport]:
@@ -104,27 +118,22 @@ def heal(
         dense: the network it was made from; left as it was.
         data: samples as for `Samples.of`: a batch, batches, or a map-style Dataset of inputs.
         labels: class numbers, one for each sample; without them only the dense network teaches.
-        minutes: wall-clock limit.
-        epochs: passes over the samples; 10 if neither is given.
         augment: random changes of a batch: "flip,crop,mixup" or some of these for pictures, or a function.
         prepare: what is done to each batch, such as normalising bytes.
         blocks: whether blocks learn by themselves first; the share of the time for it, or the names of the blocks.
         train: "factors" (with biases and normalisations) or "all" parameters.
-        logits: whether outputs are scores of classes; by default what `evaluate.Outputs` decides.
-        classes_dim: the dimension of the classes, where it cannot be told.
         evaluate: what judges on the held-out samples instead of the distance: a function `(model, batches) -> number`,
             higher is better unless its attribute `higher_is_better` is False, or an `evaluate.Measure`.
-        temperature: of the softened answers.
-        features: modules whose outputs shall agree in the second stage as well.
-        checkpoint: file to go on from after an interruption; the first stage has its own beside it, with ".blocks".
-        resume: go on from there.
         progress: called with the stage and each look at the held-out samples.
-        **options: further ones of `LoopOptions`: batch, optimiser, rate, clip, held_out, patience, seed, ...
+        **options: further ones, of `Healing` (logits, classes_dim, temperature, features, checkpoint, resume) and of
+            `LoopOptions`: epochs, minutes (10 epochs if neither is given), batch, optimiser, rate, clip, held_out,
+            patience, seed, ...
 
     Returns:
         The healed network, of the same class, and a report.
 
     Raises:
+        TypeError: for an argument that does not exist.
         ValueError: for arguments that do not fit, training that diverges, or a checkpoint of another run.
         OSError: if a checkpoint cannot be written.
 
@@ -138,14 +147,14 @@ def heal(
         True
     """
     small, dense = unwrap(small), unwrap(dense)
+    how: Healing
+    wanted: LoopOptions
+    how, wanted = parted(with_limit(options), Healing, LoopOptions)
     change = augmentation(augment)
     if labels is not None and isinstance(augment, str) and "mixup" in augment:
         raise ValueError(f"augment {augment!r} mixes pictures, whose labels cannot be mixed; leave out mixup or labels")
     samples = Samples.of(data, labels=labels, prepare=prepare)
     shares = _shares(blocks)
-    if epochs is None and minutes is None:
-        epochs = 10
-    wanted = LoopOptions(epochs=epochs, minutes=minutes, **options)
     named = "a function" if callable(augment) else augment
     identity: dict[str, Any] = {
         "networks": digest([dict(network.state_dict()) for network in (small, dense)]),
@@ -154,8 +163,8 @@ def heal(
     }
     healed = balance_(copied(small))
     parameters = trainable(healed, train)
-    judge = Distillation(dense, temperature=1.0, logits=logits, classes_dim=classes_dim)
-    distil = Distillation(dense, temperature=temperature, logits=logits, classes_dim=classes_dim, features=features)
+    teaching = partial(Distillation, dense, logits=how.logits, classes_dim=how.classes_dim)
+    judge, distil = teaching(temperature=1.0), teaching(temperature=how.temperature, features=how.features)
     few = samples.batch(torch.arange(min(len(samples), FEW)))
     is_scores = all(each.outputs(*few).has_scores for each in (judge, distil))
     if labels is not None and not is_scores:
@@ -170,24 +179,24 @@ def heal(
         identity["blocks"] = reconstruction.blocks
         losses["blocks"] = lambda inputs, _: reconstruction(inputs)
     losses["distillation"] = lambda inputs, labels: distil.of(healed, inputs, labels)
-    identity["distillation"] = [temperature, is_scores, list(features), labels is not None]
+    identity["distillation"] = [how.temperature, is_scores, list(how.features), labels is not None]
     if own is not None:
         identity["judge"] = own.measure.key
 
     reports: dict[str, LoopReport] = {}
     with together(parameters[0].device):
         for stage, loss in losses.items():
-            file = None if checkpoint is None else Path(checkpoint)
-            going_on = resume
+            file = None if how.checkpoint is None else Path(how.checkpoint)
+            going_on = how.resume
             if file is not None and stage == "blocks":
                 file = file.with_name(f"{file.name}.blocks")
             elif file is not None and reports:  # stopped in the first stage, or between the two
-                going_on = resume and bool(shared(file.exists(), parameters[0].device))
+                going_on = how.resume and bool(shared(file.exists(), parameters[0].device))
             loop = Loop(
                 healed,
                 loss,
                 samples,
-                _part(wanted, shares[stage]),
+                wanted.part(shares[stage]),
                 judge=lambda inputs, _: judge(inputs, call(healed, inputs)),
                 evaluate=own,
                 parameters=parameters,
@@ -195,7 +204,7 @@ def heal(
                 checkpoint=file,
                 resume=going_on,
                 run={"stage": stage, **identity},
-                progress=None if progress is None else lambda look, stage=stage: progress(stage, look),  # type: ignore[misc]
+                progress=None if progress is None else lambda look, stage=stage: progress(stage, look),
             )
             reports[stage] = loop.run()
     first, last = next(iter(reports.values())), reports["distillation"]
@@ -234,8 +243,3 @@ def _shares(blocks: bool | float | Sequence[str]) -> dict[str, float]:
     if not 0 <= share < 1:
         raise ValueError(f"blocks is {blocks}; as a share of the time it is from 0 to below 1")
     return {"blocks": share, "distillation": 1 - share}
-
-
-def _part(options: LoopOptions, share: float) -> LoopOptions:
-    limits = {name: getattr(options, name) for name in ("epochs", "minutes")}
-    return replace(options, **{name: limit and share * limit for name, limit in limits.items()})

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..plan import Plan
 from ..running.calling import prepared, samples_in
 from ..running.guards import unwrap
 from ..running.verbs import verb
@@ -20,9 +21,10 @@ from .augment import Augment
 from .checkpoint import read_checkpoint, write_checkpoint
 from .guard import Guard
 from .modes import evaluating, learning
-from .options import OPTIMISERS, Look, LoopOptions, LoopReport
+from .options import OPTIMISERS, Keeping, Look, LoopOptions, LoopReport, parted
 from .samples import Samples, derived, permutation
 from .schedule import Cosine
+from .technique import Penalty, Step, Technique
 from .together import rank, shared, together, world, wrapped
 
 Loss = Callable[[Any, "Tensor | None"], Tensor]
@@ -48,11 +50,12 @@ class Loop:
             labels) where there are labels.
         parameters: those to train; all by default.
         augment: random changes of a batch.
-        penalties: further losses that need no data, such as of weights.
-        checkpoint: file to write at every look.
-        resume: go on from that file.
-        run: what else tells this training from others, in plain values; a checkpoint of another one is refused.
-        progress: called with every `Look`.
+        penalties: further losses that need no data, such as of weights: functions without arguments.
+        techniques: what else the training does, see `Technique`.
+        **keeping: checkpoint, resume, run and progress of `Keeping`.
+
+    Attributes:
+        plan: of the first technique that chose one, after `run`.
 
     Raises:
         ValueError: for options that do not fit, or a checkpoint that is missing, damaged or of another training.
@@ -78,29 +81,29 @@ class Loop:
         parameters: Sequence[nn.Parameter] | None = None,
         augment: Augment | None = None,
         penalties: Sequence[Callable[[], Tensor]] = (),
-        checkpoint: str | Path | None = None,
-        resume: bool = False,
-        run: dict[str, Any] | None = None,
-        progress: Callable[[Look], None] | None = None,
+        techniques: Sequence[Technique] = (),
+        **keeping: Any,
     ) -> None:
+        kept: Keeping
+        (kept,) = parted(keeping, Keeping)
         self.model, self.loss, self.samples, self.options = unwrap(model), loss, samples, options
         self.judge, self.evaluate = judge or loss, evaluate
-        self.augment, self.penalties = augment, tuple(penalties)
+        self.augment, self.techniques = augment, (*techniques, *map(Penalty, penalties))
+        for technique in self.techniques:
+            technique.begin(self.model)
         self.parameters = list(self.model.parameters() if parameters is None else parameters)
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self.progress = progress
-        if resume and self.checkpoint is None:
-            raise ValueError("resume needs the checkpoint to go on from; name its file")
-        self.resume = resume
+        self.checkpoint = None if kept.checkpoint is None else Path(kept.checkpoint)
+        self.resume, self.progress = kept.resume, kept.progress
         self.training, self.held_out = samples.split(options.held_out, options.seed)
         self.device = self.parameters[0].device
         make = OPTIMISERS[options.optimiser]
         self.optimiser = make(self.parameters, lr=options.rate, weight_decay=options.weight_decay)
         self.schedule = Cosine(self.optimiser, options.warmup)
-        self.identity = {**asdict(options), "samples": len(samples), "layers": _outline(self.model), **(run or {})}
+        self.identity = {**asdict(options), "samples": len(samples), "layers": _outline(self.model), **kept.run}
         self.step, self.spent, self.looks = 0, 0.0, list[Look]()
         self._order: tuple[int, Tensor] | None = None
         self.guard: Guard
+        self.plan: Plan | None = None
 
     @verb
     def run(self) -> LoopReport:
@@ -121,6 +124,8 @@ class Loop:
             self._train()
             seconds = self.seconds
         self.guard.restore()
+        plans = [plan for technique in self.techniques if (plan := technique.finish(self.model)) is not None]
+        self.plan = plans[0] if plans else None
         return LoopReport(
             before=self.guard.start,
             after=self.guard.loss,
@@ -165,6 +170,8 @@ class Loop:
         self.guard.load_state_dict(state["guard"])
         self.step, self.spent = state["step"], state["seconds"]
         self.looks = [Look(**look) for look in state["looks"]]
+        for technique, own in zip(self.techniques, state.get("techniques", ()), strict=False):
+            technique.load_state_dict(own)
 
     def _train(self) -> None:
         step = wrapped(_Step(self), self.device)
@@ -173,7 +180,7 @@ class Loop:
         share = self.share
         while share < 1 and self.guard.waited < (self.options.patience or math.inf):
             self.schedule(share)
-            losses.append(self._step(step))
+            losses.append(self._step(step, share))
             self.step += 1
             share = self.share
             if self.step % every == 0 or share >= 1:
@@ -182,12 +189,14 @@ class Loop:
                 losses.clear()
                 share = self.share
 
-    def _step(self, step: nn.Module) -> Tensor:
+    def _step(self, step: nn.Module, share: float) -> Tensor:
         torch.manual_seed(derived(self.options.seed, "step", self.step, rank()))
         inputs, labels = self.samples.batch(self._numbers())
         inputs = prepared(self.model, inputs)
         if self.augment is not None:
             inputs = self.augment(inputs)
+        for technique in self.techniques:
+            technique.before_step(Step(number=self.step, share=share, inputs=inputs, labels=labels))
         loss = step(inputs, labels)
         self.optimiser.zero_grad()
         try:
@@ -249,6 +258,8 @@ class Loop:
                 "seconds": self.seconds,
                 "looks": [asdict(each) for each in self.looks],
             }
+            if any(own := [technique.state_dict() for technique in self.techniques]):
+                state["techniques"] = own
             write_checkpoint(self.checkpoint, self.identity, state)
         if self.progress is not None:
             self.progress(look)
@@ -267,8 +278,9 @@ class _Step(nn.Module):
     def forward(self, inputs: Any, labels: Tensor | None) -> Tensor:
         with torch.autocast(self.kind, torch.bfloat16, enabled=self.amp):
             loss = self.loop.loss(inputs, labels)
-        for penalty in self.loop.penalties:
-            loss = loss + penalty()
+        for technique in self.loop.techniques:
+            if (penalty := technique.penalty()) is not None:
+                loss = loss + penalty
         return loss
 
 

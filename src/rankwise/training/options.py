@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,6 +62,59 @@ class LoopOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be above 0")
+
+    def part(self, share: float) -> LoopOptions:
+        """The same for a part of the epochs and minutes."""
+        limits = {name: getattr(self, name) for name in ("epochs", "minutes")}
+        return replace(self, **{name: limit and share * limit for name, limit in limits.items()})
+
+
+def with_limit(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `LoopOptions` with 10 epochs where no limit is given."""
+    none = options.get("epochs") is None and options.get("minutes") is None
+    return {**options, "epochs": 10} if none else dict(options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where a training keeps what it has done, and whom it tells.
+
+    Attributes:
+        checkpoint: file to write at every look.
+        resume: go on from that file.
+        run: what else tells this training from others, in plain values; a checkpoint of another one is refused.
+        progress: called with every `Look`.
+
+    Raises:
+        ValueError: for a resumption without a file.
+    """
+
+    checkpoint: str | Path | None = None
+    resume: bool = False
+    run: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[Look], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.checkpoint is None:
+            raise ValueError("resume needs the checkpoint to go on from; name its file")
+
+
+def parted(given: Mapping[str, Any], *kinds: type) -> list[Any]:
+    """Keyword arguments as the values whose fields they name.
+
+    Raises:
+        TypeError: for a name that none of them has, with those that there are.
+
+    Example:
+        >>> parted({"epochs": 2, "resume": False}, LoopOptions, Keeping)[0].epochs
+        2
+    """
+    names = [{each.name for each in fields(kind)} for kind in kinds]
+    if unknown := sorted(given.keys() - set().union(*names)):
+        raise TypeError(
+            f"there is no argument {unknown[0]!r}; the further ones are {', '.join(sorted(set().union(*names)))}"
+        )
+    return [kind(**{name: given[name] for name in own & given.keys()}) for kind, own in zip(kinds, names, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

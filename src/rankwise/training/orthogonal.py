@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .factors import excess, factors
+from .technique import Step, Technique
 
 SCHEDULES = ("constant", "cosine")
 
@@ -133,3 +134,28 @@ class WeightSchedule:
             factor = (1 + math.cos(math.pi * min((share - self.warmup) / (1 - self.warmup), 1.0))) / 2
         self.penalty.weight = factor * self.most
         return self.penalty.weight
+
+
+class KeptOrthogonal(Technique):
+    """`OrthogonalPenalty` with a weight that follows a schedule, as a technique of `Loop`.
+
+    Args:
+        kind, weight: as for `OrthogonalPenalty`.
+        schedule: as for `WeightSchedule`.
+    """
+
+    def __init__(self, kind: str, weight: float, schedule: str = "constant") -> None:
+        self.kind, self.weight, self.schedule = kind, weight, schedule
+
+    def begin(self, model: nn.Module) -> None:
+        """See `Technique.begin`."""
+        self._penalty = OrthogonalPenalty(model, self.kind, self.weight)
+        self._scheduled = WeightSchedule(self._penalty, self.schedule)
+
+    def before_step(self, step: Step) -> None:
+        """See `Technique.before_step`."""
+        self._scheduled(step.share)
+
+    def penalty(self) -> Tensor:
+        """See `Technique.penalty`."""
+        return self._penalty()

@@ -23,6 +23,7 @@ from ..planning.constraints import Constraints
 from ..planning.planner import Planner
 from ..planning.profile import profile
 from ..planning.request import Request
+from ..planning.units import Macs, Params
 from ..ranks import Pick, Problem, Rule
 from ..ranks.base import described
 from ..ranks.budgeted import least
@@ -85,15 +86,17 @@ class RankSearch:
     ) -> None:
         if candidates < 2:
             raise ValueError(f"candidates is {candidates}; at least 2 are needed, dense among them")
-        if unit not in ("macs", "params"):
-            raise ValueError(f"unit {unit!r} is not one of macs, params")
-        self.model, self.sites, self.unit, self.beta = unwrap(model), sites, unit, beta
+        counts = {each.name: each for each in (Macs, Params)}  # of single layers, whatever the rest of the network is
+        if unit not in counts:
+            raise ValueError(f"unit {unit!r} is not one of {', '.join(counts)}")
+        self.model, self.sites, self.beta = unwrap(model), sites, beta
+        self.unit = counts[unit](self.model, sites)
         constraints = constraints or Constraints()
         curves = profile(self.model, sites, formats=formats, metric="weight", only=constraints.free(sites))
         held = dict(self.model.named_parameters(remove_duplicate=False))
         self.options: dict[str, Curve] = {}
         for name, curve in curves.items():
-            options = _spread(curve, candidates, unit)
+            options = _spread(curve, candidates, self.unit.costs(sites[name], curve))
             if len(options) > 1 and options[-1].format == DENSE and f"{name}.weight" in held:
                 self.options[name] = options
         if not self.options:
@@ -131,8 +134,10 @@ class RankSearch:
         """L_r: the expected share of the dense cost, to the power of beta, mean over the sites; above 0, at most 1."""
         shares = []
         for name, options in self.options.items():
-            costs_K = self.alphas[name].new_tensor([_cost(option, self.unit) for option in options])
-            shares.append(self.weights(name) @ (costs_K / _cost(dense_option(self.sites[name]), self.unit)))
+            site = self.sites[name]
+            costs_K = self.alphas[name].new_tensor(self.unit.costs(site, options))
+            (dense,) = self.unit.costs(site, [dense_option(site)])
+            shares.append(self.weights(name) @ (costs_K / dense))
         return torch.stack(shares).pow(self.beta).mean()
 
     def distance(self) -> Tensor:
@@ -203,15 +208,11 @@ class _Likeliest(Rule):
         return self.name
 
 
-def _spread(curve: Curve, count: int, unit: str) -> Curve:
+def _spread(curve: Curve, count: int, costs: Sequence[float]) -> Curve:
     """So many of the options that no other beats in cost and error, evenly spread, the cheapest and dense included."""
-    path = pareto([_cost(option, unit) for option in curve], [option.error for option in curve])
+    path = pareto(costs, [option.error for option in curve])
     places = sorted({round((len(path) - 1) * k / (count - 1)) for k in range(count)})
     return tuple(curve[path[place]] for place in places)
-
-
-def _cost(option: Option, unit: str) -> float:
-    return float(option.macs if unit == "macs" else option.params)
 
 
 def _weight(log: float) -> str:
