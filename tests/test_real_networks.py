@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,6 +16,21 @@ import rankwise as rw
 def calibration(networks: ModuleType, images: int, normalise: str = "normalise_imagenet") -> list[Tensor]:
     photos, _ = networks.cifar10_lossless("train")
     return list(getattr(networks, normalise)(photos[:images]).split(64))
+
+
+class Trained(NamedTuple):
+    """ResNet-20, its calibration data and their statistics."""
+
+    model: nn.Module
+    data: list[Tensor]
+    stats: rw.Statistics
+
+
+@pytest.fixture(scope="module")
+def resnet20(networks: ModuleType) -> Trained:
+    """91.5 % dense. 256 unlabelled images."""
+    model, data = networks.resnet20(), calibration(networks, 256)
+    return Trained(model, data, rw.collect(model, data))
 
 
 def assert_counts(small: nn.Module, report: rw.CompressReport, example: Tensor) -> None:
@@ -30,12 +46,11 @@ def assert_counts(small: nn.Module, report: rw.CompressReport, example: Tensor) 
     assert planned[unit] <= amount * report.plan.dense[unit]
 
 
-def test_resnet20_keeps_its_accuracy_at_half_the_macs(networks: ModuleType) -> None:
-    """91.5 % dense. 256 unlabelled images, no gradient step."""
-    model = networks.resnet20()
-    data = calibration(networks, 256)
+@pytest.mark.long
+def test_resnet20_keeps_its_accuracy_at_half_the_macs(networks: ModuleType, resnet20: Trained) -> None:
+    """On a fifth of the test images; no gradient step."""
+    model, data, stats = resnet20
     images, labels = (part[::5] for part in networks.cifar10_lossless("test"))
-    stats = rw.collect(model, data)
     top1 = {}
     for method in ("one-shot", "sequential"):
         with unchanged(model):
@@ -47,13 +62,12 @@ def test_resnet20_keeps_its_accuracy_at_half_the_macs(networks: ModuleType) -> N
     assert top1["one-shot"] >= 80
 
 
-def test_sequential_agrees_more_with_the_dense_network(networks: ModuleType) -> None:
+@pytest.mark.long
+def test_sequential_agrees_more_with_the_dense_network(networks: ModuleType, resnet20: Trained) -> None:
     """At keep 0.3, on images of another source than the calibration's: lossy copies."""
-    model = networks.resnet20()
-    data = calibration(networks, 256)
+    model, data, stats = resnet20
     photos, _ = networks.cifar10_jpeg("test")
     fresh = list(networks.normalise_imagenet(photos[torch.arange(0, 10_000, 50)]).split(100))
-    stats = rw.collect(model, data)
     agreement = {}
     for method in ("one-shot", "sequential"):
         small, report = rw.compress(model, data, keep={"macs": 0.3}, method=method, stats=stats)
@@ -77,6 +91,7 @@ def test_lenet300(networks: ModuleType, method: str) -> None:
     assert networks.top_k(small, images, labels, networks.normalise_mnist)["top-1 %"] >= dense - 2
 
 
+@pytest.mark.long
 def test_tiny_darknet_with_few_images(networks: ModuleType) -> None:
     """Far fewer rows than inputs in the deep layers, 1000 classes from six photos."""
     model = networks.tiny_darknet()

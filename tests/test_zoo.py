@@ -41,8 +41,8 @@ ZOO = {
 }
 
 
-# From 15 seconds to two minutes each.
-SLOW = ("vgg16", "vit_b_16", "resnet50", "densenet121", "convnext_tiny", "regnet_y_400mf", "swin_t")
+# From 15 seconds to two minutes each; the parts of a ResNet are those of ResNet-20 in `test_real_networks` as well.
+SLOW = ("resnet18", "vgg16", "vit_b_16", "resnet50", "densenet121", "convnext_tiny", "regnet_y_400mf", "swin_t")
 
 
 def dense(name: str, seed: int) -> nn.Module:
@@ -70,6 +70,7 @@ def _free() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ZOO])
 def test_every_verb(name: str, tmp_path: Path) -> None:
     model = dense(name, seed=0)

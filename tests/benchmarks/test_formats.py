@@ -16,6 +16,7 @@ from rankwise.formats import FORMATS
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_quick_run_writes_every_table(tmp_path: Path) -> None:
     pytest.importorskip("tensorly")
     command = [

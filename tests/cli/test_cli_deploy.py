@@ -60,6 +60,7 @@ def test_a_folded_network_in_coded_storage(folder: Path, cli: Callable[..., Any]
     assert read("again/rankwise.json")["folds"] == manifest["folds"]
 
 
+@pytest.mark.long
 def test_every_target(folder: Path, cli: Callable[..., Any]) -> None:
     pytest.importorskip("onnxruntime")
     assert cli(*COMPRESS).exit_code == 0
@@ -81,6 +82,7 @@ def test_every_target(folder: Path, cli: Callable[..., Any]) -> None:
     assert fixed(torch.randn(1, 3, 8, 8)).shape == (1, 5)
 
 
+@pytest.mark.long
 def test_executorch(folder: Path, cli: Callable[..., Any]) -> None:
     pytest.importorskip("executorch", reason="the extra [executorch] is not installed")
     result = cli("export", "nets.py:build", "--input-shape", "3,8,8", "--fold", "-o", "net.pte")

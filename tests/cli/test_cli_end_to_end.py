@@ -217,6 +217,7 @@ def test_batches_of_a_function(project: Path, cli: Callable[..., Any]) -> None:
     assert "top1" in json.loads(result.stdout)["figures"]["dense"]
 
 
+@pytest.mark.long
 def test_demo(project: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     import rankwise.demo

@@ -13,6 +13,7 @@ CASES = Path(__file__).parents[1] / "support" / "interpreted_low_rank.py"
 pytest.importorskip("triton", reason="Triton is not installed (extra dev, on Linux)")
 
 
+@pytest.mark.long
 def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-q", str(CASES)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

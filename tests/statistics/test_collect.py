@@ -279,6 +279,7 @@ print(collected, peak() - begin, *memory_needed(list(stats.sites.values()), N, "
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory as Linux reports it")
 @pytest.mark.parametrize(
     "sizes",
