@@ -144,6 +144,11 @@ def parameters(function: Function) -> int:
     return len([name for name in named if name not in ("self", "cls")]) + bool(given.vararg) + bool(given.kwarg)
 
 
+def length(function: Function) -> int:
+    """Lines of a function, its signature and docstring among them."""
+    return (function.end_lineno or 0) - function.lineno + 1
+
+
 def house(source: Path = SOURCE) -> House:
     """Count a package."""
     modules = modules_of(source)
@@ -151,7 +156,7 @@ def house(source: Path = SOURCE) -> House:
     lines = sum(module.lines for module in modules.values())
     known = {name: frozenset(other for other in module.imports if other in modules) for name, module in modules.items()}
     made = [(f"{home}.{function.name}", home, function) for home, function in functions(modules)]
-    lengths = [((function.end_lineno or 0) - function.lineno + 1, name) for name, _, function in made]
+    lengths = [(length(function), name) for name, _, function in made]
     taken = [(parameters(function), name, home) for name, home, function in made]
     return House(
         top_level_modules=sum(path.suffix == ".py" for path in source.iterdir()),

@@ -11,18 +11,10 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from rankwise.cli import block_facts
-from rankwise.cli.format_facts import (
-    CONV,
-    LINEAR,
-    MOVES,
-    factor_names,
-    layer_name,
-    layer_site,
-    layers_of,
-    network_of,
-    rank_letters,
-)
+from rankwise.describe import slr
+from rankwise.describe.formats import MOVES
+from rankwise.describe.layers import CONV, LINEAR, layer_name, layer_site
+from rankwise.describe.networks import factor_names, layers_of, network_of, rank_letters
 from rankwise.formats import FORMATS, Format, Ranks
 from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank
@@ -97,7 +89,7 @@ class Panel:
 
     def head(self, format: Format, site: Site, ranks: Ranks, top: int) -> None:
         cost = format.cost(site, ranks, bias=False)
-        letters = block_facts.rank_letters(format) if isinstance(format, SparseLowRank) else rank_letters(format, site)
+        letters = slr.rank_letters(format) if isinstance(format, SparseLowRank) else rank_letters(format, site)
         values = ", ".join(f"{letter} = {rank}" for letter, rank in zip(letters, ranks, strict=True))
         name = layer_name(site)
         title = name[0].upper() + name[1:].replace(" x ", " \u00d7 ")
@@ -218,7 +210,7 @@ class Blocks(Panel):
 
     def __init__(self, format: SparseLowRank, site: Site, ranks: Ranks, top: int) -> None:
         self.top, self.parts = top, []
-        layers = list(block_facts.layers(format, site, ranks))
+        layers = list(slr.layers(format, site, ranks))
         columns = [layers[: format.levels], layers[format.levels + 1 : -1]]
         height = format.levels * (BOX_HEIGHT + 16) - 16
         self.width = 940
@@ -246,10 +238,10 @@ class Blocks(Panel):
                 f"<rect x='{left:g}' y='{top:g}' width='{side:g}' height='{side:g}' fill='{FILL}' stroke='{INK}' "
                 "stroke-width='2'/>"
             )
-            letters = "+".join(levels[0] for levels in block_facts.LEVELS[: level + 1])
+            letters = "+".join(levels[0] for levels in slr.LEVELS[: level + 1])
             self.parts.append(text(left + side - 8, top + side - 10, letters, anchor="end", colour=COLOURS["ranks"]))
             if level:
-                _, inputs, outputs = block_facts.LEVELS[level]
+                _, inputs, outputs = slr.LEVELS[level]
                 self.parts.append(text(left + side, top - 8, inputs, colour=COLOURS["channels"]))
                 self.parts.append(text(left - 10, top + side, outputs, colour=COLOURS["outputs"], anchor="end"))
         self.parts.append(text(left + size / 2 + 46, top - 8, "inputs", size=14, colour=COLOURS["channels"]))

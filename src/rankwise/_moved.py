@@ -6,7 +6,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -30,13 +29,21 @@ MOVED = {
 }
 
 
-class Moved(MetaPathFinder, Loader):
-    """Finds a module under its earlier path; both paths give the same module."""
+class Moved:
+    """Finds a module under its earlier path; both paths give the same module.
+
+    A finder and loader without the base classes of `importlib.abc`, which take longer to import than the package.
+    """
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """See `Loader.create_module`."""
+        return None
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See `MetaPathFinder.find_spec`."""
         package, _, rest = name.partition(".")
-        return ModuleSpec(name, self) if package == __package__ and rest in MOVED else None
+        ours = package == __package__ and rest in MOVED
+        return ModuleSpec(name, self) if ours else None  # type: ignore[arg-type]  # has what a Loader has
 
     def exec_module(self, module: ModuleType) -> None:
         """See `Loader.exec_module`."""

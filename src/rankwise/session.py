@@ -1,11 +1,13 @@
-"""All verbs in a row: find, collect, choose, factorise, and an account of what was done."""
+"""The flow, once: find -> collect -> choose -> shrink -> choose -> factorise, which checks its result."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from .evaluate import Size, size
 from .factorisation import factorise
 from .factorisation.shrinkage import choose_shrinkage
 from .files import digest
+from .formats import Format
 from .network.find import find
 from .network.sites import Sites
 from .plan import Plan
 from .planning.budgets import check_keep
 from .planning.choose import choose
+from .planning.pareto import pareto
 from .planning.unmet import check_budgets
 from .planning.wishes import Asked
 from .running.batches import Batches
@@ -32,6 +36,186 @@ from .statistics import Statistics
 from .statistics.collection import collect
 from .statistics.shrinkage import check_shrink
 from .work import CURVES, LAYERS, PLAN, Work
+
+logger = logging.getLogger("rankwise")
+
+METHODS = ("sequential", "one-shot")
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+class Clock:
+    """Seconds by verb: `with clock("choose"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, verb: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[verb] = self.seconds.get(verb, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which rows of the data are used: `positions` of each sample, drawn by `seed`; with a `mask` the real ones."""
+
+    positions: int | str = "auto"
+    seed: int = 0
+    mask: Mask | None = None
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One network on its way to a smaller one; a verb that needs statistics collects them, once.
+
+    Attributes:
+        model: the dense network.
+        sites: found in it; once statistics are collected, those that the data reached.
+        example: an input that it was looked at with.
+        data: calibration batches, None where there are none.
+        method: "sequential" or "one-shot".
+        gradients: whether statistics that are collected need gradients.
+        only: names of the sites that statistics are collected of; None for all.
+        given: reads statistics that are there already, perhaps of other data.
+        collected: what is done with statistics that were collected.
+        sampling: which rows of the data are used.
+        work: what is done, and where it is kept.
+        progress: wraps batches and sites, for progress bars.
+        name: of the data, in messages.
+        clock: seconds of each verb.
+    """
+
+    model: nn.Module
+    sites: Sites
+    example: Any
+    data: Iterable[Any] | None
+    method: str = "sequential"
+    gradients: bool = False
+    only: Collection[str] | None = None
+    given: Callable[[], Statistics] | None = None
+    collected: Callable[[Statistics], object] = lambda stats: None
+    sampling: Sampling = field(default_factory=Sampling)
+    work: Work = field(default_factory=Work)
+    progress: Progress | None = None
+    name: str = "the data"
+    clock: Clock = field(default_factory=Clock)
+    _statistics: Statistics | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """Statistics that were given, else collected."""
+        if self._statistics is None:
+            self._statistics = self._collect() if self.given is None else self.given()
+        return self._statistics
+
+    def _collect(self) -> Statistics:
+        collecting = partial(
+            collect,
+            self.model,
+            self.data,
+            example=self.example,
+            only=self.only,
+            gradients=self.gradients,
+            progress=self.progress,
+            **vars(self.sampling),
+        )
+        with self.clock("collect"):
+            stats = self.work.statistics(self.model, self.example, collecting)
+        self.sites = stats.sites
+        self.collected(stats)
+        return stats
+
+    def source(self, wishes: Mapping[str, Any]) -> Statistics | Sites:
+        """What a plan by these arguments of `choose` is made from."""
+        asked = Asked.of(**wishes)
+        return self.statistics if asked.metric.needs_statistics or asked.needs_gradients else self.sites
+
+    def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None) -> Plan:
+        """Choose formats and ranks; where `share_for` finds a share of the weight metric, once more with it.
+
+        Args:
+            wishes: arguments of `choose`.
+            shrink: as for `share_for`.
+        """
+
+        def best() -> Plan:
+            plan = self._choose(wishes, 0.0 if shrink in (None, "auto") else shrink)
+            share = self.share_for(plan, shrink)
+            return plan if share == plan.shrink else self._choose(wishes, share)
+
+        return self.work.once(PLAN, best)
+
+    def _choose(self, wishes: Mapping[str, Any], share: Any) -> Plan:
+        source, done = self.source(wishes), self.work.of(CURVES, share)
+        with self.clock("choose"):
+            return choose(self.model, source, shrink=share, done=done, progress=self.progress, **wishes)
+
+    def plans(self, wishes: Mapping[str, Any], keeps: Sequence[Mapping[str, float]], nested: bool) -> list[Plan]:
+        """One plan for every budget of `keeps`, each inside the one before if `nested`; `wishes` are as for `plan`."""
+        source = self.source(wishes)
+        with self.clock("choose"):
+            return pareto(self.model, source, keeps=keeps, nested=nested, progress=self.progress, **wishes)
+
+    def share_for(self, plan: Plan, wanted: float | str | None) -> Any:
+        """The share of the weight metric that the fits of a plan are to have.
+
+        Args:
+            plan: with the share that it was made with.
+            wanted: a share; "auto" for what the data as held-out samples choose; None for the plan's own, or as "auto"
+                where one-shot fits follow given statistics and there is data.
+        """
+        if wanted is not None and wanted != "auto":
+            return wanted
+        asked = wanted == "auto" or (self.given is not None and self.method == "one-shot" and not plan.shrink)
+        if not asked or self.data is None or not plan.fit_metric.shrinkable or not plan.factorised:
+            return plan.shrink
+        stats, sampling = self.statistics, self.sampling
+        with self.clock("shrinkage"):
+            share = choose_shrinkage(
+                self.model,
+                plan,
+                stats,
+                self.data,
+                positions=sampling.positions,
+                seed=sampling.seed,
+                progress=self.progress,
+            )
+        logger.info("shrinkage towards the weight metric: %g, chosen on %s", share, self.name)
+        return share
+
+    def factorise(
+        self,
+        plan: Plan,
+        *,
+        formats: Mapping[str, Format] | None = None,
+        step: Callable[[str], None] = lambda site: None,
+    ) -> nn.Module:
+        """The factorised network, checked; `formats` and `step` are those of `rankwise.factorise`."""
+        with self.clock("factorise"):
+            return self._factorised(plan, self.method, formats=formats, step=step, done=self.work.of(LAYERS))
+
+    def trial(self, plan: Plan, method: str | None = None) -> nn.Module:
+        """The network of a plan that may not be the last one; nothing is kept of it."""
+        return self._factorised(plan, method or self.method)
+
+    def _factorised(self, plan: Plan, method: str, **options: Any) -> nn.Module:
+        if method == "one-shot":
+            source = self.statistics if plan.fit_metric.needs_statistics else self.sites
+            return factorise(self.model, plan, source, **options)
+        return factorise(
+            self.model,
+            plan,
+            self.statistics if plan.fit_metric.needs_gradients else self.sites,
+            data=self.data,
+            example=self.example,
+            **vars(self.sampling),
+            **options,
+        )
+
+    def release(self) -> None:
+        """Forget the statistics, to make room: sequentially layers are fitted to moments of their own."""
+        self._statistics = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,89 +303,55 @@ def compress(
         >>> report.compressed.params <= 0.5 * report.dense.params
         True
     """
-    if method not in ("sequential", "one-shot"):
+    if method not in METHODS:
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
     keep = None if keep is None else check_keep(keep)
     asked = Asked.of(keep=keep, **constraints)
     replace(asked, example=data if asked.is_timed else None).check(model)
     check_shrink(shrink or 0.0)
-    work = Work(checkpoint, resume)
+    work, sampling = Work(checkpoint, resume), Sampling(positions=positions, seed=seed, mask=mask)
     example, batches = with_example(model, Batches.of(data), example)
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, run: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = run()
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-        return result
-
-    held_out = batches if stats is not None and shrink is None and method == "one-shot" else None
-    check_budgets(model, find(model, example) if stats is None else stats.sites, keep, asked.constraints)
-    options = {"keep": keep, "method": method, "shrink": shrink, "positions": positions, "seed": seed, "mask": mask}
+    sites = find(model, example) if stats is None else stats.sites
+    check_budgets(model, sites, keep, asked.constraints)
+    options = {"keep": keep, "method": method, "shrink": shrink, **vars(sampling)}
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
     work.begin(model, batches, {**options, **given, **constraints})
-    if stats is None:
-        collected = partial(
-            collect,
-            example=example,
-            gradients=asked.needs_gradients,
-            positions=positions,
-            seed=seed,
-            mask=mask,
-            progress=progress,
-        )
-        stats = timed("collect", partial(work.statistics, model, example, partial(collected, model, batches)))
-    assert stats is not None
-    if asked.is_timed:
-        constraints["example"] = example
-    chosen = partial(choose, keep=keep, progress=progress, **constraints)
-
-    def planned(stats: Statistics, share: float) -> Plan:
-        return timed("choose", partial(chosen, model, stats, shrink=share, done=work.of(CURVES, share)))
-
-    def best(stats: Statistics) -> Plan:
-        plan = planned(stats, shrink or 0.0)
-        if held_out is None or not plan.fit_metric.shrinkable or not plan.factorised:
-            return plan
-        find_share = partial(choose_shrinkage, positions=positions, seed=seed, progress=progress)
-        share = timed("shrinkage", partial(find_share, model, plan, stats, held_out))
-        return planned(stats, share) if share else plan
-
-    plan = work.once(PLAN, partial(best, stats))
-    sites = stats.sites
-    # Sequentially the layers are fitted to moments of their own: those of the plan make room for them.
-    source: Statistics | Sites = sites if method == "sequential" and not plan.fit_metric.needs_gradients else stats
-    del stats
-    layers = work.of(LAYERS)
-    if method == "sequential":
-        visits = iter([] if progress is None else progress(plan.factorised, "factorise"))
-
-        def step(site: str) -> None:
-            next(visits, None)
-
-        def run() -> nn.Module:
-            small = factorise(
-                model,
-                plan,
-                source,
-                data=batches,
-                positions=positions,
-                seed=seed,
-                step=step,
-                example=example,
-                mask=mask,
-                done=layers,
-            )
-            deque(visits, maxlen=0)  # to its end, so that the bar is full
-            return small
-    else:
-
-        def run() -> nn.Module:
-            return factorise(model, plan, source, done=layers)
-
-    small = timed("factorise", run)
+    session = Session(
+        model=model,
+        sites=sites,
+        example=example,
+        data=batches,
+        method=method,
+        gradients=asked.needs_gradients,
+        given=None if stats is None else lambda: stats,
+        sampling=sampling,
+        work=work,
+        progress=progress,
+    )
+    assert session.statistics is not None  # in every metric: layers that the data never reach stay dense
+    plan = session.plan({"keep": keep, **constraints, **({"example": example} if asked.is_timed else {})}, shrink)
+    if method == "sequential" and not plan.fit_metric.needs_gradients:
+        session.release()
+    with _visits(plan, progress if method == "sequential" else None) as step:
+        small = session.factorise(plan, step=step)
     report = CompressReport(
-        sites=sites, plan=plan, dense=size(model, example), compressed=size(small, example), seconds=seconds
+        sites=session.sites,
+        plan=plan,
+        dense=size(model, example),
+        compressed=size(small, example),
+        seconds=session.clock.seconds,
     )
     return small, report
+
+
+@contextmanager
+def _visits(plan: Plan, progress: Progress | None) -> Iterator[Callable[[str], None]]:
+    """What is called as each site begins, so that a bar over the sites moves on; at the end it is full."""
+    visits = iter([] if progress is None else progress(plan.factorised, "factorise"))
+
+    def step(site: str) -> None:
+        next(visits, None)
+
+    yield step
+    deque(visits, maxlen=0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rankwise.cli.constraints import choose_options, parse_budgets, parse_keep, parse_ranks, parse_round_to, parse_rule
+from rankwise.cli.options.choosing import Budget
+from rankwise.cli.parsing import parse_budgets, parse_keep, parse_ranks, parse_round_to, parse_rule
 from rankwise.ranks.budgeted import Knapsack
 
 
@@ -52,9 +53,7 @@ def test_round_to() -> None:
 
 
 def test_everything_becomes_keyword_arguments_of_choose() -> None:
-    wishes = choose_options(
-        ["macs=0.5"], "knapsack", "svd, tucker2", "input", None, None, ["fc=svd:64"], None, ["c*=8"], "auto"
-    )
+    wishes = Budget(keep=["macs=0.5"], formats="svd, tucker2", pin=["fc=svd:64"], cap=["c*=8"]).wishes("input")
     assert wishes == {
         "keep": {"macs": 0.5},
         "rule": Knapsack(),
@@ -72,7 +71,7 @@ def test_everything_becomes_keyword_arguments_of_choose() -> None:
         "round_to": "auto",
     }
     with pytest.raises(ValueError, match="--formats names nothing"):
-        choose_options(["macs=0.5"], "knapsack", ",", "input", None, None, None, None, None, "auto")
+        Budget(keep=["macs=0.5"], formats=",").wishes("input")
 
 
 def test_several_budgets_are_one_request() -> None:

@@ -115,7 +115,7 @@ def test_a_failure_while_measuring_costs_no_work(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no test data")
 
-    monkeypatch.setattr("rankwise.cli.figures.measure", broken)
+    monkeypatch.setattr("rankwise.cli.results.measure", broken)
     assert_refused(cli(*COMPRESS, *BUDGET), "no test data")
     assert {file.name for file in Path("out").iterdir()} == {"rankwise.json", "model.safetensors", "plan.yaml"}
 

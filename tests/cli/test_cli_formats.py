@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from rankwise.cli.format_facts import CONV, LINEAR, MOVES, describe, half, layer_site
+from rankwise.describe.formats import MOVES, describe, half
+from rankwise.describe.layers import CONV, LINEAR, layer_site
 from rankwise.formats import FORMATS
 
 DOCS = Path(__file__).parents[2] / "docs"

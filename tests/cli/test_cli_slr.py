@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rankwise import Plan
-from rankwise.cli.constraints import choose_options
+from rankwise.cli.options.choosing import Budget
 
 MODEL = ("nets.py:build", "data.npz", "--weights", "net.pt")
 PINNED = ("--include", "7", "--pin", "7=slr:k=8,sr=0.5,rr=0.25", "--keep", "params=1.0", "--formats", "svd")
@@ -60,5 +60,4 @@ def test_complaints(project: Path, cli: Callable[..., Any], options: tuple[str, 
     ],
 )
 def test_pins_with_settings(text: str, expected: dict[str, str]) -> None:
-    nothing = (None, None, [text], None, None, "auto")
-    assert choose_options(["macs=0.5"], "knapsack", "slr", "input", *nothing)["pin"] == expected
+    assert Budget(keep=["macs=0.5"], pin=[text]).wishes("input")["pin"] == expected

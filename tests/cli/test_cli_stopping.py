@@ -139,7 +139,7 @@ def test_what_was_written_before_is_told(
     def stopped(*_: object, **__: object) -> None:
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr("rankwise.cli.figures.measure", stopped)
+    monkeypatch.setattr("rankwise.cli.results.measure", stopped)
     result = cli("compress", "nets.py:build", "data.npz", "--weights", "net.pt", "--keep", "macs=0.5", "-o", "out")
     assert result.exit_code == 143
     assert "stopped by SIGTERM: out was written before that and can be used" in result.stderr

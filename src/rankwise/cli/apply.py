@@ -5,46 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from .command import command
+from .options.base import Out, Run, argument
+from .options.choosing import Factorising, Shrink
+from .options.data import Calibration, Network
+from .options.measuring import Figured, Judged
+from .parsing import parse_shrink
 
-from . import options
-from .compress import Out
-from .output import Output
-
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", show_default=False, help="plan.yaml, edited or not.")]
+PlanFile = Annotated[Path, argument("PLAN", "plan.yaml, edited or not.")]
 
 
+@command
 def apply(
-    model: options.Model,
+    network: Network,
     plan: PlanFile,
     out_folder: Out,
-    data: options.OptionalData = None,
-    weights: options.Weights = None,
-    test: options.Test = None,
-    input_shape: options.InputShape = None,
-    transform: options.Transform = None,
-    size: options.Size = None,
-    normalise: options.Normalise = "auto",
-    batch: options.Batch = 64,
-    samples: options.Samples = 512,
-    root: options.Root = Path("data"),
-    split: options.Split = None,
-    batches: options.Batches = "auto",
-    example_batch: options.ExampleBatch = False,
-    stats: options.Stats = None,
-    method: options.Method = "auto",
-    shrink: options.Shrink = None,
-    importance: options.Importance = None,
-    fold: options.Fold = False,
-    storage: options.Storage = "plain",
-    metric: options.Judge = None,
-    classes_dim: options.ClassesDim = None,
-    threads: options.Threads = 1,
-    latency_batch: options.LatencyBatch = 1,
-    engines: options.Engines = "auto",
-    json: options.Json = None,
-    seed: options.Seed = 0,
-    debug: options.Debug = False,
+    data: Calibration,
+    way: Factorising,
+    judged: Judged,
+    timing: Figured,
+    run: Run,
+    shrink: Shrink = None,
 ) -> None:
     """Factorise a network by a plan file, without choosing anything.
 
@@ -53,48 +34,30 @@ def apply(
     Change [bold]format[/bold] and [bold]ranks[/bold] of a row, or set [bold]format: dense[/bold] and
     [bold]ranks: \\[][/bold]; parameters and MACs are counted anew. Without DATA, [bold]--stats FILE[/bold] is enough.
     """
-    with Output(json, debug=debug, writes=[out_folder, stats]) as out:
-        from ..inputs.data import DataOptions
+    with run.output(writes=[out_folder, data.stats]) as out:
+        from ..inputs.importance import Selection
         from ..plan import Plan
-        from .constraints import check_method, parse_shrink
-        from .figures import Timing
-        from .importance import Selection
-        from .judging import Judging
-        from .steps import Job, check_storage, finish
+        from .job import Job
+        from .results import finish
 
-        check_storage(storage)
-        check_method(method)
-        timing, share = Timing.of(engines, threads, latency_batch), parse_shrink(shrink)
-        selection, judging = Selection.of(importance), Judging.of(metric and [metric], classes_dim, fits=False)
-        wanted = Plan.load(plan)
-        how = DataOptions(
-            transform=transform,
-            size=size,
-            normalise=normalise,
-            batch=batch,
-            root=root,
-            split=split,
-            seed=seed,
-            batches=batches,
-            example_batch=example_batch,
-        )
+        way.check()
+        figured, share, judging = timing.timing(), parse_shrink(shrink), judged.judging()
+        wanted, selection = Plan.load(plan), Selection.of(way.importance)
+        from ..planning.prices import recount
+
         job = Job.start(
             out,
-            model,
-            weights,
+            network,
             data,
-            how,
-            samples=samples,
-            stats=stats,
-            test=test,
-            input_shape=input_shape,
-            folder=out_folder,
-            fold=fold,
+            run.seed,
             judging=judging,
+            folder=out_folder,
+            fold=way.fold,
+            method=way.method,
             gradients=wanted.fit_metric.needs_gradients,
         )
-        wanted = job.shrunk(job.edited(wanted), share, method)
+        wanted = job.shrunk(recount(job.session.model, wanted, job.session.sites), share)
         # Batches that are too small for the timing are found out before the work, not after.
-        job.measured_on.example(timing.batch)
-        small = job.factorise(wanted, method, selection)
-        finish(job, small, wanted, out_folder, command="apply", timing=timing, storage=storage)
+        job.measured_on.example(timing.latency_batch)
+        small = job.factorise(wanted, selection)
+        finish(job, small, wanted, out_folder, command="apply", timing=figured, storage=way.storage)

@@ -6,65 +6,48 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from . import options
-from .output import Output
+from .command import command
+from .options.base import Run, option
+from .options.measuring import Threads
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..inputs.data import Data
+    from .job import Job
+    from .output import Output
 
-DemoOut = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for the results.")]
+DemoOut = Annotated[Path, option("-o", "--out", of="DIR", help="Folder for the results.")]
 
 
-def demo(
-    out_folder: DemoOut = Path("demo-out"),
-    threads: options.Threads = 1,
-    json: options.Json = None,
-    seed: options.Seed = 0,
-    debug: options.Debug = False,
-) -> None:
+@command
+def demo(run: Run, out_folder: DemoOut = Path("demo-out"), threads: Threads = 1) -> None:
     """Train a small network on scikit-learn's handwritten digits and keep a third of its work. Takes under a minute.
 
     Example: [bold]rankwise demo -o demo-out[/bold]
 
     Needs scikit-learn: [bold]pip install 'rankwise\\[demo]'[/bold]. Nothing is downloaded.
     """
-    with Output(json, debug=debug, writes=[out_folder]) as out:
-        import torch
+    with run.output(writes=[out_folder]) as out:
         from safetensors.torch import save_file
 
         from .. import demo as digits_demo
+        from ..figures.measured import Timing
         from ..files import replacing
-        from ..network.find import find
-        from .figures import Timing
-        from .steps import Job, finish
+        from .results import finish
 
-        (images, labels), (test_images, test_labels) = digits_demo.digits(seed)
+        (images, labels), test = digits_demo.digits(run.seed)
         out.say(f"training a small convolutional network on {len(images)} handwritten digits of 8x8 pixels")
         with out.step("training"):
-            network = digits_demo.train(images, labels, seed)
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: digits_demo.CALIBRATION]
-        job = Job(
-            out=out,
-            spec=f"{_short(Path(digits_demo.__file__))}:build",
-            network=network,
-            sites=find(network, images[:1]),
-            data=_in_memory(f"{digits_demo.CALIBRATION} training digits", images[chosen], None),
-            test=_in_memory(f"{len(test_images)} digits that training never saw", test_images, test_labels),
-            stats=None,
-            example=images[:1],
-            seed=seed,
-        )
+            network = digits_demo.train(images, labels, run.seed)
+        job = _job(out, network, images, test, run.seed)
         out.say(f"compressing to a third of its MACs with {digits_demo.CALIBRATION} unlabelled digits")
-        plan = job.plan({"keep": {"macs": digits_demo.KEEP}, "metric": "input"})
-        small = job.factorise(plan, "sequential")
+        plan = job.session.plan({"keep": {"macs": digits_demo.KEEP}})
+        small = job.factorise(plan)
         finish(
             job, small, plan, out_folder, command="demo", timing=Timing.of("auto", threads, digits_demo.LATENCY_BATCH)
         )
-        tensors = {"dense": network.state_dict(), "test": {"images": test_images, "labels": test_labels}}
+        tensors = {"dense": network.state_dict(), "test": dict(zip(("images", "labels"), test, strict=True))}
         for name, content in tensors.items():
             with replacing(out_folder / f"{name}.safetensors") as new:
                 save_file(content, new)
@@ -73,9 +56,39 @@ def demo(
         out.say(
             f"all figures: {out_folder / 'report.json'}\n\n"
             "The same by hand, from here on with a network of your own:\n"
-            f"  {program} evaluate {job.spec} {out_folder / 'test.safetensors'} "
+            f"  {program} evaluate {_short(Path(digits_demo.__file__))}:build {out_folder / 'test.safetensors'} "
             f"--weights {out_folder / 'dense.safetensors'} --artifact {out_folder}"
         )
+
+
+def _job(out: Output, network: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], seed: int) -> Job:
+    """The network with some digits, without their labels."""
+    import torch
+
+    from ..demo import CALIBRATION
+    from ..inputs.statistics import StatisticsFile
+    from ..network.find import find
+    from ..session import Sampling, Session
+    from .job import Job
+
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
+    data = _in_memory(f"{CALIBRATION} training digits", images[chosen], None)
+    sites = find(network, images[:1])
+    session = Session(
+        model=network,
+        sites=sites,
+        example=images[:1],
+        data=data.inputs,
+        sampling=Sampling(seed=seed),
+        progress=out.track,
+    )
+    return Job(
+        out=out,
+        session=session,
+        data=data,
+        test=_in_memory(f"{len(test[0])} digits that training never saw", *test),
+        file=StatisticsFile.of(None, sites.fingerprint, "demo"),
+    )
 
 
 def _short(path: Path) -> Path:

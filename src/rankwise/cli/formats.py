@@ -6,13 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..names import FORMATS as NAMES
 from ..names import check_name
-from . import options
-from .format_facts import MOVES, describe, kind_of, layer_name, layer_site
-from .output import Output
+from .command import command
+from .options.base import Telling, argument, option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,23 +18,13 @@ if TYPE_CHECKING:
 
 WIDTH_FOR_LAYERS = 110
 
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False, help="Show this format in full.")]
-Conv = Annotated[
-    str | None,
-    typer.Option("--conv", metavar="C,T,K", help="Count for a K x K convolution of C channels to T: 64,64,3."),
-]
-Linear = Annotated[
-    str | None, typer.Option("--linear", metavar="C,T", help="Count for a linear layer of C inputs to T outputs.")
-]
+Name = Annotated[str | None, argument("[NAME]", "Show this format in full.")]
+Conv = Annotated[str | None, option("--conv", of="C,T,K", help="Count for a K x K convolution of C channels to T.")]
+Linear = Annotated[str | None, option("--linear", of="C,T", help="Count for a linear layer of C inputs to T outputs.")]
 
 
-def formats(
-    name: Name = None,
-    conv: Conv = None,
-    linear: Linear = None,
-    json: options.Json = None,
-    debug: options.Debug = False,
-) -> None:
+@command
+def formats(tell: Telling, name: Name = None, conv: Conv = None, linear: Linear = None) -> None:
     """Show the ways to factorise a layer: what each one is, what it costs in its ranks, when to use it.
 
     Example: [bold]rankwise formats[/bold], or one in full: [bold]rankwise formats tucker2[/bold], or for one layer
@@ -46,9 +33,10 @@ def formats(
     Letters: [bold]T[/bold] outputs, [bold]C[/bold] channels or inputs, small letters the ranks, which are shown in the
     order in which [dim]--pin[/dim] and plan.yaml take them.
     """
-    with Output(json, debug=debug) as out:
+    with tell.output() as out:
         if name is not None:
             check_name("format", name, sorted(NAMES))
+        from ..describe.formats import describe
         from ..formats import FORMATS
 
         site = _site_of(conv, linear)
@@ -72,6 +60,8 @@ def formats(
 
 
 def _site_of(conv: str | None, linear: str | None) -> Site | None:
+    from ..describe.layers import layer_site
+
     if conv is not None and linear is not None:
         raise ValueError("--conv and --linear are two layers; give one of them")
     if conv is not None:
@@ -119,10 +109,13 @@ def _unbroken(text: str) -> str:
 
 
 def _chain_text(kind: Mapping[str, Any]) -> str:
+    from ..describe.formats import MOVES
+
     return ", ".join(part["layer"] for part in kind.get("layers", ()) if part["layer"] not in MOVES) or "refused"
 
 
 def _comparison(described: list[dict[str, Any]], site: Site) -> RenderableType:
+    from ..describe.layers import kind_of, layer_name
     from .tables import _table
 
     table = _table("format", "ranks", right=("params", "of dense", "MACs of dense"), wide="layers")
@@ -139,6 +132,8 @@ def _comparison(described: list[dict[str, Any]], site: Site) -> RenderableType:
 
 
 def _channels_text(layers: list[dict[str, Any]]) -> str:
+    from ..describe.formats import MOVES
+
     return ", ".join(
         f"{part['layer']} {part['inputs']}→{part['outputs']}" for part in layers if part["layer"] not in MOVES
     )
@@ -177,6 +172,8 @@ def _kind_part(kind: Mapping[str, Any]) -> RenderableType:
     from rich.padding import Padding
     from rich.text import Text
 
+    from ..describe.formats import MOVES
+    from ..describe.layers import layer_name, layer_site
     from .tables import _table
 
     modes = "".join(f", {name} = {split}" for name, split in kind["modes"].items())

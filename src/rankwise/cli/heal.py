@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from . import options
-from .compress import Out
+from .command import command
+from .options.base import TRAINING, Out, Run, option
+from .options.data import LearnedFrom, Network
+from .options.measuring import Figured, Judged
 from .output import Output
 from .stopping import checkpoint_told
 
@@ -17,102 +18,84 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..inputs.data import Data
-    from ..training import Look
+    from ..training import HealReport, Look
 
-_TRAINING = "Training"
 MINUTES = 10.0
 
-Artifact = Annotated[
-    Path, typer.Option("--artifact", metavar="DIR", show_default=False, help="The compressed network to heal.")
-]
-Minutes = Annotated[
-    float | None,
-    typer.Option(
-        "--minutes", metavar="N", rich_help_panel=_TRAINING, help=f"Time limit; {MINUTES:g} if --epochs is not given."
-    ),
-]
-Epochs = Annotated[
-    float | None, typer.Option("--epochs", metavar="N", rich_help_panel=_TRAINING, help="Passes over the samples.")
-]
-Augment = Annotated[
-    str | None,
-    typer.Option(
-        "--augment",
-        metavar="STEPS",
-        rich_help_panel=_TRAINING,
-        help="Random changes of pictures, which the dense network answers: flip,crop,mixup or some of these.",
-    ),
-]
-Blocks = Annotated[
-    float,
-    typer.Option(
-        "--blocks",
-        metavar="SHARE",
-        rich_help_panel=_TRAINING,
-        help="Share of the time in which every block first learns by itself; 0 for none.",
-    ),
-]
-Train = Annotated[
-    str,
-    typer.Option(
-        "--train", metavar="WHAT", rich_help_panel=_TRAINING, help="factors (with biases and normalisations) or all."
-    ),
-]
-Rate = Annotated[
-    float, typer.Option("--rate", metavar="R", rich_help_panel=_TRAINING, help="Largest learning rate, of AdamW.")
-]
-Temperature = Annotated[
-    float, typer.Option("--temperature", metavar="T", rich_help_panel=_TRAINING, help="Of the softened answers.")
-]
-Labels = Annotated[bool, typer.Option("--labels", rich_help_panel=_TRAINING, help="Learn from the labels of DATA too.")]
-Regression = Annotated[
-    bool,
-    typer.Option("--regression", rich_help_panel=_TRAINING, help="Outputs are values, not the scores of classes."),
-]
+Artifact = Annotated[Path, option("--artifact", of="DIR", default=False, help="The compressed network to heal.")]
+Epochs = Annotated[float | None, option("--epochs", of="N", panel=TRAINING, help="Passes over the samples.")]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(
-        "--checkpoint", metavar="FILE", rich_help_panel=_TRAINING, help="Written all along, to go on from when stopped."
+    option(
+        "--checkpoint",
+        of="FILE",
+        panel=TRAINING,
+        help="Checkpoint, updated throughout the run, to resume from.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", rich_help_panel=_TRAINING, help="Go on from --checkpoint.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Healing:
+    """How the network learns."""
+
+    minutes: Annotated[
+        float | None,
+        option("--minutes", of="N", panel=TRAINING, help=f"Time limit; {MINUTES:g} if --epochs is not given."),
+    ] = None
+    epochs: Epochs = None
+    augment: Annotated[
+        str | None,
+        option(
+            "--augment",
+            of="STEPS",
+            panel=TRAINING,
+            help="Random changes of pictures, which the dense network answers: flip,crop,mixup or some of these.",
+        ),
+    ] = None
+    blocks: Annotated[
+        float,
+        option(
+            "--blocks",
+            of="SHARE",
+            panel=TRAINING,
+            help="Share of the time in which every block first learns by itself; 0 for none.",
+        ),
+    ] = 0.0
+    train: Annotated[
+        str,
+        option("--train", of="WHAT", panel=TRAINING, help="factors (with biases and normalisations) or all."),
+    ] = "factors"
+    rate: Annotated[float, option("--rate", of="R", panel=TRAINING, help="Largest learning rate, of AdamW.")] = 5e-4
+    temperature: Annotated[
+        float, option("--temperature", of="T", panel=TRAINING, help="Temperature that softens the answers.")
+    ] = 2.0
+    labels: Annotated[bool, option("--labels", panel=TRAINING, help="Learn from the labels of DATA too.")] = False
+    regression: Annotated[
+        bool, option("--regression", panel=TRAINING, help="Outputs are values, not the scores of classes.")
+    ] = False
+    checkpoint: Checkpoint = None
+    resume: Annotated[bool, option("--resume", panel=TRAINING, help="Resume from --checkpoint.")] = False
+
+    def arguments(self, data: Data, dense: nn.Module) -> dict[str, Any]:
+        """The same as keyword arguments of `rankwise.heal`."""
+        options = {**vars(self), "logits": False if self.regression else None}
+        del options["regression"]
+        options["minutes"] = MINUTES if self.minutes is None and self.epochs is None else self.minutes
+        options["labels"] = _labels(data, dense) if self.labels else None
+        return options
+
+
+@command
 def heal(
-    model: options.Model,
-    data: options.Data,
+    network: Network,
+    data: LearnedFrom,
     artifact: Artifact,
     out_folder: Out,
-    weights: options.Weights = None,
-    minutes: Minutes = None,
-    epochs: Epochs = None,
-    augment: Augment = None,
-    blocks: Blocks = 0.0,
-    train: Train = "factors",
-    rate: Rate = 5e-4,
-    temperature: Temperature = 2.0,
-    labels: Labels = False,
-    regression: Regression = False,
-    checkpoint: Checkpoint = None,
-    resume: Resume = False,
-    test: options.Test = None,
-    transform: options.Transform = None,
-    size: options.Size = None,
-    normalise: options.Normalise = "auto",
-    batch: options.Batch = 64,
-    samples: options.TestSamples = None,
-    root: options.Root = Path("data"),
-    split: options.Split = None,
-    batches: options.Batches = "auto",
-    example_batch: options.ExampleBatch = False,
-    metric: options.Judge = None,
-    classes_dim: options.ClassesDim = None,
-    threads: options.Threads = 1,
-    latency_batch: options.LatencyBatch = 1,
-    engines: options.Engines = "auto",
-    json: options.Json = None,
-    seed: options.Seed = 0,
-    debug: options.Debug = False,
+    how: Healing,
+    judged: Judged,
+    timing: Figured,
+    run: Run,
 ) -> None:
     """Train a compressed network to answer as the dense one does, without labels.
 
@@ -122,108 +105,73 @@ def heal(
     and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes
     on with [bold]--resume[/bold] and otherwise the same options.
     """
-    with Output(json, debug=debug, writes=[out_folder]) as out:
-        out.if_stopped(lambda: checkpoint_told(checkpoint, "blocks"))
-        from .figures import Timing, figures_of, measure
-        from .judging import Judging
-
-        timing = Timing.of(engines, threads, latency_batch)
-        judging = Judging.of(metric and [metric], classes_dim, fits=False)
-
-        import torch  # what is written wrongly is told before
-
-        from ..artifact import read, save, stored_bytes
-        from ..evaluate import shown
+    with run.output(writes=[out_folder]) as out:
+        out.if_stopped(lambda: checkpoint_told(how.checkpoint, "blocks"))
+        figured, judging = timing.timing(), judged.judging()
+        from ..artifact import read
         from ..factorisation.check import check_loaded
-        from ..inputs.data import DataOptions
-        from ..inputs.loading import load_data
-        from ..inputs.models import load_artifact, load_model
         from ..running.seen import Seen
         from ..training import heal as train_network
-        from .held_out import Judged
-        from .steps import check_folder, warn_about_random_weights
-        from .tables import figures_table
+        from .loading import load_networks, load_samples
+        from .results import Result
 
-        torch.manual_seed(seed)
-        check_folder(out_folder)
-        how = DataOptions(
-            transform=transform,
-            size=size,
-            normalise=normalise,
-            batch=batch,
-            root=root,
-            split=split,
-            seed=seed,
-            batches=batches,
-            example_batch=example_batch,
-        )
-        with out.step("loading"):
-            dense, small = load_model(model, weights), load_artifact(model, artifact)
-            plan = read(artifact).plan
-            source = load_data(data, how, network=dense, model=model, samples=samples)
-            held_out = None if test is None else load_data(test, how, network=dense, model=model, default_split="test")
-        warn_about_random_weights(out, model, weights)
-        measured_on = held_out or source
-        check_loaded(dense, small, measured_on.example(timing.batch))
+        dense, small = load_networks(out, network, artifact, run.seed, folder=out_folder).values()
+        source, measured_on = load_samples(out, data, dense, network.model, run.seed)
+        network.warn(out)
+        check_loaded(dense, small, measured_on.example(figured.batch))
         judging.check(dense, measured_on)
         judge = judging.judged(out, dense, measured_on).measures[0] if judging.own or judging.name else None
-
-        def progress(stage: str, look: Look) -> None:
-            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation distance {look.held_out:.5g}")
-
         healed, healing = train_network(
             small,
             dense,
             source.inputs,
-            labels=_labels(source, dense) if labels else None,
-            minutes=MINUTES if minutes is None and epochs is None else minutes,
-            epochs=epochs,
-            augment=augment,
-            blocks=blocks,
-            train=train,
-            logits=False if regression else None,
-            classes_dim=classes_dim,
+            **how.arguments(source, dense),
+            classes_dim=judged.classes_dim,
             evaluate=judge,
-            temperature=temperature,
-            checkpoint=checkpoint,
-            resume=resume,
-            progress=progress,
-            batch=batch,
-            rate=rate,
-            seed=seed,
+            progress=_progress(out),
+            batch=data.batch,
+            seed=run.seed,
         )
-        seen = {**read(artifact).seen, "training": Seen.of(source.inputs)}
-        save(healed, out_folder, plan=plan, seen=seen)  # before anything is measured, which may fail
-        untimed = Timing.of("none", 1, 1)
-        before = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=untimed, judging=judging)
-        figures = measure(out, {"dense": dense, "compressed": healed}, measured_on, timing=timing, judging=judging)
-        told = {key: value for key, value in asdict(healing).items() if key != "stages"}
-        told |= {"seconds": healing.seconds, "figures_before": before["compressed"]}
-        save(healed, out_folder, plan=plan, figures={**figures_of(figures, measured_on), "healing": told}, seen=seen)
-        figures["compressed"]["bytes"] = stored_bytes(out_folder)
-        judged = Judged.of(measured_on, seen)
-        if plan is not None:
-            plan.save(out_folder / "plan.yaml")
-        out.show(figures_table(figures, timing.batch))
-        was, now = before["compressed"], figures["compressed"]
-        for name, about in now.get("measures", {}).items():
-            key = "top1" if name == "accuracy" else name
-            if key in was:
-                out.say(f"{about['title']}: {shown(was[key], about['unit'])} -> {shown(now[key], about['unit'])}")
-        out.say(judged.text)
-        out.say(str(healing))
-        out.say(f"artifact: {out_folder}")
-        out.result(
-            "heal",
-            {
-                "artifact": out_folder,
-                "figures": figures,
-                "healing": told,
-                **judged.document(),
-                "timing": timing.document(),
-                "seed": seed,
-            },
+        result = Result(
+            out=out,
+            folder=out_folder,
+            plan=read(artifact).plan,
+            seen={**read(artifact).seen, "training": Seen.of(source.inputs)},
+            data=measured_on,
+            timing=figured,
+            judging=judging,
         )
+        result.save(healed)
+        before = result.untimed({"dense": dense, "compressed": small})["compressed"]
+        told = _told(healing, before)
+        figures = result.measured(dense, healed, {"healing": told})
+        result.show(figures, [*_gains(before, figures["compressed"]), result.judged().text, str(healing)])
+        out.result("heal", {**result.document(figures, run.seed), "healing": told})
+
+
+def _progress(out: Output) -> Callable[[str, Look], None]:
+    def progress(stage: str, look: Look) -> None:
+        out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation distance {look.held_out:.5g}")
+
+    return progress
+
+
+def _told(healing: HealReport, before: Mapping[str, Any]) -> dict[str, Any]:
+    """For the artifact and `--json`."""
+    told = {key: value for key, value in asdict(healing).items() if key != "stages"}
+    return {**told, "seconds": healing.seconds, "figures_before": before}
+
+
+def _gains(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What the network was judged by, before and after."""
+    from ..evaluate import shown
+
+    lines = []
+    for name, about in now.get("measures", {}).items():
+        key = "top1" if name == "accuracy" else name
+        if key in was:
+            lines.append(f"{about['title']}: {shown(was[key], about['unit'])} -> {shown(now[key], about['unit'])}")
+    return lines
 
 
 def _labels(data: Data, dense: nn.Module) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,6 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
-from ..files import cut, replacing
 from .stopping import CLOSED_PIPE, Kept, close_quietly, exit_code, stoppable
 
 # A pipe or a log file has no width of its own; tables of layer names need more than the usual 80 columns.
@@ -147,6 +145,8 @@ class Output:
 
     def write_report(self, file: Path) -> None:
         """Write the JSON document to a file, whatever `--json` says."""
+        from ..files import replacing
+
         with replacing(file) as new:
             new.write_text(self._text(), encoding="utf-8")
 
@@ -157,7 +157,9 @@ class Output:
             self.write_report(Path(self.json_file))
 
     def _text(self) -> str:
-        return json.dumps(plain(self._document), indent=2, allow_nan=False) + "\n"
+        from ..files.json_values import json_value
+
+        return json.dumps(json_value(self._document), indent=2, allow_nan=False) + "\n"
 
     def _stop(self, error: KeyboardInterrupt) -> None:
         with suppress(OSError):  # the terminal may be gone
@@ -173,6 +175,8 @@ class Output:
             from rich.traceback import Traceback
 
             self.errors.print(Traceback.from_exception(type(error), error, error.__traceback__))
+        from ..files import cut
+
         expected = isinstance(error, (ValueError, OSError, ImportError))
         text = cut(str(error).strip(), LONGEST) or type(error).__name__
         if not expected:
@@ -196,20 +200,3 @@ class _Console(Console):
 def _console(*, stderr: bool) -> Console:
     console = _Console(stderr=stderr)
     return console if console.is_terminal else _Console(stderr=stderr, width=WIDTH_WITHOUT_TERMINAL)
-
-
-def plain(value: Any) -> Any:
-    """The value in types that JSON knows: tuples as lists, paths as text, what is not finite as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):
-        return plain(value.item())
-    raise TypeError(f"{type(value).__name__} does not go into JSON: {value!r}")

@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..names import check_engine_name
-from . import options
-from .output import Output
+from .command import command
+from .options.base import Telling, option
+from .options.measuring import EngineName, Threads
 
-DeviceOut = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The YAML file to write.")]
+DeviceOut = Annotated[Path, option("-o", "--out", of="FILE", help="The YAML file to write.")]
 
 
+@command
 def roofline(
-    device_file: DeviceOut = Path("device.yaml"),
-    engine: options.Engine = "torch",
-    threads: options.Threads = 1,
-    json: options.Json = None,
-    debug: options.Debug = False,
+    tell: Telling, device_file: DeviceOut = Path("device.yaml"), engine: EngineName = "torch", threads: Threads = 1
 ) -> None:
     """Measure peak, bandwidth, tile and overhead of this device on an engine.
 
@@ -28,7 +24,7 @@ def roofline(
     [bold]--engine roofline:cpu.yaml[/bold] then plans without the device. For one that is elsewhere, write its numbers
     into such a file.
     """
-    with Output(json, debug=debug, writes=[device_file]) as out:
+    with tell.output(writes=[device_file]) as out:
         from dataclasses import asdict
 
         check_engine_name(engine, where=f"--engine {engine!r}: ")

@@ -2,148 +2,138 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from . import options
-from .compress import Out
+from .command import command
 from .heal import Checkpoint, Epochs
+from .options.base import TRAINING, Out, Run, option
+from .options.choosing import Ignore, Include, Keep, Rule
+from .options.data import LearnedFrom, Network
+from .options.measuring import Figured, Judged
 from .output import Output
+from .parsing import parse_budgets, parse_rule
 from .stopping import checkpoint_told
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from ..figures.judging import Judging
+    from ..figures.measured import Figures, Timing
     from ..inputs.data import Data
     from ..training import Look, TrainReport
-    from .figures import Figures
 
-_TRAINING = "Training"
 
-Expand = Annotated[
-    str,
-    typer.Option(
-        "--expand",
-        metavar="FORMAT",
-        rich_help_panel=_TRAINING,
-        help="Chains of full rank that layers are trained as: tucker2 (linear and 1 x 1 layers as svd), or svd.",
-    ),
-]
-Orthogonal = Annotated[
-    str,
-    typer.Option(
-        "--orthogonal",
-        metavar="KIND:WEIGHT",
-        rich_help_panel=_TRAINING,
-        help="What keeps factors orthonormal: soft, double or srip with the weight of the penalty; hard; none.",
-    ),
-]
-Schedule = Annotated[
-    str,
-    typer.Option(
-        "--schedule", metavar="NAME", rich_help_panel=_TRAINING, help="Weight of the penalty: constant, cosine."
-    ),
-]
-Tune = Annotated[
-    float,
-    typer.Option(
-        "--tune", metavar="SHARE", rich_help_panel=_TRAINING, help="Share of the training that follows the cut."
-    ),
-]
-Calibration = Annotated[
-    int,
-    typer.Option(
-        "--calibration",
-        metavar="N",
-        rich_help_panel=_TRAINING,
-        help="Samples whose outputs the cut layers are fitted to; 0 fits them to their weights.",
-    ),
-]
-Minutes = Annotated[
-    float | None,
-    typer.Option("--minutes", metavar="N", rich_help_panel=_TRAINING, help="Time limit; 10 epochs without a limit."),
-]
-Augment = Annotated[
-    str | None,
-    typer.Option(
-        "--augment", metavar="STEPS", rich_help_panel=_TRAINING, help="Random changes of pictures: flip,crop or one."
-    ),
-]
-Rate = Annotated[float, typer.Option("--rate", metavar="R", rich_help_panel=_TRAINING, help="Largest learning rate.")]
-TuneRate = Annotated[
-    float | None,
-    typer.Option(
-        "--tune-rate",
-        metavar="R",
-        rich_help_panel=_TRAINING,
-        help="Largest learning rate after the cut; a tenth of --rate by default.",
-    ),
-]
-Optimiser = Annotated[
-    str, typer.Option("--optimiser", metavar="NAME", rich_help_panel=_TRAINING, help="adamw, or sgd with momentum.")
-]
-Patience = Annotated[
-    int | None,
-    typer.Option(
-        "--patience",
-        metavar="N",
-        rich_help_panel=_TRAINING,
-        help="So many looks at the held-out samples without a gain end a training.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option("--device", metavar="NAME", rich_help_panel=_TRAINING, help="cpu, cuda, mps; auto: cuda if there is."),
-]
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Which layers are cut, and to which ranks."""
+
+    rule: Rule = "evbmf"
+    keep: Keep = None
+    ignore: Ignore = None
+    include: Include = None
+
+    def only(self, network: Any, data: Data) -> list[str]:
+        """Names of the layers to expand."""
+        from ..planning.constraints import Constraints
+
+        free = Constraints(include=self.include or ("*",), ignore=self.ignore or ()).free(
+            sites := _sites(network, data)
+        )
+        return [name for name in sites if name in free]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the network is trained, in the names of `rankwise.training.train`."""
+
+    expand: Annotated[
+        str,
+        option(
+            "--expand",
+            of="FORMAT",
+            panel=TRAINING,
+            help="Chains of full rank that layers are trained as: tucker2 (linear and 1 x 1 layers as svd), or svd.",
+        ),
+    ] = "tucker2"
+    orthogonal: Annotated[
+        str,
+        option(
+            "--orthogonal",
+            of="KIND:WEIGHT",
+            panel=TRAINING,
+            help="Penalty that keeps factors orthonormal: soft, double or srip with its weight; hard; none.",
+        ),
+    ] = "soft:0.01"
+    schedule: Annotated[
+        str, option("--schedule", of="NAME", panel=TRAINING, help="Schedule of the penalty's weight: constant, cosine.")
+    ] = "constant"
+    epochs: Epochs = None
+    minutes: Annotated[
+        float | None,
+        option("--minutes", of="N", panel=TRAINING, help="Time limit; 10 epochs without a limit."),
+    ] = None
+    tune: Annotated[
+        float, option("--tune", of="SHARE", panel=TRAINING, help="Share of the training that follows the cut.")
+    ] = 0.25
+    calibration: Annotated[
+        int,
+        option(
+            "--calibration",
+            of="N",
+            panel=TRAINING,
+            help="Samples whose outputs the cut layers are fitted to; 0 fits them to their weights.",
+        ),
+    ] = 512
+    augment: Annotated[
+        str | None,
+        option("--augment", of="STEPS", panel=TRAINING, help="Random changes of pictures: flip,crop or one."),
+    ] = None
+    rate: Annotated[float, option("--rate", of="R", panel=TRAINING, help="Largest learning rate.")] = 1e-3
+    tune_rate: Annotated[
+        float | None,
+        option(
+            "--tune-rate",
+            of="R",
+            panel=TRAINING,
+            help="Largest learning rate after the cut; a tenth of --rate by default.",
+        ),
+    ] = None
+    optimiser: Annotated[str, option("--optimiser", of="NAME", panel=TRAINING, help="adamw, or sgd with momentum.")] = (
+        "adamw"
+    )
+    patience: Annotated[
+        int | None,
+        option(
+            "--patience",
+            of="N",
+            panel=TRAINING,
+            help="Stop a training after so many looks at the held-out samples without a gain.",
+        ),
+    ] = None
+    checkpoint: Checkpoint = None
+
+
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", rich_help_panel=_TRAINING, help="Go on from --checkpoint; begin where there is none yet."),
+    bool, option("--resume", panel=TRAINING, help="Resume from --checkpoint; begin where there is none yet.")
 ]
+Device = Annotated[str, option("--device", of="NAME", panel=TRAINING, help="cpu, cuda, mps; auto: cuda if there is.")]
 
 
+@command
 def train(
-    model: options.Model,
-    data: options.Data,
+    network: Network,
+    data: LearnedFrom,
     out_folder: Out,
-    weights: options.Weights = None,
-    expand: Expand = "tucker2",
-    orthogonal: Orthogonal = "soft:0.01",
-    schedule: Schedule = "constant",
-    rule: options.Rule = "evbmf",
-    keep: options.Keep = None,
-    ignore: options.Ignore = None,
-    include: options.Include = None,
-    epochs: Epochs = None,
-    minutes: Minutes = None,
-    tune: Tune = 0.25,
-    calibration: Calibration = 512,
-    augment: Augment = None,
-    rate: Rate = 1e-3,
-    tune_rate: TuneRate = None,
-    optimiser: Optimiser = "adamw",
-    patience: Patience = None,
-    checkpoint: Checkpoint = None,
+    how: Training,
+    ranks: Ranks,
+    judged: Judged,
+    timing: Figured,
+    run: Run,
     resume: Resume = False,
     device: Device = "auto",
-    test: options.Test = None,
-    transform: options.Transform = None,
-    size: options.Size = None,
-    normalise: options.Normalise = "auto",
-    batch: options.Batch = 64,
-    samples: options.TestSamples = None,
-    root: options.Root = Path("data"),
-    split: options.Split = None,
-    batches: options.Batches = "auto",
-    example_batch: options.ExampleBatch = False,
-    metric: options.Judge = None,
-    classes_dim: options.ClassesDim = None,
-    threads: options.Threads = 1,
-    latency_batch: options.LatencyBatch = 1,
-    engines: options.Engines = "auto",
-    json: options.Json = None,
-    seed: options.Seed = 0,
-    debug: options.Debug = False,
 ) -> None:
     """Train a network as chains of full rank, cut them to low rank, and train what is left; DATA needs labels.
 
@@ -154,130 +144,87 @@ def train(
     the same command goes on wherever it was stopped and ends with the same network; torchrun runs it in several
     processes.
     """
-    with Output(json, debug=debug, writes=[out_folder]) as out:
-        out.if_stopped(lambda: checkpoint_told(checkpoint, "expanded"))
-        from .figures import Timing, figures_of, measure
-        from .judging import Judging
-
-        timing = Timing.of(engines, threads, latency_batch)
-        judging = Judging.of(metric and [metric], classes_dim, fits=False)
-
-        import torch  # what is written wrongly is told before
-
-        from ..artifact import save, stored_bytes
-        from ..inputs.data import DataOptions
-        from ..inputs.loading import load_data
-        from ..inputs.models import load_model
+    with run.output(writes=[out_folder]) as out:
+        out.if_stopped(lambda: checkpoint_told(how.checkpoint, "expanded"))
+        figured, judging = timing.timing(), judged.judging()
         from ..planning.wishes import Asked, check_wishes
-        from ..running.seen import Seen
         from ..training import train as train_network
         from ..training.together import rank, together
-        from .constraints import parse_budgets, parse_rule
-        from .held_out import Judged
-        from .steps import check_folder
-        from .tables import figures_table, plan_table
+        from .loading import load_networks, load_samples
 
-        torch.manual_seed(seed)
-        check_folder(out_folder)
-        how = DataOptions(
-            transform=transform,
-            size=size,
-            normalise=normalise,
-            batch=batch,
-            root=root,
-            split=split,
-            seed=seed,
-            batches=batches,
-            example_batch=example_batch,
-        )
-        with out.step("loading"):
-            network = load_model(model, weights).to(_device(device))
-            check_wishes(network, Asked.of(rule=rule, include=include or ("*",), ignore=ignore or ()))
-            source = load_data(data, how, network=network, model=model, samples=samples)
-            held_out = None
-            if test is not None:
-                held_out = load_data(test, how, network=network, model=model, default_split="test")
-        measured_on = held_out or source
-        measured_on.example(timing.batch)
-        judging.check(network, measured_on)
-
-        def progress(stage: str, look: Look) -> None:
-            out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation loss {look.held_out:.5g}")
-
+        model = load_networks(out, network, None, run.seed, folder=out_folder)["dense"].to(_device(device))
+        check_wishes(model, Asked.of(include=ranks.include or ("*",), ignore=ranks.ignore or ()))
+        source, measured_on = load_samples(out, data, model, network.model, run.seed)
+        measured_on.example(figured.batch)
+        judging.check(model, measured_on)
         if not source.labelled:
             raise ValueError(f"{source.name} has no labels, which training needs; rankwise heal learns without")
-        inputs, labels = list(source.inputs), source.label_numbers(network)
-        with together(next(network.parameters()).device):
+        inputs, labels = list(source.inputs), source.label_numbers(model)
+        with together(next(model.parameters()).device):
             small, report = train_network(
-                network,
+                model,
                 inputs,
                 labels,
-                expand=expand,
-                only=_only(network, measured_on, include, ignore),
-                orthogonal=orthogonal,
-                schedule=schedule,
-                rule=parse_rule(rule),
-                keep=parse_budgets(keep),
-                epochs=epochs,
-                minutes=minutes,
-                tune=tune,
-                calibration=calibration,
-                augment=augment,
-                checkpoint=checkpoint,
-                resume=resume and _begun(out, checkpoint),
-                progress=progress,
-                batch=batch,
-                rate=rate,
-                tune_rate=tune_rate,
-                optimiser=optimiser,
-                patience=patience,
-                seed=seed,
+                **vars(how),
+                only=ranks.only(model, measured_on),
+                rule=parse_rule(ranks.rule),
+                keep=parse_budgets(ranks.keep),
+                resume=resume and _begun(out, how.checkpoint),
+                progress=_progress(out),
+                batch=data.batch,
+                seed=run.seed,
             )
             first = rank() == 0
-        if not first:
-            return
-        dense, cut, small = (each.cpu() for each in (report.dense, report.cut, small))
-        seen = {"calibration": Seen.of([]), "training": Seen.of(inputs)}  # calibration takes samples of the training
-        save(small, out_folder, plan=report.plan, seen=seen)  # before anything is measured, which may fail
-        report.plan.save(out_folder / "plan.yaml")
-        untimed = Timing.of("none", 1, 1)
-        before = measure(out, {"dense": dense, "cut": cut}, measured_on, timing=untimed, judging=judging)
-        figures = measure(out, {"dense": dense, "compressed": small}, measured_on, timing=timing, judging=judging)
-        told = _told(report, before)
-        stored = {**figures_of(figures, measured_on), "training": told}
-        save(small, out_folder, plan=report.plan, figures=stored, seen=seen)
-        figures["compressed"]["bytes"] = stored_bytes(out_folder)
-        judged = Judged.of(measured_on, seen)
-        out.show(plan_table(report.plan, _sites(dense, measured_on), out.console.width))
-        out.say("")
-        out.show(figures_table(figures, timing.batch))
-        if "top1" in before["cut"]:
-            parts = (before["dense"], before["cut"], figures["compressed"])
-            words = zip(("trained", "cut", "trained on"), parts, strict=True)
-            out.say("top-1 accuracy: " + ", ".join(f"{word} {part['top1']:.2f} %" for word, part in words))
-        out.say(judged.text)
-        out.say(str(report))
-        out.say(f"artifact: {out_folder}")
-        out.result(
-            "train",
-            {
-                "artifact": out_folder,
-                "plan": report.plan.to_dict(),
-                "figures": figures,
-                "training": told,
-                **judged.document(),
-                "timing": timing.document(),
-                "seed": seed,
-            },
-        )
+        if first:
+            _finish(out, out_folder, small.cpu(), report, inputs, measured_on, figured, judging, run.seed)
 
 
-def _only(network: Any, data: Data, include: list[str] | None, ignore: list[str] | None) -> list[str]:
-    """Names of the layers to expand."""
-    from ..planning.constraints import Constraints
+def _finish(
+    out: Output,
+    folder: Path,
+    small: nn.Module,
+    report: TrainReport,
+    inputs: Sequence[Any],
+    data: Data,
+    timing: Timing,
+    judging: Judging,
+    seed: int,
+) -> None:
+    """Write the network, measure it beside those it came from, and show what came out."""
+    from ..running.seen import Seen
+    from .results import Result
+    from .tables import plan_table
 
-    free = Constraints(include=include or ("*",), ignore=ignore or ()).free(sites := _sites(network, data))
-    return [name for name in sites if name in free]
+    dense, cut = (each.cpu() for each in (report.dense, report.cut))
+    result = Result(
+        out=out,
+        folder=folder,
+        plan=report.plan,
+        seen={"calibration": Seen.of([]), "training": Seen.of(inputs)},  # calibration takes samples of the training
+        data=data,
+        timing=timing,
+        judging=judging,
+    )
+    result.save(small)
+    before = result.untimed({"dense": dense, "cut": cut})
+    told = _told(report, before)
+    figures = result.measured(dense, small, {"training": told})
+    out.show(plan_table(report.plan, _sites(dense, data), out.console.width))
+    out.say("")
+    lines = [result.judged().text, str(report)]
+    if "top1" in before["cut"]:
+        parts = (before["dense"], before["cut"], figures["compressed"])
+        words = zip(("trained", "cut", "trained on"), parts, strict=True)
+        lines.insert(0, "top-1 accuracy: " + ", ".join(f"{word} {part['top1']:.2f} %" for word, part in words))
+    result.show(figures, lines)
+    out.result("train", {**result.document(figures, seed), "plan": report.plan.to_dict(), "training": told})
+
+
+def _progress(out: Output) -> Callable[[str, Look], None]:
+    def progress(stage: str, look: Look) -> None:
+        out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation loss {look.held_out:.5g}")
+
+    return progress
 
 
 def _sites(network: Any, data: Data) -> Any:

@@ -6,17 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from .command import command
+from .options.base import Telling, argument
 
-from . import options
-from .output import Output
-
-What = Annotated[
-    Path, typer.Argument(metavar="PATH", show_default=False, help="An artifact, statistics, a plan, or a checkpoint.")
-]
+What = Annotated[Path, argument("PATH", "An artifact, statistics, a plan, or a checkpoint.")]
 
 
-def verify(path: What, json: options.Json = None, debug: options.Debug = False) -> None:
+@command
+def verify(path: What, tell: Telling) -> None:
     """Check an artifact, statistics, a plan or a checkpoint against what it says of itself.
 
     Example: [bold]rankwise verify out/[/bold]
@@ -24,7 +21,7 @@ def verify(path: What, json: options.Json = None, debug: options.Debug = False) 
     Checksums, every field, and that each tensor can be decoded. The network is not needed; loading compares it. Exit
     code 0 where all is whole, 2 where something is missing or damaged.
     """
-    with Output(json, debug=debug) as out:
+    with tell.output() as out:
         from ..verification import verify as verified
 
         found = verified(path)

@@ -1,8 +1,8 @@
 """The version of the installed package, read without importing it."""
 
-from importlib.metadata import version as installed_version
-
 
 def version() -> str:
     """The version of Rankwise."""
+    from importlib.metadata import version as installed_version  # reads mail headers, which takes a while to import
+
     return installed_version("rankwise")

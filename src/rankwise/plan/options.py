@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from .plan import DENSE, PlanRow
 
 if TYPE_CHECKING:  # plans are read before torch is imported
-    from ..layers.low_rank import Ranks
     from ..network.site import Site
 
 
@@ -24,7 +23,7 @@ class Option:
     """
 
     format: str
-    ranks: Ranks
+    ranks: tuple[int, ...]
     params: int
     macs: int
     error: float

@@ -1,18 +1,19 @@
-"""Figures of networks side by side: counts, latency, and what fits their outputs."""
+"""Networks measured side by side: counts, latency, and what fits their outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.json_values import json_value
 from ..inputs.data import Data
 from ..names import check_engine_name
 from .judging import Judging, figures_by
-from .output import Output
+from .teller import Teller, tried
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,7 @@ class Timing:
         return {**asdict(self), "load": load(), "cores": cores()}
 
 
-def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing, judging: Judging) -> Figures:
+def measure(out: Teller, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing, judging: Judging) -> Figures:
     """Measure networks on the same data; what cannot be measured is absent, with a note that says why.
 
     Args:
@@ -90,7 +91,7 @@ def measure(out: Output, networks: Mapping[str, nn.Module], data: Data, *, timin
     return figures
 
 
-def _latencies(out: Output, networks: Mapping[str, nn.Module], data: Data, figures: Figures, timing: Timing) -> None:
+def _latencies(out: Teller, networks: Mapping[str, nn.Module], data: Data, figures: Figures, timing: Timing) -> None:
     from ..evaluate import latency
 
     inputs = data.example(timing.batch)
@@ -116,19 +117,8 @@ def all_dense(network: nn.Module) -> bool:
     return not any(isinstance(module, LowRank) for module in network.modules())
 
 
-def tried(out: Output, what: str, run: Callable[[], Any]) -> Any:
-    """The figure, or None and a note: one figure that cannot be had does not cost the others."""
-    try:
-        return run()
-    except ValueError as error:
-        out.note(f"{what} was not measured: {error}")
-        return None
-
-
 def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
     """What the artifact stores: the figures, what they were measured on, and the shape of an input."""
-    from .output import plain
-
     shape = getattr(data.example(), "shape", None)
     # The directory itself says how many bytes it has; this file is among them.
     told = {
@@ -138,7 +128,7 @@ def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
     stored: dict[str, Any] = {"measured_on": data.name, **told}
     if shape is not None:
         stored["input_shape"] = list(shape[1:])
-    return dict(_short(plain(stored)))
+    return dict(_short(json_value(stored)))
 
 
 def _short(value: Any) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..formats import Ranks
-    from ..formats.slr import SparseLowRank
-    from ..network.site import Site
+from ..formats import Ranks
+from ..formats.base import steps
+from ..formats.slr import SparseLowRank
+from ..network.site import Site
+from .layers import dense_layer, layer_text
 
 # Of every level: the letters of its rank, inputs and outputs; the names of its branch and of the band that ends there.
 LEVELS = (("r", "C", "T"), ("s", "b", "a"), ("x", "d", "e"))
@@ -44,23 +45,20 @@ def cost_formula(format: SparseLowRank, site: Site) -> str:
     return " + ".join(terms)
 
 
-def candidates(format: SparseLowRank, site: Site, step: int) -> Iterator[Ranks]:
+def candidates(format: SparseLowRank, site: Site, step: int) -> list[Ranks]:
     """Equal ranks of levels that hold all, half and a quarter of the neurons."""
-    from ..formats.base import steps
-
-    limits = format.limits(site)
+    limits, found = format.limits(site), []
     for rank in steps(limits[0], step):
         ranks = [rank]
         for level in range(1, format.levels):
             channels, rows = (max(1, limit >> level) for limit in limits[1:][1:3])
             ranks += [min(rank, rows, channels * site.taps), channels, rows]
-        yield tuple(ranks)
+        found.append(tuple(ranks))
+    return found
 
 
 def layers(format: SparseLowRank, site: Site, ranks: Ranks) -> Iterator[dict[str, Any]]:
     """The layers that the format builds: branches side by side, then bands side by side."""
-    from .format_facts import dense_layer, layer_text
-
     chain: Any = format.build(dense_layer(site), ranks, bias=False)
     tap_letter = ", q" if site.taps > 1 else ""
     branches = [
@@ -85,20 +83,13 @@ def layers(format: SparseLowRank, site: Site, ranks: Ranks) -> Iterator[dict[str
 
 
 def described(format: SparseLowRank, site: Site, ranks: Ranks) -> dict[str, Any]:
-    """The format for one layer."""
-    cost = format.cost(site, ranks, bias=False)
+    """What is known of the format for one layer."""
     T, C, *kernel = site.weight_shape
     return {
-        "weight_shape": site.weight_shape,
         "equation": equation(format),
         "rank_letters": rank_letters(format),
         "formula": cost_formula(format, site),
         "modes": {},
         "sizes": {"t": T, "c": C, **({"q": site.taps} if kernel else {})},
-        "largest": format.limits(site),
-        "ranks": ranks,
-        "params": cost.params,
-        "params_share": cost.params / site.params,
-        "macs_share": cost.macs / site.macs,
         "layers": list(layers(format, site, ranks)),
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..inputs.data import Data
 from ..names import METRICS, check_name
-from .output import Output
+from .teller import Teller, tried
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +99,7 @@ class Judging:
             inputs, labels = next(iter(data.pairs))
             self.own(network, network, [(inputs, labels) if data.labelled else inputs])
 
-    def judged(self, out: Output, network: nn.Module, data: Data) -> Judged:
+    def judged(self, out: Teller, network: nn.Module, data: Data) -> Judged:
         """What fits a network on data; a note says why labels that there are do not serve."""
         from ..evaluate import Outputs, measure, measures_for
 
@@ -115,7 +116,7 @@ class Judging:
         others = [each for each in fitting if each.key != self.own.key]
         return Judged(outputs=outputs, measures=(self.own, *others), labelled=labelled, own=True)
 
-    def for_plans(self, out: Output, network: nn.Module, data: Data) -> Measure:
+    def for_plans(self, out: Teller, network: nn.Module, data: Data) -> Measure:
         """What rules that try plans compare them by: the user's own, else what grows as the errors do."""
         from ..evaluate import measure_of_plans
 
@@ -123,7 +124,7 @@ class Judging:
         return judged.measures[0] if judged.own or self.name else measure_of_plans(judged.outputs)
 
     def _labelled(
-        self, out: Output, network: nn.Module, data: Data, outputs: Outputs, inputs: Any, labels: Any
+        self, out: Teller, network: nn.Module, data: Data, outputs: Outputs, inputs: Any, labels: Any
     ) -> bool:
         from ..evaluate import accuracy
 
@@ -148,17 +149,14 @@ class Judging:
 
 
 def figures_by(
-    out: Output, networks: Mapping[str, nn.Module], data: Data, judging: Judging
+    out: Teller, networks: Mapping[str, nn.Module], data: Data, judging: Judging
 ) -> dict[str, dict[str, Any]]:
     """What networks come to by the measures that fit the first of them; what cannot be measured is absent, with a note.
 
     Returns:
         Values by network and key; that of the last network has beside them `measures`, which says what they are.
     """
-    from functools import partial
-
     from ..evaluate import accuracy, compared
-    from .figures import tried
 
     dense, *others = networks
     found: dict[str, dict[str, Any]] = {name: {} for name in networks}

@@ -1,10 +1,10 @@
-"""Budgets and constraints as they are written on the command line, as the library takes them."""
+"""Texts of the command line as the library takes them: budgets, rules, ranks, shares."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..names import FORMATS, RULES, check_name
 
@@ -16,65 +16,15 @@ UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 METHODS = ("auto", "sequential", "one-shot")
 
 
-def choose_options(
-    keep: Iterable[str] | None,
-    rule: str,
-    formats: str,
-    metric: str,
-    ignore: Iterable[str] | None,
-    include: Iterable[str] | None,
-    pin: Iterable[str] | None,
-    floor: Iterable[str] | None,
-    cap: Iterable[str] | None,
-    round_to: str,
-    floor_rule: str | None = None,
-    target_drop: float | None = None,
-    minimise: str = "macs",
-    tie: Iterable[str] | None = None,
-) -> dict[str, Any]:
-    """The keyword arguments of `rankwise.choose` for the options of the command line.
-
-    Raises:
-        ValueError: naming the option whose text cannot be read.
-    """
-    budgets, names, pins = parse_budgets(keep), parse_names(formats, "--formats"), dict(map(_pin, pin or ()))
+def check_names(rule: str, floor_rule: str | None, formats: Iterable[str], pins: Mapping[str, str]) -> None:
+    """Refuse rules and formats that do not exist, before torch is imported."""
     for option, name in (("--rule", rule), ("--floor-rule", floor_rule)):
         if name is not None:
             check_name("rule", name.partition(":")[0], sorted(RULES), f"{option} {name!r}: ")
-    for name in names:
-        check_name("format", name, ["auto", *sorted(FORMATS)], f"--formats {formats!r}: ")
+    for name in formats:
+        check_name("format", name, ["auto", *sorted(FORMATS)], f"--formats {','.join(formats)!r}: ")
     for pattern, wanted in pins.items():
         check_name("format", wanted.partition(":")[0], ["dense", *sorted(FORMATS)], f"--pin {pattern}={wanted}: ")
-    return {
-        "keep": budgets,
-        "rule": parse_rule(rule),
-        "floor_rule": parse_floor(floor_rule),
-        "target_drop": target_drop,
-        "minimise": minimise,
-        "formats": names,
-        "metric": metric,
-        "ignore": tuple(ignore or ()),
-        "include": tuple(include or ("*",)),
-        "pin": pins,
-        "floor": parse_ranks(floor, "--floor"),
-        "cap": parse_ranks(cap, "--cap"),
-        "tie": tuple(tie or ()),
-        "round_to": parse_round_to(round_to),
-    }
-
-
-def check_budget(wishes: Mapping[str, Any]) -> None:
-    """Refuse a rule without the budget that it needs, or options without effect, before any long work begins."""
-    if wishes["keep"] is None and wishes["target_drop"] is None and wishes["rule"].needs_budget:
-        raise ValueError(
-            f"--rule {wishes['rule'].name} needs a budget: --keep macs=0.5, or --target-drop 1.0 for the smallest "
-            f"network that loses no more"
-        )
-    if wishes["target_drop"] is None and wishes["minimise"] != "macs":
-        raise ValueError(
-            f"--minimise {wishes['minimise']} has no effect without --target-drop; a budget is "
-            f"--keep {wishes['minimise']}=0.5"
-        )
 
 
 def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:
@@ -202,6 +152,11 @@ def _assignment(text: str, option: str, example: str) -> tuple[str, str]:
     if not pattern or not value:
         raise ValueError(f"{option} {text!r}: write {example}")
     return pattern, value
+
+
+def parse_pins(texts: Iterable[str] | None) -> dict[str, str]:
+    """`fc=svd:64` as `{"fc": "svd:64"}`."""
+    return dict(map(_pin, texts or ()))
 
 
 def _pin(text: str) -> tuple[str, str]:

@@ -1,0 +1,292 @@
+"""A command's session: what it loads from the files that are named, and what it says on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..figures.judging import Judging
+from ..inputs.data import Data, random_data
+from ..metrics import METRICS, FitMetric
+from .loading import load_network
+from .options.data import Calibration, Network
+from .output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..evaluate import Measure, Trials
+    from ..formats import Format
+    from ..inputs.importance import Selection
+    from ..inputs.statistics import StatisticsFile
+    from ..latency import Engine
+    from ..network.sites import Sites
+    from ..plan import Plan
+    from ..planning.wishes import Asked
+    from ..running.seen import Seen
+    from ..session import Session
+    from ..work import Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A session and the data at hand.
+
+    Attributes:
+        out: where messages go.
+        session: the network on its way to a smaller one.
+        data: calibration data, None where a plan needs none.
+        test: held-out data, None where the user has none.
+        file: where statistics are stored.
+        batch: samples in a batch.
+        judging: what networks are judged by.
+        searched: data that a search was judged on.
+    """
+
+    out: Output
+    session: Session
+    data: Data | None
+    test: Data | None
+    file: StatisticsFile
+    batch: int = 64
+    judging: Judging = field(default_factory=Judging)
+    searched: list[Data] = field(default_factory=list)
+
+    @classmethod
+    def start(
+        cls,
+        out: Output,
+        named: Network,
+        data: Calibration,
+        seed: int,
+        *,
+        judging: Judging,
+        wishes: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+        fold: bool = False,
+        method: str = "auto",
+        work: Work | None = None,
+        gradients: bool = False,
+    ) -> Job:
+        """Load everything that the command names, before any long work begins.
+
+        Args:
+            out: where messages go.
+            named, data, seed, fold, method: as the command line says.
+            judging: what networks are judged by.
+            wishes: arguments of `choose`; None where nothing is chosen.
+            folder: of the artifact.
+            work: what is done already.
+            gradients: whether statistics need them, whatever the wishes are.
+        """
+        from ..inputs.loading import load_example
+        from ..inputs.statistics import StatisticsFile
+        from ..planning.wishes import Asked, check_wishes
+        from ..session import Sampling, Session
+        from ..work import STATISTICS, Work
+
+        network = load_network(out, named, seed, folder, fold)
+        asked = Asked.of(**(wishes or {}))
+        check_wishes(network, asked)
+        calibration, held_out = _read(out, data, network, named.model, seed)
+        example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
+        sites = _found(out, network, example, asked)
+        work = work or Work()
+        file = StatisticsFile.of(data.stats, sites.fingerprint, named.model, collected=STATISTICS in work)
+        session = Session(
+            model=network,
+            sites=sites,
+            example=example,
+            data=None if calibration is None else calibration.inputs,
+            method=method_for(method, calibration),
+            gradients=gradients or asked.needs_gradients,
+            given=file.read if file.stored or calibration is None else None,
+            collected=file.write,
+            sampling=Sampling(seed=seed),
+            work=work,
+            progress=out.track,
+            name="DATA" if calibration is None else calibration.name,
+        )
+        job = cls(
+            out=out, session=session, data=calibration, test=held_out, file=file, batch=data.batch, judging=judging
+        )
+        judging.check(network, job.measured_on)
+        return job
+
+    @property
+    def measured_on(self) -> Data:
+        """The data that figures come from: held-out data, the calibration samples, or where there are none a shape."""
+        return self.test or self.data or random_data(self.session.example, self.batch)
+
+    def begin(self, options: Mapping[str, Any]) -> None:
+        """Say in the checkpoint what this run is of.
+
+        Args:
+            options: those of the command that decide what comes out, beside MODEL and DATA.
+
+        Raises:
+            ValueError: where the checkpoint is of another run.
+        """
+        from ..files import digest, sha256_of
+
+        session, path = self.session, self.file.path
+        if session.work.folder is None:
+            return
+        of_file = sha256_of(path) if self.file.stored and path else None
+        used = {
+            "seed": session.sampling.seed,
+            "example": digest(session.example, loose=True),
+            "statistics": of_file,
+        }
+        session.work.begin(session.model, None if self.data is None else self.data.pairs, {**options, **used})
+
+    def seen(self) -> dict[str, Seen]:
+        """Samples that were used, by use: not those of calibration where a file of statistics was read, which has none.
+
+        Asked for when the work is done.
+        """
+        from ..running.seen import Seen
+
+        own = [] if self.data is None else [self.data]
+        used = {"search": [*self.searched, *(own if self.file.was_read else [])]}
+        used |= {} if self.file.was_read else {"calibration": own}
+        found = {use: Seen.of(chain.from_iterable(data.inputs for data in each)) for use, each in used.items()}
+        return {use: each for use, each in found.items() if each.samples or use == "calibration"}
+
+    def _check_share(self, shrink: float | str | None, metric: FitMetric) -> None:
+        """Refuse `--shrink auto` where nothing chooses a share."""
+        if shrink == "auto" and (not self.file.stored or self.data is None or not metric.shrinkable):
+            raise ValueError(
+                "--shrink auto chooses on DATA how far to trust statistics of other data: name DATA and an existing "
+                "--stats FILE, or give a number from 0 to 1"
+            )
+
+    def plan(self, wishes: Mapping[str, Any], shrink: float | str | None, engine: Engine | None, batch: int) -> Plan:
+        """Choose formats and ranks.
+
+        Args:
+            wishes: arguments of `choose`.
+            shrink: as for `Session.plan`.
+            engine: measures a latency budget, for `batch` samples; None where there is none.
+            batch: see there.
+        """
+        self._check_share(shrink, METRICS[wishes["metric"]])
+        return self.session.plan({**wishes, **self.times(engine, batch), **self.tries(wishes)}, shrink)
+
+    def plans(
+        self,
+        wishes: Mapping[str, Any],
+        keeps: Sequence[Mapping[str, float]],
+        engine: Engine | None,
+        batch: int,
+        *,
+        nested: bool,
+    ) -> list[Plan]:
+        """One plan for every budget, each inside the one before if `nested`; the rest is as for `plan`."""
+        return self.session.plans({**wishes, **self.times(engine, batch), **self.tries(wishes)}, keeps, nested)
+
+    def shrunk(self, plan: Plan, shrink: float | str | None) -> Plan:
+        """A plan that is there already, with the share of the weight metric that its fits are to have."""
+        self._check_share(shrink, plan.fit_metric)
+        return replace(plan, shrink=self.session.share_for(plan, shrink))
+
+    def times(self, engine: Engine | None, batch: int) -> dict[str, Any]:
+        """The arguments `example` and `engine` of `choose`, where latency is a budget."""
+        return {} if engine is None else {"example": self.measured_on.example(batch), "engine": engine}
+
+    def tries(self, wishes: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments `evaluate` and `drop` of `choose`, where the wishes need them.
+
+        Raises:
+            ValueError: if there is no data to try anything on.
+        """
+        found: dict[str, Any] = {}
+        network = self.session.model
+        if wishes["rule"].needs_evaluate:
+            if self.data is None:
+                raise ValueError(f"--rule {wishes['rule'].name} tries plans on data; name DATA")
+            judge = self.judging.for_plans(self.out, network, self.data)
+            batches = self.data.pairs if judge.judge is not None and self.data.labelled else self.data.inputs
+            # Many plans are tried: one-shot fits take a second where sequential ones run both networks over the data.
+            found["evaluate"] = self.trials(batches, judge, "one-shot")
+        if wishes.get("target_drop") is not None:
+            data = self.measured_on
+            if not data.real:
+                raise ValueError("--target-drop measures on data; name --test or DATA")
+            judged = self.judging.judged(self.out, network, data)
+            judge = judged.measures[0]
+            own = f"{data.name}, the calibration samples themselves (name others with --test)"
+            where = data.name if self.test else own
+            self.out.say(f"target: at most {judge.points(wishes['target_drop'])} lost on {where}")
+            self.out.say(f"judged by {judge.title}, {judge.direction}")
+            self.searched.append(data)
+            found["drop"] = self.trials(judged.batches(judge, data), judge)
+        return found
+
+    def trials(self, batches: Iterable[Any], measure: Measure, method: str | None = None) -> Trials:
+        """What tries a plan on batches by a measure; `method` is by default that of the session."""
+        from ..evaluate import Trials
+
+        return Trials(self.session.model, partial(self.session.trial, method=method), batches, measure)
+
+    def factorise(self, plan: Plan, importance: Selection | None = None) -> nn.Module:
+        """A factorised copy of the network; `importance` says how sparse low rank selects neurons."""
+        formats = None if importance is None else self._selecting(plan, importance)
+        with self.out.stages("factorising", len(plan.factorised)) as step:
+            return self.session.factorise(plan, formats=formats, step=step)
+
+    def _selecting(self, plan: Plan, selection: Selection) -> Mapping[str, Format]:
+        from ..importance import self_labelled
+
+        data, session = None, self.session
+        if selection.needs_loss:
+            if self.data is None:
+                raise ValueError(f"--importance {selection.criterion} measures the loss on data; name DATA")
+            labelled = self.judging.judged(self.out, session.model, self.data).labelled
+            data = self.data.pairs if labelled else self_labelled(session.model, self.data.inputs)
+            whose = "the labels" if labelled else "its own answers"
+            self.out.say(f"importance: the loss of {whose} on {self.data.name}")
+        source = session.statistics if selection.criterion == "activation" else session.sites
+        return selection.formats(session.model, plan, source, data)
+
+
+def method_for(method: str, data: Data | None) -> str:
+    """The method that `--method` stands for: without DATA there is only one.
+
+    Raises:
+        ValueError: for "sequential" without DATA.
+    """
+    if method == "sequential" and data is None:
+        raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
+    if method == "auto":
+        return "one-shot" if data is None else "sequential"
+    return method
+
+
+def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: int) -> tuple[Data | None, Data | None]:
+    """Calibration and held-out data."""
+    calibration = held_out = None
+    with out.step("reading the data"):
+        if data.data is not None:
+            calibration = data.load(data.data, network, model, seed=seed, samples=data.samples)
+        if data.test is not None:
+            held_out = data.load(data.test, network, model, seed=seed, split="test")
+    if calibration is not None:
+        count = f"up to {data.samples}" if calibration.samples is None else f"{calibration.samples}"
+        out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
+    return calibration, held_out
+
+
+def _found(out: Output, network: nn.Module, example: Any, asked: Asked) -> Sites:
+    """What can be factorised, where that leaves room for the budgets."""
+    from ..network.find import find
+    from ..planning.unmet import check_budgets
+
+    with out.step("finding what can be factorised"):
+        sites = find(network, example)
+    check_budgets(network, sites, asked.keep, asked.constraints)
+    return sites

@@ -1,0 +1,276 @@
+"""Budgets and constraints, and how a plan is carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ...names import STORAGES
+from ..parsing import (
+    check_method,
+    check_names,
+    parse_budgets,
+    parse_floor,
+    parse_names,
+    parse_pins,
+    parse_ranks,
+    parse_round_to,
+    parse_rule,
+    parse_shrink,
+)
+from .base import BUDGET, OUTPUT, option
+from .measuring import JUDGE_HELP, ClassesDim
+
+if TYPE_CHECKING:
+    from ...figures.judging import Judging
+
+Fold = Annotated[
+    bool, option("--fold", help="Fold batch norms into the layers before them. The artifact remembers it.")
+]
+Ignore = Annotated[
+    list[str] | None,
+    option("--ignore", of="PATTERN", panel=BUDGET, help="Leave these layers dense: conv1, head.*, re:^fc."),
+]
+Include = Annotated[
+    list[str] | None,
+    option(
+        "--include",
+        of="PATTERN",
+        panel=BUDGET,
+        help="Touch only these layers. Embeddings and heads of language models have to be named: '*' and lm_head.",
+    ),
+]
+Rule = Annotated[
+    str,
+    option(
+        "--rule",
+        of="NAME",
+        panel=BUDGET,
+        help="Rule that chooses ranks, with settings after a colon (see docs/rules.md).",
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    option(
+        "--keep",
+        of="WHAT=HOW MUCH",
+        panel=BUDGET,
+        default=False,
+        help="Budget in macs, params, bytes or latency: macs=0.5, macs=50%, params=1.5M, latency=0.6, latency=8ms; "
+        "repeated, all are met.",
+    ),
+]
+Shrink = Annotated[
+    str | None,
+    option(
+        "--shrink",
+        of="SHARE",
+        panel=BUDGET,
+        help="Share of the weight metric, 0 to 1, for statistics of other data; auto: chosen on DATA as held-out "
+        "samples, which is the default for one-shot from a file with DATA.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the network may cost."""
+
+    keep: Keep = None
+    target_drop: Annotated[
+        float | None,
+        option(
+            "--target-drop",
+            of="POINTS",
+            panel=BUDGET,
+            help="Find the smallest network that loses no more: points of accuracy where there are labels, else of "
+            "agreement, hundredths of a relative error or a cosine, or what --metric counts in.",
+        ),
+    ] = None
+    minimise: Annotated[
+        str,
+        option(
+            "--minimise",
+            of="WHAT",
+            panel=BUDGET,
+            help="What --target-drop minimises: macs, params, bytes or latency; --keep then adds limits.",
+        ),
+    ] = "macs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """How formats and ranks are chosen, whatever the budget."""
+
+    rule: Rule = "knapsack"
+    floor_rule: Annotated[
+        str | None,
+        option(
+            "--floor-rule",
+            of="NAME",
+            panel=BUDGET,
+            help="Rule for the least rank of every factorised layer: stable_rank, energy:share=0.5.",
+        ),
+    ] = None
+    formats: Annotated[
+        str,
+        option(
+            "--formats",
+            of="NAME,NAME",
+            panel=BUDGET,
+            help="Formats to choose from, or auto for all (see `rankwise formats`); a layer may always stay dense.",
+        ),
+    ] = "svd,spatial_svd,tucker2"
+    metric: Annotated[
+        list[str] | None,
+        option(
+            "--metric",
+            of="NAME",
+            panel=BUDGET,
+            default=False,
+            help="Metric of the fits: input (default), error of the layer's output on the data; diagonal: the same "
+            "without covariances; fisher: outputs weighted by the gradients of the loss; weight: error of the weight, "
+            f"no data needed. Given once more, {JUDGE_HELP}",
+        ),
+    ] = None
+    classes_dim: ClassesDim = None
+    ignore: Ignore = None
+    include: Include = None
+    pin: Annotated[
+        list[str] | None,
+        option(
+            "--pin",
+            of="PATTERN=FORMAT:RANK",
+            panel=BUDGET,
+            help="Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, fc=slr:k=64,sr=0.5,rr=0.5, conv1=dense.",
+        ),
+    ] = None
+    floor: Annotated[
+        list[str] | None,
+        option(
+            "--floor",
+            of="PATTERN=RANK",
+            panel=BUDGET,
+            help="Lowest rank, or fraction of full rank: layer4.*=32.",
+        ),
+    ] = None
+    cap: Annotated[
+        list[str] | None,
+        option("--cap", of="PATTERN=RANK", panel=BUDGET, help="Highest rank, or fraction of full rank: layer1.*=16."),
+    ] = None
+    tie: Annotated[
+        list[str] | None,
+        option(
+            "--tie",
+            of="PATTERN",
+            panel=BUDGET,
+            help="Same format and ranks for all layers that match: layer1.*.conv1; repeated, each is a group.",
+        ),
+    ] = None
+    round_to: Annotated[
+        str,
+        option(
+            "--round-to",
+            of="N",
+            panel=BUDGET,
+            help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones, 16 for a latency budget.",
+        ),
+    ] = "auto"
+    shrink: Shrink = None
+
+    def judging(self) -> Judging:
+        """What networks are judged by, and the metric of the fits."""
+        from ...figures.judging import Judging
+
+        return Judging.of(self.metric, self.classes_dim)
+
+    def share(self) -> float | str | None:
+        """`--shrink`."""
+        return parse_shrink(self.shrink)
+
+    def wishes(self, metric: str) -> dict[str, Any]:
+        """The keyword arguments of `rankwise.choose`; `metric` is that of the fits.
+
+        Raises:
+            ValueError: naming the option whose text cannot be read.
+        """
+        names, pins = parse_names(self.formats, "--formats"), parse_pins(self.pin)
+        check_names(self.rule, self.floor_rule, names, pins)
+        return {
+            "rule": parse_rule(self.rule),
+            "floor_rule": parse_floor(self.floor_rule),
+            "formats": names,
+            "metric": metric,
+            "ignore": tuple(self.ignore or ()),
+            "include": tuple(self.include or ("*",)),
+            "pin": pins,
+            "floor": parse_ranks(self.floor, "--floor"),
+            "cap": parse_ranks(self.cap, "--cap"),
+            "tie": tuple(self.tie or ()),
+            "round_to": parse_round_to(self.round_to),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Choosing, Limits):
+    """What the network may cost, and how formats and ranks are chosen for it."""
+
+    def wishes(self, metric: str) -> dict[str, Any]:
+        """See `Choosing.wishes`; refuses a rule without the budget that it needs, and options without effect."""
+        keep = parse_budgets(self.keep)
+        wishes = super().wishes(metric) | {"keep": keep, "target_drop": self.target_drop, "minimise": self.minimise}
+        if keep is None and self.target_drop is None and wishes["rule"].needs_budget:
+            raise ValueError(
+                f"--rule {wishes['rule'].name} needs a budget: --keep macs=0.5, or --target-drop 1.0 for the smallest "
+                f"network that loses no more"
+            )
+        if self.target_drop is None and self.minimise != "macs":
+            raise ValueError(
+                f"--minimise {self.minimise} has no effect without --target-drop; a budget is "
+                f"--keep {self.minimise}=0.5"
+            )
+        return wishes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorising:
+    """How a plan is carried out and stored."""
+
+    method: Annotated[
+        str,
+        option(
+            "--method",
+            of="NAME",
+            panel=BUDGET,
+            help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
+            "auto: sequential where there is DATA.",
+        ),
+    ] = "auto"
+    importance: Annotated[
+        str | None,
+        option(
+            "--importance",
+            of="NAME",
+            panel=BUDGET,
+            help="Importance by which slr selects neurons: weight, activation, cost (change of the loss of labels, or "
+            "of own answers, to first order), curvature (to second order, exact where it is largest); with :published "
+            "the factors stay those of the SVD. By default what they add to the layer's output.",
+        ),
+    ] = None
+    fold: Fold = False
+    storage: Annotated[
+        str,
+        option(
+            "--storage",
+            of="NAME",
+            panel=OUTPUT,
+            help="Storage of the weights: plain; entropy: a smaller file with the same bits; int8+entropy: rounded to "
+            "8 bits first.",
+        ),
+    ] = "plain"
+
+    def check(self) -> None:
+        """Refuse an unknown method or storage before any long work begins."""
+        check_method(self.method)
+        if self.storage not in STORAGES:
+            raise ValueError(f"--storage {self.storage!r} is not one of {', '.join(STORAGES)}")

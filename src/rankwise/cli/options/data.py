@@ -1,0 +1,215 @@
+"""The dense network, and data: which, and how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ..output import Output
+from .base import DATA as DATA_PANEL
+from .base import argument, option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...inputs.data import Data, DataOptions
+
+MODEL_HELP = "torchvision:NAME, or FILE.py:FUNCTION, a function that returns the network."
+DATA_HELP = (
+    "A folder of pictures (class folders give labels), FILE.npz, .npy, .safetensors, .pt, torchvision:NAME, "
+    "or FILE.py:FUNCTION, a function that returns batches or a Dataset."
+)
+InputShape = Annotated[
+    str | None,
+    option(
+        "--input-shape",
+        of="C,H,W",
+        panel=DATA_PANEL,
+        help="Shape of one input where no data is given, without the batch.",
+    ),
+]
+DataArgument = Annotated[str, argument("DATA", DATA_HELP)]
+CalibrationSamples = Annotated[
+    int, option("--samples", of="N", panel=DATA_PANEL, help="Number of calibration samples, chosen by --seed.")
+]
+Test = Annotated[
+    str | None,
+    option(
+        "--test",
+        of="DATA",
+        panel=DATA_PANEL,
+        help="Held-out data for the figures; without it they come from the calibration samples.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The dense network."""
+
+    model: Annotated[str, argument("MODEL", MODEL_HELP)]
+    weights: Annotated[
+        Path | None,
+        option(
+            "--weights",
+            of="FILE",
+            default=False,
+            help="Trained weights: .safetensors, or a checkpoint of tensors (.pt, .pth). Wrappers such as state_dict "
+            "and prefixes such as module. are removed.",
+        ),
+    ] = None
+
+    def load(self) -> nn.Module:
+        """The network with its weights."""
+        from ...inputs.models import load_model
+
+        return load_model(self.model, self.weights)
+
+    def warn(self, out: Output) -> None:
+        """Say that a network of torchvision without a weights file knows nothing: Rankwise downloads none."""
+        from ...inputs.models import is_torchvision
+
+        if self.weights is None and is_torchvision(self.model):
+            out.note(f"{self.model} has random weights; give trained ones with --weights FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How data is read."""
+
+    transform: Annotated[
+        str | None,
+        option(
+            "--transform",
+            of="STEPS",
+            panel=DATA_PANEL,
+            help='Steps for each picture: "resize=256,crop=224"; also resize=240x320 and gray.',
+        ),
+    ] = None
+    size: Annotated[
+        int | None,
+        option("--size", of="N", panel=DATA_PANEL, help="Resize the shorter side to N and take the middle N x N."),
+    ] = None
+    normalise: Annotated[
+        str,
+        option(
+            "--normalise",
+            of="HOW",
+            panel=DATA_PANEL,
+            help='imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5;std=0.25" on the 0..1 scale. auto: '
+            "imagenet for torchvision models, unit for other bytes, none for floats.",
+        ),
+    ] = "auto"
+    root: Annotated[
+        Path, option("--root", of="DIR", panel=DATA_PANEL, help="Folder of the torchvision data sets on disk.")
+    ] = Path("data")
+    split: Annotated[
+        str | None,
+        option(
+            "--split",
+            of="NAME",
+            panel=DATA_PANEL,
+            help="Split of a named data set: train, val, test. By default train to calibrate, test to evaluate.",
+        ),
+    ] = None
+    batches: Annotated[
+        str,
+        option(
+            "--batches",
+            of="HOW",
+            panel=DATA_PANEL,
+            help="What tuples of a function hold: inputs; pairs of inputs and labels; auto: what the network takes.",
+        ),
+    ] = "auto"
+    example_batch: Annotated[
+        bool,
+        option(
+            "--example-batch",
+            panel=DATA_PANEL,
+            help="Count and check for the whole first batch; by default for one sample, where that is possible.",
+        ),
+    ] = False
+
+    def how(self, seed: int) -> DataOptions:
+        """The same as the library's value."""
+        from ...inputs.data import DataOptions
+
+        names = {field.name for field in fields(DataOptions)}
+        return DataOptions(seed=seed, **{name: value for name, value in vars(self).items() if name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneInput(Reading):
+    """What an input looks like, where that is all a command wants of data."""
+
+    data: Annotated[str | None, option("--data", of="DATA", panel=DATA_PANEL, help=DATA_HELP)] = None
+    input_shape: InputShape = None
+
+    def example(self, network: nn.Module, model: str, seed: int, shape: str | None = None) -> Any:
+        """An input of the network; `shape` is what to take where nothing is given."""
+        from ...inputs.loading import load_example
+
+        shape = self.input_shape or (None if self.data else shape)
+        return load_example(self.data, shape, self.how(seed), model, network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batched(Reading):
+    """The same, in batches."""
+
+    batch: Annotated[int, option("--batch", of="N", panel=DATA_PANEL, help="Samples in a batch.")] = 64
+
+    def load(
+        self, data: str, network: nn.Module, model: str, *, seed: int, samples: int | None = None, split: str = "train"
+    ) -> Data:
+        """Data as a network takes it; `samples` of it, chosen by the seed, None for all."""
+        from ...inputs.loading import load_data
+
+        return load_data(data, self.how(seed), network=network, model=model, samples=samples, default_split=split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Batched):
+    """DATA, by default all of it."""
+
+    data: DataArgument
+    samples: Annotated[
+        int | None,
+        option("--samples", of="N", panel=DATA_PANEL, help="Number of samples, chosen by --seed; by default all."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedFrom(Samples):
+    """DATA to learn from, and data to judge on."""
+
+    test: Test = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected(Batched):
+    """DATA that statistics are collected from."""
+
+    data: DataArgument
+    samples: CalibrationSamples = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Batched):
+    """DATA that statistics are collected from, or the statistics themselves, and data to judge on."""
+
+    data: Annotated[str | None, argument("[DATA]", DATA_HELP)] = None
+    samples: CalibrationSamples = 512
+    test: Test = None
+    input_shape: InputShape = None
+    stats: Annotated[
+        Path | None,
+        option(
+            "--stats",
+            of="FILE",
+            panel=DATA_PANEL,
+            help="Statistics: read where the file exists, also from other data (`rankwise collect`), else collected "
+            "from DATA and written there.",
+        ),
+    ] = None

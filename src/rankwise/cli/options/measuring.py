@@ -1,0 +1,124 @@
+"""What networks are judged by, and how latency is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from ...names import check_engine_name
+from .base import BUDGET, DATA, OUTPUT, option
+
+if TYPE_CHECKING:
+    from ...figures.judging import Judging
+    from ...figures.measured import Timing
+    from ...latency import Engine
+
+JUDGE_HELP = (
+    "agreement, relative_error, cosine, ... or FILE.py:FUNCTION judges networks instead of what fits their outputs: "
+    "(model, batches) -> number, with :lower where lower is better."
+)
+ClassesDim = Annotated[
+    int | None,
+    option(
+        "--classes-dim",
+        of="N",
+        panel=DATA,
+        help="Dimension of the outputs that holds the classes, where it cannot be inferred.",
+    ),
+]
+EngineName = Annotated[
+    str,
+    option(
+        "--engine",
+        of="NAME",
+        panel=BUDGET,
+        help="Engine that a latency budget is measured in: torch, compile, onnxruntime, executorch, cuda, or "
+        "roofline:FILE.yaml for a device that is not here.",
+    ),
+]
+Threads = Annotated[int, option("--threads", of="N", panel=OUTPUT, help="Threads when latency is measured.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What networks are judged by."""
+
+    metric: Annotated[str | None, option("--metric", of="NAME", panel=DATA, default=False, help=JUDGE_HELP)] = None
+    classes_dim: ClassesDim = None
+
+    def judging(self) -> Judging:
+        """The same as the library's value."""
+        from ...figures.judging import Judging
+
+        return Judging.of(self.metric and [self.metric], self.classes_dim, fits=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """The conditions that latency is measured under."""
+
+    threads: Threads = 1
+    latency_batch: Annotated[
+        int, option("--latency-batch", of="N", panel=OUTPUT, help="Samples in a batch when latency is measured.")
+    ] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figured(Measuring):
+    """How the latency among the figures is measured."""
+
+    engines: Annotated[
+        str,
+        option(
+            "--engines",
+            of="NAME,NAME",
+            panel=OUTPUT,
+            help="Engines that the latency of the figures is measured in: torch, compile, onnxruntime, executorch, "
+            "cuda, none; auto: torch, and onnxruntime where it is installed.",
+        ),
+    ] = "auto"
+
+    def timing(self) -> Timing:
+        """The same as the library's value."""
+        from ...figures.measured import Timing
+
+        return Timing.of(self.engines, self.threads, self.latency_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(Measuring):
+    """How a latency budget is measured."""
+
+    engine: EngineName = "torch"
+
+    def check(self) -> None:
+        """Refuse an unknown engine, before torch is imported."""
+        check_engine_name(self.engine, where=f"--engine {self.engine!r}: ")
+
+    def measuring(self, timed: bool, figures: bool = False) -> Engine | None:
+        """What measures a latency budget, None where there is none; asked for before any long work begins.
+
+        Args:
+            timed: whether there is one.
+            figures: whether threads and batch are those of figures as well.
+
+        Raises:
+            ValueError: for options that are given and have no effect.
+            ImportError: for an engine that is not installed.
+        """
+        if not timed:
+            given = {"--engine": self.engine != "torch"}
+            if not figures:
+                given |= {"--threads": self.threads != 1, "--latency-batch": self.latency_batch != 1}
+            if idle := [name for name in given if given[name]]:
+                raise ValueError(f"{', '.join(idle)} would have no effect: latency is no budget here")
+            return None
+        from ...latency import get_engine
+
+        own = 1 if figures and self.engine.startswith("roofline:") else self.threads  # a described device has none
+        return get_engine(self.engine, own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedAndFigured(Timed, Figured):
+    """Both."""

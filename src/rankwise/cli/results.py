@@ -1,0 +1,123 @@
+"""What commands that make a network have in common at their end: it is written, measured, and told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..figures.held_out import Judged
+from ..figures.judging import Judging
+from ..figures.measured import Figures, Timing, figures_of, measure
+from ..inputs.data import Data
+from .output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..plan import Plan
+    from ..running.seen import Seen
+    from .job import Job
+
+UNTIMED = Timing(engines=(), threads=1, batch=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A network that is written to a folder, and what it is measured on.
+
+    Attributes:
+        out: where messages go.
+        folder: of the artifact.
+        plan: of the network, None where it is not known.
+        seen: samples that were used, by use.
+        data: what figures come from.
+        timing: how latency is measured.
+        judging: what networks are judged by.
+        storage: how weights are stored.
+    """
+
+    out: Output
+    folder: Path
+    plan: Plan | None
+    seen: Mapping[str, Seen]
+    data: Data
+    timing: Timing
+    judging: Judging
+    storage: str = "plain"
+
+    def save(self, small: nn.Module) -> None:
+        """Write the network before anything is measured: a problem with test data must not cost the work so far."""
+        from ..artifact import save
+
+        save(small, self.folder, plan=self.plan, seen=self.seen)
+        if self.plan is not None:
+            self.plan.save(self.folder / "plan.yaml")
+
+    def untimed(self, networks: Mapping[str, nn.Module]) -> Figures:
+        """Figures of networks that are not the result, without latency."""
+        return measure(self.out, networks, self.data, timing=UNTIMED, judging=self.judging)
+
+    def measured(self, dense: nn.Module, small: nn.Module, told: Mapping[str, Any] | None = None) -> Figures:
+        """Figures of both networks, which are written beside the network with what else is `told`."""
+        from ..artifact import as_stored, save, stored_bytes
+
+        networks = {"dense": dense, "compressed": as_stored(small, self.storage)}
+        figures = measure(self.out, networks, self.data, timing=self.timing, judging=self.judging)
+        kept = {**figures_of(figures, self.data), **(told or {})}
+        save(small, self.folder, plan=self.plan, figures=kept, storage=self.storage, seen=self.seen)
+        figures["compressed"]["bytes"] = stored_bytes(self.folder)
+        return figures
+
+    def document(self, figures: Figures, seed: int) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "artifact": self.folder,
+            "figures": figures,
+            **self.judged().document(),
+            "timing": self.timing.document(),
+            "seed": seed,
+        }
+
+    def show(self, figures: Figures, lines: Iterable[str]) -> None:
+        """Show the figures and further lines, and where the network is."""
+        from .tables import figures_table
+
+        self.out.show(figures_table(figures, self.timing.batch))
+        for line in lines:
+            self.out.say(line)
+        self.out.say(f"artifact: {self.folder}")
+
+    def judged(self) -> Judged:
+        """What the figures were measured on."""
+        return Judged.of(self.data, self.seen)
+
+
+def finish(
+    job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing, storage: str = "plain"
+) -> None:
+    """Write the artifact, measure it, and show what came out."""
+    from .tables import figures_table, plan_table
+
+    out, session = job.out, job.session
+    result = Result(
+        out=out,
+        folder=folder,
+        plan=plan,
+        seen=job.seen(),
+        data=job.measured_on,
+        timing=timing,
+        judging=job.judging,
+        storage=storage,
+    )
+    result.save(small)
+    figures = result.measured(session.model, small)
+    out.show(plan_table(plan, session.sites, out.console.width))
+    if plan.latency is not None:
+        out.say(f"latency: {plan.latency}")
+    out.say("")
+    out.show(figures_table(figures, timing.batch))
+    out.say(f"\n{result.judged().text}")
+    out.say(f"artifact: {folder}  (rankwise.json, model.safetensors; plan.yaml is not needed for loading)")
+    out.result(command, {**result.document(figures, session.sampling.seed), "plan": plan.to_dict()})
