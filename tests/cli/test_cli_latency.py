@@ -76,7 +76,7 @@ def test_a_roofline_of_this_machine(cli: Callable[..., Any], monkeypatch: pytest
     "options, message",
     [
         (["--keep", "latency=8"], "a latency is a fraction (0.6, 60%) or a time with its unit (8ms, 800us)"),
-        (["--keep", "latency=soons"], "the latency 'soons' is no time such as 8ms"),
+        (["--keep", "latency=soons"], "the latency 'soons' is not a time such as 8ms"),
         (["--keep", "latency=0.01"], "microseconds (0.010 of dense) cannot be met"),
         (["--keep", "latency=0.5", "--engine", "abacus"], "unknown engine 'abacus'; the engines are torch"),
         (["--keep", "macs=0.5"], "--engine would have no effect: latency is no budget here"),
