@@ -7,25 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.choosing import Ignore
 from .options.data import Calibration, Collected, Network
 
 if TYPE_CHECKING:
     from ..network.sites import Sites
 
-StatsOut = Annotated[Path, option("-o", "--out", of="FILE", default=False, help="The statistics file to write.")]
+StatsOut = Annotated[Path, plain("-o --out FILE", "The statistics file to write.", shown=False)]
 Rows = Annotated[
     bool,
-    option(
-        "--rows", help="Write rows of activations where they are smaller than a moment of them: as private as the data."
-    ),
+    plain("--rows", "Write rows of activations where they are smaller than a moment of them: as private as the data."),
 ]
 Gradients = Annotated[
     bool,
-    option(
+    plain(
         "--gradients",
-        help="Also collect gradients at the layers' outputs, for --metric fisher and --rule fisher; needs no labels.",
+        "Also collect gradients at the layers' outputs, for --metric fisher and --rule fisher; needs no labels.",
     ),
 ]
 

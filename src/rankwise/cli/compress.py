@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import OUTPUT, Out, Run, option
+from .options.base import Out, Run, output
 from .options.choosing import Budget, Factorising
 from .options.data import Calibration, Network
 from .options.measuring import TimedAndFigured
@@ -24,16 +24,12 @@ class Checkpoint:
 
     checkpoint: Annotated[
         Path | None,
-        option(
-            "--checkpoint",
-            of="FOLDER",
-            panel=OUTPUT,
-            help="Checkpoint folder, updated throughout the run, to resume from; removed once the artifact is written.",
+        output(
+            "--checkpoint FOLDER",
+            "Checkpoint folder, updated throughout the run, to resume from; removed once the artifact is written.",
         ),
     ] = None
-    resume: Annotated[
-        bool, option("--resume", panel=OUTPUT, help="Resume from --checkpoint; begin where there is none yet.")
-    ] = False
+    resume: Annotated[bool, output("--resume", "Resume from --checkpoint; begin where there is none yet.")] = False
 
     def work(self, out: Output, out_folder: Path) -> Work:
         """What there is to go on from."""

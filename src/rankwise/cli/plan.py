@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.choosing import Budget
 from .options.data import Calibration, Network
 from .options.measuring import Timed
 
-PlanOut = Annotated[Path, option("-o", "--out", of="FILE", help="The plan file to write.")]
+PlanOut = Annotated[Path, plain("-o --out FILE", "The plan file to write.")]
 
 
 @command
