@@ -38,12 +38,12 @@ def collect(
     rows: Rows = False,
     gradients: Gradients = False,
 ) -> None:
-    """Collect what one-shot compression needs to know of the data, without the data.
+    """Collect what one-shot compression needs to know about the data, without the data.
 
     Example: [bold]rankwise collect nets.py:build pictures/ --weights net.pth --size 32 -o stats.safetensors[/bold]
 
-    The file holds the mean and the second moment of every layer's input, no samples. Whoever has it and the network
-    runs [bold]rankwise compress MODEL --stats FILE --input-shape 3,32,32 --keep macs=0.5 -o out/[/bold].
+    The file holds the mean and the second moment of every layer's input, no samples. Anyone with it and the network
+    can run [bold]rankwise compress MODEL --stats FILE --input-shape 3,32,32 --keep macs=0.5 -o out/[/bold].
     """
     with run.output(writes=[stats_file]) as out:
         from ..figures.judging import Judging

@@ -80,8 +80,8 @@ def heal(
     Example: [bold]rankwise heal nets.py:build pictures/ --weights net.pth --artifact out/ -o healed/[/bold]
 
     A part of DATA is not trained on and judges (validation): the closest network to the dense one is what is written,
-    and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes
-    on with [bold]--resume[/bold] and otherwise the same options.
+    and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped can
+    be resumed with [bold]--resume[/bold] and otherwise the same options.
     """
     with run.output(writes=[out_folder]) as out:
         out.if_stopped(lambda: checkpoint_told(how.checkpoint, "blocks"))

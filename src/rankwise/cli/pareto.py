@@ -39,12 +39,12 @@ def pareto(
     own: Own = False,
     measure: Compare = False,
 ) -> None:
-    """Show what every budget would cost: plans for a list of budgets, profiled once.
+    """Compare budgets: one plan for each of a list, from a single profile.
 
     Example: [bold]rankwise pareto nets.py:build pictures/ --weights net.pth --size 32 --at 0.7,0.5,0.3 --measure[/bold]
 
     Each plan lies inside the next larger one: a layer that was factorised keeps its format, and no rank grows as the
-    budget falls. [bold]--own[/bold] lifts that. The plans are files that you may edit and give to
+    budget falls. [bold]--own[/bold] lifts that. The plans are files that you may edit and pass to
     [bold]rankwise apply[/bold].
     """
     with run.output(writes=[out_folder, data.stats]) as out:

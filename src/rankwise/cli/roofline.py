@@ -21,7 +21,7 @@ def roofline(
 
     Example: [bold]rankwise roofline --engine onnxruntime -o cpu.yaml[/bold]
 
-    [bold]--engine roofline:cpu.yaml[/bold] then plans without the device. For one that is elsewhere, write its numbers
+    [bold]--engine roofline:cpu.yaml[/bold] then plans without the device. For a device elsewhere, write its numbers
     into such a file.
     """
     with tell.output(writes=[device_file]) as out:

@@ -206,10 +206,10 @@ def _sites(network: Any, data: Data) -> Any:
 def _begun(out: Output, checkpoint: Path | None) -> bool:
     """Whether there is something to go on from."""
     if checkpoint is None:
-        raise ValueError("--resume goes on from a file; name it with --checkpoint FILE")
+        raise ValueError("--resume needs a file to resume from: --checkpoint FILE")
     there = checkpoint.with_name(f"{checkpoint.name}.expanded").exists()
     if not there:
-        out.note(f"there is no checkpoint {checkpoint} yet: training begins")
+        out.note(f"there is no checkpoint {checkpoint} yet: starting from the beginning")
     return there
 
 

@@ -99,7 +99,7 @@ class Timed(Measuring):
             if not figures:
                 given |= {"--threads": self.threads != 1, "--latency-batch": self.latency_batch != 1}
             if idle := [name for name in given if given[name]]:
-                raise ValueError(f"{', '.join(idle)} would have no effect: latency is no budget here")
+                raise ValueError(f"{', '.join(idle)}: no effect without a latency budget")
             return None
         from ...latency import get_engine
 
