@@ -79,7 +79,7 @@ def test_a_roofline_of_this_machine(cli: Callable[..., Any], monkeypatch: pytest
         (["--keep", "latency=soons"], "the latency 'soons' is no time such as 8ms"),
         (["--keep", "latency=0.01"], "microseconds (0.010 of dense) cannot be met"),
         (["--keep", "latency=0.5", "--engine", "abacus"], "unknown engine 'abacus'; the engines are torch"),
-        (["--keep", "macs=0.5"], "--engine has no effect without a latency budget"),
+        (["--keep", "macs=0.5"], "--engine: no effect without a latency budget"),
         (["--keep", "macs=0.5", "--minimise", "latency"], "--minimise latency has no effect without --target-drop"),
         (["--keep", "latency=0.5", "--threads", "4"], "threads=4 has no effect on engine 'roofline of paper'"),
         (["--keep", "latency=0.5", "--latency-batch", "1000"], "--latency-batch 1000 is more than the"),
