@@ -30,7 +30,7 @@ class FitMetric:
     Attributes:
         name: as users write it.
         summary: for people.
-        needs_statistics: whether there is none without moments of the inputs.
+        needs_statistics: whether moments of the inputs are needed.
         needs_gradients: whether outputs are weighed by the gradients of the loss, which the statistics must hold.
         corrects_bias: whether fits know the mean of the input, so that a bias can make up for the change of the weight.
         shrinkable: whether shrinking it towards the weight metric changes it.

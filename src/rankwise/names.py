@@ -1,4 +1,4 @@
-"""The names that a user can write, known before PyTorch is imported: a mistyped one is told at once."""
+"""The names that users write, known before PyTorch is imported, so that a typo is reported at once."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ ODD: dict[str, tuple[Array, str]] = {
     "dates": (np.zeros((3, 2), "M8[s]"), r"holds dates, not numbers; .*astype\('int64'\)"),
     "durations": (np.zeros((3, 2), "m8[s]"), "holds durations"),
     "records": (np.zeros((3, 2), [("a", "f4"), ("b", "f4")]), "holds records of several fields, .*each field"),
-    "truth values": (X > 0.5, r"holds truth values.*astype\('float32'\)"),
+    "truth values": (X > 0.5, r"holds booleans.*astype\('float32'\)"),
     "complex": (X.astype(np.complex64), r"holds complex numbers.*FILE\.py:FUNCTION"),
     "no dimension": (np.array(3.0), r"has shape \(\); inputs need samples"),
     "one dimension": (np.arange(3.0), r"has shape \(3,\); inputs need samples"),
@@ -163,7 +163,7 @@ def test_what_torch_saves(tmp_path: Path) -> None:
         ("text", "holds a str; as DATA"),
         ({"a": 1}, "holds no arrays"),
         (x.to_sparse(), r"'data' is a sparse .*to_dense\(\)"),
-        (x > 0, "'data' holds truth values"),
+        (x > 0, "'data' holds booleans"),
         (x.to(torch.complex64), "'data' holds complex numbers"),
     ):
         torch.save(content, tmp_path / "data.pt")
@@ -176,7 +176,7 @@ def test_types_of_safetensors(tmp_path: Path) -> None:
     save_file({"x": torch.ones(3, 4, dtype=torch.bfloat16)}, file)
     assert read(file)[0].dtype == torch.bfloat16
     for tensor, message in (
-        (torch.ones(3, 4) > 0, "truth values"),
+        (torch.ones(3, 4) > 0, "booleans"),
         (torch.ones(3, 4, dtype=torch.complex64), "complex"),
     ):
         save_file({"x": tensor}, file)

@@ -121,7 +121,7 @@ def test_what_is_no_checkpoint_is_to_be_downloaded_again(tmp_path: Path, content
     path.write_bytes(content)
     with pytest.raises(ValueError) as caught:
         load_weights(network(), path)
-    assert f"{path} is no checkpoint: {fault}" in str(caught.value)
+    assert f"{path} is not a checkpoint: {fault}" in str(caught.value)
     assert str(caught.value).endswith("; download it again")
     assert "weights_only=False" not in str(caught.value)
 

@@ -76,13 +76,13 @@ def test_a_roofline_of_this_machine(cli: Callable[..., Any], monkeypatch: pytest
     "options, message",
     [
         (["--keep", "latency=8"], "a latency is a fraction (0.6, 60%) or a time with its unit (8ms, 800us)"),
-        (["--keep", "latency=soons"], "the latency 'soons' is no time such as 8ms"),
+        (["--keep", "latency=soons"], "the latency 'soons' is not a time such as 8ms"),
         (["--keep", "latency=0.01"], "microseconds (0.010 of dense) cannot be met"),
         (["--keep", "latency=0.5", "--engine", "abacus"], "unknown engine 'abacus'; the engines are torch"),
-        (["--keep", "macs=0.5"], "--engine would have no effect: latency is no budget here"),
+        (["--keep", "macs=0.5"], "--engine: no effect without a latency budget"),
         (["--keep", "macs=0.5", "--minimise", "latency"], "--minimise latency has no effect without --target-drop"),
         (["--keep", "latency=0.5", "--threads", "4"], "threads=4 has no effect on engine 'roofline of paper'"),
-        (["--keep", "latency=0.5", "--latency-batch", "1000"], "1000 samples are wanted in a batch"),
+        (["--keep", "latency=0.5", "--latency-batch", "1000"], "--latency-batch 1000 is more than the"),
     ],
 )
 def test_complaints(cli: Callable[..., Any], options: list[str], message: str) -> None:

@@ -90,7 +90,7 @@ def test_compress_is_stopped(
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, errors
-    kept = "nothing was written; with --checkpoint FOLDER a run that is stopped can go on"
+    kept = "nothing was written; with --checkpoint FOLDER a run that is stopped can be resumed"
     assert errors.splitlines()[-1] == f"stopped by {name}: {kept}"
     assert "Traceback" not in errors
     assert files(project) - before == {"running"}
@@ -115,7 +115,7 @@ def test_heal_is_stopped_and_tells_of_its_checkpoint(
     assert process.returncode == 143, errors
     step = read_checkpoint(Path("heal.pt"))["step"]
     assert step > 0
-    told = f"checkpoint heal.pt holds step {step}; the same command with --resume goes on from there"
+    told = f"checkpoint heal.pt holds step {step}; the same command with --resume resumes from there"
     assert errors.splitlines()[-1] == f"stopped by SIGTERM: {told}"
     assert not Path("healed").exists()
     assert files(project / "tmp") == set()

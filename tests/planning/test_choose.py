@@ -334,7 +334,7 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"rule": 3}, "unknown rule '3'"),
         ({"keep": {"flops": 0.5}}, "unknown budget 'flops'; the budgets are params, macs, bytes, latency"),
         ({"keep": {"latency": 0.5}}, "a latency budget is measured: pass an input as example="),
-        ({"keep": {"latency": "8 minutes"}}, "the latency '8 minutes' is no time such as 8ms"),
+        ({"keep": {"latency": "8 minutes"}}, "the latency '8 minutes' is not a time such as 8ms"),
         ({"keep": {"macs": 0}}, "above 0, not 0"),
         ({"keep": {"macs": -0.5}}, "above 0, not -0.5"),
         ({"keep": {"macs": True}}, "above 0, not True"),

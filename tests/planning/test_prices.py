@@ -91,7 +91,7 @@ def test_units_by_name() -> None:
 
 @pytest.mark.parametrize("text", ["8", "1us", "ms", "1e-9ms", "8 minutes"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no time such as 8ms, 800us or 0\.5s, of at least 2us"):
+    with pytest.raises(ValueError, match=r"is not a time such as 8ms, 800us or 0\.5s, of at least 2us"):
         microseconds(text)
 
 

@@ -40,7 +40,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"keep": {"params": "0.5M"}}, r'write keep=\{"params": 500000\}'),
     ({"keep": {"macs": "half"}}, "a fraction up to 1 or a number above 0, not 'half'$"),
     ({"keep": {"flops": 0.5}}, "unknown budget 'flops'"),
-    ({"keep": {"latency": "8"}}, "no time such as 8ms"),
+    ({"keep": {"latency": "8"}}, "is not a time such as 8ms"),
     ({"formats": ["svdd"]}, "unknown format 'svdd'"),
     ({"formats": "svdd"}, "unknown format 'svdd'"),
     ({"rule": "knapsak"}, "unknown rule 'knapsak'; did you mean knapsack"),

@@ -125,7 +125,7 @@ def test_every_part_can_be_chosen() -> None:
         ({"train": "nothing"}, "train is 'nothing'"),
         ({"augment": "spin"}, "'spin' is not one of"),
         ({"augment": "flip,mixup", "labels": [0] * 96}, "labels cannot be mixed"),
-        ({"resume": True}, "resume needs the checkpoint"),
+        ({"resume": True}, "resume needs a checkpoint"),
     ],
 )
 def test_errors(wrong: dict[str, Any], message: str) -> None:

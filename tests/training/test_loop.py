@@ -194,7 +194,7 @@ def test_checkpoints_that_are_missing_damaged_or_of_another_run(tmp_path: Path) 
     file = tmp_path / "run.pt"
     with pytest.raises(ValueError, match=r"no checkpoint .*start without resuming"):
         loop(linear(), checkpoint=file, resume=True).run()
-    with pytest.raises(ValueError, match="resume needs the checkpoint"):
+    with pytest.raises(ValueError, match="resume needs a checkpoint"):
         loop(linear(), resume=True)
     loop(linear(), checkpoint=file).run()
     with pytest.raises(ValueError, match=r"run\.pt exists; resume from it, or delete it"):
@@ -209,7 +209,7 @@ def test_checkpoints_that_are_missing_damaged_or_of_another_run(tmp_path: Path) 
         with pytest.raises(ValueError, match="is damaged"):
             loop(linear(), checkpoint=file, resume=True).run()
     torch.save({"model": 1}, file)
-    with pytest.raises(ValueError, match="it is cut off, or no checkpoint of this version"):
+    with pytest.raises(ValueError, match="it is cut off, or not a checkpoint of this version"):
         loop(linear(), checkpoint=file, resume=True).run()
 
 

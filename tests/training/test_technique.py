@@ -178,3 +178,23 @@ def test_arguments_that_do_not_exist() -> None:
         rw.heal(model, model, X, epoch=2)
     with pytest.raises(TypeError, match="no argument 'temperature'"):
         rw.training.train(model, X, X.argmax(1), temperature=2.0)
+
+
+def test_the_technique_of_the_documentation() -> None:
+    """Only a part of the network is trained for the first half."""
+
+    class Thaw(Technique):
+        def begin(self, model: nn.Module) -> None:
+            self.body = list(model[0].parameters())  # type: ignore[index]
+            self.seen: list[tuple[float, bool]] = []
+            self.first = model[0].weight.detach().clone()  # type: ignore[index]
+            self.model = model
+
+        def before_step(self, step: Step) -> None:
+            for parameter in self.body:
+                parameter.requires_grad_(step.share >= 0.5)
+            self.seen.append((step.share, torch.equal(self.first, self.model[0].weight)))  # type: ignore[index]
+
+    thaw = Thaw()
+    loop(network(), thaw, epochs=2).run()
+    assert [(share, same) for share, same in thaw.seen if same] == [(k / 6, True) for k in range(4)]

@@ -32,7 +32,7 @@ def apply(
     Example: [bold]rankwise apply nets.py:build plan.yaml pictures/ --weights net.pth --size 32 -o out/[/bold]
 
     Change [bold]format[/bold] and [bold]ranks[/bold] of a row, or set [bold]format: dense[/bold] and
-    [bold]ranks: \\[][/bold]; parameters and MACs are counted anew. Without DATA, [bold]--stats FILE[/bold] is enough.
+    [bold]ranks: \\[][/bold]; parameters and MACs are counted again. Without DATA, [bold]--stats FILE[/bold] is enough.
     """
     with run.output(writes=[out_folder, data.stats]) as out:
         from ..inputs.importance import Selection

@@ -7,25 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.choosing import Ignore
 from .options.data import Calibration, Collected, Network
 
 if TYPE_CHECKING:
     from ..network.sites import Sites
 
-StatsOut = Annotated[Path, option("-o", "--out", of="FILE", default=False, help="The statistics file to write.")]
+StatsOut = Annotated[Path, plain("-o --out FILE", "The statistics file to write.", shown=False)]
 Rows = Annotated[
     bool,
-    option(
-        "--rows", help="Write rows of activations where they are smaller than a moment of them: as private as the data."
-    ),
+    plain("--rows", "Write rows of activations where they are smaller than a moment of them: as private as the data."),
 ]
 Gradients = Annotated[
     bool,
-    option(
+    plain(
         "--gradients",
-        help="Also collect gradients at the layers' outputs, for --metric fisher and --rule fisher; needs no labels.",
+        "Also collect gradients at the layers' outputs, for --metric fisher and --rule fisher; needs no labels.",
     ),
 ]
 
@@ -40,12 +38,12 @@ def collect(
     rows: Rows = False,
     gradients: Gradients = False,
 ) -> None:
-    """Collect what one-shot compression needs to know of the data, without the data.
+    """Collect what one-shot compression needs to know about the data, without the data.
 
     Example: [bold]rankwise collect nets.py:build pictures/ --weights net.pth --size 32 -o stats.safetensors[/bold]
 
-    The file holds the mean and the second moment of every layer's input, no samples. Whoever has it and the network
-    runs [bold]rankwise compress MODEL --stats FILE --input-shape 3,32,32 --keep macs=0.5 -o out/[/bold].
+    The file holds the mean and the second moment of every layer's input, no samples. Anyone with it and the network
+    can run [bold]rankwise compress MODEL --stats FILE --input-shape 3,32,32 --keep macs=0.5 -o out/[/bold].
     """
     with run.output(writes=[stats_file]) as out:
         from ..figures.judging import Judging

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import OUTPUT, Out, Run, option
+from .options.base import Out, Run, output
 from .options.choosing import Budget, Factorising
 from .options.data import Calibration, Network
 from .options.measuring import TimedAndFigured
@@ -24,16 +24,12 @@ class Checkpoint:
 
     checkpoint: Annotated[
         Path | None,
-        option(
-            "--checkpoint",
-            of="FOLDER",
-            panel=OUTPUT,
-            help="Checkpoint folder, updated throughout the run, to resume from; removed once the artifact is written.",
+        output(
+            "--checkpoint FOLDER",
+            "Checkpoint folder, updated throughout the run, to resume from; removed once the artifact is written.",
         ),
     ] = None
-    resume: Annotated[
-        bool, option("--resume", panel=OUTPUT, help="Resume from --checkpoint; begin where there is none yet.")
-    ] = False
+    resume: Annotated[bool, output("--resume", "Resume from --checkpoint; begin where there is none yet.")] = False
 
     def work(self, out: Output, out_folder: Path) -> Work:
         """What there is to go on from."""
@@ -42,13 +38,13 @@ class Checkpoint:
         folder = self.checkpoint
         if folder is None:
             if self.resume:
-                raise ValueError("--resume goes on from a folder; name it with --checkpoint FOLDER")
+                raise ValueError("--resume needs a folder to resume from: --checkpoint FOLDER")
             return Work()
         if out_folder.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise ValueError(f"--checkpoint {folder} lies in -o {out_folder}, which is for the artifact; name another")
         there = (folder / MANIFEST).is_file()
         if self.resume and not there:
-            out.note(f"there is no checkpoint {folder} yet: the work begins")
+            out.note(f"there is no checkpoint {folder} yet: starting from the beginning")
         return Work(folder, self.resume and there)
 
 
@@ -68,12 +64,12 @@ def compress(
     Example: [bold]rankwise compress nets.py:build pictures/ --weights net.pth --size 32 --keep macs=0.5 -o out/[/bold]
 
     DATA needs no labels: a few hundred inputs such as the network will see. The folder of [bold]-o[/bold] receives the
-    artifact (rankwise.json, model.safetensors) and plan.yaml, which you may edit and give to
-    [bold]rankwise apply[/bold]. Without DATA, [bold]--stats FILE[/bold] of [bold]rankwise collect[/bold]
-    is enough, also of other data.
+    artifact (rankwise.json, model.safetensors) and plan.yaml, which you may edit and pass to
+    [bold]rankwise apply[/bold]. Instead of DATA, statistics from [bold]rankwise collect[/bold] are enough
+    ([bold]--stats FILE[/bold]), even of other data.
 
-    With [bold]--checkpoint FOLDER[/bold] a run that was stopped goes on with [bold]--resume[/bold] and otherwise the
-    same options, to the same network.
+    With [bold]--checkpoint FOLDER[/bold] a run that was stopped can be resumed with [bold]--resume[/bold] and otherwise
+    the same options; it ends with the same network.
     """
     with run.output(writes=[out_folder, data.stats]) as out:
         from ..inputs.importance import Selection
@@ -137,5 +133,5 @@ def _identity(
 def _kept(work: Work) -> str:
     """What a run that is stopped leaves for the next."""
     if work.folder is None:
-        return "nothing was written; with --checkpoint FOLDER a run that is stopped can go on"
-    return f"checkpoint {work.folder} holds {work.told()}; the same command with --resume goes on from there"
+        return "nothing was written; with --checkpoint FOLDER a run that is stopped can be resumed"
+    return f"checkpoint {work.folder} holds {work.told()}; the same command with --resume resumes from there"

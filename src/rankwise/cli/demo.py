@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.measuring import Threads
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .job import Job
     from .output import Output
 
-DemoOut = Annotated[Path, option("-o", "--out", of="DIR", help="Folder for the results.")]
+DemoOut = Annotated[Path, plain("-o --out DIR", "Folder for the results.")]
 
 
 @command

@@ -7,19 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.data import Network, Samples
 from .options.measuring import Figured, Judged
 
-Artifact = Annotated[
-    Path | None, option("--artifact", of="DIR", help="A compressed network to measure beside the dense one.")
-]
-Stored = Annotated[
-    bool, option("--stored", help="Show what is stored of each factorised layer: non-zeros, bytes, indices.")
-]
+Artifact = Annotated[Path | None, plain("--artifact DIR", "A compressed network to measure beside the dense one.")]
+Stored = Annotated[bool, plain("--stored", "Show what is stored of each factorised layer: non-zeros, bytes, indices.")]
 Roofline = Annotated[
-    bool,
-    option("--roofline", help="Show how close each layer comes to what this machine can do, for --latency-batch."),
+    bool, plain("--roofline", "Show how close each layer comes to what this machine can do, for --latency-batch.")
 ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.choosing import Fold
 from .options.data import CalibrationSamples, Network, OneInput
 from .options.measuring import Threads
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..latency import Latency
 
-File = Annotated[Path, option("-o", "--out", of="FILE", default=False, help="The file to write.")]
+File = Annotated[Path, plain("-o --out FILE", "The file to write.", shown=False)]
 Write = Callable[["nn.Module", Any, Path], Path]
 
 
@@ -30,43 +30,36 @@ class Target:
     """What kind of file is written, and from which network."""
 
     artifact: Annotated[
-        Path | None,
-        option("--artifact", of="DIR", help="The compressed network; by default the dense one is exported."),
+        Path | None, plain("--artifact DIR", "The compressed network; by default the dense one is exported.")
     ] = None
     to: Annotated[
-        str | None,
-        option("--to", of="NAME", help="onnx, executorch or pt2 (torch.export); by the suffix: .onnx, .pte, .pt2."),
+        str | None, plain("--to NAME", "onnx, executorch or pt2 (torch.export); by the suffix: .onnx, .pte, .pt2.")
     ] = None
     dtype: Annotated[
         str | None,
-        option(
-            "--dtype",
-            of="NAME",
-            help="fp16, int8 (give --calibration) or int8-dynamic (linear layers) for onnx and executorch; fp16 or "
+        plain(
+            "--dtype NAME",
+            "fp16, int8 (give --calibration) or int8-dynamic (linear layers) for onnx and executorch; fp16 or "
             "bf16 for pt2; by default the network's own.",
         ),
     ] = None
     calibration: Annotated[
-        str | None,
-        option("--calibration", of="DATA", help="Inputs for the ranges of int8; see DATA of other commands."),
+        str | None, plain("--calibration DATA", "Inputs for the ranges of int8; see DATA of other commands.")
     ] = None
     samples: CalibrationSamples = 512
     fold: Fold = False
     absorb: Annotated[
-        bool,
-        option("--absorb", help="Let neighbours take over the index operations of slr, where that is legal."),
+        bool, plain("--absorb", "Let neighbours take over the index operations of slr, where that is legal.")
     ] = False
-    opset: Annotated[int | None, option("--opset", of="N", help="Operator set of ONNX.")] = None
+    opset: Annotated[int | None, plain("--opset N", "Operator set of ONNX.")] = None
     fixed_batch: Annotated[
-        bool,
-        option("--fixed-batch", help="Fix the batch size at one; by default it is open, except in ExecuTorch."),
+        bool, plain("--fixed-batch", "Fix the batch size at one; by default it is open, except in ExecuTorch.")
     ] = False
     dynamic_axes: Annotated[
         list[str] | None,
-        option(
-            "--dynamic-axes",
-            of="INPUT=AXIS,AXIS",
-            help="Further axes to leave open in onnx and pt2: input_ids=1, image=2,3; repeated; auto: all that the "
+        plain(
+            "--dynamic-axes INPUT=AXIS,AXIS",
+            "Further axes to leave open in onnx and pt2: input_ids=1, image=2,3; repeated; auto: all that the "
             "network takes at another size; none. auto unless --fixed-batch.",
         ),
     ] = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..names import FORMATS as NAMES
 from ..names import check_name
 from .command import command
-from .options.base import Telling, argument, option
+from .options.base import Telling, argument, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 WIDTH_FOR_LAYERS = 110
 
 Name = Annotated[str | None, argument("[NAME]", "Show this format in full.")]
-Conv = Annotated[str | None, option("--conv", of="C,T,K", help="Count for a K x K convolution of C channels to T.")]
-Linear = Annotated[str | None, option("--linear", of="C,T", help="Count for a linear layer of C inputs to T outputs.")]
+Conv = Annotated[str | None, plain("--conv C,T,K", "Count for a K x K convolution of C channels to T.")]
+Linear = Annotated[str | None, plain("--linear C,T", "Count for a linear layer of C inputs to T outputs.")]
 
 
 @command

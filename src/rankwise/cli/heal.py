@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import TRAINING, Out, Run, option
+from .options.base import Out, Run, plain, training
 from .options.data import LearnedFrom, Network
 from .options.measuring import Figured, Judged
 from .output import Output
@@ -22,16 +22,10 @@ if TYPE_CHECKING:
 
 MINUTES = 10.0
 
-Artifact = Annotated[Path, option("--artifact", of="DIR", default=False, help="The compressed network to heal.")]
-Epochs = Annotated[float | None, option("--epochs", of="N", panel=TRAINING, help="Passes over the samples.")]
+Artifact = Annotated[Path, plain("--artifact DIR", "The compressed network to heal.", shown=False)]
+Epochs = Annotated[float | None, training("--epochs N", "Passes over the samples.")]
 Checkpoint = Annotated[
-    Path | None,
-    option(
-        "--checkpoint",
-        of="FILE",
-        panel=TRAINING,
-        help="Checkpoint, updated throughout the run, to resume from.",
-    ),
+    Path | None, training("--checkpoint FILE", "Checkpoint, updated throughout the run, to resume from.")
 ]
 
 
@@ -39,43 +33,27 @@ Checkpoint = Annotated[
 class Healing:
     """How the network learns."""
 
-    minutes: Annotated[
-        float | None,
-        option("--minutes", of="N", panel=TRAINING, help=f"Time limit; {MINUTES:g} if --epochs is not given."),
-    ] = None
+    minutes: Annotated[float | None, training("--minutes N", f"Time limit; {MINUTES:g} if --epochs is not given.")] = (
+        None
+    )
     epochs: Epochs = None
     augment: Annotated[
         str | None,
-        option(
-            "--augment",
-            of="STEPS",
-            panel=TRAINING,
-            help="Random changes of pictures, which the dense network answers: flip,crop,mixup or some of these.",
+        training(
+            "--augment STEPS",
+            "Random changes of pictures, which the dense network answers: flip,crop,mixup or some of these.",
         ),
     ] = None
     blocks: Annotated[
-        float,
-        option(
-            "--blocks",
-            of="SHARE",
-            panel=TRAINING,
-            help="Share of the time in which every block first learns by itself; 0 for none.",
-        ),
+        float, training("--blocks SHARE", "Share of the time in which every block first learns by itself; 0 for none.")
     ] = 0.0
-    train: Annotated[
-        str,
-        option("--train", of="WHAT", panel=TRAINING, help="factors (with biases and normalisations) or all."),
-    ] = "factors"
-    rate: Annotated[float, option("--rate", of="R", panel=TRAINING, help="Largest learning rate, of AdamW.")] = 5e-4
-    temperature: Annotated[
-        float, option("--temperature", of="T", panel=TRAINING, help="Temperature that softens the answers.")
-    ] = 2.0
-    labels: Annotated[bool, option("--labels", panel=TRAINING, help="Learn from the labels of DATA too.")] = False
-    regression: Annotated[
-        bool, option("--regression", panel=TRAINING, help="Outputs are values, not the scores of classes.")
-    ] = False
+    train: Annotated[str, training("--train WHAT", "factors (with biases and normalisations) or all.")] = "factors"
+    rate: Annotated[float, training("--rate R", "Largest learning rate, of AdamW.")] = 5e-4
+    temperature: Annotated[float, training("--temperature T", "Temperature that softens the answers.")] = 2.0
+    labels: Annotated[bool, training("--labels", "Learn from the labels of DATA too.")] = False
+    regression: Annotated[bool, training("--regression", "Outputs are values, not the scores of classes.")] = False
     checkpoint: Checkpoint = None
-    resume: Annotated[bool, option("--resume", panel=TRAINING, help="Resume from --checkpoint.")] = False
+    resume: Annotated[bool, training("--resume", "Resume from --checkpoint.")] = False
 
     def arguments(self, data: Data, dense: nn.Module) -> dict[str, Any]:
         """The same as keyword arguments of `rankwise.heal`."""
@@ -102,8 +80,8 @@ def heal(
     Example: [bold]rankwise heal nets.py:build pictures/ --weights net.pth --artifact out/ -o healed/[/bold]
 
     A part of DATA is not trained on and judges (validation): the closest network to the dense one is what is written,
-    and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped goes
-    on with [bold]--resume[/bold] and otherwise the same options.
+    and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped can
+    be resumed with [bold]--resume[/bold] and otherwise the same options.
     """
     with run.output(writes=[out_folder]) as out:
         out.if_stopped(lambda: checkpoint_told(how.checkpoint, "blocks"))

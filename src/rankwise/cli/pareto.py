@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.choosing import Choosing
 from .options.data import Calibration, Network
 from .options.measuring import Timed
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from .job import Job
 
-Along = Annotated[str, option("--along", of="WHAT", help="Unit of the budgets: macs, params, bytes or latency.")]
-At = Annotated[str, option("--at", of="SHARE,SHARE", help="Shares of the dense count, or time, to keep.")]
-Own = Annotated[bool, option("--own", help="Choose each plan by itself, not inside the next larger one.")]
-Compare = Annotated[bool, option("--measure", help="Also build every network and judge it, on --test or else DATA.")]
-PlansOut = Annotated[Path, option("-o", "--out", of="DIR", help="Folder for the plans and pareto.svg.")]
+Along = Annotated[str, plain("--along WHAT", "Unit of the budgets: macs, params, bytes or latency.")]
+At = Annotated[str, plain("--at SHARE,SHARE", "Shares of the dense count, or time, to keep.")]
+Own = Annotated[bool, plain("--own", "Choose each plan by itself, not inside the next larger one.")]
+Compare = Annotated[bool, plain("--measure", "Also build every network and judge it, on --test or else DATA.")]
+PlansOut = Annotated[Path, plain("-o --out DIR", "Folder for the plans and pareto.svg.")]
 
 
 @command
@@ -39,12 +39,12 @@ def pareto(
     own: Own = False,
     measure: Compare = False,
 ) -> None:
-    """Show what every budget would cost: plans for a list of budgets, profiled once.
+    """Compare budgets: one plan for each of a list, from a single profile.
 
     Example: [bold]rankwise pareto nets.py:build pictures/ --weights net.pth --size 32 --at 0.7,0.5,0.3 --measure[/bold]
 
     Each plan lies inside the next larger one: a layer that was factorised keeps its format, and no rank grows as the
-    budget falls. [bold]--own[/bold] lifts that. The plans are files that you may edit and give to
+    budget falls. [bold]--own[/bold] lifts that. The plans are files that you may edit and pass to
     [bold]rankwise apply[/bold].
     """
     with run.output(writes=[out_folder, data.stats]) as out:

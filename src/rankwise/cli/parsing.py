@@ -50,7 +50,7 @@ def parse_shares(along: str, at: str) -> list[dict[str, float | int]]:
     """
     budgets = [parse_keep(f"{along}={share}") for share in parse_names(at, "--at")]
     if not all(isinstance(budget[along], float) for budget in budgets):
-        raise ValueError(f"--at {at!r}: shares lie above 0 and at most at 1.0")
+        raise ValueError(f"--at {at!r}: shares lie above 0 and are at most 1.0")
     return sorted(budgets, key=lambda budget: -budget[along])
 
 
@@ -114,7 +114,7 @@ def _amount(text: str, value: str) -> float | int:
         raise ValueError(f"--keep {text!r}: {value!r} is not a number such as 0.5, 50% or 1.5M") from None
     if not amount > 0 or (isinstance(amount, float) and amount > 1):
         raise ValueError(
-            f"--keep {text!r}: a fraction lies above 0 and at most at 1.0; an absolute number has no point"
+            f"--keep {text!r}: a fraction lies above 0 and is at most 1.0; an absolute number has no decimal point"
         )
     if isinstance(amount, int) and amount <= 100:
         raise ValueError(

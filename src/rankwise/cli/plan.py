@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 from .command import command
-from .options.base import Run, option
+from .options.base import Run, plain
 from .options.choosing import Budget
 from .options.data import Calibration, Network
 from .options.measuring import Timed
 
-PlanOut = Annotated[Path, option("-o", "--out", of="FILE", help="The plan file to write.")]
+PlanOut = Annotated[Path, plain("-o --out FILE", "The plan file to write.")]
 
 
 @command
 def plan(
     network: Network, budget: Budget, data: Calibration, timing: Timed, run: Run, plan_file: PlanOut = Path("plan.yaml")
 ) -> None:
-    """Choose formats and ranks for a budget and write them as YAML; the network stays as it is.
+    """Choose formats and ranks for a budget and write them as YAML; the network is not changed.
 
     Example: [bold]rankwise plan nets.py:build pictures/ --weights net.pth --size 32 --keep macs=0.5 -o plan.yaml[/bold]
 
@@ -28,7 +28,7 @@ def plan(
     [bold]--keep latency=0.6 --engine onnxruntime[/bold] plans for measured time, first of layers, then of the whole
     planned network.
 
-    With [bold]--stats FILE[/bold] the data is run over once, and every further plan takes seconds. With
+    With [bold]--stats FILE[/bold] the data is read once, and every further plan takes seconds. With
     [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
     """
     with run.output(writes=[plan_file, data.stats]) as out:

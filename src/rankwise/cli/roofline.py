@@ -7,10 +7,10 @@ from typing import Annotated
 
 from ..names import check_engine_name
 from .command import command
-from .options.base import Telling, option
+from .options.base import Telling, plain
 from .options.measuring import EngineName, Threads
 
-DeviceOut = Annotated[Path, option("-o", "--out", of="FILE", help="The YAML file to write.")]
+DeviceOut = Annotated[Path, plain("-o --out FILE", "The YAML file to write.")]
 
 
 @command
@@ -21,7 +21,7 @@ def roofline(
 
     Example: [bold]rankwise roofline --engine onnxruntime -o cpu.yaml[/bold]
 
-    [bold]--engine roofline:cpu.yaml[/bold] then plans without the device. For one that is elsewhere, write its numbers
+    [bold]--engine roofline:cpu.yaml[/bold] then plans without the device. For a device elsewhere, write its numbers
     into such a file.
     """
     with tell.output(writes=[device_file]) as out:

@@ -78,11 +78,11 @@ def checkpoint_told(checkpoint: Path | None, first_stage: str) -> str | None:
     from ..training.checkpoint import read_checkpoint
 
     if checkpoint is None:
-        return "nothing was written; with --checkpoint FILE a run that is stopped can go on"
+        return "nothing was written; with --checkpoint FILE a run that is stopped can be resumed"
     for file in (checkpoint, checkpoint.with_name(f"{checkpoint.name}.{first_stage}")):
         if file.is_file():
             step = read_checkpoint(file)["step"]
-            return f"checkpoint {file} holds step {step}; the same command with --resume goes on from there"
+            return f"checkpoint {file} holds step {step}; the same command with --resume resumes from there"
     return None
 
 

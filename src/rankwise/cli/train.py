@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
 from .heal import Checkpoint, Epochs
-from .options.base import TRAINING, Out, Run, option
+from .options.base import Out, Run, training
 from .options.choosing import Ignore, Include, Keep, Rule
 from .options.data import LearnedFrom, Network
 from .options.measuring import Figured, Judged
@@ -51,75 +51,45 @@ class Training:
 
     expand: Annotated[
         str,
-        option(
-            "--expand",
-            of="FORMAT",
-            panel=TRAINING,
-            help="Chains of full rank that layers are trained as: tucker2 (linear and 1 x 1 layers as svd), or svd.",
+        training(
+            "--expand FORMAT",
+            "Chains of full rank that layers are trained as: tucker2 (linear and 1 x 1 layers as svd), or svd.",
         ),
     ] = "tucker2"
     orthogonal: Annotated[
         str,
-        option(
-            "--orthogonal",
-            of="KIND:WEIGHT",
-            panel=TRAINING,
-            help="Penalty that keeps factors orthonormal: soft, double or srip with its weight; hard; none.",
+        training(
+            "--orthogonal KIND:WEIGHT",
+            "Penalty that keeps factors orthonormal: soft, double or srip with its weight; hard; none.",
         ),
     ] = "soft:0.01"
-    schedule: Annotated[
-        str, option("--schedule", of="NAME", panel=TRAINING, help="Schedule of the penalty's weight: constant, cosine.")
-    ] = "constant"
+    schedule: Annotated[str, training("--schedule NAME", "Schedule of the penalty's weight: constant, cosine.")] = (
+        "constant"
+    )
     epochs: Epochs = None
-    minutes: Annotated[
-        float | None,
-        option("--minutes", of="N", panel=TRAINING, help="Time limit; 10 epochs without a limit."),
-    ] = None
-    tune: Annotated[
-        float, option("--tune", of="SHARE", panel=TRAINING, help="Share of the training that follows the cut.")
-    ] = 0.25
+    minutes: Annotated[float | None, training("--minutes N", "Time limit; 10 epochs without a limit.")] = None
+    tune: Annotated[float, training("--tune SHARE", "Share of the training that follows the cut.")] = 0.25
     calibration: Annotated[
         int,
-        option(
-            "--calibration",
-            of="N",
-            panel=TRAINING,
-            help="Samples whose outputs the cut layers are fitted to; 0 fits them to their weights.",
+        training(
+            "--calibration N", "Samples whose outputs the cut layers are fitted to; 0 fits them to their weights."
         ),
     ] = 512
-    augment: Annotated[
-        str | None,
-        option("--augment", of="STEPS", panel=TRAINING, help="Random changes of pictures: flip,crop or one."),
-    ] = None
-    rate: Annotated[float, option("--rate", of="R", panel=TRAINING, help="Largest learning rate.")] = 1e-3
+    augment: Annotated[str | None, training("--augment STEPS", "Random changes of pictures: flip,crop or one.")] = None
+    rate: Annotated[float, training("--rate R", "Largest learning rate.")] = 1e-3
     tune_rate: Annotated[
-        float | None,
-        option(
-            "--tune-rate",
-            of="R",
-            panel=TRAINING,
-            help="Largest learning rate after the cut; a tenth of --rate by default.",
-        ),
+        float | None, training("--tune-rate R", "Largest learning rate after the cut; a tenth of --rate by default.")
     ] = None
-    optimiser: Annotated[str, option("--optimiser", of="NAME", panel=TRAINING, help="adamw, or sgd with momentum.")] = (
-        "adamw"
-    )
+    optimiser: Annotated[str, training("--optimiser NAME", "adamw, or sgd with momentum.")] = "adamw"
     patience: Annotated[
         int | None,
-        option(
-            "--patience",
-            of="N",
-            panel=TRAINING,
-            help="Stop a training after so many looks at the held-out samples without a gain.",
-        ),
+        training("--patience N", "Stop a training after so many looks at the held-out samples without a gain."),
     ] = None
     checkpoint: Checkpoint = None
 
 
-Resume = Annotated[
-    bool, option("--resume", panel=TRAINING, help="Resume from --checkpoint; begin where there is none yet.")
-]
-Device = Annotated[str, option("--device", of="NAME", panel=TRAINING, help="cpu, cuda, mps; auto: cuda if there is.")]
+Resume = Annotated[bool, training("--resume", "Resume from --checkpoint; begin where there is none yet.")]
+Device = Annotated[str, training("--device NAME", "cpu, cuda, mps; auto: cuda if there is.")]
 
 
 @command
@@ -236,10 +206,10 @@ def _sites(network: Any, data: Data) -> Any:
 def _begun(out: Output, checkpoint: Path | None) -> bool:
     """Whether there is something to go on from."""
     if checkpoint is None:
-        raise ValueError("--resume goes on from a file; name it with --checkpoint FILE")
+        raise ValueError("--resume needs a file to resume from: --checkpoint FILE")
     there = checkpoint.with_name(f"{checkpoint.name}.expanded").exists()
     if not there:
-        out.note(f"there is no checkpoint {checkpoint} yet: training begins")
+        out.note(f"there is no checkpoint {checkpoint} yet: starting from the beginning")
     return there
 
 

@@ -18,8 +18,8 @@ def verify(path: What, tell: Telling) -> None:
 
     Example: [bold]rankwise verify out/[/bold]
 
-    Checksums, every field, and that each tensor can be decoded. The network is not needed; loading compares it. Exit
-    code 0 where all is whole, 2 where something is missing or damaged.
+    Checks checksums, every field, and that each tensor can be decoded. The network is not needed; loading compares it.
+    Exit code 0 if everything is intact, 2 if something is missing or damaged.
     """
     with tell.output() as out:
         from ..verification import verify as verified

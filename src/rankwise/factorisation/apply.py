@@ -91,7 +91,7 @@ def factorise(
         >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
         >>> data = [torch.randn(16, 32) for _ in range(4)]
         >>> plan = rw.choose(model, rw.collect(model, data), keep={"params": 0.5})
-        >>> factorise(model, plan, data=data)[0].format
+        >>> factorise(model, plan, data=data)[0].format.name
         'svd'
     """
     model = unwrap(model)

@@ -107,7 +107,9 @@ class Judging:
         outputs = Outputs.of(network, inputs, labels, classes_dim=self.classes_dim)
         labelled = self._labelled(out, network, data, outputs, inputs, labels)
         if self.name == "accuracy" and not labelled:
-            raise ValueError(f"--metric accuracy needs labels of the network's classes, which {data.name} has not")
+            raise ValueError(
+                f"--metric accuracy needs labels of the network's classes, which {data.name} does not have"
+            )
         if self.name is not None:
             return Judged(outputs=outputs, measures=(measure(self.name, outputs),), labelled=labelled, own=False)
         fitting = measures_for(outputs, labelled)

@@ -111,7 +111,7 @@ def _header(opened: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], 
             raise ValueError(f"it is of version {version} of the format; save plain numbers")
         shape, _, dtype = readers[version](opened)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{where} is no array of NumPy, or is cut short: {error}") from error
+        raise ValueError(f"{where} is not a NumPy array, or is cut short: {error}") from error
     claimed = math.prod(shape) * dtype.itemsize
     check_memory(claimed, where, shape)
     if dtype.kind != "O" and claimed != (held := size - opened.tell()):
@@ -187,7 +187,7 @@ def tensor_of(array: np.ndarray[Any, Any], where: str) -> Tensor:
             raise ValueError(f"{where} holds {array.max()}, which is larger than any int64; save smaller numbers")
         array = array.astype(np.int64, copy=False)
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        raise ValueError(f"{where} is of type {array.dtype}, which torch has not; save array.astype('float32')")
+        raise ValueError(f"{where} is of type {array.dtype}, which torch does not have; save array.astype('float32')")
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 

@@ -87,7 +87,7 @@ def read_checkpoint(path: Path) -> Any:
         raise
     except Exception as error:  # foreign bytes are read as instructions, which can end in anything
         if fault := _no_checkpoint(path):
-            raise ValueError(f"{path} is no checkpoint: {fault}; download it again") from error
+            raise ValueError(f"{path} is not a checkpoint: {fault}; download it again") from error
         if not isinstance(error, pickle.UnpicklingError):
             raise ValueError(
                 f"{path} is no checkpoint that torch can read, or is cut short: "

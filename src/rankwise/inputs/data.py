@@ -1,4 +1,4 @@
-"""Batches that can be run over again and again, and the options that say how they are read."""
+"""Batches that can be iterated repeatedly, and the options that say how they are read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Batches that can be run over again and again.
+    """Batches that can be iterated repeatedly.
 
     Args:
         name: what the user called it.
@@ -107,8 +107,8 @@ class Data:
         for inputs, _ in self._passes():
             if (there := samples_in(inputs, axis)) < samples:
                 raise ValueError(
-                    f"{samples} samples are wanted in a batch (--latency-batch), "
-                    f"the first batch of {self.name} holds {there}; raise --batch, or ask for fewer"
+                    f"--latency-batch {samples} is more than the {there} samples in the first batch of {self.name}; "
+                    "raise --batch, or ask for fewer"
                 )
             return first_samples(inputs, samples, axis)
         raise ValueError(f"{self.name} has no batches")
@@ -116,7 +116,7 @@ class Data:
 
 @dataclass(frozen=True)
 class _Again:
-    """An iterable that starts over whenever it is run over."""
+    """An iterable that starts over each time."""
 
     start: Callable[[], Iterator[Any]]
 
@@ -163,7 +163,7 @@ def example_input(shape: str, seed: int = 0) -> Tensor:
 
 
 def random_data(example: Tensor, batch: int) -> Data:
-    """One batch of a random input again and again, for counts and latency where there are no samples.
+    """One batch of a random input, for counts and latency where there are no samples.
 
     Args:
         example: 1 x ..., as `example_input` makes it.

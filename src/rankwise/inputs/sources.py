@@ -114,9 +114,7 @@ def from_arrays(file: Path, split: str | None) -> Source:
             "the others"
         )
     if stored.kind == "b":
-        raise ValueError(
-            f"{stored.where} holds truth values, which no network computes with; save array.astype('float32')"
-        )
+        raise ValueError(f"{stored.where} holds booleans, which networks do not take; save array.astype('float32')")
     inputs = _channels_first(stored.read())
     labels = None if label_key is None else _labels(arrays[label_key], len(inputs), key)
 
@@ -169,7 +167,7 @@ def _refuse_negative(labels: Iterable[int], where: str) -> None:
     for place, label in enumerate(labels):
         if label < 0 and label != -100:
             raise ValueError(
-                f"{where}: number {place} is {label}; classes are numbered from 0 (-100 marks what counts for nothing)"
+                f"{where}: number {place} is {label}; classes are numbered from 0 (-100 marks what to ignore)"
             )
 
 

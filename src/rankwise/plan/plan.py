@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..network.site import Site
     from ..network.sites import Sites
 
-# The first line of a plan's file, a comment of YAML: what follows is told from what a person made of it.
+# First line of a plan's file, a YAML comment: its digest shows whether a person edited the file.
 _WRITTEN = "# written by Rankwise, what follows has sha256 "
 DENSE = "dense"
 LARGEST = 8 << 20  # bytes of a file; a thousand layers have 200 kB
@@ -67,7 +67,7 @@ class PlannedLatency:
         corrections: how many did, before this one.
 
     Raises:
-        ValueError: for a figure that is no number above 0; what is predicted may be below.
+        ValueError: for a figure that is not above 0; predictions may be negative.
     """
 
     engine: str
@@ -224,7 +224,7 @@ class Plan(Mapping[str, PlanRow]):
         """A plan from its YAML.
 
         Raises:
-            ValueError: if the text is no YAML, or no plan.
+            ValueError: if the text is not YAML, or not a plan.
         """
         try:
             plain = parse_yaml(text)
@@ -233,7 +233,7 @@ class Plan(Mapping[str, PlanRow]):
         return cls.from_dict(plain)
 
     def save(self, path: str | Path) -> None:
-        """Write the YAML file, in a new folder where there is none; an older file stays whole until the new one is.
+        """Write the YAML file, and its folder if there is none; an older file is replaced as a whole.
 
         Raises:
             OSError: naming the file, if it cannot be written.

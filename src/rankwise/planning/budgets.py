@@ -12,7 +12,7 @@ from torch import nn
 
 from .units import COUNTED, UNITS
 
-# Fewer parameters, MACs or bytes than this are no network: somebody means per cent.
+# No network has fewer parameters, MACs or bytes than this: a smaller number is meant as per cent.
 PER_CENT = 100
 _THOUSANDS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -23,7 +23,7 @@ def check_keep(keep: Any) -> dict[str, int | float]:
     A latency may be written with its unit, and is a number of microseconds then.
 
     Raises:
-        ValueError: if there is none, one is unknown, or its amount is neither a fraction nor a whole number above 0.
+        ValueError: for no budget, an unknown unit, or an amount that is neither a fraction nor a whole number above 0.
 
     Example:
         >>> check_keep({"macs": 0.5, "params": 120_000})
@@ -57,7 +57,7 @@ def check_units(model: nn.Module, keep: Mapping[str, int | float]) -> None:
     """
     sizes = [parameter.numel() for parameter in model.parameters() if not nn.parameter.is_lazy(parameter)]
     if sum(sizes) <= 10 * PER_CENT:
-        return  # so small a network may be meant
+        return  # a network this small may really be meant
     for unit in COUNTED:
         number = keep.get(unit.name, math.inf)
         if (number > 1 or isinstance(number, int)) and number <= PER_CENT:
@@ -88,10 +88,10 @@ def _meant(amount: object) -> int | float | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number of any library; truth values are none."""
+    """Whether it is a real number of any library; booleans do not count."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def plain(value: Any) -> int | float:
-    """A number of any library, such as numpy, as Python's own."""
+    """A number of any library, such as NumPy, as a Python number."""
     return int(value) if isinstance(value, Integral) else float(value)

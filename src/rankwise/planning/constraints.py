@@ -1,4 +1,4 @@
-"""Constraints: which options they leave to every site, and why where they leave no choice."""
+"""Constraints: which options they leave to each site, and the reason if they leave no choice."""
 
 from __future__ import annotations
 

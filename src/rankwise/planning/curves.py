@@ -1,4 +1,4 @@
-"""Curves that a user gives, and options that a user pins: do they belong to the network, and what do they cost?"""
+"""Check the curves and pins that a user gives: do they belong to the network, and what do they cost?"""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def pinned(
         formats: in place of the usual ones of the same names.
 
     Raises:
-        ValueError: for a pin that is none, or that the site cannot have.
+        ValueError: for an invalid pin, or one that the site cannot have.
     """
     name, ranks = parse_pin(wanted)
     if name == DENSE:

@@ -73,7 +73,7 @@ def group_sites(
 
     Args:
         sites: all of the network.
-        options: what the constraints leave to each site, and the reason where that is no choice.
+        options: what the constraints leave to each site, and the reason if nothing is left to choose.
         tie: patterns; the sites of each get one format and the same ranks.
 
     Raises:

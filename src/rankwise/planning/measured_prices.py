@@ -20,9 +20,9 @@ from .units import Latency
 # Vector units take 16 numbers at once (AVX-512; two steps of AVX2, four of NEON): between two multiples of it a rank
 # costs what the next multiple costs.
 VECTOR = 16
-# Whole networks are built and measured this often.
+# At most this many whole networks are built and measured for one plan.
 CHECKS = 5
-# A prediction that is this near is not corrected any more.
+# A prediction within this share of the measurement is not corrected further.
 NEAR = 0.05
 
 

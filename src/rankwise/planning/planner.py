@@ -345,7 +345,7 @@ class Planner:
 
 
 def _nested(option: Option, row: PlanRow) -> bool:
-    """Whether an option is no larger than a row of a larger plan."""
+    """Whether an option fits inside the row of a larger plan."""
     if row.format == DENSE or option.format == DENSE:
         return row.format == DENSE
     return option.format == row.format and all(own <= most for own, most in zip(option.ranks, row.ranks, strict=True))

@@ -60,7 +60,7 @@ class Prices:
         return self[unit].costs(site, options)
 
     def rest(self, unit: str) -> float:
-        """What the network costs beside its sites; a time may be below 0, as layers by themselves take a bit longer."""
+        """What the network costs beside its sites; a time may be negative, as layers take longer alone."""
         return self.dense[unit] - sum(self.of(site, [dense_option(site)], unit)[0] for site in self._sites.values())
 
     def limit(self, unit: str, amount: float) -> float:
@@ -91,7 +91,7 @@ class Prices:
 
         Args:
             amounts: the budgets.
-            fastest: makes the plan with the least of a unit; None where that saves nothing, or there is none.
+            fastest: makes the plan with the least of a unit; None if that saves nothing, or no plan exists.
         """
         return False
 

@@ -26,7 +26,7 @@ from ..statistics import Statistics
 if TYPE_CHECKING:
     from ..plan import Done
 
-# Their curves are exact, or nearly, from one decomposition; those of all others ("auto") are fitted.
+# One decomposition gives their curves, exactly or nearly; the curves of most others ("auto") are fitted.
 DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
 
 
@@ -43,7 +43,7 @@ def rank_step(site: Site, round_to: int | str) -> int:
 
 
 def check_step(round_to: int | str) -> None:
-    """Refuse what ranks cannot be multiples of.
+    """Refuse an invalid step between ranks.
 
     Raises:
         ValueError: for anything but "auto" or a number above 0.
@@ -92,7 +92,7 @@ def profile(
         model: the dense network.
         source: statistics, or only the sites for `metric="weight"`.
         formats: the formats to consider, names or objects, in any order; "auto" for all there are. Of those whose
-            curves are fitted, one that the others clearly beat on a site is dropped there after one fit.
+            curves are fitted, a format is dropped at a site after one fit if the others clearly beat it there.
         metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (beside it the
             moment of the loss's gradients at the output) or "weight" (Frobenius).
         shrink: share of the weight metric in the metric, 0 to 1; see `choose_shrinkage`.
@@ -136,7 +136,7 @@ def profile(
                 rivals = partial(_least_error, tuple(options))
                 for ranks, error in curve(format, site, weight, two_sided, rank_step(site, round_to), rivals):
                     cost = format.cost(site, ranks, bias)
-                    # an embedding multiplies nothing, so any factors cost MACs; they save parameters
+                    # any factors of an embedding, which multiplies nothing, add MACs; they save parameters
                     if cost.params < site.params and (cost.macs < site.macs or not site.macs):
                         options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
         curves[site.name] = tuple(options)

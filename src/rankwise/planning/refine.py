@@ -1,4 +1,4 @@
-"""Errors of quick fits replaced by those of thorough ones, where a plan would use them."""
+"""Replace the errors of quick fits by those of thorough fits, near the ranks that a plan chooses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..ranks.budgeted import Knapsack
 from .planner import Planner
 from .request import Request
 
-# Formats that are no further than this above the chosen one, at no greater cost, are fitted too.
+# A format is fitted too if its error, at no greater cost, is at most this many times that of the chosen one.
 NEAR = 1.35
-# The plan is made again with the new errors this often, or until it needs no further fit.
+# The plan is made again with the new errors at most this often.
 ROUNDS = 4
 
 
@@ -87,7 +87,7 @@ def _worth(planner: Planner, plan: Plan, name: str, keep: Mapping[str, float]) -
 
 def _through(options: Curve, option: Option, error: float) -> Curve:
     """The options with the curve of one format scaled so that an option has the given error."""
-    if not 0 < error < option.error:  # a start that was lucky is no reason to think worse of the others
+    if not 0 < error < option.error:  # one lucky quick fit says nothing about the others
         return options
     share = error / option.error
     return tuple(replace(o, error=o.error * share) if o.format == option.format else o for o in options)

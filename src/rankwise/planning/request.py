@@ -21,7 +21,7 @@ class Request:
         within: a larger plan; where it factorises a site, the format stays and no rank grows.
 
     Raises:
-        ValueError: for a budget that is none.
+        ValueError: for an invalid budget.
 
     Example:
         >>> from rankwise import get_rule

@@ -1,4 +1,4 @@
-"""The smallest network within a loss that a user allows."""
+"""The smallest network whose loss stays within what a user allows."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def smallest(
         A plan whose `keep` holds the share that was found.
 
     Raises:
-        ValueError: for a target that is no number from 0, an unknown unit, budgets that cannot be met, or under which
-            every plan loses more.
+        ValueError: for a negative target, an unknown unit, or budgets that cannot be met or within which every plan
+            loses more.
     """
     if not is_number(target) or not target >= 0:
         raise ValueError(f"target_drop must be a number of at least 0, not {target!r}")
     if minimise not in UNITS:
-        raise ValueError(f"minimise={minimise!r} is no budget; the budgets are {', '.join(UNITS)}")
+        raise ValueError(f"minimise={minimise!r} is not a budget; the budgets are {', '.join(UNITS)}")
     budgets = request.amounts
     low, high = planner.least(minimise, budgets), 1.0
     if minimise in budgets:
@@ -72,7 +72,7 @@ def smallest(
         middle = (low + high) / 2
         try:
             plan = planned(middle)
-        except ValueError:  # larger plans there were; a whole network may take longer than its layers promise
+        except ValueError:  # a whole network may take longer than the sum of its layers
             low = middle
             continue
         if lost(plan) <= target:

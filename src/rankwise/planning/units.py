@@ -44,7 +44,7 @@ class Unit(ABC):
         """Of every option of a site."""
 
     def beside(self) -> Mapping[str, float]:
-        """What is known of layers that are no sites, by name."""
+        """Known costs of layers that are not sites, by name."""
         return {}
 
     @staticmethod
@@ -150,7 +150,7 @@ class Latency(Unit):
     name = "latency"
     title = "microseconds"
     whole = "time"
-    rounding = 0.01  # times are no whole numbers, and plans hold them in thousandths
+    rounding = 0.01  # times are fractions, which plans store to three digits
     is_measured = True
     idle = "no format is faster than dense"
 
@@ -194,5 +194,5 @@ def microseconds(text: str) -> int:
     except (ValueError, OverflowError):
         amount = 0
     if amount < 2:
-        raise ValueError(f"the latency {text!r} is no time such as 8ms, 800us or 0.5s, of at least 2us")
+        raise ValueError(f"the latency {text!r} is not a time such as 8ms, 800us or 0.5s, of at least 2us")
     return amount

@@ -16,7 +16,7 @@ from .constraints import Constraints
 from .prices import Prices
 from .units import UNITS
 
-# So many groups of layers, and so many layers of each, are named.
+# How many groups of layers are named, and how many layers of each.
 GROUPS = 4
 NAMED = 3
 NO_SITE = "no kind of layer that can be factorised"
@@ -25,7 +25,7 @@ NO_SITE = "no kind of layer that can be factorised"
 def check_budgets(
     model: nn.Module, sites: Sites, keep: Mapping[str, float | str] | None, constraints: Constraints
 ) -> None:
-    """Refuse budgets of counts that layers that stay dense exceed by themselves, before anything is collected.
+    """Refuse a budget that the layers that stay dense already exceed, before anything is collected.
 
     Raises:
         ValueError: naming these layers.
@@ -46,7 +46,7 @@ def check_budgets(
 
 
 def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str]) -> str:
-    """Which share of a unit lies in layers that stay dense, by reasons, the largest share first; "" where none does.
+    """How much of a unit is in layers that stay dense, grouped by reason, the largest share first; "" if none is.
 
     Args:
         prices: of the network.
@@ -59,7 +59,9 @@ def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str
     others = {name: cost / total for name, cost in prices[unit].beside().items() if cost}
     groups: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
-        groups[re.sub(r"\d+|'[^']*'", "", reason)].append(name)  # reasons that differ in numbers and names are equal
+        groups[re.sub(r"\d+|'[^']*'", "", reason)].append(
+            name
+        )  # reasons that differ only in numbers and names count as one
     lines = [(sum(shares[name] for name in names), reasons[names[0]], names) for names in groups.values()]
     if (rest := prices.rest(unit) / total) > 0:
         lines.append((rest, NO_SITE, list(others)))

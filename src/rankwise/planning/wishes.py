@@ -94,7 +94,7 @@ class Asked:
 
         Raises:
             TypeError: for an argument that does not exist, with those that do.
-            ValueError: for an unknown rule, format, metric or unit, or a value that is none.
+            ValueError: for an unknown rule, format, metric or unit, or an invalid value.
 
         Example:
             >>> Asked.of(rule="energy:share=0.99", ignore="head").constraints.ignore

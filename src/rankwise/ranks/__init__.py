@@ -59,7 +59,7 @@ def get_floor(rule: str | Rule | None) -> FreeRule | None:
     """A rule that can be the floor below another one.
 
     Raises:
-        ValueError: for a rule that wishes nothing for a site by itself.
+        ValueError: for a rule that cannot decide for one site alone.
     """
     if rule is None:
         return None
@@ -80,9 +80,8 @@ def _read(rule: str, key: str, value: str, kind: type) -> Any:
             return kind(value)
     except ValueError:
         pass
-    raise ValueError(
-        f"rule {rule!r}: {key} is {value!r}, which is no {'truth value' if kind is bool else kind.__name__}"
-    )
+    wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+    raise ValueError(f"rule {rule!r}: {key} is {value!r}, which is not {wanted}")
 
 
 __all__ = ["RULES", "Candidates", "FreeRule", "Pick", "Problem", "Rule", "get_floor", "get_rule"]

@@ -82,8 +82,8 @@ class Bayesian(Rule):
             pairs = zip(problem.sites, picks(multipliers), strict=True)
             return problem.evaluate(problem.plan({site.name: site.options[pick.option] for site, pick in pairs}))
 
-        picked = picks(plain)  # a budget that cannot be met is told before a study is made
-        if len(plain) < 2:  # one multiplier for everything changes nothing
+        picked = picks(plain)  # report a budget that cannot be met before a study is made
+        if len(plain) < 2:  # a single multiplier changes nothing
             return picked
         with open_study(self.study, self._identity(problem)) as study:
             best = minimise(
@@ -106,7 +106,7 @@ class Bayesian(Rule):
         ]
 
     def _identity(self, problem: Problem) -> dict[str, Any]:
-        """What a study has to agree on to be gone on with."""
+        """What must be the same for a study to be resumed."""
         forms = [[(o.format, o.ranks, o.params, o.macs) for o in site.options] for site in problem.sites]
         return {
             "network": problem.plan({}).fingerprint,
@@ -119,7 +119,7 @@ class Bayesian(Rule):
 
 
 def place(name: str) -> str:
-    """What a layer is within its block: the last part of its name that is no number.
+    """What a layer is within its block: the last part of its name that is not a number.
 
     Example:
         >>> [place(name) for name in ("encoder.3.q_proj", "layer2.0.downsample.0", "4")]

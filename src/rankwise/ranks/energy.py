@@ -21,7 +21,7 @@ class Energy(SpectralRule):
 
     With p = 2, `1 - share` is the relative squared error of the layer's output (metric "input") or weight (metric
     "weight") as `svd`; of `tucker2`, whose two ranks both cut, it is at most twice that in the weight metric. Groups of
-    a convolution are added up, for they share one rank.
+    a convolution are added up because they share one rank.
 
     Args:
         share: of the energy to keep, above 0 and at most 1.

@@ -19,8 +19,8 @@ class Fisher(Rule):
     errors of different sites are comparable without a single try. Losses of several sites are taken to add up.
 
     Attributes:
-        power: of the energies; 0 counts all layers alike. Below 1 they are trusted less, since second derivatives say
-            too little of errors that are not small.
+        power: exponent of the energies; 0 treats all layers the same. Below 1 they are trusted less, because second
+            derivatives say too little about large errors.
 
     Source: the Kronecker-factored Fisher information of Martens, Grosse, 2015, arXiv 1503.05671, and Grosse, Martens,
     2016, arXiv 1602.01407, in the place of the errors of `knapsack`.

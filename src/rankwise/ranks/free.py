@@ -1,4 +1,4 @@
-"""Rules that say for each site alone how much rank it needs; a budget, where there is one, scales all of them alike.
+"""Rules that say how much rank each site needs by itself; a budget, if there is one, scales all sites equally.
 
 Such a rule gives every option the scale `s_o` up to which it is enough: with ranks `r` and wanted ranks `w` that is
 `s_o = min_j r_j / w_j`. Without a budget every site takes the cheapest option with `s_o >= 1`; with budgets the

@@ -1,4 +1,4 @@
-"""Studies of Optuna: a search for positive numbers with the least loss, kept in a file, gone on with after a stop."""
+"""Optuna studies: a search for positive numbers with the least loss, stored in a file and resumed after a stop."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def open_study(path: str, identity: Mapping[str, Any]) -> Iterator[Study]:
     """A new study, or the one in a file; trials that a stop left unfinished do not count.
 
     Args:
-        path: an SQLite file, made where there is none; "" for a study in memory.
+        path: an SQLite file, created if missing; "" for a study in memory.
         identity: what the study is about, as plain values; stored with a new one.
 
     Raises:
-        ValueError: for a file that is no study, or one with another identity, naming what differs.
+        ValueError: for a file that is not a study, or a study of something else, naming what differs.
     """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -84,7 +84,7 @@ def minimise(
 ) -> dict[str, float]:
     """`min loss(x)` over `1 / most <= x <= most`: a Gaussian process on `log x`, expected improvement.
 
-    Every proposal is seeded by the number of finished trials, so that a study gone on with is the study without a stop.
+    Every proposal is seeded by the number of finished trials, so a resumed study equals one that was never stopped.
 
     Args:
         study: holds the trials so far.
@@ -99,14 +99,14 @@ def minimise(
         The numbers with the least loss of all trials.
 
     Raises:
-        ValueError: if a loss is no finite number; the trial counts as unfinished.
+        ValueError: if a loss is not finite; the trial then counts as unfinished.
     """
     import optuna
 
     space: dict[str, Any] = {name: optuna.distributions.FloatDistribution(1 / most, most, log=True) for name in first}
     finished = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
     for number in range(finished, trials):
-        own = random.Random(f"{seed} {number}").getrandbits(32)  # a text seeds alike on every machine
+        own = random.Random(f"{seed} {number}").getrandbits(32)  # strings give the same seed on every machine
         study.sampler = optuna.samplers.GPSampler(seed=own, n_startup_trials=startup)
         if number == 0 and not study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
             study.enqueue_trial(dict(first))

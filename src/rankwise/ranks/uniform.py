@@ -16,7 +16,7 @@ from .free import SLACK, FreeRule
 class Uniform(FreeRule):
     """`min error(o)  subject to  params(o) <= ratio params(dense)` for every site alone; the budget moves the ratio.
 
-    The ratio is one of parameters, not of ranks: half of the full rank is no saving on a square layer. It applies to
+    The ratio is one of parameters, not of ranks: half of the full rank saves nothing on a square layer. It applies to
     every format. As a floor it asks for at least that share.
 
     Args:

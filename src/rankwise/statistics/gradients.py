@@ -61,7 +61,7 @@ class FisherProbe:
     the cross entropy with labels drawn from `p` has the same one, but where a network is sure of its answers, few of
     the drawn labels differ from the sure one, and those few make all of the estimate.
 
-    Of outputs that are no scores (values, embeddings) it is `sum_k u_k z_k / sqrt(E z^2)` of each of them: the Fisher
+    For outputs that are not scores (values, embeddings) it is `sum_k u_k z_k / sqrt(E z^2)` of each of them: the Fisher
     information of a normal distribution about z, in which errors count relative to the size of the outputs.
 
     Args:
@@ -137,7 +137,7 @@ class GradientCollector:
         """Add the gradients of one batch, whose forward pass gave `output`.
 
         Raises:
-            ValueError: if the loss is no number, does not depend on a site, or has gradients that are not finite.
+            ValueError: if the loss is not a number, does not depend on a site, or has gradients that are not finite.
         """
         loss = self.loss(output)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:

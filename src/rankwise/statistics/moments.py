@@ -74,7 +74,7 @@ class Moments:
         return replace(self, mean_GD=torch.zeros_like(self.mean_GD), target_mean_GT=targets)
 
     def without_rows(self) -> Moments:
-        """The same as a second moment, which is no sample any more."""
+        """The same as a second moment, without single rows."""
         return self if self.rows_GND is None else replace(self, second_GDD=_second(self), rows_GND=None)
 
     def two_sided(self, metric: str | FitMetric, shrink: float = 0.0) -> TwoSided:

@@ -39,9 +39,8 @@ class Gradients:
             inputs: of each group.
             shrink: `s`, share of the weight metric, beside what the number of samples asks for; below 1.
         """
-        if (
-            self.lookups_DD is not None
-        ):  # how far to trust two sums over all of a moment is no question of its directions
+        # Only sums over whole moments weigh the two uses, and those need no shrinking.
+        if self.lookups_DD is not None:
             return TwoSided(inputs=inputs, uses=(self.second_GTT[0], self.lookups_DD))
         trace, squares = float(self.second_GTT.diagonal(dim1=1, dim2=2).sum()), float(self.second_GTT.square().sum())
         share = shrinkage(trace, squares, self.samples, self.second_GTT.shape[0] * self.second_GTT.shape[1])

@@ -117,7 +117,7 @@ def draw(
         wanted: positions of each sample, None for all.
         key: what the draw depends on, beside the seed.
         seed: of the draw.
-        real: which positions of a linear layer's input are no padding, B x P; None for all.
+        real: which positions of a linear layer's input are not padding, B x P; None for all.
     """
     if real is not None:
         return _drawn_among(real, wanted, key, seed, flat=x.dim() == 2)

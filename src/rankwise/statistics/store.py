@@ -206,7 +206,7 @@ def _read(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> Statistics
     plain = {item.name: parse_json(about[item.name]) for item in fields(_Stored) if item.name in about}
     stored = built(_Stored, plain, "statistics")
     if unknown := sorted(stored.counts.keys() - stored.sites.keys()):
-        raise ValueError(f"it counts rows of {shown(unknown[0])}, which is no site")
+        raise ValueError(f"it counts rows of {shown(unknown[0])}, which is not a site")
     moments = {name: _moments(name, stored, tensors) for name in stored.counts}
     return Statistics(moments, sites=stored.sites, samples=stored.samples, seed=stored.seed)
 

@@ -57,7 +57,7 @@ def augmentation(steps: str | Augment | None) -> Augment | None:
         A function of a batch, None for none.
 
     Raises:
-        ValueError: for an unknown name; when called, for a batch that is no N x C x H x W tensor.
+        ValueError: for an unknown name; when called, for a batch that is not an N x C x H x W tensor.
 
     Example:
         >>> augmentation("flip,crop")(torch.zeros(2, 3, 16, 16)).shape

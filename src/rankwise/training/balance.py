@@ -1,4 +1,4 @@
-"""Give both sides of every bond in a factorised layer the same norm, so that gradient steps are well conditioned.
+"""Balance factorised layers: equal norms on both sides of every bond, so that gradient steps are well conditioned.
 
 Letters: O outputs, I inputs, G groups.
 """

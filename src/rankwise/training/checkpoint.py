@@ -1,4 +1,4 @@
-"""The file that a training goes on from."""
+"""Checkpoints: the file that training resumes from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The state in a checkpoint. Nothing in the file is executed.
+    """Read the state from a checkpoint. Nothing in the file is executed.
 
     Args:
         path: the file.
@@ -45,13 +45,13 @@ def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[st
     """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; start without resuming")
-    with told(f"checkpoint {path} is damaged", "delete it and start anew", RuntimeError, EOFError, UnpicklingError):
+    with told(f"checkpoint {path} is damaged", "delete it and start again", RuntimeError, EOFError, UnpicklingError):
         content = torch.load(io.BytesIO(_unsealed(read_bytes(path))), map_location="cpu", weights_only=True)
     fields = {"rankwise": int, "run": dict, "state": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in fields.items()):
-        raise ValueError(f"{path} is no checkpoint of Rankwise; delete it and start anew")
+        raise ValueError(f"{path} is not a Rankwise checkpoint; delete it and start again")
     if content["rankwise"] != VERSION:
-        raise ValueError(f"{path} is no checkpoint of this version of Rankwise; delete it and start anew")
+        raise ValueError(f"{path} is not a checkpoint of this version of Rankwise; delete it and start again")
     stored = content["run"]
     if run is not None and stored != dict(run):
         differ = [
@@ -60,8 +60,8 @@ def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[st
             if stored.get(key) != run.get(key)
         ]
         raise ValueError(
-            f"checkpoint {path} is of another training: {'; '.join(differ)}; go on with the same settings, or name "
-            "another file"
+            f"checkpoint {path} is of another training: {'; '.join(differ)}; resume with the same "
+            "settings, or name another file"
         )
     state: dict[str, Any] = content["state"]
     return state
@@ -70,7 +70,7 @@ def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[st
 def _unsealed(content: bytes) -> bytes:
     body, seal, sha256 = content.rpartition(_SEAL)
     if not seal:
-        raise ValueError("it is cut off, or no checkpoint of this version of Rankwise")
+        raise ValueError("it is cut off, or not a checkpoint of this version of Rankwise")
     if hashlib.sha256(body).hexdigest().encode() != sha256:
         raise ValueError("its content is not what its sha256 says")
     return body

@@ -40,7 +40,7 @@ SHARED = {
 
 @exclusive
 def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str | Iterable[str] = "*") -> nn.Module:
-    """Put a chain of full ranks in the place of every chosen layer; the network computes what it did.
+    """Replace every chosen layer by a chain of full rank; the network computes the same function.
 
         tucker2:  W = G x_T A x_C B,   A^T A = I,  B^T B = I      A: T x T, B: C x C, the core G as large as W
         svd:      W = A (A^T W)  or  W = (W B) B^T                 the smaller side as a square orthonormal factor
@@ -109,7 +109,7 @@ def full_rank(site: Site, weight: Tensor, format: str) -> Factors:
 
 @exclusive
 def merge_(model: nn.Module) -> nn.Module:
-    """Put one dense layer in the place of every chain: the product of its factors, and the bias.
+    """Replace every chain by one dense layer: the product of its factors, and the bias.
 
     Exact up to rounding, for chains of any format. What comes out is a network like that before `expand_`, which
     `rankwise.find`, `choose` and `factorise` take.

@@ -49,8 +49,8 @@ class FactorTraining:
         calibration: samples whose outputs the cut layers are fitted to; 0 fits them to their weights.
         augment: random changes of a batch: "flip,crop" or a function.
         prepare: what is done to each batch, such as normalising bytes.
-        checkpoint: file to go on from after an interruption; the first training has its own beside it, ".expanded".
-        resume: go on from there; rule, keep and calibration may be others as long as the second training has not begun.
+        checkpoint: file to resume from; the first training has its own beside it, ".expanded".
+        resume: resume from there; rule, keep and calibration may change until the second training begins.
         progress: called with "expanded" or "small" and each look at the held-out samples.
     """
 

@@ -28,9 +28,9 @@ from .options import Look, LoopOptions, LoopReport, parted, with_limit
 from .samples import Prepare, Samples
 from .together import shared, together
 
-# Share of the time in which blocks learn by themselves, where they are to.
+# Share of the time for block-wise reconstruction, if it is asked for.
 BLOCKS = 0.2
-# Samples by which it is decided what the outputs are.
+# How many samples decide what kind of outputs the network has.
 FEW = 8
 Progress = Callable[[str, Look], None]
 
@@ -44,8 +44,8 @@ class Healing:
         classes_dim: the dimension of the classes, where it cannot be told.
         temperature: of the softened answers.
         features: modules whose outputs shall agree in the second stage as well.
-        checkpoint: file to go on from after an interruption; the first stage has its own beside it, with ".blocks".
-        resume: go on from there.
+        checkpoint: file to resume from; the first stage has its own beside it, with ".blocks".
+        resume: resume from there.
     """
 
     logits: bool | None = None

@@ -1,4 +1,4 @@
-"""A training loop that can be killed at any moment and never gives back a worse network than it was given."""
+"""A training loop that can be killed at any moment and never returns a worse network than it was given."""
 
 from __future__ import annotations
 

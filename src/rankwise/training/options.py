@@ -1,4 +1,4 @@
-"""How to train, and what a training tells."""
+"""Options of training loops, and what they report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LoopOptions:
         clip: largest norm of the gradient.
         held_out: share of the samples that judge and are not trained on, at most 1,024 of them.
         every: steps between two looks at the held-out samples; by default an epoch, at most 200.
-        patience: so many looks without a gain end the training; None to go on.
+        patience: stop after this many looks without a gain; None to continue.
         statistics: batch norms follow the batches, instead of staying as they are.
         amp: bfloat16 in the forward; by default on a GPU that has it.
         seed: of the held-out samples, the orders and every step.
@@ -81,7 +81,7 @@ class Keeping:
 
     Attributes:
         checkpoint: file to write at every look.
-        resume: go on from that file.
+        resume: resume from that file.
         run: what else tells this training from others, in plain values; a checkpoint of another one is refused.
         progress: called with every `Look`.
 
@@ -96,7 +96,7 @@ class Keeping:
 
     def __post_init__(self) -> None:
         if self.resume and self.checkpoint is None:
-            raise ValueError("resume needs the checkpoint to go on from; name its file")
+            raise ValueError("resume needs a checkpoint to resume from; name its file")
 
 
 def parted(given: Mapping[str, Any], *kinds: type) -> list[Any]:

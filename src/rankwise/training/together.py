@@ -37,7 +37,7 @@ def world() -> int:
 
 
 def shared(value: float, device: torch.device) -> float:
-    """What the first process says, so that all decide alike."""
+    """The value of the first process, so that all processes decide the same."""
     if world() == 1:
         return value
     told = torch.tensor([value], dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,25 @@ import typer
 
 from ..output import Output
 
-DATA, BUDGET, OUTPUT, TRAINING = "Data", "Budget and constraints", "Output", "Training"  # panels of the help
+
+def option(panel: str | None, spec: str, help: str, shown: bool = True) -> Any:
+    """An option of a panel of the help.
+
+    Args:
+        panel: None for the first one.
+        spec: its names, and what its value is called: "-o --out FILE".
+        help: for people.
+        shown: whether help shows the default.
+    """
+    words = spec.split()
+    flags = [word for word in words if word.startswith("-")]
+    of = " ".join(words[len(flags) :]) or None
+    return typer.Option(*flags, metavar=of, rich_help_panel=panel, show_default=shown, help=help)
 
 
-def option(*flags: str, help: str, of: str | None = None, panel: str | None = None, default: bool = True) -> Any:
-    """An option: `of` is what its value is called, `default` whether help shows the default."""
-    return typer.Option(*flags, metavar=of, rich_help_panel=panel, show_default=default, help=help)
+plain, data, budget, output, training = (
+    partial(option, panel) for panel in (None, "Data", "Budget and constraints", "Output", "Training")
+)
 
 
 def argument(metavar: str, help: str) -> Any:
@@ -24,7 +38,7 @@ def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, show_default=False, help=help)
 
 
-Out = Annotated[Path, option("-o", "--out", of="DIR", default=False, help="Folder for the artifact and plan.yaml.")]
+Out = Annotated[Path, plain("-o --out DIR", "Folder for the artifact and plan.yaml.", shown=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +47,9 @@ class Telling:
 
     json: Annotated[
         str | None,
-        option("--json", of="FILE", panel=OUTPUT, help="Also write all figures as JSON; - for standard output."),
+        output("--json FILE", "Also write all figures as JSON; - for standard output."),
     ] = None
-    debug: Annotated[bool, option("--debug", panel=OUTPUT, help="Show the traceback of an error.")] = False
+    debug: Annotated[bool, output("--debug", "Show the traceback of an error.")] = False
 
     def output(self, writes: Iterable[Path | None] = ()) -> Output:
         """The output of the command, as a context; `writes` names its files and folders."""
@@ -46,4 +60,4 @@ class Telling:
 class Run(Telling):
     """The same, and the seed."""
 
-    seed: Annotated[int, option("--seed", of="N", panel=OUTPUT, help="Random seed.")] = 0
+    seed: Annotated[int, output("--seed N", "Random seed.")] = 0

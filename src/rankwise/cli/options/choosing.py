@@ -18,55 +18,38 @@ from ..parsing import (
     parse_rule,
     parse_shrink,
 )
-from .base import BUDGET, OUTPUT, option
+from .base import budget, output, plain
 from .measuring import JUDGE_HELP, ClassesDim
 
 if TYPE_CHECKING:
     from ...figures.judging import Judging
 
-Fold = Annotated[
-    bool, option("--fold", help="Fold batch norms into the layers before them. The artifact remembers it.")
-]
-Ignore = Annotated[
-    list[str] | None,
-    option("--ignore", of="PATTERN", panel=BUDGET, help="Leave these layers dense: conv1, head.*, re:^fc."),
-]
+Fold = Annotated[bool, plain("--fold", "Fold batch norms into the layers before them. The artifact remembers it.")]
+Ignore = Annotated[list[str] | None, budget("--ignore PATTERN", "Leave these layers dense: conv1, head.*, re:^fc.")]
 Include = Annotated[
     list[str] | None,
-    option(
-        "--include",
-        of="PATTERN",
-        panel=BUDGET,
-        help="Touch only these layers. Embeddings and heads of language models have to be named: '*' and lm_head.",
+    budget(
+        "--include PATTERN",
+        "Touch only these layers. Embeddings and heads of language models have to be named: '*' and lm_head.",
     ),
 ]
 Rule = Annotated[
-    str,
-    option(
-        "--rule",
-        of="NAME",
-        panel=BUDGET,
-        help="Rule that chooses ranks, with settings after a colon (see docs/rules.md).",
-    ),
+    str, budget("--rule NAME", "Rule that chooses ranks, with settings after a colon (see docs/rules.md).")
 ]
 Keep = Annotated[
     list[str] | None,
-    option(
-        "--keep",
-        of="WHAT=HOW MUCH",
-        panel=BUDGET,
-        default=False,
-        help="Budget in macs, params, bytes or latency: macs=0.5, macs=50%, params=1.5M, latency=0.6, latency=8ms; "
+    budget(
+        "--keep WHAT=HOW MUCH",
+        "Budget in macs, params, bytes or latency: macs=0.5, macs=50%, params=1.5M, latency=0.6, latency=8ms; "
         "repeated, all are met.",
+        shown=False,
     ),
 ]
 Shrink = Annotated[
     str | None,
-    option(
-        "--shrink",
-        of="SHARE",
-        panel=BUDGET,
-        help="Share of the weight metric, 0 to 1, for statistics of other data; auto: chosen on DATA as held-out "
+    budget(
+        "--shrink SHARE",
+        "Share of the weight metric, 0 to 1, for statistics of other data; auto: chosen on DATA as held-out "
         "samples, which is the default for one-shot from a file with DATA.",
     ),
 ]
@@ -79,21 +62,16 @@ class Limits:
     keep: Keep = None
     target_drop: Annotated[
         float | None,
-        option(
-            "--target-drop",
-            of="POINTS",
-            panel=BUDGET,
-            help="Find the smallest network that loses no more: points of accuracy where there are labels, else of "
+        budget(
+            "--target-drop POINTS",
+            "Find the smallest network that loses no more: points of accuracy where there are labels, else of "
             "agreement, hundredths of a relative error or a cosine, or what --metric counts in.",
         ),
     ] = None
     minimise: Annotated[
         str,
-        option(
-            "--minimise",
-            of="WHAT",
-            panel=BUDGET,
-            help="What --target-drop minimises: macs, params, bytes or latency; --keep then adds limits.",
+        budget(
+            "--minimise WHAT", "What --target-drop minimises: macs, params, bytes or latency; --keep then adds limits."
         ),
     ] = "macs"
 
@@ -105,32 +83,25 @@ class Choosing:
     rule: Rule = "knapsack"
     floor_rule: Annotated[
         str | None,
-        option(
-            "--floor-rule",
-            of="NAME",
-            panel=BUDGET,
-            help="Rule for the least rank of every factorised layer: stable_rank, energy:share=0.5.",
+        budget(
+            "--floor-rule NAME", "Rule for the least rank of every factorised layer: stable_rank, energy:share=0.5."
         ),
     ] = None
     formats: Annotated[
         str,
-        option(
-            "--formats",
-            of="NAME,NAME",
-            panel=BUDGET,
-            help="Formats to choose from, or auto for all (see `rankwise formats`); a layer may always stay dense.",
+        budget(
+            "--formats NAME,NAME",
+            "Formats to choose from, or auto for all (see `rankwise formats`); a layer may always stay dense.",
         ),
     ] = "svd,spatial_svd,tucker2"
     metric: Annotated[
         list[str] | None,
-        option(
-            "--metric",
-            of="NAME",
-            panel=BUDGET,
-            default=False,
-            help="Metric of the fits: input (default), error of the layer's output on the data; diagonal: the same "
+        budget(
+            "--metric NAME",
+            "Metric of the fits: input (default), error of the layer's output on the data; diagonal: the same "
             "without covariances; fisher: outputs weighted by the gradients of the loss; weight: error of the weight, "
             f"no data needed. Given once more, {JUDGE_HELP}",
+            shown=False,
         ),
     ] = None
     classes_dim: ClassesDim = None
@@ -138,42 +109,29 @@ class Choosing:
     include: Include = None
     pin: Annotated[
         list[str] | None,
-        option(
-            "--pin",
-            of="PATTERN=FORMAT:RANK",
-            panel=BUDGET,
-            help="Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, fc=slr:k=64,sr=0.5,rr=0.5, conv1=dense.",
+        budget(
+            "--pin PATTERN=FORMAT:RANK",
+            "Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, fc=slr:k=64,sr=0.5,rr=0.5, conv1=dense.",
         ),
     ] = None
     floor: Annotated[
-        list[str] | None,
-        option(
-            "--floor",
-            of="PATTERN=RANK",
-            panel=BUDGET,
-            help="Lowest rank, or fraction of full rank: layer4.*=32.",
-        ),
+        list[str] | None, budget("--floor PATTERN=RANK", "Lowest rank, or fraction of full rank: layer4.*=32.")
     ] = None
     cap: Annotated[
-        list[str] | None,
-        option("--cap", of="PATTERN=RANK", panel=BUDGET, help="Highest rank, or fraction of full rank: layer1.*=16."),
+        list[str] | None, budget("--cap PATTERN=RANK", "Highest rank, or fraction of full rank: layer1.*=16.")
     ] = None
     tie: Annotated[
         list[str] | None,
-        option(
-            "--tie",
-            of="PATTERN",
-            panel=BUDGET,
-            help="Same format and ranks for all layers that match: layer1.*.conv1; repeated, each is a group.",
+        budget(
+            "--tie PATTERN",
+            "Same format and ranks for all layers that match: layer1.*.conv1; repeated, each is a group.",
         ),
     ] = None
     round_to: Annotated[
         str,
-        option(
-            "--round-to",
-            of="N",
-            panel=BUDGET,
-            help="Make ranks multiples of N; auto: 8 in large layers, 1 in small ones, 16 for a latency budget.",
+        budget(
+            "--round-to N",
+            "Make ranks multiples of N; auto: 8 in large layers, 1 in small ones, 16 for a latency budget.",
         ),
     ] = "auto"
     shrink: Shrink = None
@@ -238,21 +196,17 @@ class Factorising:
 
     method: Annotated[
         str,
-        option(
-            "--method",
-            of="NAME",
-            panel=BUDGET,
-            help="sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
+        budget(
+            "--method NAME",
+            "sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
             "auto: sequential where there is DATA.",
         ),
     ] = "auto"
     importance: Annotated[
         str | None,
-        option(
-            "--importance",
-            of="NAME",
-            panel=BUDGET,
-            help="Importance by which slr selects neurons: weight, activation, cost (change of the loss of labels, or "
+        budget(
+            "--importance NAME",
+            "Importance by which slr selects neurons: weight, activation, cost (change of the loss of labels, or "
             "of own answers, to first order), curvature (to second order, exact where it is largest); with :published "
             "the factors stay those of the SVD. By default what they add to the layer's output.",
         ),
@@ -260,11 +214,9 @@ class Factorising:
     fold: Fold = False
     storage: Annotated[
         str,
-        option(
-            "--storage",
-            of="NAME",
-            panel=OUTPUT,
-            help="Storage of the weights: plain; entropy: a smaller file with the same bits; int8+entropy: rounded to "
+        output(
+            "--storage NAME",
+            "Storage of the weights: plain; entropy: a smaller file with the same bits; int8+entropy: rounded to "
             "8 bits first.",
         ),
     ] = "plain"

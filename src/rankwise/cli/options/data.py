@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..output import Output
-from .base import DATA as DATA_PANEL
-from .base import argument, option
+from .base import argument, data, plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,26 +20,12 @@ DATA_HELP = (
     "or FILE.py:FUNCTION, a function that returns batches or a Dataset."
 )
 InputShape = Annotated[
-    str | None,
-    option(
-        "--input-shape",
-        of="C,H,W",
-        panel=DATA_PANEL,
-        help="Shape of one input where no data is given, without the batch.",
-    ),
+    str | None, data("--input-shape C,H,W", "Shape of one input where no data is given, without the batch.")
 ]
 DataArgument = Annotated[str, argument("DATA", DATA_HELP)]
-CalibrationSamples = Annotated[
-    int, option("--samples", of="N", panel=DATA_PANEL, help="Number of calibration samples, chosen by --seed.")
-]
+CalibrationSamples = Annotated[int, data("--samples N", "Number of calibration samples, chosen by --seed.")]
 Test = Annotated[
-    str | None,
-    option(
-        "--test",
-        of="DATA",
-        panel=DATA_PANEL,
-        help="Held-out data for the figures; without it they come from the calibration samples.",
-    ),
+    str | None, data("--test DATA", "Held-out data for the figures; without it they come from the calibration samples.")
 ]
 
 
@@ -51,12 +36,11 @@ class Network:
     model: Annotated[str, argument("MODEL", MODEL_HELP)]
     weights: Annotated[
         Path | None,
-        option(
-            "--weights",
-            of="FILE",
-            default=False,
-            help="Trained weights: .safetensors, or a checkpoint of tensors (.pt, .pth). Wrappers such as state_dict "
+        plain(
+            "--weights FILE",
+            "Trained weights: .safetensors, or a checkpoint of tensors (.pt, .pth). Wrappers such as state_dict "
             "and prefixes such as module. are removed.",
+            shown=False,
         ),
     ] = None
 
@@ -80,54 +64,37 @@ class Reading:
 
     transform: Annotated[
         str | None,
-        option(
-            "--transform",
-            of="STEPS",
-            panel=DATA_PANEL,
-            help='Steps for each picture: "resize=256,crop=224"; also resize=240x320 and gray.',
-        ),
+        data("--transform STEPS", 'Steps for each picture: "resize=256,crop=224"; also resize=240x320 and gray.'),
     ] = None
-    size: Annotated[
-        int | None,
-        option("--size", of="N", panel=DATA_PANEL, help="Resize the shorter side to N and take the middle N x N."),
-    ] = None
+    size: Annotated[int | None, data("--size N", "Resize the shorter side to N and take the middle N x N.")] = None
     normalise: Annotated[
         str,
-        option(
-            "--normalise",
-            of="HOW",
-            panel=DATA_PANEL,
-            help='imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5;std=0.25" on the 0..1 scale. auto: '
+        data(
+            "--normalise HOW",
+            'imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5;std=0.25" on the 0..1 scale. auto: '
             "imagenet for torchvision models, unit for other bytes, none for floats.",
         ),
     ] = "auto"
-    root: Annotated[
-        Path, option("--root", of="DIR", panel=DATA_PANEL, help="Folder of the torchvision data sets on disk.")
-    ] = Path("data")
+    root: Annotated[Path, data("--root DIR", "Folder of the torchvision data sets on disk.")] = Path("data")
     split: Annotated[
         str | None,
-        option(
-            "--split",
-            of="NAME",
-            panel=DATA_PANEL,
-            help="Split of a named data set: train, val, test. By default train to calibrate, test to evaluate.",
+        data(
+            "--split NAME",
+            "Split of a named data set: train, val, test. By default train to calibrate, test to evaluate.",
         ),
     ] = None
     batches: Annotated[
         str,
-        option(
-            "--batches",
-            of="HOW",
-            panel=DATA_PANEL,
-            help="What tuples of a function hold: inputs; pairs of inputs and labels; auto: what the network takes.",
+        data(
+            "--batches HOW",
+            "What tuples of a function hold: inputs; pairs of inputs and labels; auto: what the network takes.",
         ),
     ] = "auto"
     example_batch: Annotated[
         bool,
-        option(
+        data(
             "--example-batch",
-            panel=DATA_PANEL,
-            help="Count and check for the whole first batch; by default for one sample, where that is possible.",
+            "Count and check for the whole first batch; by default for one sample, where that is possible.",
         ),
     ] = False
 
@@ -143,7 +110,7 @@ class Reading:
 class OneInput(Reading):
     """What an input looks like, where that is all a command wants of data."""
 
-    data: Annotated[str | None, option("--data", of="DATA", panel=DATA_PANEL, help=DATA_HELP)] = None
+    data: Annotated[str | None, data("--data DATA", DATA_HELP)] = None
     input_shape: InputShape = None
 
     def example(self, network: nn.Module, model: str, seed: int, shape: str | None = None) -> Any:
@@ -158,7 +125,7 @@ class OneInput(Reading):
 class Batched(Reading):
     """The same, in batches."""
 
-    batch: Annotated[int, option("--batch", of="N", panel=DATA_PANEL, help="Samples in a batch.")] = 64
+    batch: Annotated[int, data("--batch N", "Samples in a batch.")] = 64
 
     def load(
         self, data: str, network: nn.Module, model: str, *, seed: int, samples: int | None = None, split: str = "train"
@@ -174,10 +141,7 @@ class Samples(Batched):
     """DATA, by default all of it."""
 
     data: DataArgument
-    samples: Annotated[
-        int | None,
-        option("--samples", of="N", panel=DATA_PANEL, help="Number of samples, chosen by --seed; by default all."),
-    ] = None
+    samples: Annotated[int | None, data("--samples N", "Number of samples, chosen by --seed; by default all.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +169,9 @@ class Calibration(Batched):
     input_shape: InputShape = None
     stats: Annotated[
         Path | None,
-        option(
-            "--stats",
-            of="FILE",
-            panel=DATA_PANEL,
-            help="Statistics: read where the file exists, also from other data (`rankwise collect`), else collected "
+        data(
+            "--stats FILE",
+            "Statistics: read where the file exists, also from other data (`rankwise collect`), else collected "
             "from DATA and written there.",
         ),
     ] = None

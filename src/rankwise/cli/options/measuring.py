@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from ...names import check_engine_name
-from .base import BUDGET, DATA, OUTPUT, option
+from .base import budget, data, output
 
 if TYPE_CHECKING:
     from ...figures.judging import Judging
@@ -18,32 +18,24 @@ JUDGE_HELP = (
     "(model, batches) -> number, with :lower where lower is better."
 )
 ClassesDim = Annotated[
-    int | None,
-    option(
-        "--classes-dim",
-        of="N",
-        panel=DATA,
-        help="Dimension of the outputs that holds the classes, where it cannot be inferred.",
-    ),
+    int | None, data("--classes-dim N", "Dimension of the outputs that holds the classes, where it cannot be inferred.")
 ]
 EngineName = Annotated[
     str,
-    option(
-        "--engine",
-        of="NAME",
-        panel=BUDGET,
-        help="Engine that a latency budget is measured in: torch, compile, onnxruntime, executorch, cuda, or "
+    budget(
+        "--engine NAME",
+        "Engine that a latency budget is measured in: torch, compile, onnxruntime, executorch, cuda, or "
         "roofline:FILE.yaml for a device that is not here.",
     ),
 ]
-Threads = Annotated[int, option("--threads", of="N", panel=OUTPUT, help="Threads when latency is measured.")]
+Threads = Annotated[int, output("--threads N", "Threads when latency is measured.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """What networks are judged by."""
 
-    metric: Annotated[str | None, option("--metric", of="NAME", panel=DATA, default=False, help=JUDGE_HELP)] = None
+    metric: Annotated[str | None, data("--metric NAME", JUDGE_HELP, shown=False)] = None
     classes_dim: ClassesDim = None
 
     def judging(self) -> Judging:
@@ -58,9 +50,7 @@ class Measuring:
     """The conditions that latency is measured under."""
 
     threads: Threads = 1
-    latency_batch: Annotated[
-        int, option("--latency-batch", of="N", panel=OUTPUT, help="Samples in a batch when latency is measured.")
-    ] = 1
+    latency_batch: Annotated[int, output("--latency-batch N", "Samples in a batch when latency is measured.")] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +59,9 @@ class Figured(Measuring):
 
     engines: Annotated[
         str,
-        option(
-            "--engines",
-            of="NAME,NAME",
-            panel=OUTPUT,
-            help="Engines that the latency of the figures is measured in: torch, compile, onnxruntime, executorch, "
+        output(
+            "--engines NAME,NAME",
+            "Engines that the latency of the figures is measured in: torch, compile, onnxruntime, executorch, "
             "cuda, none; auto: torch, and onnxruntime where it is installed.",
         ),
     ] = "auto"
@@ -111,7 +99,7 @@ class Timed(Measuring):
             if not figures:
                 given |= {"--threads": self.threads != 1, "--latency-batch": self.latency_batch != 1}
             if idle := [name for name in given if given[name]]:
-                raise ValueError(f"{', '.join(idle)} would have no effect: latency is no budget here")
+                raise ValueError(f"{', '.join(idle)}: no effect without a latency budget")
             return None
         from ...latency import get_engine
 

@@ -41,7 +41,7 @@ def knapsack(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]
         One option index per site, with total cost at most `budget`.
 
     Raises:
-        BudgetError: if even the cheapest options cost more than the budget, with the least that can be had.
+        BudgetError: if even the cheapest options cost more than the budget, with that cost.
 
     Example:
         >>> knapsack([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
