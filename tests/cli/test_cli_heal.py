@@ -61,7 +61,7 @@ def healing() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "more, message",
     [
-        (("--resume",), "resume needs the checkpoint"),
+        (("--resume",), "resume needs a checkpoint"),
         (("--augment", "spin"), "'spin' is not one of flip, crop, mixup"),
         (("--train", "some"), "train is 'some'"),
         (("--blocks", "2"), "blocks is 2"),
