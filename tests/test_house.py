@@ -53,12 +53,14 @@ def test_few_modules_at_the_top() -> None:
     assert house.house().top_level_modules <= 8
 
 
-@pytest.mark.xfail(strict=True, reason="choose and others")
 def test_functions_take_few_parameters() -> None:
+    apart = ("kernels.triton_low_rank", "_kernel")  # a GPU kernel takes pointers, sizes and strides one by one
     many = [
         (f"{home}.{function.name}", house.parameters(function))
         for home, function in house.functions(MODULES)
-        if home.partition(".")[0] != "cli" and house.parameters(function) > MOST_PARAMETERS
+        if home.partition(".")[0] != "cli"
+        and (home, function.name) != apart
+        and house.parameters(function) > MOST_PARAMETERS
     ]
     assert not many
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
 
 METRICS = ("input", "diagonal", "fisher", "weight")
 FORMATS = (
@@ -50,3 +52,26 @@ def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> N
         near = " or ".join(difflib.get_close_matches(str(name), names, n=3, cutoff=0.5))
         hint = f"did you mean {near}? The" if near else "the"
         raise ValueError(f"{where}unknown {what} {name!r}; {hint} {what}s are {', '.join(names)}")
+
+
+def parted(given: Mapping[str, Any], *kinds: type, where: str = "") -> list[Any]:
+    """Keyword arguments as the dataclasses whose fields they name.
+
+    Args:
+        given: the arguments.
+        kinds: the dataclasses; what is not given keeps its default.
+        where: what the message begins with, such as the function.
+
+    Raises:
+        TypeError: for a name that none of them has, with those that there are.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> parted({"rank": 3}, make_dataclass("Wanted", [("rank", int)]))
+        [Wanted(rank=3)]
+    """
+    names = [{each.name for each in fields(kind)} for kind in kinds]
+    known = sorted(set().union(*names))
+    if unknown := sorted(given.keys() - set(known)):
+        raise TypeError(f"{where}there is no argument {unknown[0]!r}; the further ones are {', '.join(known)}")
+    return [kind(**{name: given[name] for name in own & given.keys()}) for kind, own in zip(kinds, names, strict=True)]

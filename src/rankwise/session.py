@@ -30,10 +30,10 @@ from .planning.wishes import Asked
 from .running.batches import Batches
 from .running.example import with_example
 from .running.guards import unwrap
-from .running.padding import Mask
 from .running.verbs import verb
 from .statistics import Statistics
 from .statistics.collection import collect
+from .statistics.sampling import Sampling
 from .statistics.shrinkage import check_shrink
 from .work import CURVES, LAYERS, PLAN, Work
 
@@ -54,15 +54,6 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[verb] = self.seconds.get(verb, 0.0) + time.perf_counter() - start
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Which rows of the data are used: `positions` of each sample, drawn by `seed`; with a `mask` the real ones."""
-
-    positions: int | str = "auto"
-    seed: int = 0
-    mask: Mask | None = None
 
 
 @dataclass(kw_only=True)
@@ -256,14 +247,11 @@ def compress(
     method: str = "sequential",
     stats: Statistics | None = None,
     shrink: float | None = None,
-    positions: int | str = "auto",
-    seed: int = 0,
     example: Any = None,
-    mask: Mask | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
-    **constraints: Any,
+    **options: Any,
 ) -> tuple[nn.Module, CompressReport]:
     """Compress a trained network with unlabelled samples and a budget; no gradient step.
 
@@ -276,17 +264,14 @@ def compress(
             where metric or rule need them.
         shrink: share of the weight metric in that of the statistics, 0 to 1. By default 0; one-shot with `stats` what
             `choose_shrinkage` finds on `data`.
-        positions: output positions of each sample to use, as for `collect`.
-        seed: of the positions.
         example: an input that MACs are counted for and a latency is measured with, as for `find`; by default the first
             sample of the data, or the whole first batch where a single sample does not stand for it.
-        mask: which positions of the data are real, as for `collect`.
         checkpoint: folder that statistics, curves, plan and factorised layers are kept in, each as soon as it is done.
             It stays when all is done: delete it once the result is saved.
         resume: go on from there; with the same arguments the result is the same to the bit as without a stop.
         progress: wraps batches and sites, for progress bars.
-        **constraints: rule, evaluate, formats, metric, include, ignore, pin, floor, cap, tie, round_to of `choose`;
-            of a latency budget engine and threads.
+        **options: positions, seed and mask of `collect`; rule, evaluate, formats, metric, include, ignore, pin, floor,
+            cap, tie, round_to of `choose`, and for a latency budget engine and threads.
 
     Returns:
         The compressed network, of the same class, and a report.
@@ -307,16 +292,18 @@ def compress(
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
     keep = None if keep is None else check_keep(keep)
+    chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
+    sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
     replace(asked, example=data if asked.is_timed else None).check(model)
     check_shrink(shrink or 0.0)
-    work, sampling = Work(checkpoint, resume), Sampling(positions=positions, seed=seed, mask=mask)
+    work = Work(checkpoint, resume)
     example, batches = with_example(model, Batches.of(data), example)
     sites = find(model, example) if stats is None else stats.sites
     check_budgets(model, sites, keep, asked.constraints)
-    options = {"keep": keep, "method": method, "shrink": shrink, **vars(sampling)}
+    settings = {"keep": keep, "method": method, "shrink": shrink, **vars(sampling)}
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
-    work.begin(model, batches, {**options, **given, **constraints})
+    work.begin(model, batches, {**settings, **given, **constraints})
     session = Session(
         model=model,
         sites=sites,
@@ -334,7 +321,7 @@ def compress(
     if method == "sequential" and not plan.fit_metric.needs_gradients:
         session.release()
     with _visits(plan, progress if method == "sequential" else None) as step:
-        small = session.factorise(plan, step=step)
+        small = session.factorise(plan, formats=asked.known_formats, step=step)
     report = CompressReport(
         sites=session.sites,
         plan=plan,

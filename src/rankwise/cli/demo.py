@@ -68,7 +68,8 @@ def _job(out: Output, network: nn.Module, images: Tensor, test: tuple[Tensor, Te
     from ..demo import CALIBRATION
     from ..inputs.statistics import StatisticsFile
     from ..network.find import find
-    from ..session import Sampling, Session
+    from ..session import Session
+    from ..statistics.sampling import Sampling
     from .job import Job
 
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]

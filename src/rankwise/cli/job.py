@@ -86,7 +86,8 @@ class Job:
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
         from ..planning.wishes import Asked, check_wishes
-        from ..session import Sampling, Session
+        from ..session import Session
+        from ..statistics.sampling import Sampling
         from ..work import STATISTICS, Work
 
         network = load_network(out, named, seed, folder, fold)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..formats import Format, SomeFormats, get_format, get_formats
 from ..formats.both_sides import refuses
+from ..names import parted
 from ..network.find import find, total_macs
 from ..network.replacing import put
 from ..network.sites import Sites
@@ -19,14 +20,12 @@ from ..running.batches import Batches, pristine
 from ..running.copying import copied
 from ..running.example import with_example
 from ..running.guards import unwrap
-from ..running.padding import Mask
 from ..running.verbs import verb
 from ..statistics import Statistics
 from ..statistics.shrinkage import check_shrink
 from .check import check_result
 from .one_shot import one_shot
-from .sequential import check_engine, sequential
-from .spill import DEFAULT_CAP
+from .sequential import Sequentially, sequential
 
 if TYPE_CHECKING:
     from ..plan import Done
@@ -43,15 +42,11 @@ def factorise(
     *,
     data: Iterable[Any] | None = None,
     shrink: float | None = None,
-    positions: int | str = "auto",
-    seed: int = 0,
-    engine: str = "auto",
-    spill_above: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
     formats: SomeFormats | None = None,
     example: Any = None,
-    mask: Mask | None = None,
     done: Done[Layer] | None = None,
+    **sequentially: Any,
 ) -> nn.Module:
     """A copy of the model with the plan's sites factorised; the model itself is left as it was.
 
@@ -66,23 +61,20 @@ def factorise(
             statistics with gradients, also with `data`.
         data: calibration batches for the sequential way.
         shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
-        positions: output positions of each sample to use, as for `collect`.
-        seed: of the positions.
-        engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
-        spill_above: bytes of activations above which they go to memory-mapped files.
         step: called with each site's name before it is fitted.
         formats: objects in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its
             own; as for `choose`.
         example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
             what the sites were found with. Statistics from a file hold none.
-        mask: which positions of the data are real, as for `collect`.
         done: layers that were fitted before with the same arguments, by site; they are put in as they are, and each
             that is fitted now is added at once, so that a stopped run can go on. `compress` keeps them in a folder.
+        **sequentially: positions, seed, mask, engine and spill_above of `Sequentially`, with data.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
 
     Raises:
+        TypeError: for an argument that does not exist.
         ValueError: if the plan belongs to another network, what it needs is missing, or `shrink` is given with data,
             which the sequential way fits to as it is; nothing is changed then.
 
@@ -110,7 +102,8 @@ def factorise(
             f"shrink={shrink} has no effect with data=, whose own statistics are used; leave out one of them"
         )
     shrink = check_shrink(plan.shrink if shrink is None else shrink)
-    check_engine(engine)
+    how: Sequentially
+    (how,) = parted(sequentially, Sequentially)
     known = get_formats(formats or ())
     if isinstance(stats, (Statistics, Sites)):
         check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats, known)
@@ -144,14 +137,10 @@ def factorise(
                 sites,
                 batches,
                 example,
+                how,
                 gradients=stats if plan.fit_metric.needs_gradients and isinstance(stats, Statistics) else None,
-                positions=positions,
-                seed=seed,
-                engine=engine,
-                cap=spill_above,
                 step=step,
                 formats=known,
-                mask=mask,
                 done=done,
             )
     if example is not None:

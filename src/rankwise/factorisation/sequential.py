@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as replaced
 from functools import partial
 from itertools import islice
@@ -30,12 +31,13 @@ from ..plan import DENSE, Plan, PlanRow
 from ..running.batches import Batches, call
 from ..running.calling import DataError
 from ..running.finite import culprit
-from ..running.padding import Mask, Padding
+from ..running.padding import Padding
 from ..statistics import Moments, Statistics
 from ..statistics.accumulator import Accumulator
 from ..statistics.collection import collect
 from ..statistics.moments import merge
 from ..statistics.rows import Drawn, draw, positions_per_sample
+from ..statistics.sampling import Sampling
 from . import graph, hooks
 from .fitting import choose_beta, fit_site
 from .half import fill
@@ -53,6 +55,26 @@ logger = logging.getLogger("rankwise")
 HELD_OUT = 4  # every fourth sample decides between regression targets
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sequentially(Sampling):
+    """Which rows sequential factorisation uses, and how it runs the networks.
+
+    Attributes:
+        engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
+        spill_above: bytes of activations above which they go to memory-mapped files.
+
+    Raises:
+        ValueError: for an unknown engine.
+    """
+
+    engine: str = "auto"
+    spill_above: int = DEFAULT_CAP
+
+    def __post_init__(self) -> None:
+        if self.engine not in ("auto", "graph", "hooks"):
+            raise ValueError(f'unknown engine {self.engine!r}; it is "auto", "graph" or "hooks"')
+
+
 def sequential(
     dense: nn.Module,
     compressed: nn.Module,
@@ -60,15 +82,11 @@ def sequential(
     sites: Sites,
     batches: Batches,
     example: Any,
+    how: Sequentially,
     *,
     gradients: Statistics | None = None,
-    positions: int | str = "auto",
-    seed: int = 0,
-    engine: str = "auto",
-    cap: int = DEFAULT_CAP,
     step: Callable[[str], None] = lambda site: None,
     formats: Mapping[str, Format] | None = None,
-    mask: Mask | None = None,
     done: Done[Layer] | None = None,
 ) -> None:
     """Factorise `compressed`, a copy of `dense`, in place.
@@ -80,33 +98,39 @@ def sequential(
         sites: of the dense network.
         batches: calibration data.
         example: what stands for it.
+        how: which rows are used, and how the networks are run.
         gradients: of the dense network, for a plan in the metric "fisher".
-        positions: output positions of each sample to use, as for `collect`.
-        seed: of the positions.
-        engine: "graph", "hooks", or "auto" for the graph where it can be traced.
-        cap: bytes of activations kept in memory.
         step: called with each site's name before its turn.
         formats: in place of the usual ones of the same names.
-        mask: which positions are real, as for `collect`.
         done: layers that were fitted before; those that are missing are added.
 
     Raises:
-        ValueError: if `engine` is "graph" and the network cannot be traced.
+        ValueError: if the engine is "graph" and the network cannot be traced.
     """
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
-    own = partial(collect, dense, batches, example=example, positions=positions, seed=seed, mask=mask)
+    own = partial(collect, dense, batches, example=example, positions=how.positions, seed=how.seed, mask=how.mask)
     visitor = _Visitor(
-        dense, compressed, rows, plan.metric, gradients, sites, batches.samples, positions, seed, formats, own, done
+        dense,
+        compressed,
+        rows,
+        plan.metric,
+        gradients,
+        sites,
+        batches.samples,
+        how,
+        formats,
+        own,
+        done,
     )
     visitor.fit_first(shared, step)  # before the first of their calls
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
     try:
-        _visit(dense, compressed, batches, example, order, visitor, Padding(mask), seed, engine, cap, step)
+        _visit(dense, compressed, batches, example, order, visitor, how, step)
     except DataError as error:
         if visitor.odd is None:
             raise
@@ -121,32 +145,30 @@ def _visit(
     example: Any,
     order: list[str],
     visitor: _Visitor,
-    padding: Padding,
-    seed: int,
-    engine: str,
-    cap: int,
+    how: Sequentially,
     step: Callable[[str], None],
 ) -> None:
     """Run the two networks by the graph where it can be traced, else by hooks."""
     linked = {name for name in linked_sites(dense, example, order) if not dense.get_submodule(name)._forward_hooks}
-    if engine != "hooks":
+    padding = Padding(how.mask)
+    if how.engine != "hooks":
         traced = graph.trace(dense, example, order, linked)
         if isinstance(traced, fx.Graph):
             try:
-                graph.run(dense, compressed, traced, batches, order, linked, visitor, cap, padding, step)
+                graph.run(dense, compressed, traced, batches, order, linked, visitor, how.spill_above, padding, step)
                 return
             except graph.OtherOptionsError as error:
                 reason = str(error)
                 visitor.start("")  # forget what the first site has seen
         else:
             reason = traced
-        if engine == "graph":
+        if how.engine == "graph":
             raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
         logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
     several = _called_again(dense, batches, order)
     visitor.fit_first(several, step)
     order = [name for name in order if name not in several]
-    hooks.run(dense, compressed, batches, order, linked.difference(several), visitor, padding, seed, step)
+    hooks.run(dense, compressed, batches, order, linked.difference(several), visitor, padding, how.seed, step)
 
 
 def _called_again(dense: nn.Module, batches: Batches, order: Sequence[str]) -> list[str]:
@@ -154,12 +176,6 @@ def _called_again(dense: nn.Module, batches: Batches, order: Sequence[str]) -> l
     with Calls(dense) as calls:
         call(dense, next(iter(batches)))
     return [name for name in order if calls.count[name] > 1]
-
-
-def check_engine(engine: str) -> None:
-    """Refuse a way to run the two networks that does not exist."""
-    if engine not in ("auto", "graph", "hooks"):
-        raise ValueError(f'unknown engine {engine!r}; it is "auto", "graph" or "hooks"')
 
 
 def _fitted_first(site: Site) -> bool:
@@ -179,15 +195,14 @@ class _Visitor:
         gradients: Statistics | None,
         sites: Sites,
         samples: int,
-        positions: int | str,
-        seed: int,
+        how: Sampling,
         formats: Mapping[str, Format] | None,
         own: Callable[..., Statistics],
         done: Done[Layer] | None,
     ) -> None:
         self.dense, self.compressed = dense, compressed
         self.rows, self.metric, self.gradients, self.sites = rows, metric, gradients, sites
-        self.samples, self.positions, self.seed, self.formats = samples, positions, seed, formats
+        self.samples, self.positions, self.seed, self.formats = samples, how.positions, how.seed, formats
         self.own = own  # collects moments of the dense network's inputs
         self.done = done
         self.changed: list[str] = []

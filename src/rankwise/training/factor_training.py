@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..names import parted
 from ..network.find import find
 from ..plan import Plan
 from ..planning.budgets import is_measured
@@ -27,7 +28,7 @@ from .constrain import Constrained
 from .expand import expand_, merge_
 from .factors import deviation
 from .loop import Loop
-from .options import Look, LoopOptions, LoopReport, parted, with_limit
+from .options import Look, LoopOptions, LoopReport, with_limit
 from .orthogonal import KINDS, KeptOrthogonal
 from .samples import Prepare, Samples
 from .technique import Technique

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..evaluate.measures import Judge, Measure
 from ..files import digest
+from ..names import parted
 from ..running.calling import call
 from ..running.copying import copied
 from ..running.guards import unwrap
@@ -24,7 +25,7 @@ from .blocks import BlockReconstruction
 from .distil import Distillation
 from .loop import Loop
 from .modes import trainable
-from .options import Look, LoopOptions, LoopReport, parted, with_limit
+from .options import Look, LoopOptions, LoopReport, with_limit
 from .samples import Prepare, Samples
 from .together import shared, together
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..names import parted
 from ..plan import Plan
 from ..running.calling import prepared, samples_in
 from ..running.guards import unwrap
@@ -21,7 +22,7 @@ from .augment import Augment
 from .checkpoint import read_checkpoint, write_checkpoint
 from .guard import Guard
 from .modes import evaluating, learning
-from .options import OPTIMISERS, Keeping, Look, LoopOptions, LoopReport, parted
+from .options import OPTIMISERS, Keeping, Look, LoopOptions, LoopReport
 from .samples import Samples, derived, permutation
 from .schedule import Cosine
 from .technique import Penalty, Step, Technique

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,24 +97,6 @@ class Keeping:
     def __post_init__(self) -> None:
         if self.resume and self.checkpoint is None:
             raise ValueError("resume needs a checkpoint to resume from; name its file")
-
-
-def parted(given: Mapping[str, Any], *kinds: type) -> list[Any]:
-    """Keyword arguments as the values whose fields they name.
-
-    Raises:
-        TypeError: for a name that none of them has, with those that there are.
-
-    Example:
-        >>> parted({"epochs": 2, "resume": False}, LoopOptions, Keeping)[0].epochs
-        2
-    """
-    names = [{each.name for each in fields(kind)} for kind in kinds]
-    if unknown := sorted(given.keys() - set().union(*names)):
-        raise TypeError(
-            f"there is no argument {unknown[0]!r}; the further ones are {', '.join(sorted(set().union(*names)))}"
-        )
-    return [kind(**{name: given[name] for name in own & given.keys()}) for kind, own in zip(kinds, names, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
