@@ -149,6 +149,11 @@ def length(function: Function) -> int:
     return (function.end_lineno or 0) - function.lineno + 1
 
 
+def is_kernel(function: Function) -> bool:
+    """Whether it runs on a GPU by Triton, where every pointer and stride is a parameter."""
+    return any(ast.unparse(decorator).startswith("triton.") for decorator in function.decorator_list)
+
+
 def house(source: Path = SOURCE) -> House:
     """Count a package."""
     modules = modules_of(source)
@@ -157,7 +162,7 @@ def house(source: Path = SOURCE) -> House:
     known = {name: frozenset(other for other in module.imports if other in modules) for name, module in modules.items()}
     made = [(f"{home}.{function.name}", home, function) for home, function in functions(modules)]
     lengths = [(length(function), name) for name, _, function in made]
-    taken = [(parameters(function), name, home) for name, home, function in made]
+    taken = [(parameters(function), name, home) for name, home, function in made if not is_kernel(function)]
     return House(
         top_level_modules=sum(path.suffix == ".py" for path in source.iterdir()),
         rooms=len(rooms),
