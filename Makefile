@@ -53,7 +53,7 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-torch pyproject.toml
 	@touch $@
 
 # torchvision without its dependencies: its registry wheels ask for a torch of their own. Rankwise uses its model definitions,
-# data sets and transforms, and these work beside any torch (see rankwise/torchvision_shim.py).
+# data sets and transforms, and these work beside any torch (see rankwise/inputs/torchvision_shim.py).
 $(VENV)/.stamp-dev: $(VENV)/.stamp-demo
 	$(PIP) -e ".[dev,demo,onnx,executorch,bench]"
 	$(PIP) --no-deps torchvision
