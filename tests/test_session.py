@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from support.nets import Residual, batches_of, chains, make, outputs, unchanged
+from torch import nn
 
 import rankwise as rw
+from rankwise.formats.svd import SVD
 
 
 @pytest.mark.parametrize("method", ["sequential", "one-shot"])
@@ -119,3 +121,20 @@ def test_an_unknown_method() -> None:
         pytest.raises(ValueError, match="unknown method 'magic'"),
     ):
         rw.compress(model, batches_of(8, 3, 8, 8), keep={"macs": 0.5}, method="magic")
+
+
+def test_a_format_that_is_not_registered_can_be_used_but_not_stored(tmp_path: Path) -> None:
+    class Own(SVD):
+        name = "own_svd"
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    data = [torch.randn(64, 32)]
+    for method in ("sequential", "one-shot"):
+        small, report = rw.compress(model, data, keep={"params": 0.6}, formats=[Own()], method=method)
+        assert {row.format for row in report.plan.factorised} == {"own_svd"}
+        assert small[0].format.name == "own_svd"
+    with pytest.raises(ValueError, match=r"'own_svd' is not registered.*register first"):
+        rw.save(small, tmp_path / "out")
+    with pytest.raises(ValueError, match="'own_svd' cannot be timed"):
+        rw.compress(model, data, keep={"latency": 0.5}, formats=[Own()])

@@ -40,7 +40,12 @@ def chains_of(model: nn.Module) -> tuple[Chain, ...]:
 def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> Chain:
     if "" in names:
         raise ValueError("the model itself is one factorised layer; wrap it first: model = nn.Sequential(model)")
-    if chain.format.name not in FORMATS or not all(map(is_plain, chain)):
+    if chain.format.name not in FORMATS:
+        raise ValueError(
+            f"site {names[0]!r}: its format {chain.format.name!r} is not registered, so it could not be loaded; call "
+            f"rankwise.formats.register first"
+        )
+    if not all(map(is_plain, chain)):
         layers = ", ".join(type(layer).__name__ for layer in chain)
         raise ValueError(
             f"site {names[0]!r}: its {chain.format.name!r} chain consists of {layers}; only plain layers "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import nn
 
-from ..formats import Format, SomeFormats, get_format, get_formats
+from ..formats import FORMATS, Format, SomeFormats, get_format, get_formats
 from ..latency import Engine, get_engine
 from ..layers.kinds import site_kind
 from ..metrics import METRICS, FitMetric, get_metric
@@ -175,6 +175,11 @@ class Asked:
         if self.is_timed:
             if self.example is None:
                 raise ValueError(NEEDS_EXAMPLE)
+            if unknown := [name for name in self.known_formats if name not in FORMATS]:
+                raise ValueError(
+                    f"format {unknown[0]!r} cannot be timed: layers are measured by the names of their formats; call "
+                    f"rankwise.formats.register first"
+                )
             get_engine(self.engine, self.threads)
 
 
