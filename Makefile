@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 help:
 	@echo "make demo      install, train a small network on handwritten digits, compress it, print the table"
 	@echo "make test      install, check style and types, run the tests"
-	@echo "make test-all  the same with the slow tests"
+	@echo "make test-all  the same with the slow tests, variations that take too long for every day"
 	@echo "make test-reliability  make every file event and call fail, and count what is lost"
 	@echo "make lint      check style and types only"
 	@echo "make format    let ruff rewrite the style"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,20 @@ def test_a_stopped_healing_goes_on(tmp_path: Path) -> None:
     assert made_of(healed.eval(), pictures()) == near(told["outputs"])
 
 
-def test_a_stopped_compression_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there is read, not done again."""
+@pytest.mark.parametrize("lost", ["", "plan", "layer", "statistics"])
+def test_a_stopped_compression_goes_on(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is read and not done again: where the plan is lost the curves, where a layer is lost the plan."""
     work = shutil.copytree(HERE / "work", tmp_path / "work")
+    for path in work.glob(f"{lost}-*"):
+        path.unlink()
     there = {path.name: path.stat().st_mtime_ns for path in work.iterdir() if path.name != "checkpoint.json"}
     # Under another release of PyTorch the checkpoint is refused, for its bits may be others.
     monkeypatch.setattr(torch, "__version__", Work(work, resume=True).run["torch"])
     small, _ = make.compress(work, resume=True)
     assert made_of(small, pictures()) == near(EXPECTED["compressed"])
     assert there.items() <= {path.name: path.stat().st_mtime_ns for path in work.iterdir()}.items()
-    assert (sum(name.startswith("layer-") for name in there), len(list(work.glob("layer-*")))) == (1, 2)
+    kinds = Counter(path.name.partition("-")[0] for path in work.glob("*-*"))
+    assert kinds == {"statistics": 1, "curves": 4, "plan": 1, "layer": 2}
 
 
 def test_a_search_goes_on(tmp_path: Path) -> None:

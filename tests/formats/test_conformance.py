@@ -115,6 +115,23 @@ def is_quick(format: Format, name: str) -> bool:
 each = pytest.mark.parametrize("format, name", [param(*cell, is_quick(*cell)) for cell in GRID])
 
 
+def is_quick_kind(format: Format, name: str, kind: str) -> bool:
+    """Fits of the engine take longest: few rows are tried on a linear layer and on a hard convolution only."""
+    hard = {"linear", "groups 4, all uneven"}
+    return is_quick(format, name) and (format not in ENGINE or kind != "few rows" or name in hard)
+
+
+each_kind = pytest.mark.parametrize(
+    "format, name, kind",
+    [
+        pytest.param(*cell, kind, id=f"{cell[0].name}-{cell[1]}-{kind}", marks=marks)
+        for cell in GRID
+        for kind in METRICS
+        for marks in ([] if is_quick_kind(*cell, kind) else [pytest.mark.slow],)
+    ],
+)
+
+
 def smooth(x: Tensor) -> Tensor:
     """Inputs with a mean, correlated between neighbours and channels: what a network really feeds."""
     x = x + 0.7 * x.roll(1, -1) + 0.5 * x.roll(1, 1 if x.dim() > 2 else -1) + 0.3
@@ -174,10 +191,10 @@ def fitted(format: Format, layer: nn.Module, site: Site, ranks: Ranks, metrics: 
 
 
 @cache
-def halved(format: Format, name: str) -> Factors:
-    """The layer of that name at half its ranks, in the weight metric; fitted once for all that is asked of it."""
+def halved(format: Format, name: str, kind: str = "weight") -> Factors:
+    """The layer of that name at half its ranks; fitted once for all that is asked of it."""
     layer, site, _ = made(name)
-    return fitted(format, layer, site, some_ranks(format, site))
+    return fitted(format, layer, site, some_ranks(format, site), metrics_of(kind, name))
 
 
 def with_weight(layer: nn.Module, site: Site, weight: Tensor) -> nn.Module:
@@ -204,33 +221,18 @@ def test_full_rank_is_exact(format: Format, name: str, kind: str) -> None:
     torch.testing.assert_close(chain(x), layer(x), atol=1e-6, rtol=1e-6)
 
 
-@each
-@pytest.mark.parametrize("kind", METRICS)
+@each_kind
 def test_reported_error_is_that_of_the_weight(format: Format, name: str, kind: str) -> None:
     layer, site, _ = made(name)
     weight, metrics = site_weight(nn.Sequential(layer), site), metrics_of(kind, name)
-    factors = format.fit(site, weight, metrics, some_ranks(format, site))
+    factors = halved(format, name, kind)
     direct = energy(metrics, weight - factors.dense()) / energy(metrics, weight)
     assert factors.error == pytest.approx(direct, rel=1e-6, abs=1e-9)
     assert factors.format == format.name
     assert factors.dense().shape == site.weight_shape
 
 
-def is_quick_curve(format: Format, name: str, kind: str) -> bool:
-    """Curves of the engine take longest: from few rows they are looked at on a linear layer and a hard convolution."""
-    hard = {"linear", "groups 4, all uneven"}
-    return is_quick(format, name) and (format not in ENGINE or kind != "few rows" or name in hard)
-
-
-@pytest.mark.parametrize(
-    "format, name, kind",
-    [
-        pytest.param(*cell, kind, id=f"{cell[0].name}-{cell[1]}-{kind}", marks=marks)
-        for cell in GRID
-        for kind in METRICS
-        for marks in ([] if is_quick_curve(*cell, kind) else [pytest.mark.slow],)
-    ],
-)
+@each_kind
 def test_curve(format: Format, name: str, kind: str) -> None:
     """Errors fall with every rank; the fit keeps what the curve predicts; ranks are legal and rounded."""
     layer, site, _ = made(name)
@@ -454,10 +456,10 @@ def test_state_dict_goes_into_a_new_chain(format: Format, name: str) -> None:
 
 
 @each
-@pytest.mark.parametrize("bias", [True, False])
-def test_cost_is_what_the_chain_counts_to(format: Format, name: str, bias: bool) -> None:
+def test_cost_is_what_the_chain_counts_to(format: Format, name: str) -> None:
     layer, site, x = made(name)
-    for ranks in (tuple(1 for _ in format.limits(site)), some_ranks(format, site), format.limits(site)):
+    least, most = tuple(1 for _ in format.limits(site)), format.limits(site)
+    for ranks, bias in ((least, True), (some_ranks(format, site), False), (most, True)):
         chain, cost = format.build(layer, ranks, bias), format.cost(site, ranks, bias)
         assert sum(parameter.numel() for parameter in chain.parameters()) == cost.params
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -470,11 +472,8 @@ def test_cost_is_what_the_chain_counts_to(format: Format, name: str, bias: bool)
 @each
 def test_fits_are_deterministic(format: Format, name: str) -> None:
     layer, site, _ = made(name)
-    metrics = metrics_of("many rows", name)
-    ranks = some_ranks(format, site)
-    assert torch.equal(
-        fitted(format, layer, site, ranks, metrics).dense(), fitted(format, layer, site, ranks, metrics).dense()
-    )
+    again = fitted(format, layer, site, some_ranks(format, site), metrics_of("many rows", name))
+    assert torch.equal(again.dense(), halved(format, name, "many rows").dense())
 
 
 @each
