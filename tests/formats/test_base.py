@@ -11,8 +11,10 @@ from torch.nn.utils import parametrizations
 
 from rankwise import FORMATS, LowRank, Site, find
 from rankwise.formats import get_format
-from rankwise.formats.base import grouped, relative, set_bias, steps, ungrouped
-from rankwise.formats.weights import site_bias, site_weight
+from rankwise.formats.base import relative
+from rankwise.formats.building import set_bias
+from rankwise.formats.ladders import steps
+from rankwise.formats.weights import grouped, site_bias, site_weight, ungrouped
 
 
 def conv_site(outputs: int, channels: int, kernel: tuple[int, int], groups: int) -> Site:

@@ -19,11 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise import FORMATS, LowRank, Site, export, find
 from rankwise.formats import Factors, Format, Ranks
-from rankwise.formats.base import CHANNELS_LAST
 from rankwise.formats.block_term import BlockTerm
 from rankwise.formats.both_sides import curve as two_sided_curve
 from rankwise.formats.both_sides import fit as two_sided_fit
 from rankwise.formats.both_sides import refuses
+from rankwise.formats.building import CHANNELS_LAST
 from rankwise.formats.multilinear import Multilinear
 from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank

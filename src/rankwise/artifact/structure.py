@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import FORMATS, LowRank
-from ..formats.base import CHANNELS_LAST
+from ..formats.building import CHANNELS_LAST
 from ..layers.kinds import Role, output_first
 from ..layers.part import is_plain
 from ..running.state import NAMES

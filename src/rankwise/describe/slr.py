@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from ..formats import Ranks
-from ..formats.base import steps
+from ..formats.ladders import steps
 from ..formats.slr import SparseLowRank
 from ..network.site import Site
 from .layers import dense_layer, layer_text

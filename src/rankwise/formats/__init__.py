@@ -42,10 +42,10 @@ FORMATS: dict[str, Format] = {
 
 
 def register(format: Format) -> Format:
-    """Make a format known by its name: plans, artifacts and the command line take it like all others.
+    """Make a format known by name to plans, artifacts and the command line.
 
     Raises:
-        ValueError: for a name that another format has.
+        ValueError: if the name is taken.
     """
     if format.name in FORMATS or format.name == AUTO:
         raise ValueError(f"there is a format {format.name!r} already; give this one another name")
@@ -53,16 +53,16 @@ def register(format: Format) -> Format:
     return format
 
 
-# What users choose formats by: names and objects, one or several, or objects by their names; "auto" for all there are.
+# How users choose formats: one or several names or objects, or objects by name; "auto" means all.
 SomeFormats = str | Format | Sequence[str | Format] | Mapping[str, Format]
 AUTO = "auto"
 
 
 def get_formats(formats: SomeFormats) -> dict[str, Format]:
-    """Formats by name, in the order in which they are written.
+    """Formats by name, in the given order.
 
     Raises:
-        ValueError: for a name that does not exist, or an object under another name than its own.
+        ValueError: for an unknown name, or an object under a name that is not its own.
 
     Example:
         >>> list(get_formats(["svd", Tucker2()])), len(get_formats("auto")) == len(FORMATS)
@@ -82,10 +82,10 @@ def get_formats(formats: SomeFormats) -> dict[str, Format]:
 
 
 def get_format(name: str | Format, formats: Mapping[str, Format] | None = None) -> Format:
-    """The format of that name, the one in `formats` where it holds one; an object is returned as it is.
+    """The format of a name, from `formats` first; an object is returned as it is.
 
     Raises:
-        ValueError: for a name that does not exist, with near ones and all that do.
+        ValueError: for an unknown name, with similar names and all known ones.
     """
     if isinstance(name, Format):
         return name

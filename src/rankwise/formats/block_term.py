@@ -1,6 +1,6 @@
 """Block terms: a sum of small Tucker blocks, run side by side as the groups of one bottleneck.
 
-Letters: t outputs, c channels, q taps, n blocks, a, b bonds; of a matrix i, j parts of the inputs, b, c their bonds.
+Letters: t outputs, c channels, q taps, n blocks, a, b bonds; for a matrix i, j parts of the inputs, b, c their bonds.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .multilinear import Multilinear
 from .network import Network
 from .shape import Shape
 
-# Numbers of blocks on a ladder.
+# Numbers of blocks that curves try.
 BLOCKS = (2, 4, 8)
-# For each block of the start; the fit of all blocks together does the rest.
+# Sweeps for each block of the start; the fit of all blocks together does the rest.
 SWEEPS = 2
 
 
 class BlockTerm(Multilinear):
     """`W[t, c, q] = sum_n sum A[n, t, a] G[n, a, b, q] B[n, b, c]`: 1 x 1 -> grouped k x k -> 1 x 1.
 
-    Ranks are (blocks, output rank, channel rank), both ranks of each block. A matrix, its inputs read as two modes:
+    Ranks are (blocks, output rank, channel rank), both ranks per block. A matrix, with its inputs read as two modes:
     `W[t, i j] = sum_n sum A[n, t, a] G[n, a, b, c] B[n, b, i] C[n, c, j]`.
 
     Source: De Lathauwer, "Decompositions of a Higher-Order Tensor in Block Terms", 2008; Ye et al., "Learning Compact
@@ -42,7 +42,7 @@ class BlockTerm(Multilinear):
     def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)
         if shape.taps == 1 and 1 in split_number(shape.channels, 2):
-            return f"{self.name} needs a number of inputs with a divisor; use svd"
+            return f"{self.name} needs a number of inputs that is not prime; use svd"
         return None
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:
@@ -71,11 +71,11 @@ class BlockTerm(Multilinear):
         ]
         if shape.taps > 1:
             return ladders
-        # A block's inputs reach no more than b * c outputs; more of them only make the fit singular.
+        # The inputs of a block span at most b * c outputs; a larger output rank only makes the fit singular.
         return [list(dict.fromkeys((n, min(a, b * c), b, c) for n, a, b, c in ladder)) for ladder in ladders]
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
-        """Block after block: the best one for what those before it left."""
+        """Block after block, each the best for what the blocks before it left."""
         modes = X.reshape(X.shape[0], X.shape[1], -1)
         metric = Identity(modes[0].numel(), X.device)
         blocks, rest = [], modes
@@ -89,7 +89,7 @@ class BlockTerm(Multilinear):
             yield [B, G, A]
             return
         cores, bases = [], []
-        for fit in blocks:  # the core's last mode is all of j; a basis of it
+        for fit in blocks:  # the core's last mode still is all of j: split off a basis
             basis, rest_of = splitting.split(fit.G_RSQ.flatten(0, 1).mT, network.sizes["c"])
             bases.append(basis.mT)
             cores.append(rest_of.mT.reshape(*fit.G_RSQ.shape[:2], -1))

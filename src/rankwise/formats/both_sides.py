@@ -1,4 +1,4 @@
-"""Fits and curves in a metric with two sides, for every format: the weight is transformed before, one factor after.
+"""Fits and curves in a two-sided metric, for every format: transform the weight before and one factor after.
 
 Letters: see `linalg.two_sided`.
 """
@@ -17,14 +17,14 @@ from .base import Factors, Format, Ranks, Rivals
 
 
 def refuses(format: Format, site: Site, metric: str | FitMetric) -> str | None:
-    """Why a format makes no sense for the site in a metric; None where it does."""
+    """Why a format cannot take the site in a metric; None if it can."""
     if reason := format.refuses(site):
         return reason
     metric = get_metric(metric)
     if metric.needs_gradients and site.role is not Role.TIED and format.output_factor(site) is None:
         return (
-            f"{format.name} has no factor that alone holds the outputs of this layer, which the {metric} metric weighs "
-            f"together; use svd, or another metric"
+            f"{format.name} has no factor that alone holds the outputs of this layer, and the {metric} metric weighs "
+            f"them together; use svd, or another metric"
         )
     return None
 
@@ -32,22 +32,22 @@ def refuses(format: Format, site: Site, metric: str | FitMetric) -> str | None:
 def curve(
     format: Format, site: Site, weight: Tensor, metric: TwoSided, step: int, rivals: Rivals | None = None
 ) -> list[tuple[Ranks, float]]:
-    """`Format.curve` in a metric with two sides."""
+    """`Format.curve` in a two-sided metric."""
     return format.curve(site, metric.forth(weight), metric.inputs_of(weight), step, rivals)
 
 
 def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ranks) -> Factors:
-    """`Format.fit` in a metric with two sides: `min ||R (W - V) Sigma^(1/2)||_F`, `R^T R = G`.
+    """`Format.fit` in a two-sided metric: `min ||R (W - V) Sigma^(1/2)||_F`, `R^T R = G`.
 
     Args:
-        format: how the weight is factorised; it must not refuse the metric.
-        site: the layer.
-        weight: its weight, O x I/G [x kernel].
-        metric: of both sides.
+        format: must not refuse the metric.
+        site: the site.
+        weight: O x I/G [x kernel].
+        metric: of inputs and outputs.
         ranks: of the format.
 
     Returns:
-        Factors of the weight itself; their error is the relative one in the metric.
+        Factors of the weight itself, with the relative error in the metric.
 
     Raises:
         ValueError: if the ranks are not between 1 and `limits(site)`.

@@ -1,4 +1,4 @@
-"""Convolutions that do the work of a dense one in some of its directions."""
+"""Convolutions that do the work of a dense one in some of its directions: the layers of chains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..layers.kinds import is_transposed, site_kind
 
-# By dimensions.
+# By number of dimensions, from 1.
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -19,17 +19,14 @@ def convolution(
 ) -> nn.Module:
     """A convolution with the kernel, stride, padding and dilation of another one in the directions that it holds.
 
-    In the others it is 1 wide and moves by 1, so that convolutions which hold each direction once have together the
-    output size of the other one. A plain 1 x 1 convolution holds none.
+    In all other directions it is 1 wide and moves by 1. Convolutions that together hold each direction once therefore
+    give the output size of the dense one. A plain 1 x 1 convolution holds none.
 
     Args:
-        like: the dense convolution; a transposed one has transposed parts.
+        like: the dense convolution; if it is transposed, so is the new one, unless it holds no direction.
         inputs, outputs, groups: of the new one.
         held: directions of the kernel, all by default.
         options: bias, dtype and device.
-
-    Returns:
-        The layer, values not set.
 
     Example:
         >>> convolution(nn.Conv2d(8, 8, 3, 2, 1), 8, 4, 1, held=[1])

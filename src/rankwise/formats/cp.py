@@ -72,7 +72,7 @@ class CP(CP3):
 
     def unfit(self, site: Site) -> str | None:
         if len(site.kernel_size) == 1 and site.taps > 1:
-            return f"{self.name} needs a kernel of several directions; use cp3, which is the same for one"
+            return f"{self.name} needs a kernel of several directions; use cp3, which is the same for one direction"
         return super().unfit(site)
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:

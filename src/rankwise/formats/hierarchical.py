@@ -1,6 +1,6 @@
-"""Hierarchical Tucker: a tree of bases, each bound to the next by a small transfer tensor.
+"""Hierarchical Tucker: a tree of bases, joined by small transfer tensors.
 
-Letters: t outputs, c channels, q taps; of a split matrix t, u, v output modes and i, j, k input modes; a, b, e bonds.
+Letters: t outputs, c channels, q taps; for a split matrix t, u, v output modes and i, j, k input modes; a, b, e bonds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .multilinear import Multilinear
 from .network import Network
 from .shape import Shape
 
-# Kernels that all channels of a convolution share, on a ladder, as a share of its taps.
+# Numbers of shared kernels that curves try, as a share of the taps.
 SHARED = (0.34, 0.67)
 
 
@@ -78,13 +78,9 @@ class HierarchicalTucker(Multilinear):
         core, bases = modes, []
         for place, bond in enumerate("abe"):
             basis, _ = splitting.split(modes.movedim(place, 0).flatten(1), network.sizes[bond])
-            core = torch.tensordot(core, basis, dims=([0], [0]))  # the leaf's bond goes last: a, b, e in the end
+            core = torch.tensordot(core, basis, dims=([0], [0]))  # each new bond goes last: a, b, e in the end
             bases.append(torch.einsum("mr->rm", basis).reshape(-1, *network.shape(leaves[place])))
-        by_letters = {frozenset("abe"): ("abe", core)}
-        for bond, leaf, basis in zip("abe", leaves, bases, strict=True):
-            by_letters[frozenset(bond + leaf)] = (bond + leaf, basis)
-        start = []
-        for letters in network.factors:
-            own, part = by_letters[frozenset(letters)]
-            start.append(torch.einsum(f"{own}->{letters}", part))
-        yield start
+        made = {"abe": core, **{bond + leaf: basis for bond, leaf, basis in zip("abe", leaves, bases, strict=True)}}
+        by_letters = {frozenset(own): (own, part) for own, part in made.items()}
+        owned = [(*by_letters[frozenset(letters)], letters) for letters in network.factors]
+        yield [torch.einsum(f"{own}->{letters}", part) for own, part, letters in owned]

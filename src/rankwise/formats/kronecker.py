@@ -1,4 +1,4 @@
-"""Sum of Kronecker products, each factor a layer on a part of the channels.
+"""Sum of Kronecker products; each factor is a layer on parts of the channels.
 
 Letters: t, u parts of the outputs, c, s parts of the channels, q taps, r terms.
 """
@@ -23,8 +23,8 @@ from .shape import Shape
 class Kronecker(Multilinear):
     """`W[t u, c s, q] = sum_r A[r, t, c, q] B[r, u, s]`: `B` on slices of the channels, then `A` across them.
 
-    The channels are split so that a term has the fewest parameters. In the weight metric the rearranged singular value
-    decomposition is the optimum.
+    The channels are split so that a term has the fewest parameters. In the weight metric the singular value
+    decomposition of the rearranged weight is the optimum.
 
     Source: Van Loan, Pitsianis, "Approximation with Kronecker Products", 1993; Hameed, Tahaei, Mosleh, Nia,
     "Convolutional Neural Network Compression through Generalized Kronecker Product Decomposition", 2022, arXiv
@@ -37,7 +37,7 @@ class Kronecker(Multilinear):
 
     def unfit(self, site: Site) -> str | None:
         if self.largest(Shape.of_site(site)) == (1,):
-            return f"{self.name} needs numbers of inputs and outputs with divisors; use svd"
+            return f"{self.name} needs numbers of inputs and outputs that can be split; use svd"
         return None
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:
@@ -48,13 +48,13 @@ class Kronecker(Multilinear):
         return Network(("rus", "rtc" + tap), "cs", "tu", tap, sizes, shape.kernel)
 
     def parts(self, shape: Shape) -> tuple[int, int]:
-        """Outputs and inputs of the second factor: the term with the fewest parameters that is not the whole matrix."""
+        """Outputs and inputs of the second factor, such that a term has the fewest parameters."""
         T, C, Q = shape.outputs, shape.channels, shape.taps
         pairs = [(u, s) for u in divisors(T) for s in divisors(C)]
 
         def preference(pair: tuple[int, int]) -> tuple[int, float]:
             u, s = pair
-            # Among equal counts outputs and inputs split alike: a whole side in one factor would be a plain SVD.
+            # Among equal counts prefer even splits of both sides: with a whole side in one factor it is a plain SVD.
             return T * C * Q // (u * s) + u * s, abs(math.log(u * u / T)) + abs(math.log(s * s / C))
 
         return min(pairs, key=preference)

@@ -1,19 +1,28 @@
-"""Ranks to go along from small to large, and numbers split into factors."""
+"""Ranks to try from small to large, and numbers split into factors."""
 
 from __future__ import annotations
 
 import torch
 
-from .base import Ranks, steps
+from .base import Ranks
+
+
+def steps(limit: int, step: int, most: int | None = None) -> list[int]:
+    """Multiples of `step` up to `limit`, and `limit`; thinned to about `most` values, evenly in logarithm."""
+    values = sorted({*range(step, limit + 1, step), limit})
+    if most is None or len(values) <= most:
+        return values
+    targets = torch.logspace(0, 1, most).sub(1).div(9).mul(len(values) - 1).round().long().tolist()
+    return sorted({values[index] for index in targets})
 
 
 def single(limit: int, step: int) -> list[Ranks]:
-    """Of a form with one rank: at most 32 of its values."""
+    """The ladder of a form with one rank: at most 32 values."""
     return [(rank,) for rank in steps(limit, step, 32)]
 
 
 def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
-    """Ranks that grow together up to their limits, multiples of `step` except where a limit is none."""
+    """Ranks that grow together up to their limits: multiples of `step`, or the limit."""
     found: dict[Ranks, None] = {}
     for share in torch.logspace(-2, 0, count, dtype=torch.float64).tolist():
         rounded = [max(1, round(share * limit / step)) * step for limit in limits]
@@ -22,12 +31,12 @@ def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
 
 
 def divisors(number: int) -> list[int]:
-    """All of them, ascending."""
+    """All divisors, ascending."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def split_number(number: int, parts: int) -> tuple[int, ...]:
-    """Factors as equal as they can be, the largest first; ones where there are not enough.
+    """Factors as equal as possible, the largest first; padded with ones.
 
     Example:
         >>> split_number(96, 3), split_number(7, 2)

@@ -1,4 +1,4 @@
-"""Formats that are described by a tensor network; cost, layers, fit and curve follow from the description.
+"""Formats described by a tensor network; cost, layers, fit and curve follow from the description.
 
 Letters: G groups, T outputs per group, C channels per group, Q taps, D = C Q inputs.
 """
@@ -15,45 +15,31 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..layers.low_rank import LowRankLayer
 from ..linalg import multilinear, tucker2
 from ..linalg.equation import Equation
 from ..linalg.metric import Identity, Metric
 from ..network.site import Site
-from .base import (
-    Cost,
-    Factors,
-    Format,
-    LowRank,
-    Ranks,
-    Rivals,
-    grouped,
-    match_layout,
-    relative,
-    same_tensor_options,
-    set_bias,
-    ungrouped,
-)
+from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, relative
+from .building import chain_of, same_tensor_options, set_bias
 from .network import Network
 from .shape import Shape
+from .weights import grouped, ungrouped
 
-# A curve is fitted at this many ranks of each family and in its middle; the others lie between.
+# A curve is fitted at this many ranks of each family, and in its middle; other ranks are interpolated.
 FITTED = 5
-# A family whose error is this much above that of other formats at no greater cost, at half of its largest, is dropped.
+# A family is dropped if its middle has this many times the error of other formats at no greater cost.
 BEATEN = 1.25
-# A fit holds matrices of as many rows as the bonds of a factor have states together: 2 GB, and what a curve looks at.
+# A fit holds a square matrix over the bond states of a factor: 2 GB at the first number. Curves stop at the second.
 MOST_STATES, CURVE_STATES = 16384, 2048
 # In the weight metric a core is fitted first if it has at most this share of the weights.
 CORE = 0.5
 
 
 class Effort(NamedTuple):
-    """How long to fit: of one factor after the other, and of all at once (`multilinear.at_once`).
+    """How long to fit one factor after the other, and all at once (`multilinear.at_once`).
 
-    Attributes:
-        alternating: moves of all factors, the relative fall of the error at which they end, and the steps of conjugate
-            gradients in one.
-        together: the same.
+    Each is the number of sweeps, the relative fall of the error at which they end, and the conjugate gradient steps of
+    a sweep.
     """
 
     alternating: tuple[int, float, int]
@@ -63,7 +49,7 @@ class Effort(NamedTuple):
         return self.together if multilinear.at_once(equation, metric) else self.alternating
 
 
-# Of the core, or of everything from the start; and of the whole kernel after its core was fitted.
+# First the core, or the whole kernel where no core is split off; then the whole kernel from the fitted core.
 THOROUGH = Effort((60, 1e-4, 8), (24, 3e-4, 6)), Effort((8, 1e-4, 8), (6, 3e-4, 6))
 QUICK = Effort((8, 1e-2, 4), (6, 1e-2, 5)), Effort((1, 1e-2, 4), (1, 1e-2, 4))
 
@@ -71,8 +57,8 @@ QUICK = Effort((8, 1e-2, 4), (6, 1e-2, 5)), Effort((1, 1e-2, 4), (1, 1e-2, 4))
 class Multilinear(Format):
     """`W = sum over the bonds of the product of the factors`, minimising `||(W - V) Sigma^(1/2)||_F`.
 
-    A subclass says which network its ranks make, which ranks are legal, along which ladder of them a curve goes, and
-    where the fit starts.
+    A subclass says which network its ranks make, which ranks are legal, which ladder of ranks a curve tries, and where
+    the fit starts.
     """
 
     estimates: ClassVar[bool] = True
@@ -87,16 +73,15 @@ class Multilinear(Format):
 
     @abstractmethod
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        """Families of balanced ranks, each from small to large: every form holds the one before it."""
+        """Families of balanced ranks, each from small to large, so that every form contains the one before it."""
 
     @abstractmethod
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
-        """Factors of one group, for a kernel with one dimension per mode, to start from; the best fit is taken."""
+        """Factors of one group to start from, for a kernel with one dimension per mode; the best fit is taken."""
 
     def fits_at_once(self, network: Network, R: int, S: int) -> bool:
-        """Whether the way over a core of R x S channels does not pay in the weight metric, where starts are good."""
-        share = R * S / (network.count(network.outputs) * network.count(network.channels))
-        return share > CORE
+        """Whether fitting a core of R x S channels first does not pay; asked in the weight metric only."""
+        return CORE * network.count(network.outputs) * network.count(network.channels) < R * S
 
     def limits(self, site: Site) -> Ranks:
         return self.largest(Shape.of_site(site))
@@ -113,9 +98,9 @@ class Multilinear(Format):
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
     ) -> list[tuple[Ranks, float]]:
-        """See `Format.curve`: quick fits at some ranks of each family, between them a straight line of logarithms.
+        """See `Format.curve`: quick fits at some ranks of each family, and straight lines of logarithms in between.
 
-        A family that is clearly beaten at half of its largest cost is not looked at further.
+        A family that is clearly beaten in its middle, at half of its largest MACs, is dropped.
         """
         found: dict[Ranks, float] = {}
         looked_at: list[list[Ranks]] = []
@@ -135,39 +120,41 @@ class Multilinear(Format):
             looked_at.append(useful)
             for ranks, error in zip(useful, _between(places, falling, len(useful)), strict=True):
                 found[ranks] = min(error, found.get(ranks, error))
-        for useful in 2 * looked_at:  # what one family found for ranks of another holds for the larger ones there
+        # A smaller error found by one family also bounds the larger ranks of families that share the same ranks. A
+        # second pass carries what the first one found in later families.
+        for useful in 2 * looked_at:
             for less, ranks in pairwise(useful):
                 found[ranks] = min(found[less], found[ranks])
         return list(found.items())
 
     def _middle(self, site: Site, useful: Sequence[Ranks]) -> int:
-        """Place of the ranks that come nearest to half of the MACs of the largest."""
+        """Place of the ranks nearest to half of the largest MACs."""
         macs = [self.cost(site, ranks, site.has_bias).macs for ranks in useful]
         return min(range(len(useful)), key=lambda place: abs(2 * macs[place] - macs[-1]))
 
     def saves(self, site: Site, ranks: Ranks) -> bool:
-        """Whether these ranks cost less than the dense layer."""
+        """Whether these ranks cost less than the dense layer, in both parameters and MACs."""
         cost = self.cost(site, ranks, site.has_bias)
         return cost.macs < site.macs and cost.params < site.params
 
     def states(self, site: Site, ranks: Ranks) -> int:
-        """The most states that the bonds of one factor have together."""
+        """The largest number of bond states of a factor, the product over its bonds."""
         network = self.network(Shape.of_site(site), ranks)
         modes = set(network.outputs + network.channels + network.spatial)
         return max(network.count("".join(x for x in letters if x not in modes)) for letters in network.factors)
 
     def check(self, site: Site, ranks: Ranks) -> Ranks:
-        """See `Format.check`; also refuses what would not fit into memory."""
+        """See `Format.check`; also refuses fits that would not fit into memory."""
         ranks = super().check(site, ranks)
         if (states := self.states(site, ranks)) > MOST_STATES:
             raise ValueError(
                 f"site {site.name!r}: {self.name} of ranks {ranks} has {states:,} bond states in a factor; a fit needs "
-                f"the square of that, so {MOST_STATES:,} is the most; choose smaller ranks"
+                f"a matrix of that many rows and columns, so {MOST_STATES:,} is the most; choose smaller ranks"
             )
         return ranks
 
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
-        """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
+        """See `Format.fit`; stops early at a relative squared error of `enough`."""
         return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH, enough)
 
     def _fit(
@@ -195,19 +182,22 @@ class Multilinear(Format):
     def _fit_group(
         self, network: Network, W_TD: Tensor, metric: Metric, effort: tuple[Effort, Effort], enough: float
     ) -> multilinear.Fitted:
-        """The best fit of one group from all starts, of the network's core first where that is smaller."""
+        """The best fit of one group from all starts; of its core first, where the core is smaller.
+
+        The outer factors often span fewer directions than there are outputs and channels. A Tucker-2 fit finds these
+        directions, the network is fitted to its small core, and a polish moves all factors of the whole kernel.
+        """
         first, polish = effort
         outer = _outer(network)
         if outer is None or (isinstance(metric, Identity) and self.fits_at_once(network, *outer)):
             return self._best(network, W_TD, metric, first, enough)
         R, S = outer
-        sweeps = 1 if isinstance(metric, Identity) else None  # of which the first brings nearly all
+        sweeps = 1 if isinstance(metric, Identity) else None  # in the weight metric the first brings nearly all
         W_TCQ = W_TD.reshape(len(W_TD), network.count(network.channels), -1)
         tucker = tucker2.fit(W_TCQ, metric, R, S, sweeps)
-        core_sizes = {**network.sizes, network.outputs: R, network.channels: S}
         core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
-        core_network = replace(network, sizes=core_sizes)
-        # Errors of the core add to those of its bases, which are the best for each other.
+        core_network = replace(network, sizes={**network.sizes, network.outputs: R, network.channels: S})
+        # The Tucker-2 error is orthogonal to what the core can change, so the two squared errors add up.
         core = self._best(core_network, tucker.G_RSQ.flatten(1), core_metric, first, max(enough - tucker.error, 0.0))
         factors = list(core.factors)
         for place, letter, basis in ((0, network.channels, tucker.B_CS), (-1, network.outputs, tucker.A_TR)):
@@ -240,7 +230,7 @@ class Multilinear(Format):
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         network = self.network(Shape.of_layer(layer), ranks)
         layers = network.layers(layer, bias, same_tensor_options(layer))
-        return match_layout(LowRankLayer(self, ranks, layers, layer), layer)
+        return chain_of(self, ranks, layers, layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
         with torch.no_grad():
@@ -250,17 +240,19 @@ class Multilinear(Format):
     def chain_weight(self, chain: LowRank) -> Tensor:
         shape = Shape.of_layer(chain)
         network = self.network(shape, chain.ranks)
-        weight = network.kernel(network.read(chain))
-        return weight.reshape(-1, shape.channels, *shape.kernel)
+        return network.kernel(network.read(chain)).reshape(-1, shape.channels, *shape.kernel)
 
 
 def _names(network: Network) -> list[str]:
-    """Of the factors with the groups first."""
+    """Names of the factors: a number, and the letters with the groups first."""
     return [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
 
 
 def _outer(network: Network) -> tuple[int, int] | None:
-    """Bonds of the factors at the outputs and at the channels, where they span less than all of those."""
+    """Directions that the factors at the outputs and channels span; None unless that is fewer than there are.
+
+    None also where an end factor holds several modes, or other modes than its own.
+    """
     ends = (network.factors[-1], network.outputs), (network.factors[0], network.channels)
     modes = set(network.outputs + network.channels + network.spatial)
     if any(len(mode) > 1 or set(letters) & modes != set(mode) for letters, mode in ends):
@@ -270,7 +262,7 @@ def _outer(network: Network) -> tuple[int, int] | None:
 
 
 def _between(places: Sequence[int], values: Sequence[float], count: int) -> list[float]:
-    """Values at all places, those between two fitted ones on the straight line of their logarithms."""
+    """Values at all places, interpolated on straight lines of their logarithms."""
     floor = 1e-12
     result = []
     for place in range(count):

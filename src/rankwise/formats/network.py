@@ -1,16 +1,14 @@
 """From the description of a tensor network to the chain of layers that computes it.
 
-A description names the letters of every factor, the one at the input first: "rc", "rh", "rw", "tr" is the canonical
-polyadic form of a convolution. Every factor becomes one layer. Of the letters that its input has, a factor
+A description gives the letters of every factor, the one at the input first: "rc", "rh", "rw", "tr" is the canonical
+polyadic form of a convolution. Every factor becomes one layer. Of the letters of its input, a factor
 
-- sums over those that no later factor and no output needs,
-- keeps apart those that it holds too and that are needed again: they are groups of a grouped layer,
+- sums over those that it holds and that no later factor and no output needs,
+- keeps apart those that it holds and that are needed again: they become groups of a grouped layer,
 - does not see those that it does not hold: they wait among the samples.
 
-The groups of a grouped convolution are a letter "g" that every factor holds.
-
-Letters: as the descriptions say; `channels` and `outputs` are what the input's and output's channels consist of,
-`spatial` the taps, one letter per direction or one for all.
+The groups of a grouped convolution are a letter "g" that every factor holds. `channels` and `outputs` are the letters
+of the channels of input and output, `spatial` those of the taps, one per direction or one for all.
 """
 
 from __future__ import annotations
@@ -31,7 +29,10 @@ from .weights import read, write
 
 
 class Step(NamedTuple):
-    """One factor as a layer: letters of its groups, of what is summed over, what is made, the taps, and what waits."""
+    """One factor as a layer: letters of its groups, the letters it sums over and makes, the taps, and those that wait.
+
+    For "rh" of "rc", "rh", "rw", "tr": groups "gr", summed "", made "", taps "h", waiting "".
+    """
 
     letters: str
     groups: str
@@ -42,7 +43,7 @@ class Step(NamedTuple):
 
     @property
     def layout(self) -> str:
-        """The layer's weight, its groups and outputs first."""
+        """Letters of the layer's weight, groups and outputs first."""
         return self.groups + self.made + self.summed + self.taps
 
 
@@ -51,9 +52,9 @@ class Network:
     """A tensor network with the sizes of its letters.
 
     Attributes:
-        factors: letters of each factor without the groups, the one at the input first.
-        channels, outputs, spatial: letters of the input's channels, of the output's, and of the taps.
-        sizes: of all letters and of "g".
+        factors: letters of each factor without "g", the one at the input first.
+        channels, outputs, spatial: letters of the input's channels, the output's channels and the taps.
+        sizes: of all letters, "g" included.
         kernel_size: of the convolution, () for a linear layer.
     """
 
@@ -66,14 +67,14 @@ class Network:
 
     @property
     def equation(self) -> Equation:
-        """Of one group."""
+        """The equation of one group."""
         return Equation(self.factors, self.outputs, self.channels + self.spatial)
 
     def shape(self, letters: str) -> tuple[int, ...]:
         return tuple(self.sizes[letter] for letter in letters)
 
     def count(self, letters: str) -> int:
-        """States of these letters together."""
+        """Product of the sizes of these letters."""
         return math.prod(self.shape(letters))
 
     @cached_property
@@ -98,9 +99,9 @@ class Network:
 
     @cached_property
     def arrangements(self) -> tuple[tuple[tuple[str, str], tuple[str, str]] | None, ...]:
-        """Before each step and at the end: the (rows, channels) that are there and those needed, where they differ.
+        """Before each step and at the end: the (rows, channels) at hand and those needed, None where they are equal.
 
-        Letters of one state are left out: they may stand anywhere.
+        Letters of size 1 are left out: they may stand anywhere.
         """
         here, found = self._several("", "g" + self.channels), []
         for step in self.steps:
@@ -119,9 +120,9 @@ class Network:
         return sum(self.count("g" + letters) for letters in self.factors)
 
     def layers(self, layer: nn.Module, bias: bool, options: Mapping[str, Any]) -> list[nn.Module]:
-        """The chain for a dense layer, values not set."""
+        """The layers of the chain for a dense layer, before values are set."""
         made: list[nn.Module] = []
-        whole = self.arrangements[-1] is None  # the last factor makes all outputs, in order
+        whole = self.arrangements[-1] is None  # the last factor makes all outputs in order, so it can add the bias
         for number, step in enumerate(self.steps):
             made += self._arrange(number)
             made.append(self._layer(step, layer, bias and whole and step is self.steps[-1], options))
@@ -148,13 +149,13 @@ class Network:
         return convolution(layer, inputs, outputs, groups, self.directions(step), bias=bias, **options)
 
     def directions(self, step: Step) -> list[int]:
-        """The directions of the kernel that a step holds."""
+        """Directions of the kernel that a step holds."""
         if len(self.spatial) == len(self.kernel_size):
             return [d for d, letter in enumerate(self.spatial) if letter in step.taps]
         return list(range(len(self.kernel_size))) if step.taps else []
 
     def weighted(self, chain: Iterable[nn.Module]) -> list[Any]:
-        """The layers of a chain that hold the factors."""
+        """Layers of a chain that hold factors."""
         return [module for module in chain if not isinstance(module, (Arrange, Bias))]
 
     def write(self, chain: Iterable[nn.Module], factors: Sequence[Tensor]) -> None:
@@ -170,6 +171,6 @@ class Network:
         ]
 
     def kernel(self, factors: Sequence[Tensor]) -> Tensor:
-        """What factors with the groups first stand for, all outputs x D."""
+        """The weight of factors with the groups first, all outputs x D."""
         per_group = [compose(self.equation, [factor[g] for factor in factors]) for g in range(self.sizes["g"])]
         return torch.stack(per_group).reshape(self.count("g" + self.outputs), -1)

@@ -1,4 +1,4 @@
-"""The truncated SVD stored as some of its own outputs and combinations of them: fewer numbers for the same weight.
+"""The truncated SVD, stored as R of its own outputs and combinations of these: fewer numbers for the same weight.
 
 Letters: G groups, T outputs per group, D inputs per group, R rank.
 """
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.kinds import Role, spatial_dims
-from ..layers.low_rank import LowRankLayer
 from ..layers.modules import Pivoted
 from ..linalg.pivoting import pivots
 from ..network.site import Site
-from .base import Cost, Factors, Format, LowRank, Ranks, match_layout, same_tensor_options
+from .base import Cost, Factors, Format, LowRank, Ranks
+from .building import chain_of, layers_in, same_tensor_options
 from .convolution import convolution
 from .svd import SVD
 from .weights import read, write
@@ -24,9 +24,9 @@ from .weights import read, write
 class PivotedSVD(SVD):
     """`W = C B` with `B = W[rows]`: R outputs are computed from the inputs, all others from those R.
 
-    The same weight as that of `svd`. Any R independent rows of it span all of them, so the pair needs R (D + T - R)
-    numbers instead of R (D + T), and never more than the dense layer. The rows are chosen to be of large volume, which
-    keeps every coefficient of `C` below 1.05.
+    The weight is that of `svd`. Any R independent rows span all of its rows, so the pair needs R (D + T - R) numbers
+    instead of R (D + T), and never more than the dense layer. The chosen rows span a large volume, which keeps every
+    coefficient of `C` below 1.05.
 
     Source: Zhao et al., "Pivoting Factorization: A Compact Meta Low-Rank Representation of Sparsity for Efficient
     Inference in Large Language Models", 2025, arXiv 2501.19090.
@@ -36,7 +36,7 @@ class PivotedSVD(SVD):
     summary = "the svd with R of its outputs made first, the others from them, and all put in order"
     use = "fewest parameters at high ranks; the outputs are gathered once more, so svd may run faster at equal MACs"
 
-    roles = frozenset({Role.LAYER})  # it gathers outputs, which a table does not
+    roles = frozenset({Role.LAYER})  # it reorders outputs, which a table cannot
 
     def unfit(self, site: Site) -> str | None:
         return None
@@ -74,10 +74,10 @@ class PivotedSVD(SVD):
         places = torch.arange(outputs).reshape(groups, -1)
         order = torch.cat([places[:, :rank].flatten(), places[:, rank:].flatten()]).argsort()
         tail = Pivoted(rest, order.to(options["device"]), spatial)
-        return match_layout(LowRankLayer(self, ranks, [first, tail], layer), layer)
+        return chain_of(self, ranks, [first, tail], layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
-        first, tail = _parts(chain)
+        first, tail = layers_in(chain)
         U_GTR, V_GRD = factors.tensors["U_GTR"], factors.tensors["V_GRD"]
         groups, outputs, rank = U_GTR.shape
         chosen: list[Tensor] = []
@@ -101,12 +101,13 @@ class PivotedSVD(SVD):
             if bias is not None:
                 first.bias.copy_(bias[places[: groups * rank]])
                 if tail.rest is not None:
+                    # The first bias runs through `C` into the other outputs; their own bias takes it out again.
                     made = first.bias.to(bias.dtype).reshape(groups, rank, 1)
                     carried = torch.stack(coefficients).to(bias.dtype) @ made
                     tail.rest.bias.copy_(bias[places[groups * rank :]] - carried.flatten())
 
     def chain_weight(self, chain: LowRank) -> Tensor:
-        first, tail = _parts(chain)
+        first, tail = layers_in(chain)
         weight = read(first)
         parts = [weight.flatten(1)]
         if tail.rest is not None:
@@ -116,7 +117,7 @@ class PivotedSVD(SVD):
         return torch.cat(parts)[tail.order].reshape(-1, *weight.shape[1:])
 
     def chain_bias(self, chain: LowRank) -> Tensor | None:
-        first, tail = _parts(chain)
+        first, tail = layers_in(chain)
         if first.bias is None:
             return None
         parts = [first.bias]
@@ -125,7 +126,3 @@ class PivotedSVD(SVD):
             C_GTR = read(tail.rest).reshape(len(b_GR1), -1, b_GR1.shape[1])
             parts.append(tail.rest.bias + (C_GTR @ b_GR1).flatten())
         return torch.cat(parts)[tail.order]
-
-
-def _parts(chain: LowRank) -> tuple[Any, Any]:
-    return chain[0], chain[1]

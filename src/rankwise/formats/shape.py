@@ -14,7 +14,7 @@ from .weights import read
 
 
 class Shape(NamedTuple):
-    """Of a weight: groups, outputs and channels per group, and the kernel, () for a linear layer."""
+    """Groups, outputs and channels per group, and the kernel (() for a linear layer) of a weight."""
 
     groups: int
     outputs: int
@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of_layer(cls, layer: Any) -> Shape:
-        """Of a dense layer, or of the chain that replaced it."""
+        """The shape of a dense layer, or of the chain that replaced it."""
         if is_convolution(layer.kind if isinstance(layer, LowRank) else site_kind(layer)):
             groups = layer.groups
             return cls(groups, layer.out_channels // groups, layer.in_channels // groups, tuple(layer.kernel_size))
@@ -42,5 +42,5 @@ class Shape(NamedTuple):
 
     @property
     def directions(self) -> str:
-        """Letters of the kernel's directions: z planes, h rows, w columns, as many of the last as there are."""
+        """Letters of the kernel's directions, from planes, rows, columns: "w", "hw" or "zhw"."""
         return "zhw"[3 - len(self.kernel) :]

@@ -16,18 +16,14 @@ from ..linalg.selection import fit_selected
 from ..linalg.sparse_low_rank import Level
 from ..network.site import Site
 from . import slr_chain
-from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, grouped, relative, ungrouped
+from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, relative
 from .slr_curve import curve
 from .slr_levels import are_nested, built, levels_of, paper_ranks
+from .weights import grouped, ungrouped
 
 
 class Importance(NamedTuple):
-    """How much every neuron of a layer matters, in any unit: larger is more important.
-
-    Attributes:
-        inputs_GC: of the inputs or channels of each group.
-        outputs_GT: of its outputs.
-    """
+    """How much each neuron of a layer matters, in any unit: of the inputs (or channels) and outputs of each group."""
 
     inputs_GC: Tensor
     outputs_GT: Tensor
@@ -36,13 +32,13 @@ class Importance(NamedTuple):
 class SparseLowRank(Format):
     """`W[important] = A [V; Q]`, `W[others] = B V`: a rank for all neurons, further ranks between the important ones.
 
-    `Q` is zero but for the important inputs. With the important outputs first, `A = [U P]` and `B = U'`, so this is one
-    pair for all neurons, and a second one, `P Q`, between the important outputs and inputs. Zeros are neither stored
-    nor computed: inputs are gathered once, outputs are put in order once. Ranks are (rank of all, further rank,
+    `Q` is zero except for the important inputs. With the important outputs first, `A = [U P]` and `B = U'`: one pair
+    for all neurons, and a second one, `P Q`, between the important outputs and inputs. Zeros are neither stored nor
+    computed: inputs are gathered once, and outputs are put in order once. Ranks are (rank of all, further rank,
     important inputs, important outputs). Either rank may be 0; with a first rank of 0 the other neurons are cut off.
 
-    Neurons are selected by what they contribute to what the first pair leaves, unless their importance is given, and
-    the two pairs are fitted together.
+    Unless importance is given, neurons are selected by what they contribute beyond the first pair. The two pairs are
+    fitted together.
 
     Source: Swaminathan, Garg, Kannan, Andres, "Sparse low rank factorization for deep neural network compression",
     2020, Neurocomputing 398.
@@ -57,9 +53,8 @@ class SparseLowRank(Format):
         """Choose how neurons are selected and factors fitted.
 
         Args:
-            importance: of the neurons, by the name of the site; the selection is then theirs alone.
-            refit: fit the factors to the form; else they are those of the truncated SVD with zeros put in, as
-                published.
+            importance: by site name; it alone then selects the neurons.
+            refit: fit the factors to the form; else take the truncated SVD with zeros put in, as published.
         """
         self.importance = importance or {}
         self.refit = refit
@@ -75,8 +70,8 @@ class SparseLowRank(Format):
     def named_ranks(self, site: Site, settings: Mapping[str, float]) -> Ranks:
         if self.levels != 2 or settings.keys() != {"k", "sr", "rr"} or not float(settings["k"]).is_integer():
             raise ValueError(
-                f"site {site.name!r}: {self.name} has no {settings}; slr has k (a whole number), sr and rr, for "
-                f"instance slr:k=16,sr=0.5,rr=0.5, slr3 ranks alone"
+                f"site {site.name!r}: {self.name} has no {settings}; slr takes k (a whole number), sr and rr, for "
+                f"instance slr:k=16,sr=0.5,rr=0.5; slr3 takes ranks only"
             )
         rank, *_, C, T = self.limits(site)
         if settings["k"] > rank:
@@ -91,7 +86,7 @@ class SparseLowRank(Format):
             raise ValueError(
                 f"site {site.name!r}: {self.name} cannot have ranks {ranks}; it needs {len(limits)} numbers up to "
                 f"{limits}: the rank of all neurons, then {self.levels - 1} times a further rank, important inputs and "
-                f"important outputs (at least 1, none more than before), and some rank above 0"
+                f"important outputs (at least 1, none more than before); one rank must be above 0"
             )
         return ranks
 
@@ -144,7 +139,7 @@ class SparseLowRank(Format):
         return slr_chain.dense_weight(chain)
 
     def _levels(self, site: Site, ranks: Ranks) -> list[Level]:
-        """The levels that ranks ask for in each group, their columns counted in channels."""
+        """The levels of these ranks in each group, with columns counted in channels."""
         limits = self.limits(site)
         return levels_of(ranks, limits[-1], limits[-2])
 
@@ -152,7 +147,7 @@ class SparseLowRank(Format):
 class Staircase(SparseLowRank):
     """`W[most important] = A [V; Q; P]`, `W[important] = B [V; Q]`, `W[others] = D V`: one step more than `slr`.
 
-    `Q` is zero but for the important inputs, `P` but for the most important of those. Ranks are (rank of all, further
+    `Q` is zero except for the important inputs, `P` except for the most important ones. Ranks are (rank of all, further
     rank, important inputs, important outputs, further rank, most important inputs, most important outputs).
 
     Source: our extension of Swaminathan, Garg, Kannan, Andres, "Sparse low rank factorization for deep neural network

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.kinds import spatial_dims
-from ..layers.low_rank import ChainFormat, LowRankLayer
+from ..layers.low_rank import ChainFormat
 from ..layers.nested import Bands, Branches
-from .base import Factors, LowRank, Ranks, match_layout, same_tensor_options, set_bias
+from .base import Factors, LowRank, Ranks
+from .building import chain_of, layers_in, same_tensor_options, set_bias
 from .convolution import convolution
 from .slr_levels import bands, built, levels_of
 from .weights import read, write
@@ -40,13 +41,13 @@ def build(format: ChainFormat, layer: nn.Module, ranks: Ranks, bias: bool) -> Lo
     read_by, counts = zip(*bands(levels), strict=True)
     ends = [made(rank, count, ()) for rank, count in zip(read_by, counts, strict=True)]
     last = Bands(ends, read_by, outputs, counts, groups, spatial, bias, **options)
-    return match_layout(LowRankLayer(format, ranks, [first, last], layer), layer)
+    return chain_of(format, ranks, [first, last], layer)
 
 
 @torch.no_grad()
 def fill(chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
     """See `Format.fill`."""
-    first, last = parts(chain)
+    first, last = layers_in(chain)
     tensors = factors.tensors
     inputs_GC, outputs_GT = tensors["inputs_GC"], tensors["outputs_GT"]
     V = [value for name, value in tensors.items() if name.startswith("V")]
@@ -71,7 +72,7 @@ def fill(chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
 
 def dense_weight(chain: LowRank) -> Tensor:
     """See `Format.chain_weight`."""
-    first, last = parts(chain)
+    first, last = layers_in(chain)
     groups, C = first.groups, first.channels
     kernel = read(first.levels[0]).shape[2:]
     taps = math.prod(kernel)
@@ -93,19 +94,14 @@ def dense_weight(chain: LowRank) -> Tensor:
     return weight.reshape(last.outputs, C, *kernel)
 
 
-def parts(chain: LowRank) -> tuple[Any, Any]:
-    """The branches and the bands of a chain."""
-    return chain[0], chain[1]
-
-
 def _of_all(order_GC: Tensor) -> Tensor:
-    """Numbers within each group as numbers among the neurons of all groups."""
+    """Numbers within each group, as numbers within all groups together."""
     groups, count = order_GC.shape
     return order_GC + torch.arange(groups, device=order_GC.device)[:, None] * count
 
 
 def _own_order(M_GRD: Tensor, order_GC: Tensor) -> Tensor:
-    """Columns (as many for each channel) put from the sorted order back to their own."""
+    """Columns, taps by channel, from the sorted order of channels back to the order of the layer."""
     M_GRCQ = M_GRD.unflatten(2, (order_GC.shape[1], -1))
     places = order_GC.argsort(1)[:, None, :, None].expand_as(M_GRCQ)
     return M_GRCQ.gather(2, places).flatten(2)

@@ -20,24 +20,26 @@ from ..linalg.sorting import Sorted, descending, shares
 from ..linalg.sparse_low_rank import leading
 from ..linalg.symmetric import eigenvalues
 from ..network.site import Site
-from .base import Cost, Ranks, Rivals, grouped, relative, steps
+from .base import Cost, Ranks, Rivals, relative
+from .ladders import steps
+from .weights import grouped
 
 Shape = tuple[int, int]  # important outputs and inputs
 
-# Sizes of the important block that are tried, as a share of the neurons of a side.
+# Sizes of the important block that curves try, as a share of the neurons of a side.
 SHARES = (0.25, 0.5, 0.75, 1.0)
-# First ranks, and further ranks, that a curve asks for. Each of the former costs one spectrum for every shape.
+# First ranks and further ranks that curves try. Each first rank costs one spectrum for every shape.
 FIRST_RANKS, FURTHER_RANKS = 8, 16
-# A shape is dropped if its errors are this much above those of other formats at no greater cost.
+# A shape is dropped if all its errors are this many times those of other formats at no greater cost.
 BEATEN = 1.25
 
 
 class Levels(Protocol):
-    """The format, as far as a curve asks it."""
+    """What a curve asks of the format."""
 
     @property
     def levels(self) -> int:
-        """Blocks, the whole weight among them."""
+        """Number of blocks, the whole weight included."""
 
     def limits(self, site: Site) -> Ranks:
         """See `Format.limits`."""
@@ -49,7 +51,7 @@ class Levels(Protocol):
 def curve(
     format: Levels, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None
 ) -> list[tuple[Ranks, float]]:
-    """See `Format.curve`; of all shapes and ranks only what no other one matches in both costs and error."""
+    """See `Format.curve`; options that another one matches in both costs and error are left out."""
     limits = format.limits(site)
     T, C = limits[-1], limits[-2]
     Z_GTD, total = [], 0.0
@@ -60,7 +62,7 @@ def curve(
     whole = [leading(Z_TD, limits[0]) for Z_TD in Z_GTD]
     firsts = [0, *steps(limits[0], step, FIRST_RANKS)]
     middle = len(firsts) // 2
-    firsts = firsts[middle::-1] + firsts[middle + 1 :]  # the middle first: a beaten shape ends there
+    firsts = firsts[middle::-1] + firsts[middle + 1 :]  # the middle first: a beaten shape stops there
     found: dict[Ranks, float] = {limits: 0.0}
     for shapes in staircases(T, C, step, format.levels - 1):
         beaten = None if rivals is not None else False
@@ -81,7 +83,7 @@ def curve(
 
 
 def staircases(T: int, C: int, step: int, count: int) -> Iterator[tuple[Shape, ...]]:
-    """Shapes of nested blocks, smaller and smaller; of one block all combinations of the shares but the whole."""
+    """Shapes of nested blocks, each smaller than the last; for one block all pairs of shares except the whole."""
 
     def part(limit: int, share: float) -> int:
         return limit if share == 1 else min(limit, max(1, round(share * limit / step)) * step)
@@ -92,11 +94,11 @@ def staircases(T: int, C: int, step: int, count: int) -> Iterator[tuple[Shape, .
         yield from ((shape,) for shape in shapes)
         return
     balanced = [(part(T, share), part(C, share)) for share in reversed(SHARES[:-1])]
-    yield from (chain for chain in pairwise(dict.fromkeys(balanced)))
+    yield from pairwise(dict.fromkeys(balanced))
 
 
 def _further(rest: Sequence[Tensor], shapes: Sequence[Shape], taps: int, step: int) -> Iterator[tuple[Ranks, float]]:
-    """Ranks of the blocks, with their sizes, and the squared error that they leave of the rest."""
+    """Ranks and sizes of the blocks, and the squared error that they leave."""
     (rows, channels), *inner = shapes
     blocks = [R_TD[:rows, : channels * taps] for R_TD in rest]
     most = min(blocks[0].shape)
@@ -127,7 +129,7 @@ def _saves(format: Levels, site: Site, ranks: Ranks) -> bool:
 
 
 def _undominated(format: Levels, site: Site, found: dict[Ranks, float]) -> list[tuple[Ranks, float]]:
-    """The options that no other one matches in both costs and error; an error then falls with every rank."""
+    """Options that no other one matches in both costs and error, so that errors fall as costs rise."""
     costs = [format.cost(site, ranks, False) for ranks in found]
     _, macs = (torch.tensor(values) for values in zip(*costs, strict=True))
     errors = torch.tensor(list(found.values()), dtype=torch.float64)

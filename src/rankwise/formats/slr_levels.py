@@ -1,4 +1,4 @@
-"""What the ranks of sparse low rank stand for: blocks inside each other, and the parameters of the paper.
+"""What the ranks of sparse low rank mean: nested blocks, and the parameters of the paper.
 
 Letters: T outputs per group, C channels per group, R rank of a level.
 """
@@ -17,15 +17,15 @@ def paper_ranks(k: int, sr: float, rr: float, inputs: int, outputs: int) -> Rank
 
     Args:
         k: rank of the truncated SVD.
-        sr: sparsity rate, the share of the neurons of each side that are unimportant, 0 to below 1.
-        rr: reduction rate, the share of the rank that they keep, 0 to 1.
-        inputs, outputs: of the layer, or of each of its groups; of a convolution, its channels.
+        sr: sparsity rate, the share of unimportant neurons on each side, 0 to below 1.
+        rr: reduction rate, the share of the rank that unimportant neurons keep, 0 to 1.
+        inputs, outputs: neurons or channels, per group.
 
     Returns:
         Rank of all neurons, further rank of the important ones, important inputs, important outputs.
 
     Raises:
-        ValueError: for shares outside of their range, or a rank below 1.
+        ValueError: for a share out of range, or a rank below 1.
 
     Example:
         >>> paper_ranks(6, 0.5, 0.5, 400, 120)
@@ -40,7 +40,7 @@ def paper_ranks(k: int, sr: float, rr: float, inputs: int, outputs: int) -> Rank
 
 
 def levels_of(ranks: Ranks, T: int, C: int) -> list[Level]:
-    """The levels that ranks ask for, their columns counted in channels; a block may hold less, see `built`.
+    """The levels of these ranks, with columns counted in channels; a block may hold less rank, see `built`.
 
     Example:
         >>> levels_of((2, 3, 10, 20), 40, 30)
@@ -54,9 +54,9 @@ def levels_of(ranks: Ranks, T: int, C: int) -> list[Level]:
 
 
 def built(levels: Sequence[Level], taps: int) -> list[Level]:
-    """The levels that are stored and computed: none has more rank than its block of channels and taps can hold.
+    """The levels that are stored and computed: no rank exceeds what its block of channels and taps can hold.
 
-    A large rank with a high sparsity rate asks for more than that; the further components would add nothing.
+    A large rank with a high sparsity rate asks for more, but further components would add nothing.
 
     Example:
         >>> built(levels_of((5, 15, 7, 2), 20, 64), taps=1)
@@ -66,14 +66,14 @@ def built(levels: Sequence[Level], taps: int) -> list[Level]:
 
 
 def are_nested(levels: Sequence[Level]) -> bool:
-    """Whether each level lies inside the one before it and holds something."""
+    """Whether each level lies inside the one before it, no block is empty, and some rank is above 0."""
     if not any(level.rank for level in levels) or any(min(rows, channels) < 1 for _, rows, channels in levels):
         return False
     return all(a.rows >= b.rows and a.columns >= b.columns for a, b in pairwise(levels))
 
 
 def bands(levels: Sequence[Level]) -> Iterator[tuple[int, int]]:
-    """Ranks that a band of outputs reads, and its outputs, the most important band first.
+    """Rank that each band of outputs reads, and its number of outputs, the most important band first.
 
     Example:
         >>> list(bands([Level(2, 40, 30), Level(3, 20, 10)]))

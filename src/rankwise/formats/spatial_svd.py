@@ -12,35 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.low_rank import LowRankLayer
 from ..linalg import tucker2, tucker2_surface
 from ..linalg.metric import Metric
 from ..network.site import Site
-from .base import (
-    Cost,
-    Factors,
-    Format,
-    LowRank,
-    Ranks,
-    Rivals,
-    grouped,
-    match_layout,
-    relative,
-    same_tensor_options,
-    set_bias,
-    steps,
-    ungrouped,
-)
+from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, relative
+from .building import chain_of, layers_in, same_tensor_options, set_bias
 from .convolution import convolution
+from .ladders import steps
 from .tucker2 import checked_sweeps
-from .weights import read, write
+from .weights import grouped, read, ungrouped, write
 
 
 class SpatialSVD(Format):
     """`W[t, c, h, w] = sum U[t, r, w] V[r, c, h]`, minimising `||(W - V) Sigma^(1/2)||_F`.
 
-    Read with (channel, row) as one merged channel and columns as taps this is a partial Tucker factorisation that keeps
-    all outputs, so one solver serves both. In the weight metric its start is the exact optimum.
+    With (channel, row) merged into one channel and columns read as taps, this is a partial Tucker factorisation that
+    keeps all outputs, so one solver serves both. In the weight metric its start is the exact optimum.
 
     Source: Jaderberg, Vedaldi, Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions", 2014,
     arXiv 1405.3866.
@@ -51,14 +38,7 @@ class SpatialSVD(Format):
     use = "k x k convolutions: the kernel is taken apart too, and there are still only two layers to run"
 
     def __init__(self, sweeps: int | None = None) -> None:
-        """Choose how long to fit.
-
-        Args:
-            sweeps: as for `Tucker2`.
-
-        Raises:
-            ValueError: for what is no whole number from 0.
-        """
+        """Choose how long to fit; see `Tucker2`."""
         self.sweeps = checked_sweeps(sweeps)
 
     def unfit(self, site: Site) -> str | None:
@@ -74,7 +54,7 @@ class SpatialSVD(Format):
         (rank,) = ranks
         (H, W), G, C = site.kernel_size, site.groups, site.weight_shape[1]
         first, last = rank * G * C * H, rank * W * site.out_features
-        between = site.positions((0,))  # where the first layer has strided, and the last one has not
+        between = site.positions((0,))  # positions after the stride of the first layer and before that of the last
         macs = site.rows * first + between * last if site.is_transposed else between * first + site.rows * last
         return Cost(first + last + site.out_features * bias, macs)
 
@@ -114,17 +94,17 @@ class SpatialSVD(Format):
         wide, groups, options = rank * dense.groups, dense.groups, same_tensor_options(layer)
         first = convolution(dense, dense.in_channels, wide, groups, held=(0,), bias=False, **options)
         last = convolution(dense, wide, dense.out_channels, groups, held=(1,), bias=bias, **options)
-        return match_layout(LowRankLayer(self, ranks, [first, last], layer), layer)
+        return chain_of(self, ranks, [first, last], layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
-        first, last = _pair(chain)
+        first, last = chain
         with torch.no_grad():
             write(first, factors.tensors["V_GMR"].mT)
             write(last, factors.tensors["U_GTRW"])
             set_bias(last, bias)
 
     def chain_weight(self, chain: LowRank) -> Tensor:
-        first, last = _pair(chain)
+        first, last = layers_in(chain)
         groups, (rank,) = first.groups, chain.ranks
         V_GRCH = read(first).reshape(groups, rank, -1, first.kernel_size[0])
         U_GTRW = read(last).reshape(groups, -1, rank, last.kernel_size[1])
@@ -136,7 +116,3 @@ class SpatialSVD(Format):
         """The weight as G x T x (C H) x W."""
         W_GTCQ = grouped(site, weight)
         return W_GTCQ.reshape(*W_GTCQ.shape[:2], -1, site.kernel_size[1])
-
-
-def _pair(chain: LowRank) -> tuple[Any, Any]:
-    return chain[0], chain[1]

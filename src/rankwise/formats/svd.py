@@ -20,33 +20,20 @@ from ..linalg.reduced_rank import balance, energies, truncate
 from ..linalg.two_uses import TwoUses
 from ..network.site import Site
 from ..network.ties import is_table
-from .base import (
-    Built,
-    Cost,
-    Factors,
-    Format,
-    LowRank,
-    Ranks,
-    Rivals,
-    grouped,
-    match_layout,
-    relative,
-    same_tensor_options,
-    set_bias,
-    steps,
-    ungrouped,
-)
+from .base import Built, Cost, Factors, Format, LowRank, Ranks, Rivals, relative
+from .building import chain_of, layers_in, same_tensor_options, set_bias
 from .convolution import convolution
-from .weights import read, write
+from .ladders import steps
+from .weights import grouped, read, ungrouped, write
 
 
 class SVD(Format):
     """`W = U V` with `U = top eigenvectors of W Sigma W^T`: the exact optimum of `||(W - U V) Sigma^(1/2)||_F`.
 
     A convolution becomes a k x k convolution to R channels, which carries stride, padding and dilation, and a 1 x 1
-    convolution. A grouped convolution has one rank for all groups. The first layer of a transposed convolution is one.
-    An embedding becomes one of R numbers per row and a linear layer. Where a linear head shares the weight of an
-    embedding, both share the factors, which are fitted to both uses (`linalg/two_uses.py`).
+    convolution. A grouped convolution has one rank for all groups. For a transposed convolution the first layer is
+    transposed. An embedding becomes one with R numbers per row, and a linear layer. If a linear head shares the weight
+    of an embedding, both share the factors, which are fitted to both uses (`linalg/two_uses.py`).
 
     Source: Denton et al., "Exploiting Linear Structure Within Convolutional Networks", 2014, arXiv 1404.0736; Zhang,
     Zou, He, Sun, "Accelerating Very Deep Convolutional Networks", 2015, arXiv 1505.06798.
@@ -111,14 +98,15 @@ class SVD(Format):
 
     def orthonormal(self, chain: LowRank) -> tuple[bool, bool]:
         first, last, groups = chain[0], chain[-1], getattr(chain, "groups", 1)
-        if isinstance(first, TransposedLinear):  # it shares the factors of an embedding's chain
+        if isinstance(first, TransposedLinear):  # it shares its factors with the chain of an embedding
             return False, False
-        # The layer with the larger side of the weight is the core; the other one is square where ranks are full.
+        # At full rank the layer on the smaller side is square, so holding it orthonormal loses nothing; the other
+        # layer is the core.
         is_wide = read(first)[0].numel() > read(last).shape[0] // groups
         return not is_wide, is_wide
 
     def output_factor(self, site: Site) -> tuple[str, int] | None:
-        return None if site.role is Role.TIED else ("U_GTR", 1)  # the rows of a tied embedding are looked up, too
+        return None if site.role is Role.TIED else ("U_GTR", 1)  # rows of a tied embedding are also looked up
 
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         (rank,) = ranks
@@ -134,7 +122,7 @@ class SVD(Format):
         else:
             outputs, inputs = read(layer).shape
             first, last = nn.Linear(inputs, rank, False, **options), nn.Linear(rank, outputs, bias, **options)
-        return match_layout(LowRankLayer(self, ranks, [first, last], layer), layer)
+        return chain_of(self, ranks, [first, last], layer)
 
     def build_site(self, role: Role, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
         if role is Role.TIED:
@@ -148,14 +136,14 @@ class SVD(Format):
         return built
 
     def _tied(self, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
-        """A chain for the tables and one for the heads, which hold the same Parameters."""
+        """One chain for the tables and one for the heads, with the same Parameters."""
         tables = [layer for layer in layers.values() if is_table(layer)]
         table = self.build(tables[0], ranks, bias=False)
         head = self._head(next(layer for layer in layers.values() if layer not in tables), table, bias)
         return Built({name: table if layer in tables else head for name, layer in layers.items()}, head)
 
     def _joint(self, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
-        """A chain for each layer, whose first factors are one module; their last ones hold the outputs in turn."""
+        """A chain for each layer: all share one first module, and each last module holds the layer's own outputs."""
         (rank,) = ranks
         like = next(iter(layers.values()))
         options = same_tensor_options(like)
@@ -165,29 +153,23 @@ class SVD(Format):
         chains: dict[str, LowRank] = {}
         for name, layer in layers.items():
             last = nn.Linear(rank, sizes[name][0], bias, **options)
-            chains[name] = match_layout(LowRankLayer(self, ranks, [first, last], layer), layer)
+            chains[name] = chain_of(self, ranks, [first, last], layer)
         stacked = nn.Linear(inputs, sum(outputs for outputs, _ in sizes.values()), bias, device="meta")
         lasts = Stacked([chain[-1] for chain in chains.values()])
         return Built(chains, LowRank(self, ranks, [first, lasts], stacked))
 
     def _head(self, layer: nn.Module, table: LowRank, bias: bool) -> LowRank:
-        """The chain for a linear layer that shares the weight of an embedding: it shares the factors of its chain.
-
-        Args:
-            layer: the dense head.
-            table: the chain of the embedding.
-            bias: whether the head's chain has one.
-        """
+        """The chain for a dense head that shares the weight of an embedding: it shares the factors of its chain."""
         options = same_tensor_options(layer)
-        lookup, linear = _pair(table)
+        lookup, linear = layers_in(table)
         (rank,) = table.ranks
         first = TransposedLinear(linear.out_features, rank, **options)
         last = nn.Linear(rank, lookup.num_embeddings, bias, **options)
         first.weight, last.weight = linear.weight, lookup.weight
-        return match_layout(LowRankLayer(self, table.ranks, [first, last], layer), layer)
+        return chain_of(self, table.ranks, [first, last], layer)
 
     def cut(self, chain: LowRank, ranks: Ranks) -> LowRank:
-        first, last = _pair(chain)
+        first, last = layers_in(chain)
         (whole,) = chain.ranks
         if len(ranks) != 1 or not 1 <= ranks[0] <= whole:
             raise ValueError(f"a chain of svd of rank {whole} cannot be cut to {ranks}; name one rank up to {whole}")
@@ -195,24 +177,20 @@ class SVD(Format):
             raise ValueError(
                 f"a chain of {chain.groups} groups cannot be cut: their columns lie side by side; fit it anew"
             )
-        parts = [cut(first, outputs=ranks[0]), cut(last, inputs=ranks[0])]
-        smaller = LowRankLayer(self, ranks, parts, chain)
+        layers = [cut(first, outputs=ranks[0]), cut(last, inputs=ranks[0])]
+        smaller = LowRankLayer(self, ranks, layers, chain)
         smaller.kind, smaller.role, smaller.batch_dims = chain.kind, chain.role, chain.batch_dims
         return smaller.train(chain.training)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
-        first, last = _pair(chain)
+        first, last = chain
         with torch.no_grad():
             write(first, factors.tensors["V_GRD"])
             write(last, factors.tensors["U_GTR"])
             set_bias(last, bias)
 
     def chain_weight(self, chain: LowRank) -> Tensor:
-        first, last = (read(layer) for layer in _pair(chain))
+        first, last = map(read, chain)
         V_GRD = first.reshape(getattr(chain, "groups", 1), -1, first[0].numel())
         U_GTR = last.reshape(len(V_GRD), -1, V_GRD.shape[1])
         return (U_GTR @ V_GRD).reshape(last.shape[0], *first.shape[1:])
-
-
-def _pair(chain: LowRank) -> tuple[Any, Any]:
-    return chain[0], chain[1]

@@ -1,12 +1,12 @@
-"""Tensor train and tensor ring, plain and semi-tensor: one factor after the other, each bound to the next.
+"""Tensor train and tensor ring, plain and semi-tensor: a row of factors, each bound to the next.
 
-A convolution is a chain over its outputs, rows, columns and channels. A matrix has no such modes: its outputs and
-inputs are read as several smaller ones, and each factor holds an output and an input mode. In the semi-tensor forms
-the two outer factors serve several slices of the channels alike, which makes them smaller.
+The row of a convolution runs over its outputs, rows, columns and channels. A matrix has no such modes: its outputs and
+inputs are each split into several smaller modes, and each factor holds one output and one input mode. In the
+semi-tensor forms the two outer factors are shared by several slices of the channels, which makes them smaller.
 
-Letters: t outputs, u slices of them, c channels, s slices of them, h kernel rows, w kernel columns; of a split matrix
+Letters: t outputs, u slices of them, c channels, s slices of them, h kernel rows, w kernel columns; for a split matrix
 t, u, v output modes and i, j, k input modes; z kernel planes; q the one tap of a 1 x 1 convolution; a, b, d, e bonds,
-x the one that closes a ring.
+x the bond that closes a ring.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .multilinear import Multilinear
 from .network import Network
 from .shape import Shape
 
-# Slices that the outer factors of a semi-tensor form serve alike.
+# Slices that share the outer factors of a semi-tensor form.
 SLICES = 2
-# Closing bond of the rings on a ladder; with one state a ring is a train.
+# Size of the closing bond that curves of rings try; at size 1 a ring is a train.
 CLOSING = 2
-# Middle bonds of a convolution on a ladder, relative to the outer ones.
+# Middle bonds of a convolution that curves try, relative to the mean of the outer ones.
 MIDDLE = (0.6, 1.0)
 
 
-class Chain(NamedTuple):
-    """Modes of each factor, the one at the outputs first, and what the channels and outputs are read as."""
+class Row(NamedTuple):
+    """Modes of each factor, the one at the outputs first, and the modes of outputs, channels and taps."""
 
     groups: tuple[str, ...]
     outputs: str
@@ -48,7 +48,7 @@ class Chain(NamedTuple):
         return "abde"[: len(self.groups) - 1]
 
     def terms(self, closed: bool) -> list[str]:
-        """Letters of the factors, in the same order."""
+        """Letters of the factors, the one at the outputs first."""
         bonds = self.bonds
         terms = [(bonds[k - 1] if k else "") + group + bonds[k : k + 1] for k, group in enumerate(self.groups)]
         if closed:
@@ -56,11 +56,11 @@ class Chain(NamedTuple):
         return terms
 
     def size(self, *groups: int) -> int:
-        """Entries of some groups together."""
+        """Product of the sizes of some groups of modes."""
         return math.prod(self.sizes[letter] for group in groups for letter in self.groups[group])
 
     def limits(self) -> Ranks:
-        """Ranks at which a chain is exact."""
+        """Ranks at which a train is exact."""
         count = len(self.groups)
         return tuple(min(self.size(*range(k)), self.size(*range(k, count))) for k in range(1, count))
 
@@ -85,47 +85,47 @@ class TensorTrain(Multilinear):
         shape = Shape.of_site(site)
         if self.slices > 1 and shape.outputs % self.slices and shape.channels % self.slices:
             return f"{self.name} needs an even number of inputs or outputs; use svd"
-        chain = self.chain(shape)
-        if sum(chain.size(group) > 1 for group in range(len(chain.groups))) < 2:
+        row = self.row(shape)
+        if sum(row.size(group) > 1 for group in range(len(row.groups))) < 2:
             return f"{self.name} needs more inputs or outputs to split; use svd"
         return None
 
-    def chain(self, shape: Shape) -> Chain:
-        """What is chained."""
+    def row(self, shape: Shape) -> Row:
+        """The modes of the factors."""
         T, C = shape.outputs, shape.channels
         sizes = {"g": shape.groups, "q": 1}
         tap = "q" if shape.kernel else ""
         if self.slices == 1 and shape.taps == 1:
-            # The largest output mode goes with the smallest input mode, so that the factors are of like size.
+            # The largest output mode goes with the smallest input mode, so that the factors have similar sizes.
             sizes |= dict(zip("tuv", split_number(T, 3), strict=True))
             sizes |= dict(zip("ijk", reversed(split_number(C, 3)), strict=True))
-            return Chain(("ti", "uj", "vk" + tap), "tuv", "ijk", tap, sizes)
+            return Row(("ti", "uj", "vk" + tap), "tuv", "ijk", tap, sizes)
         u, s = (self.slices if number % self.slices == 0 else 1 for number in (T, C))
         sizes |= {"t": T // u, "u": u, "c": C // s, "s": s}
         if shape.taps == 1:
-            return Chain(("t", "us", "c" + tap), "tu", "cs", tap, sizes)
+            return Row(("t", "us", "c" + tap), "tu", "cs", tap, sizes)
         directions = shape.directions
         sizes |= dict(zip(directions, shape.kernel, strict=True))
         if self.slices == 1:
-            return Chain(("t", *directions, "c"), "t", "c", directions, sizes)
-        middle = list(directions)  # the first of them holds the slices of the outputs, the last those of the channels
+            return Row(("t", *directions, "c"), "t", "c", directions, sizes)
+        middle = list(directions)  # the first direction holds the slices of the outputs, the last those of the channels
         middle[0] = "u" + middle[0]
         middle[-1] += "s"
-        return Chain(("t", *middle, "c"), "tu", "cs", directions, sizes)
+        return Row(("t", *middle, "c"), "tu", "cs", directions, sizes)
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:
-        chain = self.chain(shape)
-        sizes = {**chain.sizes, **dict(zip(("x" if self.closed else "") + chain.bonds, ranks, strict=True))}
-        factors = tuple(reversed(chain.terms(self.closed)))
-        return Network(factors, chain.channels, chain.outputs, chain.spatial, sizes, shape.kernel)
+        row = self.row(shape)
+        sizes = {**row.sizes, **dict(zip(("x" if self.closed else "") + row.bonds, ranks, strict=True))}
+        factors = tuple(reversed(row.terms(self.closed)))
+        return Network(factors, row.channels, row.outputs, row.spatial, sizes, shape.kernel)
 
     def largest(self, shape: Shape) -> Ranks:
-        chain = self.chain(shape)
-        closing = (min(chain.size(0), chain.size(len(chain.groups) - 1)),) if self.closed else ()
-        return (*closing, *chain.limits())
+        row = self.row(shape)
+        closing = (min(row.size(0), row.size(len(row.groups) - 1)),) if self.closed else ()
+        return (*closing, *row.limits())
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        limits = self.chain(shape).limits()
+        limits = self.row(shape).limits()
         if shape.taps == 1:
             step = 1  # a layer's channels are products of ranks and modes
         if len(limits) > 2:
@@ -141,17 +141,17 @@ class TensorTrain(Multilinear):
         return [[(x, *ranks) for ranks in proportional(family, step)] for family in opened]
 
     def fits_at_once(self, network: Network, R: int, S: int) -> bool:
-        plain = self.slices == 1 and not self.closed  # whose start nearly is the optimum
+        plain = self.slices == 1 and not self.closed  # the start of a plain train is nearly the optimum
         return plain or super().fits_at_once(network, R, S)
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         shape = Shape(1, network.count(network.outputs), network.count(network.channels), network.kernel_size)
-        chain, sizes = self.chain(shape), network.sizes
-        arranged = torch.einsum(f"{network.equation.kernel}->{''.join(chain.groups)}", X)
-        modes = arranged.reshape([math.prod(network.shape(group)) for group in chain.groups])
-        bonds = [sizes[bond] for bond in chain.bonds]
+        row, sizes = self.row(shape), network.sizes
+        arranged = torch.einsum(f"{network.equation.kernel}->{''.join(row.groups)}", X)
+        modes = arranged.reshape([network.count(group) for group in row.groups])
+        bonds = [sizes[bond] for bond in row.bonds]
         parts = splitting.ring(modes, sizes["x"], bonds) if self.closed else splitting.train(modes, bonds)
-        terms = chain.terms(self.closed)
+        terms = row.terms(self.closed)
         yield [
             torch.einsum(f"{term}->{letters}", part.reshape(network.shape(term)))
             for term, part, letters in zip(reversed(terms), reversed(parts), network.factors, strict=True)
@@ -159,7 +159,7 @@ class TensorTrain(Multilinear):
 
 
 class TensorRing(TensorTrain):
-    """A tensor train whose first and last factor share a bond `x` as well, which is summed over last.
+    """A tensor train whose first and last factor share a bond `x` too, which is summed over last.
 
     Source: Zhao, Zhou, Xie, Zhang, Cichocki, "Tensor Ring Decomposition", 2016, arXiv 1606.05535; Wang, Sun, Eriksson,
     Wang, Aggarwal, "Wide Compression: Tensor Ring Nets", 2018, arXiv 1802.09052.
@@ -187,7 +187,7 @@ class SemiTensorTrain(TensorTrain):
 
 
 class SemiTensorRing(SemiTensorTrain):
-    """A semi-tensor train whose first and last factor share a bond `x` as well.
+    """A semi-tensor train whose first and last factor share a bond `x` too.
 
     Source: "Semi-tensor Product-based Tensor Decomposition for Neural Network Compression", 2021, arXiv 2109.15200.
     """

@@ -18,15 +18,15 @@ from .multilinear import Multilinear
 from .network import Network
 from .shape import Shape
 
-# Rows and columns kept on a ladder, of kernels that have as many.
+# Kept rows and columns that curves try, where the kernel is larger.
 KEPT = ((1, 1), (2, 2), (1, 2), (2, 1))
 
 
 class Tucker(Multilinear):
     """`W[t, c, h, w] = sum A[t, a] M[a, b, i, j] B[b, c] P[b, i, h] Q[b, i, j, w]`.
 
-    1 x 1 -> depthwise k x 1 -> depthwise 1 x k -> 1 x 1 -> 1 x 1. A depthwise convolution stores its rows and columns
-    for every channel, so here every channel has its own: at the same cost this holds every Tucker form.
+    1 x 1 -> depthwise k x 1 -> depthwise 1 x k -> 1 x 1 -> 1 x 1. A depthwise convolution stores rows and columns for
+    every channel anyway, so here every channel has its own: at the same cost this contains every Tucker form.
 
     Source: Tucker, "Some Mathematical Notes on Three-mode Factor Analysis", 1966; Kim et al., 2016, arXiv 1511.06530.
     """

@@ -11,36 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.low_rank import LowRankLayer
 from ..linalg import tucker2, tucker2_surface
 from ..linalg.metric import Metric
 from ..network.site import Site
-from .base import (
-    Cost,
-    Factors,
-    Format,
-    LowRank,
-    Ranks,
-    Rivals,
-    grouped,
-    match_layout,
-    relative,
-    same_tensor_options,
-    set_bias,
-    steps,
-    ungrouped,
-)
+from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, relative
+from .building import chain_of, layers_in, same_tensor_options, set_bias
 from .convolution import convolution
-from .weights import read, write
+from .ladders import steps
+from .weights import grouped, read, ungrouped, write
 
-# A curve asks for at most this many channel ranks; each costs one eigenvalue problem of the size of the outputs.
+# Curves try at most this many channel ranks; each costs one eigenvalue problem of the size of the outputs.
 CHANNEL_RANKS = 32
 
 
 def checked_sweeps(sweeps: int | None) -> int | None:
-    """The number; ValueError where it is none."""
+    """The number of sweeps; ValueError if it is not a whole number from 0, or None."""
     if sweeps is not None and (isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 0):
-        raise ValueError(f"sweeps is {sweeps!r}; give a whole number from 0, or None for the usual ones")
+        raise ValueError(f"sweeps is {sweeps!r}; give a whole number from 0, or None for the default")
     return sweeps
 
 
@@ -62,12 +49,12 @@ class Tucker2(Format):
         """Choose how long to fit.
 
         Args:
-            sweeps: at most this many; by default four, which end within about one per cent of the optimum. Those after
-                the fourth are Newton's steps, which come to it, and each take the time of about six. In the weight
-                metric there are thirty by default, and all are alike.
+            sweeps: at most this many; by default four, which end within about one per cent of the optimum. Sweeps after
+                the fourth are Newton steps, which reach the optimum; each takes as long as about six sweeps. In the
+                weight metric the default is thirty, and all are alike.
 
         Raises:
-            ValueError: for what is no whole number from 0.
+            ValueError: if it is not a whole number from 0.
         """
         self.sweeps = checked_sweeps(sweeps)
 
@@ -102,7 +89,7 @@ class Tucker2(Format):
         ]
 
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
-        """See `Format.fit`; ends at a relative squared error of `enough`, if it comes there."""
+        """See `Format.fit`; stops early at a relative squared error of `enough`."""
         R, S = ranks = self.check(site, ranks)
         fits, total = [], 0.0
         for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
@@ -134,10 +121,10 @@ class Tucker2(Format):
         first = convolution(dense, dense.in_channels, G * S, G, held=(), bias=False, **options)
         core = convolution(dense, G * S, G * R, G, bias=False, **options)
         last = convolution(dense, G * R, dense.out_channels, G, held=(), bias=bias, **options)
-        return match_layout(LowRankLayer(self, ranks, [first, core, last], layer), layer)
+        return chain_of(self, ranks, [first, core, last], layer)
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
-        first, core, last = _three(chain)
+        first, core, last = chain
         with torch.no_grad():
             write(first, factors.tensors["B_GCS"].mT)
             write(core, factors.tensors["G_GRSQ"])
@@ -145,14 +132,10 @@ class Tucker2(Format):
             set_bias(last, bias)
 
     def chain_weight(self, chain: LowRank) -> Tensor:
-        first, core, last = _three(chain)
+        first, core, last = layers_in(chain)
         groups, (R, S) = core.groups, chain.ranks
         B_GSC = first.weight.reshape(groups, S, -1)
         G_GRSQ = read(core).reshape(groups, R, S, -1)
         A_GTR = last.weight.reshape(groups, -1, R)
         weight = torch.einsum("gtr,grsq,gsc->gtcq", A_GTR, G_GRSQ, B_GSC)
         return weight.reshape(chain.out_channels, -1, *core.kernel_size)
-
-
-def _three(chain: LowRank) -> tuple[Any, Any, Any]:
-    return chain[0], chain[1], chain[2]

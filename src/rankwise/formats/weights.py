@@ -33,17 +33,29 @@ def write(layer: Any, weight: Tensor) -> None:
 
 
 def _swapped(layer: Any, weight: Tensor) -> Tensor:
-    """From one of the two layouts to the other."""
+    """From the stored layout to output first, or back."""
     if isinstance(layer, TransposedLinear):
         return weight.mT
     return output_first(site_kind(layer), weight, getattr(layer, "groups", 1))
+
+
+def grouped(site: Site, weight: Tensor) -> Tensor:
+    """The weight as G x T x C x Q (groups, outputs and channels per group, taps), float64."""
+    kernel = weight.detach().double()
+    taps = kernel[0, 0].numel()
+    return kernel.reshape(site.groups, kernel.shape[0] // site.groups, kernel.shape[1], taps)
+
+
+def ungrouped(site: Site, weight_GTCQ: Tensor) -> Tensor:
+    """Inverse of `grouped`."""
+    return weight_GTCQ.reshape(site.weight_shape)
 
 
 def site_weight(source: WeightSource, site: Site) -> Tensor:
     """The site's weight, O x I/groups [x kernel], float64, detached; read through a parametrisation.
 
     Raises:
-        ValueError: naming the site, if the weight is not finite.
+        ValueError: naming the site, if the weight is not finite or its squares are out of range.
     """
     weight = kind_of(site).weight(source, site).detach().double()
     if not torch.isfinite(weight).all():
@@ -51,19 +63,19 @@ def site_weight(source: WeightSource, site: Site) -> Tensor:
     largest = float(weight.abs().max()) if weight.numel() else 0.0
     if largest and not 1e-152 < largest < 1e150:
         raise ValueError(
-            f"site {site.name!r}: the weight is of size {largest:.0e}, whose squares no number holds; scale it, or "
-            f"ignore the site"
+            f"site {site.name!r}: the weight is of size {largest:.0e}, and float64 cannot hold its square; scale the "
+            f"weight, or ignore the site"
         )
     return weight
 
 
 def site_bias(source: WeightSource, site: Site) -> Tensor | None:
-    """The site's bias, float64, detached; of a tied embedding that of its head."""
+    """The site's bias (a tied embedding's is its head's), float64, detached."""
     bias = kind_of(site).bias(source, site)
     return None if bias is None else bias.detach().double()
 
 
 def weight_metrics(site: Site, device: torch.device | str = "cpu") -> list[Metric]:
-    """The weight metric of each group; of a tied embedding that of its head's inputs and that of its rows."""
+    """The weight metric of each group; for a tied embedding those of its head's inputs and of its rows."""
     metrics: list[Metric] = [Identity(site.in_features, device) for _ in range(site.groups)]
     return [*metrics, Identity(site.out_features, device)] if site.role is Role.TIED else metrics

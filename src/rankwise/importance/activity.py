@@ -11,9 +11,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..formats.base import grouped
 from ..formats.slr import Importance
-from ..formats.weights import site_weight
+from ..formats.weights import grouped, site_weight
 from ..network.site import Site
 from ..running.exclusive import exclusive
 from ..statistics import Statistics

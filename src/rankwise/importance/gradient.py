@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..formats.base import grouped
 from ..formats.slr import Importance
+from ..formats.weights import grouped
 from ..layers.kinds import output_first
 from ..network.site import Site
 from ..running.exclusive import exclusive

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from ..formats.base import grouped
-from ..formats.weights import site_weight, write
+from ..formats.weights import grouped, site_weight, write
 from ..linalg.sparse_low_rank import leading
 from ..network.site import Site
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..formats import LowRank
-from ..formats.base import CHANNELS_LAST
+from ..formats.building import CHANNELS_LAST
 from .linear import low_rank_linear, why_plain
 
 AS_IT_IS = "as it is"

@@ -1,6 +1,7 @@
-"""Least squares in one factor of a multilinear kernel: the exact solution, or conjugate gradients from where it is.
+"""Least squares in one factor of a multilinear kernel: exactly, or by conjugate gradients from the current factor.
 
-The preconditioner is that of `tucker2` for any equation: as if the inputs that a factor holds did not depend on others.
+The preconditioner is that of `tucker2_steps` for any equation: it takes the inputs that a factor holds as independent
+of all others.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from .equation import Equation, arranged, contract
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
-# A matrix of at most this many rows is decomposed where one system serves many inputs, and for a preconditioner.
+# Matrices of at most this many rows are decomposed in the weight metric and for preconditioners.
 IDENTITY_ROWS = 2048
 
 Operation = Callable[[Tensor], Tensor]
 
 
 class Problem(Protocol):
-    """What is fitted: `W Sigma`, and the same with the outputs summed over the output factor."""
+    """What a block needs to know of the fit: see `multilinear.Solver`."""
 
     equation: Equation
     metric: Metric
@@ -41,8 +42,9 @@ class Problem(Protocol):
 class Block:
     """Least squares in one factor `f`: `(J^T (I kron Sigma) J + p I) f = J^T vec(W Sigma) + p f_before`.
 
-    Of the letters of the factor, `outs` are output modes, each with the same system; `held` are input modes and `bonds`
-    the rest, which the system couples. Everything is contracted in whatever order makes the smallest tensors.
+    The letters of the factor are of three kinds. `outs` are output modes: the system is the same for each. `held` are
+    input modes and `bonds` all others: the system couples both. Products are contracted in the order that makes the
+    smallest tensors.
     """
 
     def __init__(self, problem: Problem, factors: Sequence[Tensor], k: int) -> None:
@@ -58,8 +60,9 @@ class Block:
         last = self.equation.output_factor
         letters = self.equation.factors[last] if last is not None else ""
         bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
-        # With an output factor only the span of its columns is reached: outputs are summed over it, once and for all.
-        # That pays where it has fewer columns than rows.
+        # If one factor A holds all outputs, the kernel is `A M` and `J` needs A only as `A^T A` (bonds x bonds) and
+        # `A^T W Sigma`. All later products then have one row per bond state instead of one per output, which pays
+        # where A has no more columns than rows.
         if last is not None and self.count(bonds) <= self.count(self.equation.outputs):
             A = terms.pop(last)[1]
             self.reached, pair = bonds, ((letters, A), (self._copied(letters, ""), A))
@@ -73,8 +76,9 @@ class Block:
         self.grams = self._grams()
         marginal = self.metric.marginal(self.modes, [self.equation.inputs.index(letter) for letter in self.held])
         self.marginal = marginal
-        means = [float(gram.diagonal().mean()) for _, gram in self.grams]
         self.problem = problem
+        # Relative to the mean diagonal of the normal matrix, taken as `marginal kron grams`.
+        means = [float(gram.diagonal().mean()) for _, gram in self.grams]
         self.p = problem.proximal * math.prod(means) * float(marginal.diagonal().mean())
 
     @cached_property
@@ -86,7 +90,7 @@ class Block:
         return math.prod(self.sizes[letter] for letter in letters)
 
     def _copied(self, letters: str, shared: str) -> str:
-        """Letters of a factor's copy: capitals, but for the outputs and `shared`."""
+        """Letters of a factor's copy in `J^T J`: capitals, except for what is summed over: outputs and `shared`."""
         kept = self.equation.outputs + shared
         return "".join(letter if letter in kept else letter.upper() for letter in letters)
 
@@ -96,15 +100,16 @@ class Block:
         return pairs if self.A_gram is None else [*pairs, (self.reached + self.reached.upper(), self.A_gram)]
 
     def _grams(self) -> list[tuple[str, Tensor]]:
-        """Products of the others, summed over all but this factor's bonds, as if no input knew of another.
+        """Gram matrices of the other factors over this factor's bonds, as if Sigma were the identity.
 
-        Bonds that nothing connects then have a matrix of their own each; the whole is their Kronecker product.
+        Bonds that no product connects have a matrix each; the whole is the Kronecker product of these.
         """
         left = self._twice(self.equation.inputs)
         grams: list[tuple[str, Tensor]] = []
         for bond in self.bonds:
             if any(bond in bonds for bonds, _ in grams):
                 continue
+            # Grow the set of letters from this bond until no term shares a letter with it.
             reached, part = {bond}, []
             while joined := [term for term in left if reached & set(term[0])]:
                 left = [term for term in left if not reached & set(term[0])]
@@ -113,13 +118,13 @@ class Block:
             bonds = "".join(letter for letter in self.bonds if letter in reached)
             gram = contract(part, bonds + bonds.upper()).reshape(self.count(bonds), -1)
             grams.append((bonds, gram))
-        if left:  # connected with no bond: a number
+        if left:  # terms connected with no bond are a number
             grams[0] = grams[0][0], grams[0][1] * float(contract(left, ""))
         return grams
 
     def solved(self) -> Tensor:
-        """The exact solution, but for the proximal term."""
-        if isinstance(self.metric, Identity):  # no input knows of another: a Kronecker product of the bonds' matrices
+        """The exact solution, up to the proximal term."""
+        if isinstance(self.metric, Identity):  # the normal matrix is the Kronecker product of the grams
             missed = self.right - self._along(self.f, [gram.matmul for _, gram in self.grams])
             return self.f + self._along(missed, [_inverse(gram, self.problem.proximal) for _, gram in self.grams])
         coupled = self.held + self.bonds
@@ -133,7 +138,7 @@ class Block:
         return arranged(solved.reshape([self.sizes[letter] for letter in order]), order, self.letters)
 
     def descended(self, steps: int) -> Tensor:
-        """Some steps of conjugate gradients from where the factor is; the proximal term has no gradient there."""
+        """Some conjugate gradient steps from the current factor, where the proximal term has no gradient."""
         missed = self.right - self._normal(self.f)
         if self.metric.dim >= SINGLE_PRECISION:
             self._round()
@@ -142,19 +147,19 @@ class Block:
         return self.f + conjugate_gradients(self._apply, precondition, torch.zeros_like(missed), missed, steps)
 
     def preconditioner(self, dtype: torch.dtype) -> Operation:
-        """The inverse of the normal matrix as if the inputs that the factor holds did not depend on others."""
+        """The inverse of `marginal kron grams`: the normal matrix if held inputs were independent of all others."""
         inverses = [_inverse(part.to(dtype), 1e-6) for part in (self.marginal, *(gram for _, gram in self.grams))]
         return lambda x: self._along(x, inverses)
 
     def _round(self) -> None:
-        """Everything that the steps multiply with in single precision: a correction needs no more."""
+        """Everything the steps multiply with, in single precision: enough for a correction."""
         self.metric, self.marginal = self.problem.rounded, self.marginal.float()
         self.others = [(letters, factor.float()) for letters, factor in self.others]
         self.grams = [(bonds, gram.float()) for bonds, gram in self.grams]
         self.A_gram = None if self.A_gram is None else self.A_gram.float()
 
     def _along(self, x: Tensor, operations: Sequence[Operation]) -> Tensor:
-        """A Kronecker product of operations, on the groups of bonds and, where there is one more, the held inputs."""
+        """A Kronecker product of operations: one per group of bonds, before them one for the held inputs if there."""
         order = self.outs + self.held + "".join(bonds for bonds, _ in self.grams)
         groups = [self.held, *(bonds for bonds, _ in self.grams)][-len(operations) :]
         x = arranged(x, self.letters, order)
@@ -168,7 +173,7 @@ class Block:
         return self._normal(x) + self.p * x
 
     def _normal(self, x: Tensor) -> Tensor:
-        """`J^T (I kron Sigma) J x`: the kernel on the reached outputs, times Sigma, and back."""
+        """`J^T (I kron Sigma) J x`: to a kernel on the reached outputs, times Sigma, and back."""
         kernel = self.reached + self.equation.inputs
         V = contract([*self.others, (self.letters, x)], kernel)
         VS = self.metric.times(V.reshape(-1, self.metric.dim))
@@ -178,7 +183,7 @@ class Block:
 
 
 def _inverse(S_NN: Tensor, damping: float) -> Operation:
-    """Of a damped matrix; of one that is too large its diagonal has to do."""
+    """The inverse of a damped matrix; for a large one that of its diagonal."""
     if len(S_NN) <= IDENTITY_ROWS:
         root = cholesky(S_NN, max(damping, 1e-12))
         return lambda x: torch.cholesky_solve(x, root)

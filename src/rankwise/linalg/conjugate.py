@@ -9,28 +9,29 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
 
-# From this many inputs on, steps run in single precision: they look for a correction, which needs no more.
+# From this many inputs on, steps run in single precision, which is enough for a correction.
 SINGLE_PRECISION = 512
 
 
 def conjugate_gradients(
     apply: Operator, precondition: Operator, x: Tensor, residual: Tensor, steps: int, last: Tensor | None = None
 ) -> Tensor:
-    """At most `steps` steps on `H x = b` from `x`; any number of them lowers `x^T H x / 2 - b^T x`.
+    """At most `steps` steps on `H x = b` from `x`; any number of steps lowers `x^T H x / 2 - b^T x`.
 
     Args:
         apply: `H`.
-        precondition: an approximate inverse of it.
-        x: where to start.
-        residual: `b - H x` there.
-        steps: how many; fewer at the solution, or where the curvature is lost in rounding.
-        last: a direction that is gone along first and that all others are conjugate to, in place of one step.
+        precondition: an approximate inverse of `H`.
+        x: start.
+        residual: `b - H x` at the start.
+        steps: at most this many; fewer at the solution, or where the curvature is lost in rounding.
+        last: direction of the first step; all further directions are conjugate to it.
     """
     if last is not None and (curvature := (last * (along := apply(last))).sum()) > 0:
         alpha = (residual * last).sum() / curvature
         x, residual, steps = x + alpha * last, residual - alpha * along, steps - 1
         plain, weights = precondition, along / curvature
 
+        # Keeps all further directions conjugate to `last`, so that no later step undoes the first one.
         def precondition(r: Tensor) -> Tensor:
             z = plain(r)
             return z - (weights * z).sum() * last

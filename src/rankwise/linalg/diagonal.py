@@ -1,4 +1,4 @@
-"""The metric of one-hot inputs: Sigma is diagonal, so inputs as many as a vocabulary has words are no matter.
+"""The metric of one-hot inputs: Sigma is diagonal, so vocabulary-sized inputs are cheap.
 
 Letters: D input dimension = C * Q, T output rows of a weight, R rank.
 """
@@ -19,8 +19,8 @@ class Diagonal(Metric):
     """`Sigma = diag(variance) + damping * mean(variance) I`.
 
     Args:
-        variance_D: the diagonal, none below zero.
-        damping: relative to the mean; how much of the weight metric is mixed in.
+        variance_D: the diagonal, at least 0.
+        damping: share of the weight metric that is mixed in, relative to the mean.
 
     Example:
         >>> Diagonal(torch.tensor([1.0, 3.0]), damping=0.5).dense().diagonal().tolist()

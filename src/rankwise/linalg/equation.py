@@ -1,4 +1,4 @@
-"""Equations of index letters, "ta,cb,abhw->tchw": what factors stand for, and products of them.
+"""Equations of index letters such as "ta,cb,abhw->tchw": the kernel that factors multiply to, and other products.
 
 Sums run over the bonds, the letters that the kernel does not have.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -19,12 +20,7 @@ Sized = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Equation:
-    """Which index letters the factors hold, and those of the kernel.
-
-    Attributes:
-        factors: letters of each factor.
-        outputs: letters of the kernel's output modes.
-        inputs: letters of the kernel's input modes, in the order of the metric's inputs.
+    """Index letters of the factors, and of the kernel's output and input modes (in the order of the metric's inputs).
 
     Every letter of the kernel belongs to one factor; all others are bonds, which are summed over.
     """
@@ -35,7 +31,7 @@ class Equation:
 
     @classmethod
     def parse(cls, text: str, outputs: int = 1) -> Equation:
-        """Of "ta,cb,abhw->tchw"; the first `outputs` letters of the result are output modes."""
+        """From "ta,cb,abhw->tchw"; the first `outputs` letters of the result are output modes."""
         factors, result = text.split("->")
         return cls(tuple(factors.split(",")), result[:outputs], result[outputs:])
 
@@ -45,7 +41,7 @@ class Equation:
 
     @cached_property
     def output_factor(self) -> int | None:
-        """The factor that holds all output modes and no input mode."""
+        """Number of the factor that holds all output modes and no input mode."""
         for number, letters in enumerate(self.factors):
             if set(self.outputs) <= set(letters) and not set(self.inputs) & set(letters):
                 return number
@@ -53,28 +49,26 @@ class Equation:
 
 
 def contract(terms: Sequence[tuple[str, Tensor]], result: str) -> Tensor:
-    """Sum of products over all letters that are not in the result, pair by pair, the smallest products first."""
+    """Sum of products over all letters that are not in the result, pair by pair; see `_order`."""
     left = list(terms)
     for i, j, a, b, kept in _order(tuple((letters, tensor.shape) for letters, tensor in terms), result):
         product = torch.einsum(f"{a},{b}->{kept}", left[i][1], left[j][1])
         left = [term for number, term in enumerate(left) if number not in (i, j)] + [(kept, product)]
     ((letters, tensor),) = left
-    return (
-        arranged(tensor, letters, result)
-        if len(letters) == len(result)
-        else torch.einsum(f"{letters}->{result}", tensor)
-    )
+    if len(letters) == len(result):
+        return arranged(tensor, letters, result)
+    return torch.einsum(f"{letters}->{result}", tensor)
 
 
 @lru_cache(maxsize=4096)  # a fit asks for the same products in every sweep
 def _order(terms: tuple[Sized, ...], result: str) -> tuple[tuple[int, int, str, str, str], ...]:
-    """Which two terms to multiply, one pair after the other: their places, their letters, and those of the product."""
+    """Which two terms to multiply next: their places, their letters, and the letters of the product.
+
+    Greedy: always the pair whose product has the fewest numbers, less those of its two factors.
+    """
     left, order = list(terms), []
     while len(left) > 1:
-        i, j = min(
-            ((i, j) for i in range(len(left)) for j in range(i + 1, len(left))),
-            key=lambda pair: _pair_size(left, pair[0], pair[1], result),
-        )
+        i, j = min(combinations(range(len(left)), 2), key=lambda pair: _pair_size(left, *pair, result))
         (a, _), (b, _), sizes = left[i], left[j], _sizes(left[i], left[j])
         kept = _kept(left, i, j, result)
         if len(left) == 2 and set(kept) == set(result):
@@ -106,12 +100,12 @@ def arranged(tensor: Tensor, letters: str, order: str) -> Tensor:
 
 
 def compose(equation: Equation, factors: Sequence[Tensor]) -> Tensor:
-    """The kernel that the factors stand for, with one dimension per mode."""
+    """The kernel that the factors multiply to, with one dimension per mode."""
     return contract(list(zip(equation.factors, factors, strict=True)), equation.kernel)
 
 
 def equalised(equation: Equation, factors: Sequence[Tensor]) -> list[Tensor]:
-    """The same product, with the parts of every bond state of equal norm in all factors that share it."""
+    """The same kernel, with each bond state of equal norm in all factors that share it."""
     factors = list(factors)
     for bond in sorted(set("".join(equation.factors)) - set(equation.kernel)):
         holders = [k for k, letters in enumerate(equation.factors) if bond in letters]

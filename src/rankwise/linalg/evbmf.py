@@ -1,6 +1,6 @@
 """The rank of a matrix under Gaussian noise of unknown variance: global analytic empirical variational Bayes.
 
-`Y = B A^T + E`, `E_ij ~ N(0, sigma^2)`: a singular value is kept if it exceeds `sigma sqrt(M x)` with the constant x of
+`Y = B A^T + E`, `E_ij ~ N(0, sigma^2)`: a singular value is kept if it exceeds `sigma sqrt(M x)`, with x from
 `threshold_constant`; sigma^2 minimises the free energy, a function of one variable with many local minima.
 
 Letters: L rows, M columns with L <= M, K = L singular values, G values of sigma^2 tried at once.
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from .scalar import local_minimum, root
 
-# Values of sigma^2 on a logarithmic grid, beside the break points, before the best bracket is refined.
+# Values of sigma^2 on a logarithmic grid, in addition to the break points, before the best bracket is refined.
 GRID = 256
-# Values of sigma^2 times singular values that are looked at together: 64 MB in float64.
+# Values of sigma^2 times singular values in one tensor: 64 MB in float64.
 AT_ONCE = 1 << 23
-# Singular values below this times the size and the largest are rounding errors of float32 weights.
+# Singular values below this times the size and the largest value are rounding errors of float32 weights.
 ROUNDING = 1e-7
 
 
@@ -33,10 +33,10 @@ class Noise:
     """What `evbmf` found.
 
     Attributes:
-        rank: singular values above the threshold.
-        variance: sigma^2 of the noise, 0 for a matrix without any.
+        rank: number of singular values above the threshold.
+        variance: sigma^2 of the noise, 0 if there is none.
         threshold: singular values above it are kept.
-        shrunken_R: the kept singular values less what the noise added to them, float64.
+        shrunken_R: the kept singular values, less what the noise added, float64.
     """
 
     rank: int
@@ -49,14 +49,11 @@ def evbmf(matrix_LM: Tensor, *, compat: bool = False) -> Noise:
     """Rank and noise of a matrix.
 
     Args:
-        matrix_LM: L x M in any order, any floating dtype; rows and columns of zeros do not count.
-        compat: give what the popular Python port gives, its dependence on scale and orientation included.
-
-    Returns:
-        The rank, an int, with the noise and the threshold.
+        matrix_LM: L x M or M x L, any floating dtype; rows and columns of zeros do not count.
+        compat: give what the popular Python port gives, including its dependence on scale and orientation.
 
     Raises:
-        ValueError: if the matrix is none, or not finite.
+        ValueError: if it is not a matrix, or not finite.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -77,12 +74,9 @@ def evbmf_of(values_K: Tensor, rows: int, columns: int, *, compat: bool = False)
     """`evbmf` of a matrix whose singular values are known.
 
     Args:
-        values_K: all singular values, descending, float64.
-        rows, columns: of the matrix, those of zeros left out.
+        values_K: all singular values, descending.
+        rows, columns: of the matrix, without rows and columns of zeros.
         compat: as for `evbmf`.
-
-    Returns:
-        As `evbmf`.
     """
     if compat:
         return _compat(values_K.double().cpu(), rows, columns)
@@ -104,8 +98,8 @@ def threshold_constant(alpha: float, *, exact: bool = True) -> tuple[float, floa
     """`tau` and `x = (1 + tau) (1 + alpha / tau)` with `log(1 + tau) / tau + alpha / tau log(1 + tau / alpha) = 1`.
 
     Args:
-        alpha: L / M, above 0 and at most 1 (in the port's way of counting also more).
-        exact: solve the equation; else `tau = 2.5129 sqrt(alpha)`, which every published code uses.
+        alpha: L / M, above 0 and at most 1 (in the popular port it may be larger).
+        exact: solve the equation; else `tau = 2.5129 sqrt(alpha)`, as all published code does.
 
     Example:
         >>> round(threshold_constant(1.0)[0], 6)
@@ -124,10 +118,10 @@ def weakened(rank: int, full: int, weakening: float = 1.0, least: int = 1) -> in
     """The rank of a step of multi-stage compression: `max(int(full - w (full - rank)), least)`.
 
     Args:
-        rank: that was found; 0 leaves the full rank, for all noise is no reason to drop a layer.
-        full: the largest rank.
-        weakening: w, above 0 and at most 1, which changes nothing.
-        least: no rank below it is given; where the full rank is not above it, that stays.
+        rank: rank found; 0 leaves the full rank, since pure noise is not a reason to drop a layer.
+        full: largest rank.
+        weakening: w, above 0 and at most 1; at 1 the rank stays as found.
+        least: smallest rank to return; a full rank not above it is returned.
 
     Source: Gusak et al., "MUSCO: Multi-Stage Compression of neural networks", 2019, arXiv 1903.09973.
     """
@@ -137,7 +131,7 @@ def weakened(rank: int, full: int, weakening: float = 1.0, least: int = 1) -> in
 
 
 def _bounds(squares_K: Tensor, L: int, M: int, x: float, count: int) -> tuple[float, float]:
-    """The least and the largest sigma^2 that can be the best."""
+    """Bounds of the best sigma^2."""
     total = float(squares_K.sum())
     most = min(math.ceil(L / (1 + L / M)) - 1, len(squares_K) - 1)  # components that can be kept
     rest = float(squares_K[most:].sum()) if most < len(squares_K) else 0.0
@@ -145,16 +139,16 @@ def _bounds(squares_K: Tensor, L: int, M: int, x: float, count: int) -> tuple[fl
 
 
 def _energies(squares_K: Tensor, L: int, M: int, x: float, variances_G: Tensor) -> Tensor:
-    """The free energy for each sigma^2, times 2 / M and up to a constant."""
+    """The free energy of each sigma^2, times 2 / M and up to a constant."""
     alpha = L / M
     result = []
     for variances in variances_G.split(max(AT_ONCE // max(len(squares_K), 1), 1)):
         x_GK = (squares_K / (M * variances[:, None])).clamp_min(1e-300)
         tau_GK = _tau(x_GK.clamp_min(x), alpha)
-        # x - tau first: both are large for small sigma^2
+        # Subtract tau first: x and tau are both large for small sigma^2.
         kept_GK = (x_GK - tau_GK) + torch.log1p(tau_GK) + alpha * torch.log1p(tau_GK / alpha)
         energy_GK = torch.where(x_GK > x, kept_GK, x_GK)
-        # sum(-log x) of the K values that are there, and log sigma^2 of those that are not, without log 0
+        # The sum of -log x over all L values is L log sigma^2 plus a constant; so no value of 0 meets a logarithm.
         result.append(energy_GK.sum(1) + L * variances.log())
     return torch.cat(result)
 
@@ -165,7 +159,7 @@ def _tau(x: Tensor, alpha: float) -> Tensor:
 
 
 def _least_energy(squares_K: Tensor, L: int, M: int, x: float, upper: float) -> float:
-    """The best sigma^2 in [1, upper]: grid and break points, golden section, then the stationary point itself."""
+    """The best sigma^2 in [1, upper]: grid and break points, finer and finer grids, then the stationary point."""
     breaks = squares_K / (M * x)
     breaks = breaks[(breaks > 1) & (breaks < upper)]
     grid_G = torch.logspace(0, math.log10(upper), GRID, dtype=torch.float64).clamp(1, upper)
@@ -178,7 +172,7 @@ def _least_energy(squares_K: Tensor, L: int, M: int, x: float, upper: float) -> 
         best = int(_energies(squares_K, L, M, x, tried_G).argmin())
         low, high = float(tried_G[max(best - 1, 0)]), float(tried_G[min(best + 1, 63)])
 
-    def excess(variance: float) -> float:  # the derivative's sign: sigma^2 less the mean square that is not explained
+    def excess(variance: float) -> float:  # sign of the derivative: sigma^2 less the mean square that is not explained
         kept_K = squares_K[squares_K > M * variance * x]
         return variance - float(squares_K.sum() - _explained(kept_K, L, M, variance).sum()) / (L * M)
 
@@ -187,7 +181,7 @@ def _least_energy(squares_K: Tensor, L: int, M: int, x: float, upper: float) -> 
 
 
 def _explained(squares_R: Tensor, L: int, M: int, variance: float) -> Tensor:
-    """`gamma gamma~`, the kept square less what the noise added."""
+    """`gamma gamma~`: the kept square, less what the noise added."""
     shrunk_R = squares_R - (L + M) * variance
     return (shrunk_R + (shrunk_R.square() - 4 * L * M * variance**2).clamp_min(0).sqrt()) / 2
 
@@ -199,13 +193,15 @@ def _kept(values_K: Tensor, L: int, M: int, variance: float, threshold: float) -
 
 
 def _compat(values_K: Tensor, L: int, M: int) -> Noise:
-    """Neither transposed nor scaled, the constant approximated, one local search with an absolute tolerance."""
+    """The popular port: no transposing, no scaling, an approximate constant, one local search with fixed tolerance."""
     x = threshold_constant(L / M, exact=False)[1]
     squares_K = values_K.square()
-    # The mean is over the values that there are: with L > M fewer than L, so that the bounds cross.
+    # The port divides by the number of values. With L > M that is less than L, and the bounds can cross.
     lower, upper = _bounds(squares_K, L, M, x, len(squares_K))
     if lower > upper:
-        raise ValueError(f"the lower bound {lower:g} of the variance exceeds the upper bound {upper:g}: transpose")
+        raise ValueError(
+            f"the lower bound {lower:g} of the variance exceeds the upper bound {upper:g}; transpose the matrix"
+        )
 
     def energy(variance: float) -> float:
         return float(_energies(squares_K, L, M, x, torch.tensor([variance], dtype=torch.float64)))

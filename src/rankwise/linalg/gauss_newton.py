@@ -1,18 +1,18 @@
-"""All factors of a multilinear kernel moved at once: a step of Gauss and Newton in the metric.
+"""All factors of a multilinear kernel moved at once: a Gauss-Newton step in the metric.
 
-The kernel is taken to first order in the factors, `V + J d`, and
+To first order in the factors the kernel is `V + J d`. The step solves
 
-    min ||(W - V - J d) Sigma^(1/2)||_F^2
+    min over d of ||(W - V - J d) Sigma^(1/2)||_F^2
 
-is solved for `d` by a few conjugate gradient steps, each of which costs one product with Sigma, however many factors
-there are. They are preconditioned by the blocks, each factor for itself. The output factor is eliminated: it follows
-every change of the others at its best, so that only those parts of the inputs count that it cannot repair,
+by a few conjugate gradient steps, each of which costs one product with Sigma, for any number of factors. The
+preconditioner has one block per factor. The output factor `A` (`V = A M`) is eliminated: it follows every change of
+the others as the best for them. What it can repair then costs nothing, and Sigma becomes
 
-    Sigma - Sigma M^T (M Sigma M^T)^-1 M Sigma     with `V = A M`.
+    Sigma - Sigma M^T (M Sigma M^T)^-1 M Sigma.
 
-Directions are conjugate to the step before, so that one step goes on where the last one ended.
+Directions are conjugate to the step before, so that a step continues where the last one ended.
 
-Letters: T outputs, D inputs, M bond states of the output factor, N numbers of all other factors.
+Letters: T outputs, D inputs, M bond states of the output factor, N numbers in all other factors.
 
 Sources: Kaufman, "A Variable Projection Method for Solving Separable Nonlinear Least Squares Problems", 1975; Sorber,
 Van Barel, De Lathauwer, "Optimization-Based Algorithms for Tensor Decompositions: Canonical Polyadic Decomposition,
@@ -33,12 +33,12 @@ from .symmetric import cholesky
 
 
 class Linearised:
-    """A problem with an output factor to first order in all others.
+    """A problem with an output factor, to first order in all other factors.
 
     Args:
         problem: what is fitted.
-        factors: around which; the output factor is at its best for the others.
-        precision: of the steps: they look for a correction, which needs no more than float32.
+        factors: expansion point; the output factor must be the best for the others.
+        precision: of the steps; float32 is enough for a correction.
     """
 
     def __init__(self, problem: Problem, factors: Sequence[Tensor], precision: torch.dtype) -> None:
@@ -56,12 +56,14 @@ class Linearised:
         self.shape = M.shape
         M_MD = M.reshape(-1, problem.metric.dim)
         MS_MD = problem.metric.times(M_MD)
+        # With L L^T = M Sigma M^T the repaired part of Sigma is R^T R, R = L^-1 M Sigma.
         root_MM = cholesky(MS_MD @ M_MD.mT, max(problem.proximal, 1e-12))
         self.repaired_MD = torch.linalg.solve_triangular(root_MM, MS_MD, upper=False).to(precision)
         A_TM = arranged(A, letters, equation.outputs + bonds).reshape(-1, len(M_MD))
+        # A^T (W - V) Sigma: the gradient needs no term for A, which is at its best.
         missed_MD = A_TM.mT @ (problem.WS_TD - A_TM @ MS_MD)
         self.A_TM = A_TM.to(precision)
-        # With few states their Gram matrix takes the place of the outputs.
+        # With no more states than outputs A^T A is smaller than A, and products need no outputs.
         self.gram_MM = self.A_TM.mT @ self.A_TM if A_TM.shape[1] <= A_TM.shape[0] else None
         rounded = [(letters, factor.to(precision)) for letters, factor in terms]
         self.others = [[term for term in rounded if term[0] != letters] for letters in self.letters]
@@ -69,17 +71,12 @@ class Linearised:
         self.slope_N = self._back(missed_MD.to(precision))
 
     def solved(self, steps: int, before_N: Tensor | None) -> Tensor:
-        """The change of the factors, N numbers.
-
-        Args:
-            steps: of conjugate gradients.
-            before_N: the change before this one, along which the first step goes.
-        """
+        """The change of the factors, N numbers, after some conjugate gradient steps, the first along `before_N`."""
         start_N = torch.zeros_like(self.slope_N)
         return conjugate_gradients(self._normal, self._precondition, start_N, self.slope_N, steps, before_N)
 
     def moved(self, d_N: Tensor) -> list[Tensor]:
-        """The factors after a change, the output factor as it was."""
+        """The factors after a change; the output factor stays."""
         moved = list(self.factors)
         for k, change in zip(self.numbers, self._parts(d_N.double()), strict=True):
             moved[k] = moved[k] + change
@@ -91,7 +88,7 @@ class Linearised:
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _normal(self, d_N: Tensor) -> Tensor:
-        """`J^T (I kron Sigma) J d`, of Sigma what the output factor cannot repair."""
+        """`J^T (I kron Sigma') J d`, with Sigma' the part of Sigma that the output factor cannot repair."""
         changes = zip(self.others, self.letters, self._parts(d_N), strict=True)
         V = torch.stack([contract([*others, (letters, d)], self.reached) for others, letters, d in changes]).sum(0)
         V_MD = V.reshape(-1, self.metric.dim)
@@ -100,6 +97,7 @@ class Linearised:
         return self._back(self.A_TM.mT @ self._left(self.A_TM @ V_MD))
 
     def _left(self, V_MD: Tensor) -> Tensor:
+        """`V Sigma'`."""
         return self.metric.times(V_MD) - (V_MD @ self.repaired_MD.mT) @ self.repaired_MD
 
     def _back(self, E_MD: Tensor) -> Tensor:

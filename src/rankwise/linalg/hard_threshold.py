@@ -1,4 +1,4 @@
-"""The hard threshold for singular values that is best for a signal in white noise of unknown strength.
+"""The optimal hard threshold for singular values of a signal in white noise of unknown strength.
 
 Letters: K singular values.
 
@@ -24,7 +24,7 @@ def hard_threshold(values_K: Tensor, rows: int, columns: int) -> float:
         rows, columns: of the matrix.
 
     Returns:
-        The threshold, in the unit of the values; 0 where there are none.
+        The threshold; 0 without values.
 
     Example:
         >>> round(hard_threshold(torch.tensor([5.0, 1.0, 1.0]), 3, 3), 3)
@@ -37,18 +37,14 @@ def hard_threshold(values_K: Tensor, rows: int, columns: int) -> float:
 
 
 def coefficient(beta: float) -> float:
-    """`omega(beta) = lambda(beta) / sqrt(mu_beta)`: the threshold for known noise over the median noise value.
-
-    Args:
-        beta: aspect ratio of the matrix, above 0 and at most 1.
-    """
+    """`omega(beta) = lambda(beta) / sqrt(mu_beta)`, 0 < beta <= 1: threshold for known noise over the noise median."""
     known = math.sqrt(2 * (beta + 1) + 8 * beta / ((beta + 1) + math.sqrt(beta**2 + 14 * beta + 1)))
     return known / math.sqrt(marchenko_pastur_median(beta))
 
 
 def marchenko_pastur_median(beta: float) -> float:
     """Median of the squared singular values of white noise, in units of its variance times the longer side."""
-    # x = 1 + beta - 2 sqrt(beta) cos(angle) takes the roots at both ends of the density out of the integral
+    # Substituting x = 1 + beta - 2 sqrt(beta) cos(angle) removes the square roots at both ends of the density.
     angle = torch.linspace(0, math.pi, POINTS, dtype=torch.float64)
     x = (1 + beta - 2 * math.sqrt(beta) * angle.cos()).clamp_min(1e-12)
     mass = torch.cumulative_trapezoid(angle.sin().square() / x, angle)

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from .symmetric import cholesky
 
-# Coordinates that a sampled metric projects on at once.
+# Coordinates in one block of a sampled metric's projection.
 PROJECTED = 1024
 
 
 class Metric(ABC):
     """A positive semidefinite D x D matrix Sigma, in float64.
 
-    Laws: `times(M) == M @ dense()`; `energy(M) == trace(M @ dense() @ M.T)`;
-    `inner(M) == M @ dense() @ M.T`; `marginal` is a mean of diagonal blocks of `dense()`.
+    Laws: `times(M) == M @ dense()`; `energy(M) == trace(M @ dense() @ M.T)`; `inner(M) == M @ dense() @ M.T`;
+    `marginal` is a mean of diagonal blocks of `dense()`.
     """
 
     dim: int
@@ -46,19 +46,16 @@ class Metric(ABC):
 
     @abstractmethod
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
-        """Moment of some modes of the input, the mean over all others.
+        """Moment of some modes of the input, K x K, averaged over all other modes.
 
         Args:
             sizes: of the modes that the D inputs are read as, row-major.
-            held: numbers of the modes to keep, ascending; K inputs together.
-
-        Returns:
-            K x K.
+            held: numbers of the modes to keep, ascending; K is the product of their sizes.
         """
 
     @abstractmethod
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
-        """The metric of the inputs projected on `B` per tap: `(B kron I)^T Sigma (B kron I)`, (R Q) x (R Q)."""
+        """The metric of inputs projected on `B` per tap: `(B kron I)^T Sigma (B kron I)`, (R Q) x (R Q)."""
 
     @abstractmethod
     def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
@@ -66,15 +63,14 @@ class Metric(ABC):
 
     @abstractmethod
     def nested_projection(self, target_TD: Tensor) -> Tensor:
-        """Rows whose running sum of squares is the energy explained by the leading coordinates.
+        """`Y` (K x T): for every d, a regression of the target on the first d coordinates explains `Y[:d].T @ Y[:d]`.
 
-        Returns `Y` (K x T) with: for every d, `Y[:d].T @ Y[:d]` is the part of `target Sigma target^T` that a
-        regression on the first d coordinates explains.
+        The sum over all rows is `target Sigma target^T`.
         """
 
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Metric:
-        """The same metric in another precision, for steps that are corrected afterwards."""
+        """The same metric in another precision, for steps that are corrected later."""
 
     def energy(self, M_TD: Tensor) -> float:
         """`trace(M Sigma M^T)`."""
@@ -96,7 +92,7 @@ class Dense(Metric):
 
     Args:
         sigma_DD: symmetric positive semidefinite.
-        damping: relative to the trace; 0.01 means one per cent of weight-space error is mixed in.
+        damping: share of the weight metric that is mixed in; 0.01 is one per cent.
     """
 
     def __init__(self, sigma_DD: Tensor, damping: float = 0.0) -> None:
@@ -142,7 +138,7 @@ class Dense(Metric):
 
 
 class Sampled(Metric):
-    """Sigma as `X^T X + ridge I` for fewer rows than inputs: nothing of size D x D is ever made.
+    """Sigma as `X^T X + ridge I`, for fewer rows than inputs; only `dense` makes a D x D matrix.
 
     Args:
         rows_ND: centred samples divided by the square root of their number.
@@ -183,10 +179,11 @@ class Sampled(Metric):
         return _channel_fold(self.times(M_TD), B_CR, taps)
 
     def nested_projection(self, target_TD: Tensor) -> Tensor:
-        # Of the coordinates done, X, and the ridge r only K = r I + X X^T is needed (N x N): what is left of further
-        # ones is r (I + X'^T K^-1 X'), and of their products with the target r (target' + X'^T K^-1 rest).
+        # Block elimination over the coordinates. With X the columns done so far and the ridge r, all that is needed of
+        # them is K = r I + X X^T, which is only N x N. Given them, the next block X' has the Schur complement
+        # r (I + X'^T K^-1 X'), and its product with the target is r (target' + X'^T K^-1 rest).
         X_ND = self.rows_ND
-        # Without a ridge an input that others determine would have a direction of its own made of rounding errors.
+        # Without a ridge, an input that others determine would get a direction of its own, made of rounding errors.
         ridge = max(self.ridge, 1e-12 * float(X_ND.square().mean()) * len(X_ND), torch.finfo(torch.float64).tiny)
         K_NN, rest_NT = ridge * _eye(X_ND, len(X_ND)), X_ND @ target_TD.mT
         Y_KT = []

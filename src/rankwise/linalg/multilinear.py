@@ -1,20 +1,20 @@
 """Kernels that are multilinear in their factors, fitted in a metric by least squares, block by block or all at once.
 
 `min ||(W - V) Sigma^(1/2)||_F^2` over `V = sum over the bonds of the product of the factors`, written as an equation
-of index letters, "ta,cb,abhw->tchw". Every block of the problem is linear least squares in one factor `f`:
+of index letters, "ta,cb,abhw->tchw". The problem is linear least squares in each factor `f`:
 
     (J^T (I kron Sigma) J + p I) f = J^T vec(W Sigma) + p f_before,
 
 with `J` the product of the other factors. A factor that holds all output modes has one small system for all its rows.
-The others are solved directly where they are small, and by preconditioned conjugate gradients from where they are
-where they are not; neither ever raises the error. The proximal term `p` keeps factors bounded where the problem is
-degenerate, and vanishes at the solution.
+The others are solved directly if they are small, else improved by preconditioned conjugate gradients; neither ever
+raises the error. The proximal term `p` keeps factors bounded where the problem is degenerate, and vanishes at the
+solution.
+
+Alternating steps are slow where factors resemble each other. So after a sweep a jump goes further along the way from
+the sweep before, and is kept if it lowers the error. With many inputs a sweep takes tens of products with Sigma; there
+all factors move at once instead, by the steps of `gauss_newton`.
 
 Letters: T outputs, D inputs, M bond states of the output factor.
-
-A sweep is followed by a jump further along the way from the sweep before, which is kept where it lowers the error:
-alternating steps are slow where factors resemble each other. Of many inputs a sweep takes tens of products with Sigma;
-there all factors move at once instead, by the steps of `gauss_newton`.
 
 Sources: Kroonenberg, de Leeuw, 1980, and Carroll, Chang, 1970 (alternating least squares); Navasca, De Lathauwer,
 Kindermann, "Swamp reducing technique for tensor decomposition", 2008 (the proximal term); Mitchell, Ye, De Sterck,
@@ -38,29 +38,30 @@ from .gauss_newton import Linearised
 from .metric import Identity, Metric
 from .symmetric import cholesky
 
-# A block is solved directly if its normal matrix and Sigma, which that needs as a matrix, have at most so many rows.
+# A block is solved directly if its normal matrix and Sigma (which is then needed as a matrix) have at most this many
+# rows.
 DIRECT_ROWS = 512
 DIRECT_INPUTS = 2304
-# Relative to the mean diagonal of a block's normal matrix.
+# Proximal term, relative to the mean diagonal of a block's normal matrix.
 PROXIMAL = 1e-7
-# Sweeps end before the norm of all parts of a kernel is this much larger than its own: they would cancel each other,
-# and in half precision what is left of them would be rounding errors. Parts that are orthogonal have its norm.
+# Sweeps end before the norm of all parts of the kernel is this many times its own norm. Such parts cancel each other,
+# and in half precision their sum would be rounding errors. Orthogonal parts have exactly the norm of the kernel.
 CANCELLING = 10.0
-# From so many inputs on all factors move at once. Below, blocks are solved directly, and sweeps end at lower errors.
+# From this many inputs on all factors move at once. Below, blocks are solved directly, and sweeps end at lower errors.
 TOGETHER_INPUTS = 512
-# So many moves first go one factor after the other: far from the solution the first order is not right far enough.
+# First moves that go one factor after the other: far from the solution the first order holds only for short steps.
 FIRST = 2
-# Every so many moves of all factors one conjugate gradient step more: the first order is then right further.
+# After this many moves of all factors, one more conjugate gradient step: near the solution longer steps are right.
 LONGER = 4
-# A move that does not lower the error is halved this often.
+# A move that does not lower the error is halved at most this often.
 HALVINGS = 6
-# Errors below this fraction of the kernel's energy are not taken from a difference of energies: that would be rounding.
+# Below this fraction of the kernel's energy, the difference of two energies is rounding; the error is computed anew.
 DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Factors, the squared error in the metric, and the squared error after every sweep."""
+    """Factors, the squared error in the metric, and its history by sweep."""
 
     factors: list[Tensor]
     error: float
@@ -78,25 +79,25 @@ def fit(
     proximal: float = PROXIMAL,
     enough: float = 0.0,
 ) -> Fitted:
-    """Alternating least squares from given factors.
+    """Least squares in all factors from a start.
 
     Args:
         W_TD: kernel, T x D.
         metric: Sigma on D inputs.
-        equation: what the factors are.
-        start: factors.
-        sweeps: at most this many rounds over all factors.
+        equation: letters of the factors.
+        start: factors to start from.
+        sweeps: at most this many moves of all factors.
         tolerance: stop when a sweep lowers the squared error by less than this fraction.
         steps: conjugate gradient steps per large block.
-        proximal: see the module; relative to the mean diagonal of each normal matrix.
+        proximal: see `PROXIMAL`.
         enough: stop at this squared error.
 
     Returns:
-        Factors, each bond's parts of equal norm; the error never rises from sweep to sweep.
+        Factors, equal in norm for each bond state; the error never rises from sweep to sweep.
     """
     solver = Solver(W_TD.double(), metric, equation, proximal, steps)
     factors = equalised(equation, [factor.double() for factor in start])
-    if solver.total <= 0:  # nothing to fit: a kernel of zeros, or no input was ever seen
+    if solver.total <= 0:  # nothing to fit: the kernel is zero, or no input was ever seen
         factors[0] = factors[0] * 0 if solver.error(factors) > 0 else factors[0]
         return Fitted(factors, 0.0, [0.0])
     enough = max(enough, 1e-14 * solver.total)
@@ -117,12 +118,15 @@ def fit(
 
 
 def at_once(equation: Equation, metric: Metric) -> bool:
-    """Whether all factors move together: where one holds all outputs, and products with Sigma are what takes time."""
+    """Whether all factors move together: if one holds all outputs, and products with Sigma take most of the time."""
     return equation.output_factor is not None and not isinstance(metric, Identity) and metric.dim >= TOGETHER_INPUTS
 
 
 class Alternating:
-    """One factor after the other, then a jump further along the way from the sweep before."""
+    """One factor after the other, then a jump further along the way from the sweep before.
+
+    A jump that helps makes the next one 1.5 times as long, any other half as long.
+    """
 
     def __init__(self, solver: Solver, enough: float) -> None:
         self.solver, self.enough, self.jump = solver, enough, 1.0
@@ -144,7 +148,7 @@ class Alternating:
 
 
 class Together:
-    """All factors at once, see `gauss_newton`; one after the other where that does not lower the error."""
+    """All factors at once, see `gauss_newton`; one after the other if that does not lower the error."""
 
     def __init__(self, solver: Solver, enough: float) -> None:
         self.solver, self.moves, self.alternating = solver, 0, Alternating(solver, enough)
@@ -188,19 +192,21 @@ class Solver:
         return max(self.metric.energy(missed_TD), 0.0)
 
     def cancelling(self, factors: Sequence[Tensor]) -> bool:
-        """Whether the energies of the parts, one per choice of bond states, add up to far more than the kernel has."""
+        """Whether the energies of the parts, one per choice of bond states, add up to far more than the kernel's."""
         squares = [factor.square() for factor in factors]
         return float(contract(list(zip(self.equation.factors, squares, strict=True)), "")) > self.most
 
     def copied(self, terms: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-        """The terms with bonds of their own, in capitals: products over the kernel are then of Gram matrices."""
+        """The terms with their bonds in capitals: multiplied with the terms themselves they give Gram matrices."""
         kernel = self.equation.kernel
         return [("".join(x if x in kernel else x.upper() for x in letters), factor) for letters, factor in terms]
 
     def settled(self, factors: Sequence[Tensor]) -> tuple[list[Tensor], float]:
-        """With the factor that holds all outputs at its best, where there is one; and the squared error.
+        """The factors with the best output factor for the others, if there is one, and the squared error.
 
-        `A (M Sigma M^T) = W Sigma M^T` is one system for all rows of `A`, and the error needs nothing else.
+        `A (M Sigma M^T) = W Sigma M^T` is one system for all rows of `A`. The error comes from the same products:
+        with `H = M Sigma M^T` and `right = W Sigma M^T` it is `total - tr((2 right - A H) A^T)`, also for an `A` that
+        damping keeps from the exact solution.
         """
         factors, k = list(factors), self.equation.output_factor
         if k is None:
@@ -215,7 +221,7 @@ class Solver:
             H_MM = self.metric.inner(M_MD)
         A = arranged(factors[k], letters, outputs + bonds)
         A_TM = A.reshape(len(self.W_TD), -1)
-        # From where it is: the proximal term has no gradient there.
+        # Solve for the change of A: the proximal term has no gradient at A itself.
         right_TM = self.WS_TD @ M_MD.mT
         A_TM = A_TM + torch.cholesky_solve((right_TM - A_TM @ H_MM).mT, cholesky(H_MM, max(self.proximal, 1e-12))).mT
         factors[k] = arranged(A_TM.reshape(A.shape), outputs + bonds, letters)
@@ -223,7 +229,7 @@ class Solver:
         return factors, error if error > DIFFERENCE * self.total else self.error(factors)
 
     def block(self, factors: Sequence[Tensor], k: int) -> Tensor:
-        """Any other factor."""
+        """Another factor, solved or improved with all others held."""
         block = Block(self, factors, k)
         if isinstance(self.metric, Identity):
             direct = all(len(gram) <= IDENTITY_ROWS for _, gram in block.grams)
@@ -232,7 +238,7 @@ class Solver:
         return block.solved() if direct else block.descended(self.steps)
 
     def projected(self, A: Tensor, letters: str) -> Tensor:
-        """`W Sigma` with the outputs summed over the output factor: bonds x inputs; one for all blocks of a sweep."""
+        """`A^T W Sigma` for the output factor `A`, bonds x inputs; kept for all blocks of a sweep."""
         if self._projected is None or self._projected[0] is not A:
             bonds = "".join(letter for letter in letters if letter not in self.equation.outputs)
             A_TM = arranged(A, letters, self.equation.outputs + bonds).reshape(len(self.WS_TD), -1)

@@ -1,4 +1,4 @@
-"""Rows of a matrix that all others are small combinations of.
+"""Rows of a matrix of which all other rows are small combinations.
 
 Letters: T rows, R columns.
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rows are exchanged while that makes the volume of the chosen ones larger by this factor.
+# Rows are exchanged while that multiplies the volume of the chosen ones by more than this.
 GROWTH = 1.05
 
 
 def pivots(U_TR: Tensor) -> tuple[Tensor, Tensor]:
     """`U = C U[rows]` with `|C| <= 1.05` everywhere: no row is an amplified combination of the chosen ones.
 
-    Rows of large volume, from those of a pivoted elimination by exchanging one row at a time.
+    The rows start as those of a pivoted elimination and are exchanged one at a time for a larger volume.
 
     Args:
         U_TR: orthonormal columns, T x R with R <= T.
 
     Returns:
-        Numbers of the R rows, and `C_TR`, of which the chosen rows are unit vectors.
+        Numbers of the R rows, and `C_TR`, whose chosen rows are unit vectors.
 
     Example:
         >>> rows, C = pivots(torch.tensor([[0.1], [1.0], [-0.5]], dtype=torch.float64))
@@ -38,12 +38,13 @@ def pivots(U_TR: Tensor) -> tuple[Tensor, Tensor]:
         order[[place, other]] = order[[other, place]]
     rows = order[:R].clone()
     C_TR = torch.linalg.solve(U_TR[rows], U_TR, left=False)
-    for _ in range(10 * T):  # each exchange multiplies the volume; ends long before
+    for _ in range(10 * T):  # each exchange multiplies the volume by |value|, so this ends long before
         worst = int(C_TR.abs().argmax())
         row, column = divmod(worst, R)
         value = C_TR[row, column]
         if abs(float(value)) <= GROWTH:
             break
+        # Rank-one update of C for the exchange of one row.
         change = C_TR[row].clone()
         change[column] -= 1
         C_TR = C_TR - torch.outer(C_TR[:, column], change / value)

@@ -1,8 +1,8 @@
 """Truncated factorisation of a matrix in a metric: the closed form behind every two-factor layer.
 
 `min over rank(V) <= r of ||(W - V) Sigma^(1/2)||_F^2` is attained at `V = U_r U_r^T W` with `U_r` the leading
-eigenvectors of `W Sigma W^T`, and the minimum is the sum of the eigenvalues left out. No root and no inverse of Sigma
-is needed, so a singular Sigma is no special case.
+eigenvectors of `W Sigma W^T`, and the minimum is the sum of the eigenvalues left out. This needs no root and no inverse
+of Sigma, so Sigma may be singular.
 
 Letters: T outputs, D inputs, R rank, K the smaller side.
 
@@ -20,24 +20,23 @@ from .symmetric import eigenvalues, eigh
 
 
 def energies(W_TD: Tensor, metric: Metric) -> Tensor:
-    """The eigenvalues of `spectrum` without the vectors: `energies[r:].sum()` is the error at rank r, for every r."""
+    """The eigenvalues of `spectrum`, without vectors: `energies[r:].sum()` is the error at rank r, for every r."""
     W_TD = W_TD.double()
-    K = min(W_TD.shape)
-    if len(W_TD) > K:
+    if len(W_TD) > W_TD.shape[1]:
         W_TD = torch.linalg.qr(W_TD, mode="r").R
     return eigenvalues(metric.inner(W_TD))
 
 
 def spectrum(W_TD: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of `W Sigma W^T`, descending, and its eigenvectors, from the smallest side that serves.
+    """Leading `K = min(T, D)` eigenvalues of `W Sigma W^T`, descending, and eigenvectors, from the smaller side.
 
     Args:
         W_TD: weight, T x D.
         metric: Sigma, D x D.
 
     Returns:
-        lambda_K (squared singular values of the whitened weight) and as many orthonormal columns, where
-        `K = min(T, D)`. `lambda[r:].sum()` is the squared error of the best rank-r factorisation.
+        lambda_K, the squared singular values of the whitened weight, and K orthonormal columns.
+        `lambda[r:].sum()` is the squared error of the best rank-r factorisation.
     """
     W_TD = W_TD.double()
     T, D = W_TD.shape
@@ -73,7 +72,10 @@ def truncate(W_TD: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, f
 
 
 def balance(U_TR: Tensor, V_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product, both factors' components of equal norm: gradient steps and half precision behave then."""
+    """The same product, with components of equal norm in both factors, which suits gradient steps and half precision.
+
+    A component that is zero in one factor stays as it is.
+    """
     U_norm = torch.linalg.vector_norm(U_TR, dim=0)
     V_norm = torch.linalg.vector_norm(V_RD, dim=1)
     scale = torch.where((U_norm > 0) & (V_norm > 0), (V_norm / U_norm).sqrt(), torch.ones_like(U_norm))

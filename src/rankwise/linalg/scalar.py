@@ -12,7 +12,7 @@ GOLDEN = (3 - math.sqrt(5)) / 2
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function changes its sign, to the last digits, by bisection; the upper end if it does not.
+    """Where a function changes sign, to the last digits, by bisection; the upper end if it does not.
 
     Example:
         >>> round(root(lambda x: x * x - 2, 0, 2), 12)
@@ -34,9 +34,9 @@ def local_minimum(function: Callable[[float], float], low: float, high: float, t
     """Brent's minimiser on an interval: parabolas through the three best points, golden sections where they fail.
 
     Args:
-        function: to be minimised; of several local minima any may be found.
+        function: to minimise; any of several local minima may be found.
         low, high: the interval.
-        tolerance: absolute, on the place of the minimum.
+        tolerance: absolute, for the place of the minimum.
 
     Example:
         >>> round(local_minimum(lambda x: (x - 1) ** 2, 0, 3, 1e-8), 6)
@@ -49,9 +49,11 @@ def local_minimum(function: Callable[[float], float], low: float, high: float, t
         middle, near = (low + high) / 2, 1.5e-8 * abs(best) + tolerance / 3
         if abs(best - middle) <= 2 * near - (high - low) / 2:
             break
+        # The parabola through the three best points has its minimum at best + p / q.
         r, q = (best - second) * (f_best - f_third), (best - third) * (f_best - f_second)
         p, q = (best - third) * q - (best - second) * r, 2 * (q - r)
         p, q = (-p, q) if q > 0 else (p, -q)
+        # Trust it inside the interval, and only if steps keep halving; else take a golden section.
         if abs(before) > near and abs(p) < abs(q * before / 2) and q * (low - best) < p < q * (high - best):
             before, step = step, p / q
             if min(best + step - low, high - best - step) < 2 * near:

@@ -1,4 +1,4 @@
-"""Fit nested blocks of low rank to a weight whose rows and channels are still to be selected.
+"""Select rows and channels of a weight, and fit nested blocks of low rank to it.
 
 Letters: T rows, C channels, Q taps, D = C Q inputs, R rank of a level.
 """
@@ -17,12 +17,12 @@ from .reduced_rank import balance, spectrum
 from .sorting import Sorted, descending, shares
 from .sparse_low_rank import Level, Nested, held
 
-# Neurons are selected anew from what the first level leaves, at most this often.
+# How often neurons are selected anew from what the first level leaves.
 SELECTIONS = 4
 
 
 class Selected(NamedTuple):
-    """A fit: order of rows and channels, the factors of the sorted weight, the weight, and its squared error."""
+    """A fit: orders of rows and channels, factors of the sorted weight, the fitted weight, and its squared error."""
 
     rows_T: Tensor
     channels_C: Tensor
@@ -40,18 +40,18 @@ def fit_selected(
 ) -> Selected:
     """Select rows and channels for nested blocks, and fit these: `min ||(W - sum_l E_l U_l V_l F_l^T) Sigma^(1/2)||_F`.
 
-    Without scores the first selection is by what each neuron contributes to the weight's output, the second by what it
-    contributes beyond the first level; further ones by what the first level of the best fit leaves.
+    Without scores the first selection goes by what each neuron contributes to the output, the second by what it
+    contributes beyond the first level, and further ones by what the first level of the best fit leaves.
 
     Args:
         W_TD: weight, float64.
         metric: Sigma, D x D.
         levels: from the largest to the smallest, columns counted in channels; the first holds all.
-        scores: of the T rows and the C channels; the selection is theirs then.
-        refit: solve for the factors, else take those of the truncated SVD, with zeros put in.
+        scores: of the T rows and the C channels; if given, they alone select.
+        refit: solve for the factors; else take the truncated SVD with zeros put in.
 
     Returns:
-        The best fit found; its error is that in the metric.
+        The best fit found, with its error in the metric.
 
     Example:
         >>> from rankwise.linalg.metric import Identity
@@ -104,14 +104,18 @@ def _sets(orders: tuple[Tensor, Tensor], levels: Sequence[Level]) -> tuple[tuple
 
 
 def _first_level(fitted: Selected, channels: int) -> Tensor:
-    """The part of a fit that holds all neurons, with rows and columns in their own order."""
+    """The first level of a fit, with rows and columns in their own order."""
     first_TD = fitted.factors.U[0] @ fitted.factors.V[0]
     first_TCQ = first_TD.unflatten(1, (channels, -1))
     return first_TCQ[fitted.rows_T.argsort()][:, fitted.channels_C.argsort()].flatten(1)
 
 
 def _block(rest_TD: Tensor, metric: Metric, levels: Sequence[Level]) -> tuple[Tensor, Tensor]:
-    """Orders of rows and channels by what they contribute to each other's important ones: a block of large energy."""
+    """Orders of rows and channels that give a block of large energy.
+
+    Rows are sorted by what they contribute on the important channels, then channels by what they contribute on the
+    important rows, a few times for each level.
+    """
     taps = rest_TD.shape[1] // levels[0].columns
     rows_T, channels_C = map(descending, shares(rest_TD, metric, taps))
     for _, rows, channels in levels[1:]:

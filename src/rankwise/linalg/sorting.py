@@ -1,8 +1,8 @@
-"""Which rows and columns of a weight matter, and the weight sorted by that, in coordinates where the metric is plain.
+"""Which rows and columns of a weight matter, and the weight sorted by that, in coordinates with the Frobenius norm.
 
-With `Sigma = L L^T` (columns sorted, L lower triangular) is `||M Sigma^(1/2)||_F = ||M L||_F`, and `M L` has its first
-d columns different from zero only, where M has. So a form whose parts hold the first columns can be fitted to `W L` in
-the Frobenius norm, for any order of the columns.
+With columns sorted and `Sigma = L L^T`, L lower triangular, `||M Sigma^(1/2)||_F = ||M L||_F`. If only the first d
+columns of M are not zero, the same holds for `M L`. So a form whose parts hold leading columns can be fitted to `W L`
+in the Frobenius norm, for any order of the columns.
 
 Letters: T outputs, C channels, Q taps of each, D = C Q inputs, R rank.
 """
@@ -17,7 +17,7 @@ from .symmetric import cholesky
 
 
 def descending(scores: Tensor) -> Tensor:
-    """Places of the scores, the largest first, equal ones in their own order: a count of them is always exact.
+    """Places of the scores, the largest first; equal scores keep their order.
 
     Example:
         >>> descending(torch.tensor([0.0, 2.0, 0.0, 5.0])).tolist()
@@ -27,15 +27,12 @@ def descending(scores: Tensor) -> Tensor:
 
 
 def shares(M_TD: Tensor, metric: Metric, taps: int) -> tuple[Tensor, Tensor]:
-    """What every row and every channel by itself contributes: `(M Sigma M^T)_tt` and `trace(M_c Sigma_cc M_c^T)`.
+    """What each row and each channel contributes by itself: `(M Sigma M^T)_tt` and `trace(M_c Sigma_cc M_c^T)`.
 
     Args:
-        M_TD: a weight, or what of it is left to explain.
+        M_TD: a weight, or the part of it that is left to explain.
         metric: Sigma, D x D.
-        taps: inputs of one channel.
-
-    Returns:
-        Numbers of T rows and of C channels.
+        taps: inputs per channel.
     """
     rows_T = (metric.times(M_TD) * M_TD).sum(1)
     M_TCQ = M_TD.unflatten(1, (-1, taps))
@@ -51,11 +48,10 @@ class Sorted:
     Args:
         W_TD: weight, float64.
         metric: Sigma, D x D.
-        rows: order of the rows, T.
-        channels: order of the channels, C.
+        rows, channels: their new orders, T and C numbers.
 
     Attributes:
-        Z_TD: `W L`, its rows and columns in their new order.
+        Z_TD: `W L`, with rows and columns in their new order.
     """
 
     def __init__(self, W_TD: Tensor, metric: Metric, rows: Tensor, channels: Tensor) -> None:
@@ -69,12 +65,12 @@ class Sorted:
             self.Z_TD = self.Z_TD @ self.L_DD
 
     def plain(self, V_Rd: Tensor) -> Tensor:
-        """A factor at the first d columns of `Z`, as one at those of the sorted weight: `V L^-1`."""
+        """A factor of the first d columns of `Z` as one of the sorted weight: `V L^-1`."""
         if self.L_DD is None:
             return V_Rd
         d = V_Rd.shape[1]
         return torch.linalg.solve_triangular(self.L_DD[:d, :d], V_Rd, upper=False, left=False)
 
     def unsorted(self, M_TD: Tensor) -> Tensor:
-        """A matrix with its rows and columns in their own order again."""
+        """A matrix with its rows and columns back in their own order."""
         return M_TD[self.rows.argsort()][:, self.columns.argsort()]

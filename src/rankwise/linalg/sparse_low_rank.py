@@ -1,9 +1,9 @@
 """A low rank for all rows and columns, and further ranks for important ones: a sum of nested blocks of low rank.
 
-`min ||Z - sum_l E_l U_l V_l F_l^T||_F`, where level l holds the first `rows_l` rows and the first `columns_l` columns
-of Z, and has rank `R_l`. The first level usually holds everything; two levels are the paper's form, more a staircase.
-Rows and columns come sorted, the most important first. A metric is no matter here: Z may be the weight times a lower
-triangular root of the metric, since that keeps the first columns of a factor among themselves.
+`min ||Z - sum_l E_l U_l V_l F_l^T||_F`, where level l has rank `R_l` and holds the first `rows_l` rows and the first
+`columns_l` columns of Z. The first level usually holds everything; two levels are the form of the paper, more are a
+staircase. Rows and columns are sorted, the most important first. Z may be the weight times a lower triangular root of
+a metric (`sorting`), so no metric appears here.
 
 Letters: T rows, D columns, R rank of a level, N ranks of all levels together.
 
@@ -22,19 +22,19 @@ from torch import Tensor
 
 from .symmetric import cholesky, eigh, orthonormal
 
-# Sweeps over all factors that a start gets before the best one is taken on, and that this one gets at most.
+# Sweeps over all factors for each start, and at most for the best start.
 FIRST_SWEEPS, MOST_SWEEPS = 3, 40
-# Relative decrease of the error per sweep at which they end.
+# Sweeps end when the error falls by less than this fraction.
 TOLERANCE = 1e-3
-# Levels may cancel each other while they grow, and a best fit need not exist: together they hold at most this many
-# times the energy of the matrix, and sweeps end there. No random matrix tried lost by that.
+# Levels can grow while they cancel each other, and a best fit need not exist. So sweeps end when the energies of all
+# levels add up to this many times that of the matrix. No random matrix tried had a larger error for it.
 BOUND = 3.0
-# A step is shortened by this much of the mean curvature, which keeps it defined and never lets the error grow.
+# Relative to the mean curvature: keeps a step defined, and shortens it, so that the error never grows.
 DAMPING = 1e-10
 
 
 class Level(NamedTuple):
-    """One term: its rank, and the numbers of first rows and first columns that it holds."""
+    """One term: its rank, and how many leading rows and columns it holds."""
 
     rank: int
     rows: int
@@ -42,13 +42,18 @@ class Level(NamedTuple):
 
 
 class Nested(NamedTuple):
-    """A sum of nested blocks: for every level `U`, rows x R, and `V`, R x columns."""
+    """A sum of nested blocks: for each level `U`, rows x R, and `V`, R x columns."""
 
     U: list[Tensor]
     V: list[Tensor]
 
+    def add(self, U_tR: Tensor, V_Rd: Tensor) -> None:
+        """Add a level."""
+        self.U.append(U_tR)
+        self.V.append(V_Rd)
+
     def energy(self) -> float:
-        """Energies of the levels, added up: more than that of their sum where they cancel."""
+        """Sum of the energies of the levels; more than the energy of the sum if levels cancel."""
         return sum(float(((U.mT @ U) * (V @ V.mT)).sum()) for U, V in zip(self.U, self.V, strict=True))
 
     def dense(self, like_TD: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ class Nested(NamedTuple):
 
 
 def leading(Z_TD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best `U V` of that rank, `U` with orthonormal columns."""
+    """The best `U V` of a rank, `U` with orthonormal columns."""
     if Z_TD.shape[0] <= Z_TD.shape[1]:
         U_TR = eigh(Z_TD @ Z_TD.mT)[1][:, :rank]
         return U_TR, U_TR.mT @ Z_TD
@@ -70,7 +75,7 @@ def leading(Z_TD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def held(level: Level) -> Level:
-    """The level with no more rank than its block can hold.
+    """The level, with no more rank than its block can hold.
 
     Example:
         >>> held(Level(rank=15, rows=2, columns=7))
@@ -80,7 +85,7 @@ def held(level: Level) -> Level:
 
 
 def masked(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
-    """The paper's factors: those of the truncated SVD, their further components cut to the important neurons.
+    """The paper's factors: the truncated SVD, with further components cut to the important neurons.
 
     Example:
         >>> Z = torch.eye(3, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0])
@@ -92,40 +97,35 @@ def masked(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
     U_TN, V_ND = _widened(U_TN, N), _widened(V_ND.mT, N).mT
     result, done = Nested([], []), 0
     for rank, rows, columns in levels:
-        chosen = slice(done, done + rank)
-        result.U.append(U_TN[:rows, chosen])
-        result.V.append(V_ND[chosen, :columns])
+        result.add(U_TN[:rows, done : done + rank], V_ND[done : done + rank, :columns])
         done += rank
     return result
 
 
 def shortened(nested: Nested) -> Nested:
-    """The same blocks, none by more factors than it can hold."""
+    """The same blocks, with no more rank than each can hold."""
     result = Nested([], [])
     for U_tR, V_Rd in zip(nested.U, nested.V, strict=True):
         most = min(len(U_tR), V_Rd.shape[1])
-        U_tR, V_Rd = (U_tR, V_Rd) if len(V_Rd) <= most else leading(U_tR @ V_Rd, most)
-        result.U.append(U_tR)
-        result.V.append(V_Rd)
+        result.add(*((U_tR, V_Rd) if len(V_Rd) <= most else leading(U_tR @ V_Rd, most)))
     return result
 
 
 def deflated(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
-    """Level after level the best factors of what those before have left."""
+    """Level after level, the best factors of what earlier levels leave."""
     result, rest_TD = Nested([], []), Z_TD.clone()
     for rank, rows, columns in levels:
         U_tR, V_Rd = leading(rest_TD[:rows, :columns], rank)
         rest_TD[:rows, :columns] -= U_tR @ V_Rd
-        result.U.append(U_tR)
-        result.V.append(V_Rd)
+        result.add(U_tR, V_Rd)
     return result
 
 
 def peeled(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
-    """Level after level from the rows and columns that later levels do not touch; exact where Z has the form.
+    """Level after level, from the rows and columns that later levels do not touch; exact if Z has the form.
 
-    The rows and columns outside the next block show a level alone: they span its factors, and the coefficients between
-    these are fitted to all that lies outside.
+    Rows and columns outside the next block show one level alone. They span its factors; the coefficients between these
+    are fitted to the rows below the next block.
     """
     result, rest_TD = Nested([], []), Z_TD.clone()
     for (rank, rows, columns), (_, next_rows, next_columns) in pairwise([*levels, Level(0, 0, 0)]):
@@ -134,18 +134,13 @@ def peeled(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
         if rank > min(below.shape[0], beside.shape[1]):  # too few to show all directions
             U_tR, V_Rd = leading(block_td, rank)
         else:
-            U_tR, V_Rd = _through(block_td, leading(beside, rank)[0], leading(below.mT, rank)[0].mT, next_rows)
+            # `U C V`: column space of the strip beside the next block, row space of the strip below it.
+            U_tR, V_Rd = leading(beside, rank)[0], leading(below.mT, rank)[0].mT
+            C_RR = torch.linalg.pinv(U_tR[next_rows:], rtol=1e-9) @ below @ V_Rd.mT
+            V_Rd = C_RR @ V_Rd
         rest_TD[:rows, :columns] -= U_tR @ V_Rd
-        result.U.append(U_tR)
-        result.V.append(V_Rd)
+        result.add(U_tR, V_Rd)
     return result
-
-
-def _through(block_td: Tensor, U_tR: Tensor, V_Rd: Tensor, next_rows: int) -> tuple[Tensor, Tensor]:
-    """`U C V` with the column space of one strip and the row space of the other, `C` fitted to the rows below."""
-    below_R = U_tR[next_rows:]
-    C_RR = torch.linalg.pinv(below_R, rtol=1e-9) @ block_td[next_rows:] @ V_Rd.mT
-    return U_tR, C_RR @ V_Rd
 
 
 def fit(Z_TD: Tensor, levels: Sequence[Level]) -> tuple[Nested, float]:
@@ -154,8 +149,8 @@ def fit(Z_TD: Tensor, levels: Sequence[Level]) -> tuple[Nested, float]:
     Each half of a sweep solves for the factors of one side in all levels together, exactly.
 
     Args:
-        Z_TD: matrix, T x D, float64, its rows and columns sorted.
-        levels: from the largest block to the smallest one, each inside the one before it.
+        Z_TD: matrix, T x D, float64, with rows and columns sorted.
+        levels: from the largest block to the smallest, each inside the one before it.
 
     Returns:
         The factors, and the squared error `||Z - V||_F^2`.
@@ -183,17 +178,12 @@ def fit(Z_TD: Tensor, levels: Sequence[Level]) -> tuple[Nested, float]:
     U, V = iter(nested.U), iter(nested.V)
     everywhere = Nested([], [])
     for rank, rows, columns in levels:
-        everywhere.U.append(next(U) if rank else Z_TD.new_zeros(rows, 0))
-        everywhere.V.append(next(V) if rank else Z_TD.new_zeros(0, columns))
+        everywhere.add(*((next(U), next(V)) if rank else (Z_TD.new_zeros(rows, 0), Z_TD.new_zeros(0, columns))))
     return everywhere, error
 
 
 def improve(Z_TD: Tensor, nested: Nested, sweeps: int) -> tuple[Nested, float]:
-    """Alternating least squares: all factors at the rows, then all at the columns.
-
-    Returns:
-        The factors, and the squared error, which is no larger than that of the factors given.
-    """
+    """Alternating least squares: all factors at the rows, then all at the columns; the error never grows."""
     total = float(Z_TD.square().sum())
     rest_TD = Z_TD - nested.dense(Z_TD)
     error = float(rest_TD.square().sum())
@@ -217,10 +207,13 @@ def improve(Z_TD: Tensor, nested: Nested, sweeps: int) -> tuple[Nested, float]:
 
 
 def _solve(rest_TD: Tensor, U: list[Tensor], V: list[Tensor]) -> None:
-    """One step of all factors at the rows to their optimum, in place; `rest_TD` follows."""
-    for level, V_Rd in enumerate(V):  # orthonormal rows, so that the equations are as well conditioned as they can be
+    """Set all factors at the rows to their optimum, in place; `rest_TD` follows.
+
+    Rows with the same levels (a band) share one system, of the rank of these levels together.
+    """
+    for level, V_Rd in enumerate(V):  # orthonormal rows for the best condition of the equations
         Q_dR = orthonormal(V_Rd.mT)
-        U[level] = U[level] @ (V_Rd @ Q_dR)  # a new tensor: those given stay as they are
+        U[level] = U[level] @ (V_Rd @ Q_dR)  # a new tensor: the given ones stay unchanged
         V[level] = Q_dR.mT
     for first, last, count in _bands([len(part) for part in U]):
         V_ND = torch.cat([_widened(part, rest_TD.shape[1]) for part in V[:count]])
@@ -232,7 +225,7 @@ def _solve(rest_TD: Tensor, U: list[Tensor], V: list[Tensor]) -> None:
 
 
 def _bands(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """First and last row of every band with the same levels, and how many levels that are."""
+    """First row, end, and number of levels of each band of rows with the same levels."""
     for count in range(len(sizes), 0, -1):
         first, last = (sizes[count] if count < len(sizes) else 0), sizes[count - 1]
         if last > first:

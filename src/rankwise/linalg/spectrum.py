@@ -1,6 +1,6 @@
-"""How many directions a matrix really uses: stable rank and effective rank.
+"""Stable rank and effective rank: how many directions a matrix really uses.
 
-Both are continuous, do not change with the scale of the matrix, and lie between 1 and the rank (0 for a zero matrix).
+Both are continuous, do not depend on the scale of the matrix, and lie between 1 and the rank (0 for a zero matrix).
 
 Shapes: `...` any batch, M rows, N columns, K = min(M, N).
 """
@@ -14,9 +14,8 @@ from torch import Tensor
 def singular_values(matrix: Tensor) -> Tensor:
     """Singular values, largest first, in float64, from the Gram matrix of the smaller side.
 
-    A Gram matrix squares the condition number: values below about 1e-8 of the largest are noise. Sums over the
-    spectrum, which is all this module needs, do not feel that, and a wide matrix costs a fraction of a full
-    decomposition.
+    A Gram matrix squares the condition number: values below about 1e-8 of the largest are noise. That does not matter
+    for sums over the spectrum, and a wide matrix costs a fraction of a full decomposition.
 
     Args:
         matrix: `(..., M, N)`, any floating dtype.
@@ -25,14 +24,14 @@ def singular_values(matrix: Tensor) -> Tensor:
         `(..., K)`, float64.
 
     Raises:
-        ValueError: if the matrix has fewer than two dimensions, is empty or has values that are not finite.
+        ValueError: if it has fewer than two dimensions, is empty or is not finite.
     """
     if matrix.ndim < 2 or 0 in matrix.shape:
         raise ValueError(f"singular values need a matrix that is not empty, got shape {tuple(matrix.shape)}")
     exact = matrix.detach().to(torch.float64)
     if not torch.isfinite(exact).all():
         raise ValueError(f"the matrix of shape {tuple(matrix.shape)} has values that are not finite")
-    # Weights of 1e-30 or 1e30 would leave the range of squares; the scale is taken out and put back.
+    # The squares of very small or large weights would leave the range: take the scale out and put it back.
     scale = exact.abs().amax(dim=(-2, -1), keepdim=True)
     unit = exact / torch.where(scale > 0, scale, 1.0)
     gram = unit @ unit.mT if unit.shape[-2] <= unit.shape[-1] else unit.mT @ unit
@@ -41,13 +40,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def stable_rank(matrix: Tensor) -> Tensor:
-    """Stable rank `‖W‖_F² / σ₁²`: the energy in units of the strongest direction.
-
-    Args:
-        matrix: `W`, `(..., M, N)`.
-
-    Returns:
-        `(...)`, float64; 0 for a zero matrix.
+    """Stable rank `‖W‖_F² / σ₁²` of `W`, `(..., M, N)`: the energy in units of the strongest direction.
 
     Example:
         >>> import torch
@@ -58,24 +51,16 @@ def stable_rank(matrix: Tensor) -> Tensor:
 
 
 def effective_rank(matrix: Tensor) -> Tensor:
-    """Effective rank `exp(H(p))`, `p = σ / Σσ`: the exponential of the entropy of the normalised singular values.
+    """Effective rank `exp(H(p))`, `p = σ / Σσ`, of `W`, `(..., M, N)`: H is the entropy of the singular values.
 
-    Args:
-        matrix: `W`, `(..., M, N)`.
-
-    Returns:
-        `(...)`, float64; 0 for a zero matrix.
-
-    References:
-        Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
+    Source: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
     """
     return effective_rank_of(singular_values(matrix))
 
 
 def stable_rank_of(values: Tensor) -> Tensor:
     """`stable_rank` of a matrix whose singular values `(..., K)` are known."""
-    relative = _relative_to_largest(values)
-    return relative.square().sum(-1)
+    return _relative_to_largest(values).square().sum(-1)
 
 
 def effective_rank_of(values: Tensor) -> Tensor:
@@ -88,6 +73,6 @@ def effective_rank_of(values: Tensor) -> Tensor:
 
 
 def _relative_to_largest(values: Tensor) -> Tensor:
-    """Singular values divided by the largest: figures that do not overflow whatever the scale; zeros stay zeros."""
+    """Singular values divided by the largest, so that nothing overflows; zeros stay zeros."""
     largest = values.amax(-1, keepdim=True)
     return values / torch.where(largest > 0, largest, 1.0)

@@ -1,4 +1,4 @@
-"""Splitting a tensor by truncated singular value decompositions: where the fit of a tensor network starts.
+"""Split a tensor by truncated singular value decompositions: the start of a tensor network's fit.
 
 Letters: M, N rows and columns of an unfolding, R rank.
 
@@ -70,9 +70,9 @@ def ring(X: Tensor, closing: int, ranks: Sequence[int]) -> list[Tensor]:
 
 
 def terms(X: Tensor, rank: int) -> list[Tensor]:
-    """Factors (n_k, rank) of a sum of rank-one terms: nested decompositions, of whose terms the largest are kept.
+    """Factors (n_k, rank) of a sum of rank-one terms: the largest terms of nested decompositions.
 
-    The smallest modes are split off first: what is left for last are matrices, and all terms together are exact.
+    The smallest modes are split off first, until matrices are left; all terms together would be exact.
     """
     order = sorted(range(X.dim()), key=lambda mode: X.shape[mode])
     weights, parts = _nested(X.permute(order), rank)
@@ -87,11 +87,11 @@ def terms(X: Tensor, rank: int) -> list[Tensor]:
 def paired(X: Tensor, rank: int) -> list[Tensor]:
     """Factors (n_k, rank) of a sum of rank-one terms, the r-th from the r-th leading vectors of the first two modes.
 
-    Its other modes are what `X` has between the two, of which the largest rank-one term is kept. Sweeps from here come
-    to the same errors as from `terms`, and sooner where there are hundreds of terms.
+    Between these two vectors `X` is a tensor of the other modes, of which the largest rank-one term is kept. Sweeps
+    from here reach the same errors as from `terms`, and sooner with hundreds of terms.
 
     Args:
-        X: at least 3 modes, the first two of at least `rank`.
+        X: at least 3 modes, the first two of size `rank` or more.
         rank: number of terms.
     """
     bases = [split(X.movedim(mode, 0).flatten(1), rank)[0] for mode in (0, 1)]
@@ -105,7 +105,7 @@ def paired(X: Tensor, rank: int) -> list[Tensor]:
 
 
 def _nested(X: Tensor, rank: int) -> tuple[Tensor, list[Tensor]]:
-    """Weights of unit terms, and their factors."""
+    """Weights and factors of unit rank-one terms."""
     U, V = split(X.flatten(1), min(rank, X.shape[0], math.prod(X.shape[1:])))
     if X.dim() == 2:
         weights = torch.linalg.vector_norm(V, dim=1)

@@ -1,4 +1,4 @@
-"""Symmetric decompositions that do not fail: double precision, relative damping, a fallback chain.
+"""Symmetric decompositions that do not fail: double precision, relative damping, a second method if one fails.
 
 Letters: N order of the matrix, R rank.
 """
@@ -14,19 +14,19 @@ from torch import Tensor
 def eigh(K_NN: Tensor, precision: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Eigenvalues (descending, at least 0) and eigenvectors of a positive semidefinite matrix.
 
-    `K = Q diag(lambda) Q^T`, in float64. The matrix is scaled to unit size first, so that the answer does not depend on
-    its units. LAPACK's divide and conquer can fail to converge on repeated eigenvalues; the singular value
-    decomposition of the same matrix is then used, which has the same vectors.
+    `K = Q diag(lambda) Q^T`. The matrix is scaled to unit size first, so that the answer does not depend on its units.
+    LAPACK's divide and conquer can fail to converge on repeated eigenvalues; then the singular value decomposition is
+    used, which has the same vectors.
 
     Args:
         K_NN: symmetric positive semidefinite, N x N; only its symmetric part counts.
         precision: of the decomposition; float32 takes about half the time.
 
     Returns:
-        lambda_N and Q_NN (columns are the eigenvectors), both float64 on the device of `K_NN`.
+        lambda_N and Q_NN (eigenvectors in columns), float64, on the device of `K_NN`.
 
     Raises:
-        ValueError: if `K_NN` holds a value that is not finite.
+        ValueError: if `K_NN` is not finite.
     """
     K_NN = K_NN.double()
     K_NN = (K_NN + K_NN.mT) / 2
@@ -42,7 +42,7 @@ def eigh(K_NN: Tensor, precision: torch.dtype = torch.float64) -> tuple[Tensor, 
 
 
 def eigenvalues(K_NN: Tensor) -> Tensor:
-    """The eigenvalues that `eigh` gives, without the vectors, in a third of the time."""
+    """The eigenvalues of `eigh`, without vectors, in a third of the time."""
     K_NN = (K_NN + K_NN.mT).double() / 2
     scale = K_NN.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     try:
@@ -52,14 +52,14 @@ def eigenvalues(K_NN: Tensor) -> Tensor:
 
 
 def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
-    """Lower Cholesky factor of `S + e I`, with the smallest `e >= damping * trace / N` that succeeds.
+    """Lower Cholesky factor of `S + e I`, with `e` from `damping * trace / N` in steps of 100 until it succeeds.
 
     Args:
         S_NN: symmetric positive semidefinite, N x N; only its lower triangle counts.
-        damping: relative to the mean of the diagonal, so that it does not depend on units.
+        damping: relative to the mean diagonal.
 
     Raises:
-        ValueError: if no damping up to the mean of the diagonal helps: the matrix is not positive semidefinite.
+        ValueError: if no damping up to the mean diagonal helps: the matrix is not positive semidefinite.
     """
     damped_NN, added = S_NN.clone(), 0.0
     mean = max(abs(float(damped_NN.diagonal().mean())), torch.finfo(torch.float64).tiny)
@@ -74,5 +74,5 @@ def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
 
 
 def orthonormal(B_NR: Tensor) -> Tensor:
-    """Orthonormal basis of the columns; the first r columns span what the first r columns of `B_NR` span."""
+    """Orthonormal basis of the columns; the first r columns span the first r columns of `B_NR`, for every r."""
     return torch.linalg.qr(B_NR).Q

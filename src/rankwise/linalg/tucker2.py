@@ -1,14 +1,14 @@
 """Partial Tucker factorisation of a kernel in a metric.
 
-A kernel `W[t, c, q]` (outputs, channels, taps) is written `A G (B kron I)^T`: a basis `B` of the channels, a core `G`,
-a basis `A` of the outputs. Given `B`, the best `(A, G)` jointly is a reduced-rank regression with a closed form; given
-`(A, G)`, the best `B` is one symmetric linear system. In the weight metric the best `(B, G)` for a given `A` has a
-closed form too, the other half of HOOI; there `B` jumps further along its way after a sweep, where that lowers the
-error. In the metric of data a fit of more sweeps than usual goes on by Newton's steps (`tucker2_steps`). Every step
-lowers `||(W - V) Sigma^(1/2)||_F`.
+A kernel `W[t, c, q]` (outputs, channels, taps) becomes `A G (B kron I)^T`: a basis `A` of the outputs, a core `G`, a
+basis `B` of the channels. Given `B`, the best `(A, G)` is a reduced-rank regression with a closed form; given `(A, G)`,
+the best `B` is one symmetric linear system. In the weight metric the best `(B, G)` for a given `A` has a closed form
+too, the other half of HOOI; there `B` also jumps further along its way after a sweep, if that lowers the error. In a
+metric of data, sweeps beyond the usual number are Newton steps (`tucker2_steps`). Every step lowers
+`||(W - V) Sigma^(1/2)||_F`.
 
-Special cases: all outputs kept (`R = T`) with the channels read as (channel, row) and the taps as columns is the pair
-k x 1 -> 1 x k; all channels kept is the pair k x k -> 1 x 1.
+Special cases: with all outputs kept (`R = T`), channels read as (channel, row) and taps as columns, it is the pair
+k x 1 -> 1 x k; with all channels kept, the pair k x k -> 1 x 1.
 
 Letters: T outputs, C channels, Q taps, D = C * Q, R output rank, S channel rank.
 
@@ -30,9 +30,9 @@ from .metric import Identity, Metric
 from .symmetric import cholesky, eigh, orthonormal
 from .tucker2_steps import Steps
 
-# Sweeps and the relative decrease of the error at which they end; those in the weight metric cost little.
+# Sweeps, and the relative decrease of the error at which they end. Sweeps in the weight metric are cheap.
 EFFORT, WEIGHT_EFFORT = (4, 1e-3), (30, 1e-5)
-# A fit of more sweeps than that goes on by Newton's steps, until one lowers the error by less than this fraction.
+# Further sweeps are Newton steps, until one lowers the error by less than this fraction.
 NEWTON_TOLERANCE = 1e-6
 
 
@@ -45,41 +45,34 @@ class Tucker2(NamedTuple):
     error: float
 
     def dense(self) -> Tensor:
-        """The kernel that the factors stand for, T x C x Q."""
+        """The kernel that the factors multiply to, T x C x Q."""
         return torch.einsum("tr,rsq,cs->tcq", self.A_TR, self.G_RSQ, self.B_CS)
 
 
 def channel_basis(W_TCQ: Tensor, metric: Metric) -> Tensor:
-    """Whitened start for `B`: orthonormal, and its first s columns are the start for channel rank s.
+    """Start for `B`, C x C orthonormal; its first s columns are the start for channel rank s.
 
-    Sigma is replaced by the nearest product of a channel and a tap moment, for which the best `B` has a closed form.
-
-    Args:
-        W_TCQ: kernel.
-        metric: Sigma on D = C * Q inputs.
-
-    Returns:
-        B_CC, C x C orthonormal.
+    Sigma is replaced by `channel moment kron tap moment`, for which the best `B` has a closed form: with the channel
+    moment `L L^T` and `N = sum over t of W_t Sigma_Q W_t^T`, it spans the leading columns of `N L U`, where U are the
+    eigenvectors of `L^T N L`.
     """
     W_TCQ = W_TCQ.double()
-    Q = W_TCQ.shape[2]
-    C = W_TCQ.shape[1]
+    _, C, Q = W_TCQ.shape
     L_CC = cholesky(metric.marginal((C, Q), (0,)))
     taps_QQ = metric.marginal((C, Q), (1,))
     taps_QQ = taps_QQ / taps_QQ.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     N_CC = torch.einsum("tcp,pq,tdq->cd", W_TCQ, taps_QQ, W_TCQ)
-    # Of a large start single precision is enough: every step after it corrects what it starts from.
-    single = len(L_CC) >= SINGLE_PRECISION
-    _, U_CC = eigh(L_CC.mT @ N_CC @ L_CC, torch.float32 if single else torch.float64)
+    # For a large start single precision is enough: later steps correct it.
+    _, U_CC = eigh(L_CC.mT @ N_CC @ L_CC, torch.float32 if C >= SINGLE_PRECISION else torch.float64)
     B_CC = N_CC @ (L_CC @ U_CC)
     norms = torch.linalg.vector_norm(B_CC, dim=0)
     rank = int((norms > 1e-9 * norms.max()).sum())
-    eye = torch.eye(len(B_CC), dtype=B_CC.dtype, device=B_CC.device)
+    eye = torch.eye(C, dtype=B_CC.dtype, device=B_CC.device)
     if rank == 0:  # a kernel of zeros
         return eye
-    if rank == len(B_CC):
+    if rank == C:
         return orthonormal(B_CC / norms)
-    return orthonormal(torch.cat([B_CC[:, :rank] / norms[:rank], eye], dim=1))[:, : len(B_CC)]
+    return orthonormal(torch.cat([B_CC[:, :rank] / norms[:rank], eye], dim=1))[:, :C]  # filled up to a basis
 
 
 def fit(
@@ -92,7 +85,7 @@ def fit(
     steps: int = 6,
     enough: float = 0.0,
 ) -> Tucker2:
-    """Fit `A G (B kron I)^T` to `W` in the metric, one move of `B` and the best `A` and `G` for it after the other.
+    """Fit `A G (B kron I)^T` to `W` in the metric: move `B`, take the best `A` and `G` for it, and repeat.
 
     Args:
         W_TCQ: kernel, T x C x Q.
@@ -116,7 +109,8 @@ def fit(
     rest = moves.rest(B_CS)
     if channel_rank == C:
         return Tucker2(rest.A_TR, rest.G_RSQ, B_CS, rest.error)
-    if output_rank < T and rest.error > enough:  # the same start for the outputs that were the best with all channels
+    if output_rank < T and rest.error > enough:
+        # Second start: the same for the kernel on the outputs that are best with all channels kept.
         kept_TR = eigh(metric.inner(moves.W_TD))[1][:, :output_rank]
         kept_TCQ = (kept_TR @ (kept_TR.mT @ moves.W_TD)).reshape(W_TCQ.shape)
         other_CS = channel_basis(kept_TCQ, metric)[:, :channel_rank]
@@ -126,7 +120,7 @@ def fit(
     closed = isinstance(metric, Identity)
     usual_sweeps, usual_tolerance = WEIGHT_EFFORT if closed else EFFORT
     sweeps = usual_sweeps if sweeps is None else sweeps
-    first = sweeps if closed else min(sweeps, usual_sweeps)  # Newton's steps are right only near the optimum
+    first = sweeps if closed else min(sweeps, usual_sweeps)  # Newton steps are right only near the optimum
     if tolerance is None:
         tolerance = NEWTON_TOLERANCE if sweeps > first else usual_tolerance
     jump, swept_CS = 1.0, B_CS
@@ -150,6 +144,10 @@ def fit(
 
 
 def _ahead(last_CS: Tensor, moved_CS: Tensor, jump: float) -> Tensor:
-    """Basis of the span that is further along the way of two; the first is turned to the second before."""
+    """Basis of a span further along the way from one span to another.
+
+    A basis of a span is free up to a rotation. So the last one is first turned as near as possible to the moved one
+    (orthogonal Procrustes); the difference is then a move of the span alone.
+    """
     U_SS, _, Vh_SS = torch.linalg.svd(last_CS.mT @ moved_CS)
     return orthonormal(moved_CS + jump * (moved_CS - last_CS @ (U_SS @ Vh_SS)))

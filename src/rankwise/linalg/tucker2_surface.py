@@ -1,6 +1,6 @@
 """The error of all ranks of a partial Tucker factorisation at once, before anything is fitted.
 
-It is that of the start of a fit (`tucker2.channel_basis`), whose first s channels are the start for channel rank s.
+These are errors of the start of a fit (`tucker2.channel_basis`), whose first s channels start channel rank s.
 
 Letters: T outputs, C channels, Q taps, D = C * Q, K = D explained directions.
 
@@ -19,10 +19,10 @@ from .tucker2 import channel_basis
 
 
 def error_surface(W_TCQ: Tensor, metric: Metric, channel_ranks: list[int]) -> Tensor:
-    """Squared error of the start for every output rank and the asked channel ranks, from one decomposition.
+    """Squared errors of the start for every output rank and the given channel ranks, from one decomposition.
 
-    With the channels turned into the start's basis, the regression on the first s channels is a leading block of one
-    Cholesky factor, so each channel rank costs one T x T eigenvalue problem and each output rank nothing.
+    With the channels turned into the basis of the start, the regression on the first s channels is a leading block of
+    one Cholesky factor. So each channel rank costs one T x T eigenvalue problem, and output ranks cost nothing.
 
     Args:
         W_TCQ: kernel.
@@ -30,7 +30,7 @@ def error_surface(W_TCQ: Tensor, metric: Metric, channel_ranks: list[int]) -> Te
         channel_ranks: ascending, each between 1 and C.
 
     Returns:
-        Squared errors, len(channel_ranks) x T; column r - 1 belongs to output rank r.
+        len(channel_ranks) x T; column r - 1 is output rank r.
     """
     W_TCQ = W_TCQ.double()
     T, _, Q = W_TCQ.shape
@@ -47,7 +47,7 @@ def error_surface(W_TCQ: Tensor, metric: Metric, channel_ranks: list[int]) -> Te
 
 
 def channel_errors(W_TCQ: Tensor, metric: Metric) -> Tensor:
-    """The surface's last column for every channel rank: squared errors of the start with all outputs kept, C values."""
+    """The last column of the surface for every channel rank: squared errors with all outputs kept, C values."""
     Q = W_TCQ.shape[2]
     Y_KT, total = _explained(W_TCQ.double(), metric)
     explained = torch.zeros(W_TCQ.shape[1] * Q, dtype=torch.float64)
@@ -56,7 +56,7 @@ def channel_errors(W_TCQ: Tensor, metric: Metric) -> Tensor:
 
 
 def _explained(W_TCQ: Tensor, metric: Metric) -> tuple[Tensor, float]:
-    """Rows that add up to the explained energy, tap by tap of one channel of the start after the other; all energy."""
+    """Rows whose squares add up to the explained energy, ordered by channel of the start and tap; the total energy."""
     T, _, Q = W_TCQ.shape
     B_CC = channel_basis(W_TCQ, metric)
     W_TD = torch.einsum("tcq,cs->tsq", W_TCQ, B_CC).reshape(T, -1)

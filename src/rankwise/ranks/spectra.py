@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..formats import FORMATS, Format
-from ..formats.base import grouped
+from ..formats.weights import grouped
 from ..layers.kinds import Role
 from ..linalg.metric import Identity, Metric
 from ..linalg.reduced_rank import energies

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import LowRank, Ranks, get_format
-from ..formats.base import Factors, grouped, same_tensor_options
+from ..formats.base import Factors
+from ..formats.building import same_tensor_options
 from ..formats.convolution import PLAIN, TRANSPOSED
-from ..formats.weights import site_bias, site_weight
+from ..formats.weights import grouped, site_bias, site_weight
 from ..layers.kinds import Role, is_convolution, is_transposed, site_kind
 from ..layers.modules import TransposedLinear
 from ..linalg.symmetric import eigh
