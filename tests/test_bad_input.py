@@ -126,7 +126,7 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "metric": ({"metric": "entropy"}, "unknown metric 'entropy'; the metrics are input, diagonal, fisher, weight"),
     "ignored pattern": ({"ignore": ["secnd"]}, "pattern 'secnd' matches no site; near names are: second"),
     "included pattern": ({"include": ["layer*"]}, r"pattern 'layer\*' matches no site"),
-    "expression": ({"ignore": ["re:["]}, "no regular expression"),
+    "expression": ({"ignore": ["re:["]}, "not a valid regular expression"),
     "budget": ({"keep": {"watts": 0.5}}, "unknown budget 'watts'; the budgets are params, macs, bytes"),
     "two budgets": (
         {"keep": {"params": 0.7, "macs": 0.001}},

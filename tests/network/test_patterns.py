@@ -38,7 +38,7 @@ def test_what_is_no_name_is_a_pattern() -> None:
     assert matching("a?b", Odd.NAMES) == ["a*b", "axb"]
     assert matching("re:[xa].*", Odd.NAMES) == ["a*b", "axb", "x"]
     assert matching("nothing", Odd.NAMES) == []
-    with pytest.raises(ValueError, match=r"'re:\(' is no regular expression"):
+    with pytest.raises(ValueError, match=r"'re:\(' is not a valid regular expression"):
         matching("re:(", Odd.NAMES)
 
 

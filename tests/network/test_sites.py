@@ -551,7 +551,7 @@ def test_select_by_glob_and_regular_expression() -> None:
         names(["head", "encoder1"])
     with pytest.raises(ValueError, match=r"'re:enc' matches no site"):  # full match
         names("re:enc")
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a valid regular expression"):
         names("re:(")
 
 
@@ -687,7 +687,7 @@ class OfIntegers(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "build, reason", [(OfComplexNumbers, "complex64, and formats are of real numbers"), (OfIntegers, "int64, integers")]
+    "build, reason", [(OfComplexNumbers, "complex64, and factors are real numbers"), (OfIntegers, "int64, integers")]
 )
 @pytest.mark.parametrize("method", ["one-shot", "sequential"])
 def test_weights_that_are_no_real_numbers_stay_dense(

@@ -137,8 +137,8 @@ def twins(change: Callable[[nn.Linear], nn.Linear], tied: bool) -> rw.Sites:
         ),
         (
             _stored,
-            "it has state dict hooks, which are about a weight that a factorised layer does not have",
-            "it has state dict hooks, which are about a weight that a factorised layer does not have",
+            "it has state dict hooks, which expect a weight that a factorised layer does not have",
+            "it has state dict hooks, which expect a weight that a factorised layer does not have",
         ),
         (_hooked, None, "it has hooks of its own and shares its weight with another layer; remove one of the two"),
         (

@@ -349,7 +349,7 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"ignore": ["block9.*"]}, r"'block9.\*' matches no site; near names are: "),
         ({"include": ["steam"]}, "'steam' matches no site; near names are: stem"),
         ({"pin": {"hat": "dense"}}, "'hat' matches no site; near names are: .*head"),
-        ({"floor": {"re:(": 1}}, "is no regular expression"),
+        ({"floor": {"re:(": 1}}, "is not a valid regular expression"),
         ({"pin": {"stem": "svd"}}, "a pin is"),
         ({"pin": {"stem": "svd:two"}}, "a pin is .* not 'svd:two'"),
         ({"pin": {"stem": 16}}, "a pin is .* not 16"),

@@ -1,8 +1,8 @@
-"""Watch one forward pass: which layers run, on what sizes, and which products use which parameter.
+"""Count one forward pass: which layers run, on what sizes, and which products use which parameter.
 
-Layers of the usual kinds are counted by hooks, from shapes alone. Everything else is seen operator by operator: a
-product with a parameter (or with a tensor computed from parameters alone) is that parameter's, a product of two
-activations is not counted, and every operator that is left out is listed.
+Layers of the usual kinds are counted by hooks, from shapes alone. Everything else is counted operator by operator. A
+product with a parameter, or with a tensor computed from parameters alone, belongs to that parameter. A product of two
+activations is not counted. Every operator that is left out is listed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..layers.kinds import HF_HOME, is_transposed, site_kind, spatial_dims
 from ..running.exclusive import own_thread
-from ..running.state import interval, storage_of
+from ..running.guards import in_words
+from ..running.state import interval, storage_of, writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,10 @@ class Call:
     """One call of a layer in one forward of the example input.
 
     Attributes:
-        rows: products with the weight: samples x output positions, of a transposed convolution x input positions
-            (Linear: product of the leading dimensions).
+        rows: products with the weight: samples x output positions (transposed convolution: x input positions; Linear:
+            product of the leading dimensions).
         in_positions: samples x spatial input positions (Linear: equal to `rows`).
-        in_size: spatial input size, `()` for Linear.
-        out_size: spatial output size, `()` for Linear.
+        in_size, out_size: spatial sizes, `()` for Linear.
     """
 
     rows: int
@@ -54,12 +54,7 @@ class Call:
 
 
 class Calls:
-    """Context that counts the calls of every module, and the numbers in the tensors that each was given.
-
-    Attributes:
-        count: module name -> calls.
-        numbers: module name -> numbers in all of them.
-    """
+    """Context that counts by module name: its calls, and the numbers in the tensors that it was given."""
 
     def __init__(self, model: nn.Module) -> None:
         self.count: Counter[str] = Counter()
@@ -95,14 +90,12 @@ _MATMULS = {
     "_grouped_mm": (0, 1),  # mixture of experts: each row meets one expert
 }
 _CONVOLUTIONS = {"convolution", "_convolution", "convolution_overrideable", "cudnn_convolution"}
-# Operators that create or move data and compute nothing, beside those that PyTorch marks as views.
+# Operators that create or move data and compute nothing; PyTorch marks the views among them itself.
 _MOVES = re.compile(
     "_?(alias|arange|as_strided|cat|clone|constant_pad|copy|detach|embedding|empty|expand|fill|flip|full|gather|index|"
     "lift|local_scalar|masked_fill|masked_select|new_|ones|pad|permute|pixel_|repeat|roll|scalar_tensor|scatter|select|"
     "slice|stack|to_copy|tri[lu]|unsafe_|zero)"
 )
-
-
 _LEFT_OUT = {
     "attention": "products of activations (attention)",
     "norm": "normalisation",
@@ -112,7 +105,7 @@ _LEFT_OUT = {
 
 
 def own_forward(module: nn.Module) -> bool:
-    """Whether a layer of one of the kinds computes something else than its class in the library."""
+    """Whether a layer overrides the forward of its library class."""
     if "forward" in module.__dict__:  # replaced on the instance
         return True
     homes = ("torch.nn.modules.", HF_HOME)
@@ -127,15 +120,15 @@ class Recorder(TorchDispatchMode):
 
     Args:
         model: the network.
-        by_operators: count the layers of a site's kind by the operators that run in them too, not by their hooks.
+        by_operators: count site layers by the operators that run in them, too, not by their hooks.
 
     Attributes:
         calls: layer name -> its calls, in order of the first call.
         direct: layer name -> the module that used its weight without calling it, in words.
         sized: transposed convolutions that were called with an output size.
-        read: layer name -> what tells the input of each of its calls from other tensors.
-        unusual: layer name -> tensors without rows of their own that it was called with, in words.
-        other_macs: name -> MACs of everything counted that is no call of a `site_kind` layer.
+        read: layer name -> for each call, what identifies its input tensor.
+        unusual: layer name -> the kind of tensor without ordinary rows that it was called with, in words.
+        other_macs: name -> MACs of everything counted that is not a call of a site layer.
         not_counted: operator -> why it is not counted.
     """
 
@@ -152,19 +145,23 @@ class Recorder(TorchDispatchMode):
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._model = model
         self._running: list[nn.Module] = []
-        self._seen = WeakTensorKeyDictionary()  # tensor -> its number; by identity, and no tensor is kept for it
+        # Tensor -> number. Keys are weak: a strong one would keep every activation of the forward alive.
+        self._seen = WeakTensorKeyDictionary()
         self._number = count()
-        self._counted_by_hook = 0  # how many running modules are counted by their hook
+        # Running modules whose hook counts them. Operators inside them are skipped, or they would count twice.
+        self._counted_by_hook = 0
         self._layers = {name: module for name, module in model.named_modules() if site_kind(module)}
         self._shapes = {name: tuple(module.weight.shape) for name, module in self._layers.items()}
         self._own = {name for name, module in self._layers.items() if own_forward(module)}
-        self._parameters: dict[int, list[tuple[int, int, str]]] = defaultdict(list)  # storage -> (start, end, owner)
-        self._derived: dict[int, tuple[torch.Tensor, str]] = {}  # storage -> (tensor, owner); held, so never reused
+        # Storage -> (start, end, owner). One storage may hold parameters of several owners, as flattened ones do.
+        self._parameters: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
+        # Storage -> (tensor, owner). The tensor is held, so that no other one is allocated at its address.
+        self._derived: dict[int, tuple[torch.Tensor, str]] = {}
         self._handles: list[RemovableHandle] = []
         self._map_parameters()
 
     def _map_parameters(self) -> None:
-        # Site layers first: a product with a weight that is tied to an embedding is the layer's.
+        # Site layers come first, embeddings last of them: a product with a tied weight belongs to the head.
         owned = [
             (name, parameter)
             for name, layer in sorted(self._layers.items(), key=lambda item: isinstance(item[1], nn.Embedding))
@@ -180,7 +177,7 @@ class Recorder(TorchDispatchMode):
     def __enter__(self) -> Recorder:
         for module in self._model.modules():
             self._handles.append(module.register_forward_pre_hook(own_thread(self._before)))
-            # First of all hooks, so that what a user's hook computes is not taken for the layer's own work.
+            # Before all other hooks, so that the work of a user's hook does not count as the layer's.
             self._handles.append(
                 module.register_forward_hook(own_thread(self._after), prepend=True, with_kwargs=True, always_call=True)
             )
@@ -229,7 +226,8 @@ class Recorder(TorchDispatchMode):
                 if kwargs.get("output_size") is not None or (is_transposed(site_kind(module)) and len(args) > 1):
                     self.sized.add(self._names[id(module)])
             self._counted_by_hook -= 1
-        elif isinstance(module, ParametrizationList):  # making a weight is no work of the layer
+        elif isinstance(module, ParametrizationList):
+            # Computing a weight costs nothing per row. Its result is held as the layer's weight.
             self._counted_by_hook -= 1
             if isinstance(output, torch.Tensor):
                 self._hold(output, self._names[id(module)].rpartition(".parametrizations.")[0])
@@ -240,22 +238,19 @@ class Recorder(TorchDispatchMode):
             self.unusual[name] = what
             given, output = _plain(given), _plain(output)
         if isinstance(given, torch.Tensor) and not isinstance(module, nn.RNNBase):
-            version = 0 if given.is_inference() else given._version  # one that is written into is another input
             number = self._seen.setdefault(given, next(self._number))
-            self.read.setdefault(name, []).append((number, version))
+            # A tensor written in place between two calls is another input: the version tells them apart.
+            self.read.setdefault(name, []).append((number, writes(given)))
         if isinstance(module, nn.RNNBase):
             # Every time step of every sample meets every weight of every layer and direction.
             steps = prod((given.data if isinstance(given, PackedSequence) else given).shape[:-1])
             weights = (getattr(module, part) for part in module._flat_weights_names if part.startswith("weight"))
             self.other_macs[name] += steps * sum(weight.numel() for weight in weights)
-        elif dims := spatial_dims(module):
-            self._add(name, _conv_call(given, output, dims, is_transposed(site_kind(module))))
-        elif isinstance(module, nn.Embedding):
-            self._add(name, _linear_call(given.numel()))
+            return
+        if dims := spatial_dims(module):
+            call = _conv_call(given, output, dims, is_transposed(site_kind(module)))
         else:
-            self._add(name, _linear_call(prod(given.shape[:-1])))
-
-    def _add(self, name: str, call: Call) -> None:
+            call = _linear_call(given.numel() if isinstance(module, nn.Embedding) else prod(given.shape[:-1]))
         self.calls.setdefault(name, []).append(call)
 
     # ---- everything else, by operator
@@ -263,7 +258,9 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if torch.is_inference_mode_enabled():  # in which operators come undivided, such as a whole linear layer
+        if torch.is_inference_mode_enabled():
+            # In inference mode composite operators, such as a whole linear layer, arrive undivided. Their parts are
+            # run under this mode again, so that each is seen by itself.
             super().__enter__()
             try:
                 output = func.decompose(*args, **(kwargs or {}))
@@ -280,18 +277,18 @@ class Recorder(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in _CONVOLUTIONS:
             given, weight = args[0], args[1]
-            transposed = name != "cudnn_convolution" and args[6]
+            transposed = name != "cudnn_convolution" and args[6]  # the seventh argument of the others
+            # Each output meets I/G x taps numbers of the weight; transposed, each input meets O/G x taps of them.
             macs = (given if transposed else output).numel() * prod(weight.shape[1:])
             self._product(name, macs, [weight], _conv_call(given, output, weight.dim() - 2, transposed))
         elif name in _MATMULS:
             left, right = (args[position] for position in _MATMULS[name])
             macs = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
             self._product(name, macs, [right, left], None)
-            self._derive(args, kwargs, output)  # a product of parameters is part of a weight
+            self._derive(args, kwargs, output)  # a product of two parameters is a weight again (LoRA, for one)
         else:
             self._derive(args, kwargs, output)
-            why = _why_not_counted(func, name)
-            if why is not None:
+            if (why := _why_not_counted(func, name)) is not None:
                 self.not_counted[name] = why
 
     def _product(self, operator: str, macs: int, factors: list[torch.Tensor], call: Call | None) -> None:
@@ -304,22 +301,21 @@ class Recorder(TorchDispatchMode):
             return
         running = self._running[-1] if self._running else self._model
         if running is not self._layers[owner]:
-            self.direct.setdefault(
-                owner, f"{type(running).__name__} ({self._names[id(running)] or 'the model itself'})"
-            )
+            self.direct.setdefault(owner, in_words(running, self._names[id(running)]))
+        # A call of the layer multiplies each of its rows with the whole weight. A remainder shows a product with a
+        # part of the weight, which has no row count.
         rows, rest = divmod(macs, prod(self._shapes[owner]))
-        if rest or isinstance(self._layers[owner], nn.Embedding):  # no whole call of the layer
+        if rest or isinstance(self._layers[owner], nn.Embedding):
             self.other_macs[owner] += macs
-        elif call is not None:
-            self._add(owner, call)
         else:
-            self._add(owner, _linear_call(rows))
+            self.calls.setdefault(owner, []).append(call or _linear_call(rows))
 
     def _owner_of_product(self, factors: list[torch.Tensor]) -> str | None:
         for factor in factors:
             if (owner := self._owner(factor)) is not None:
                 return owner
-        # Inside a layer with its own forward, the factor of the weight's shape is a reworked weight.
+        # A layer with its own forward may mix the weight with activations (a normalised or modulated weight), so that
+        # the factor is not made from parameters alone. The shape gives it away.
         for module in reversed(self._running):
             name = self._names[id(module)]
             if name in self._own:
@@ -335,14 +331,13 @@ class Recorder(TorchDispatchMode):
         return self._derived[storage][1] if storage in self._derived else None
 
     def _derive(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """Note whether an operator made its output from parameters alone; a site layer owns it before all others."""
         owners = [self._owner(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        for tensor in tree_leaves(output):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            if owners and all(owner is not None for owner in owners):
-                named = [str(owner) for owner in owners]
+        named = [owner for owner in owners if owner is not None]
+        for tensor in (leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)):
+            if owners and len(named) == len(owners):
                 self._hold(tensor, next((owner for owner in named if owner in self._layers), named[0]))
-            else:
+            else:  # an activation written into memory that held a derived weight
                 self._derived.pop(storage_of(tensor), None)
 
     def _hold(self, tensor: torch.Tensor, owner: str) -> None:
@@ -351,7 +346,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _unusual(given: Any) -> str | None:
-    """What kind of tensor has no rows as layers have them, in words."""
+    """The kind of a tensor without ordinary rows, in words."""
     if not isinstance(given, torch.Tensor):
         return None
     if given.is_nested:
@@ -360,7 +355,7 @@ def _unusual(given: Any) -> str | None:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """All rows of such a tensor."""
+    """All rows of an unusual tensor."""
     if tensor.is_nested:
         return tensor.values() if tensor.layout is torch.jagged else torch.cat([*tensor.unbind()])
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -373,7 +368,7 @@ def _linear_call(rows: int) -> Call:
 
 
 def _conv_call(given: torch.Tensor, output: torch.Tensor, dims: int, transposed: bool) -> Call:
-    samples = given.shape[0] if given.dim() == dims + 2 else 1  # one sample may come without a batch
+    samples = given.shape[0] if given.dim() == dims + 2 else 1  # a single sample needs no batch dimension
     in_size, out_size = tuple(given.shape[-dims:]), tuple(output.shape[-dims:])
     rows = samples * prod(in_size if transposed else out_size)
     return Call(rows=rows, in_positions=samples * prod(in_size), in_size=in_size, out_size=out_size)

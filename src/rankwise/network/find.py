@@ -33,16 +33,12 @@ def find(model: nn.Module, example: Any) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 
     Args:
-        model: any `nn.Module`; wrappers of `torch.compile` and data parallelism are looked through, and it is left
-            as found.
+        model: any `nn.Module`, left as found; wrappers of `torch.compile` and data parallelism are removed.
         example: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
-            counts are for this batch as given.
-
-    Returns:
-        The sites.
+            counts are for this batch.
 
     Raises:
-        ValueError: the model cannot be worked on (see `guards.refuse_unsupported`), or it rejects the batch.
+        ValueError: the model is not supported (see `guards.refuse_unsupported`), or it rejects the batch.
 
     Example:
         >>> import torch
@@ -53,7 +49,7 @@ def find(model: nn.Module, example: Any) -> Sites:
     """
     model = unwrap(model)
     refuse_unsupported(model)
-    fused = fused_layers(model)  # before pristine switches that path off
+    fused = fused_layers(model)  # before `pristine` switches the fused path off
     with pristine(model):
         with Recorder(model) as record, Routes(model) as routes:
             output = call(model, example)
@@ -84,7 +80,7 @@ def _with_routes(model: nn.Module, site: Site, routes: Routes, record: Recorder)
 
 @exclusive
 def total_macs(model: nn.Module, example_input: Any) -> int:
-    """Multiply-accumulates of a whole network for an example batch; its sites are not looked for."""
+    """Multiply-accumulates of a whole network for an example batch, without finding its sites."""
     model = unwrap(model)
     refuse_unsupported(model)
     with pristine(model), Recorder(model) as record:

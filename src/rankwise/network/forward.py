@@ -1,4 +1,4 @@
-"""One forward of a network, as kinds of sites look at it: what was called, hangs together, or cannot be replaced."""
+"""What one forward shows to the kinds of sites: which layers were called, share weights, or cannot be replaced."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Group = tuple[nn.Module, ...]
 
 
 class Forward:
-    """What a forward of the example input has shown.
+    """One forward of the example input.
 
     Args:
         model: the network.
         record: of the forward.
-        fused: id of a layer -> what hands its weight to a fused kernel, in words.
+        fused: id of a layer -> what passes its weight to a fused kernel, in words.
 
     Attributes:
-        ties: which layers hang together.
+        ties: which layers share weights.
         order: name of a layer -> its place among the first calls.
-        unfit: id of a layer -> why nothing else can be called in its place.
+        unfit: id of a layer -> why it cannot be replaced.
     """
 
     def __init__(self, model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> None:
@@ -38,11 +38,11 @@ class Forward:
         self._free = {id(group[0]): tuple(group) for group in self.ties.groups if self.called(group)}
 
     def groups(self) -> Iterator[Group]:
-        """The layers that belong to no site yet, those with one weight together; called ones alone."""
+        """The called layers that belong to no site yet, grouped by shared weight."""
         yield from list(self._free.values())
 
     def group_of(self, name: str) -> Group | None:
-        """The group of a layer that belongs to no site yet."""
+        """The group of a layer, None if it belongs to a site already."""
         layer = self.model.get_submodule(name)
         return next((group for group in self._free.values() if any(each is layer for each in group)), None)
 
@@ -51,7 +51,7 @@ class Forward:
         return self.ties.names[id(layer)][0]
 
     def called(self, layers: Sequence[nn.Module]) -> list[str]:
-        """Names of the layers that were called, the first one first."""
+        """Names of the layers that were called, in that order."""
         return sorted((name for name in map(self.name, layers) if name in self.order), key=self.order.__getitem__)
 
     def calls(self, layers: Sequence[nn.Module]) -> tuple[Call, ...]:
@@ -59,13 +59,13 @@ class Forward:
         return tuple(call for layer in layers for call in self.record.calls.get(self.name(layer), ()))
 
     def site(self, kind: Kind, groups: Sequence[Group], described: nn.Module, **further: Any) -> Site:
-        """The site of some groups, which belong to it from now on.
+        """Make a site of some groups, which belong to it from now on.
 
         Args:
             kind: of the site.
             groups: of its slots.
-            described: the layer whose shape, bias and type are those of the site.
-            further: fields of the site that are not those of that layer.
+            described: the layer that gives the site its shape, bias and type.
+            further: fields of the site that differ from that layer's.
         """
         layers = [layer for group in groups for layer in group]
         name = self.called(layers)[0]
@@ -73,9 +73,8 @@ class Forward:
         aliases = [alias for layer in (first, *layers) for alias in self.ties.names[id(layer)] if alias != name]
         for group in groups:
             del self._free[id(group[0])]
-        reasons = [
-            self.ties.why_dense(self.model.get_submodule(self.called(group)[0]), group, self.unfit) for group in groups
-        ]
+        firsts = [self.model.get_submodule(self.called(group)[0]) for group in groups]
+        reasons = (self.ties.why_dense(each, group, self.unfit) for each, group in zip(firsts, groups, strict=True))
         facts = {
             "calls": self.calls(layers),
             "dense_because": next(filter(None, reasons), None),
@@ -99,10 +98,10 @@ class Forward:
 
 
 def _no_real_numbers(weight: Any) -> str | None:
-    """Why a weight has no factors of its own type, in words."""
+    """Why a weight cannot have factors of its own dtype, in words."""
     dtype = str(weight.dtype).removeprefix("torch.")
     if weight.is_complex():
-        return f"its weight is {dtype}, and formats are of real numbers"
+        return f"its weight is {dtype}, and factors are real numbers"
     if not weight.is_floating_point():
         return f"its weight is {dtype}, integers; factorise the floating-point model and quantise the result"
     return None

@@ -1,4 +1,4 @@
-"""transformers' own ways of saving, which would not give a factorised network back."""
+"""Refuse transformers' own ways of saving, which could not give a factorised network back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _METHODS = ("save_pretrained", "push_to_hub")
 
 
 class _Refused:
-    """Stands for a method of a factorised network that would lose its weights."""
+    """Replaces a method of a factorised network that would lose its weights."""
 
     def __init__(self, name: str, model: str) -> None:
         self.name, self.model = name, model
@@ -23,7 +23,7 @@ class _Refused:
 
 
 def refuse_pretrained(model: nn.Module) -> None:
-    """Let a factorised network, and the models inside it, refuse what `from_pretrained` could not give back."""
+    """Let a factorised network, and the models inside it, refuse to save what `from_pretrained` cannot restore."""
     for module in model.modules():
         for name in _METHODS:
             if hasattr(type(module), name):

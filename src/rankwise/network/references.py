@@ -1,4 +1,4 @@
-"""Where a layer is held beside the registry of modules: plain attributes, lists, dictionaries, calls made of it."""
+"""Layers held outside the registry of modules: in plain attributes, lists, dictionaries, partial calls."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 
 from torch import nn
 
+from ..running.guards import in_words
+
 _CONTAINERS = (list, dict, tuple, set, functools.partial, types.MethodType)
-# Containers within containers are followed this deep; larger ones than this hold data, no layers.
+# Nested containers are followed this deep; containers longer than this hold data, not layers.
 _DEPTH, _LONGEST = 4, 10_000
-# A layer's own call, which that of its replacement can stand for.
+# Bound methods of a layer that the same method of its replacement can stand for.
 _CALLS = ("forward", "__call__", "_wrapped_call_impl")
 
 
 def redirect(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
-    """Let what a model holds of some layers outside the registry of modules hold their replacements instead.
+    """Replace layers in place wherever a model holds them outside the registry of modules.
 
     Args:
-        model: the network, changed in place.
+        model: the network.
         replaced: old layer -> the new one.
 
     Example:
@@ -38,20 +40,19 @@ def redirect(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
 
 
 def closure_of(model: nn.Module, layer: nn.Module) -> str | None:
-    """The function in whose closure a layer, or a module that holds it, is caught; in words, None where there is none.
+    """The function whose closure holds a layer or a module around it, in words; None where there is none.
 
-    A closure belongs to one model for good: in a copy of the model it still holds the layer of the first one.
+    A copy of the model shares its closures: they still hold the layer of the first model.
     """
     within = {id(module) for module in model.modules() if layer in module.modules()}
     for owner_name, owner in model.named_modules():
-        where = f"{type(owner).__name__} ({owner_name or 'the model itself'})"
         hooks = {"a forward hook": owner._forward_hooks, "a forward pre-hook": owner._forward_pre_hooks}
         functions = [(f"attribute {name!r}", value) for name, value in vars(owner).items() if not name.startswith("_")]
         functions += [(word, hook) for word, table in hooks.items() for hook in table.values()]
         for word, function in functions:
             cells = getattr(function, "__closure__", None) or ()
             if any(id(_content(cell)) in within for cell in cells):
-                return f"{word} of {where}"
+                return f"{word} of {in_words(owner, owner_name)}"
     return None
 
 
@@ -72,7 +73,7 @@ def _held(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
 
 
 def _redirected(value: Any, replaced: Mapping[nn.Module, nn.Module], depth: int) -> Any:
-    """The value with the new layers in it: the same object where it can be changed in place or holds none of them."""
+    """The value with the new layers: the same object where it can be changed in place or holds none of the old."""
     if isinstance(value, nn.Module):
         return replaced.get(value, value)
     if not isinstance(value, _CONTAINERS) or depth == 0:

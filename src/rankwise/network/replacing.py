@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from ..running.pristine import HOOK_TABLES
 from .hub import refuse_pretrained
+from .patterns import near
 from .references import redirect
 
-# Hooks of calls and gradients. Those of state dicts speak of a weight that a chain does not have.
+# Hooks of calls and gradients move to the chain. Hooks of state dicts expect a weight that a chain does not have.
 _TABLES = (*HOOK_TABLES, "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook")
 
 
 def put(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
-    """Put the chains of a site in the place of its layers.
-
-    Args:
-        model: the network, changed in place.
-        chains: qualified name of a layer -> its chain.
-    """
+    """Replace the layers of a site in place: qualified name of a layer -> its chain."""
     replace_all(model, chains)
     refuse_pretrained(model)
     tables = [name for name, chain in chains.items() if getattr(chain, "kind", None) == "embedding"]
@@ -32,14 +27,14 @@ def put(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
 def replace(model: nn.Module, site_names: Sequence[str], chain: nn.Module) -> None:
     """Put `chain` wherever the named modules stand in `model`, under all their names.
 
-    A module that several parents share, or that one parent registers under several names, is replaced everywhere, so
-    what was shared stays shared; so it is where a parent holds it in a list, a dictionary or the like. Its forward and
-    backward hooks go on to the chain. Nothing is changed when a name is wrong.
+    A module that several parents share, or that one parent registers under several names, is replaced everywhere, also
+    in lists, dictionaries and the like: what was shared stays shared. Its forward and backward hooks move to the chain.
+    Nothing is changed when a name is wrong.
 
     Args:
         model: the network, changed in place.
         site_names: qualified names of a site: its own and its aliases (modules tied to its weight).
-        chain: the module that takes their place.
+        chain: the new module.
 
     Raises:
         ValueError: if a name does not exist, or names the model itself.
@@ -62,20 +57,16 @@ def replace_all(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
             parent.add_module(key, new[child])
     redirect(model, new)
     for layer, chain in new.items():
-        _swap_hooks(layer, chain)
-
-
-def _swap_hooks(layer: nn.Module, chain: nn.Module) -> None:
-    # The tables themselves change hands: a handle that the user keeps removes its hook from the table it was made for.
-    for table in _TABLES:
-        layer.__dict__[table], chain.__dict__[table] = chain.__dict__[table], layer.__dict__[table]
+        # The tables themselves are swapped: a handle that the user keeps removes its hook from the table object.
+        for table in _TABLES:
+            layer.__dict__[table], chain.__dict__[table] = chain.__dict__[table], layer.__dict__[table]
 
 
 def module_at(model: nn.Module, name: str) -> nn.Module:
-    """The module of that qualified name, which has a parent to replace it in.
+    """The module of that qualified name.
 
     Raises:
-        ValueError: if there is none, or the name is the model's own.
+        ValueError: if there is none, or it is the model itself, which no parent holds.
     """
     if name == "":
         raise ValueError(
@@ -86,17 +77,16 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError:
         known = [known for known, _ in model.named_modules(remove_duplicate=False) if known]
-        near = ", ".join(difflib.get_close_matches(name, known, n=3) or known[:3])
         raise ValueError(
-            f"{type(model).__name__} has no module {name!r}; near names are {near or 'none, it has no children'}"
+            f"{type(model).__name__} has no module {name!r}; near names are {near(name, known) or 'none'}"
         ) from None
 
 
 def _rename_ties(model: nn.Module, tables: Sequence[str], heads: Sequence[str]) -> None:
-    """Name the shared factors to transformers, whose models list by name which Parameter takes the place of which.
+    """Rename tied parameters in the lists that transformers' `tie_weights` and `save_pretrained` go by.
 
-    Its `tie_weights` and `save_pretrained` go by that list: `{"head.weight": "embedding.weight"}` becomes
-    `{"head.1.weight": "embedding.0.weight", "head.0.weight": "embedding.1.weight"}`.
+    `{"head.weight": "embedding.weight"}` becomes `{"head.1.weight": "embedding.0.weight", "head.0.weight":
+    "embedding.1.weight"}`.
     """
     factors = {f"{table}.weight": (f"{table}.0.weight", f"{table}.1.weight") for table in tables}
     factors |= {f"{head}.weight": (f"{head}.1.weight", f"{head}.0.weight") for head in heads}

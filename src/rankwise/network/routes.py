@@ -1,9 +1,9 @@
-"""Which layers get rows that the network itself has picked: experts, tokens that are kept, the best of a beam.
+"""Find the layers whose input rows the network picks itself: experts, kept tokens, the best of a beam.
 
-Two networks pick differently, so that their rows are no pairs. One forward pass is watched operator by operator: what
-is computed from the outputs of layers, and which rows of activations are picked or put into another order by it. What
-is written back into rows of its own (`index_add`), or picked by the inverse of an order, is in place again. Sorted
-values are in place too: they are paired by their rank.
+Two networks pick differently, so their rows cannot be paired. One forward pass is watched operator by operator: which
+values are computed from the outputs of layers, and which rows of activations they pick or reorder. Rows written back to
+where they were (`index_add`), or picked by the inverse of an order, are in place again. Sorted values are in place too:
+they are paired by rank.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from torch.utils._pytree import tree_leaves
 
 from ..layers.kinds import site_kind
 from ..running.exclusive import own_thread
+from ..running.guards import in_words
 from ..running.state import has_memory
 
-# Operators whose argument at this place says which rows of the first one come out; the axis stands between.
+# Operator -> place of the argument that says which rows of the first one come out. The axis, if any, is argument 1.
 _PICKS = {"index": 1, "_unsafe_index": 1, "index_select": 2, "gather": 2, "take": 1, "masked_select": 1}
-# Operators that leave out what occurs again.
+# Operators that drop repeated rows: how many stay, and which, depends on the values.
 _SELECTIONS = ("unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive")
-# Operators that write into rows of the first argument, which stay where they are.
+# Operators that write into rows of the first argument: the result has that argument's rows, in its order.
 _WRITES = (
     *("index_add", "index_copy", "index_put", "_index_put_impl", "index_reduce", "index_fill"),
     *("scatter", "scatter_add", "scatter_reduce", "masked_scatter", "put"),
 )
 _PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
-# Operators that read the size of the first argument alone.
+# Operators that read only the size of the first argument, so that nothing computed goes into the result.
 _SIZES = ("new_", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like")
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """What is known of a block of memory.
+    """What is known about a block of memory.
 
     Attributes:
-        given: whether it is made from the batch.
-        computed: whether it is made from outputs of layers.
-        choice: whether it is a computed decision: indices, masks, or numbers made of these alone.
-        moved: who has picked its rows, in words; "" where they are in place.
-        moved_by: the order that they were picked by, 0 for none that could be put back.
-        order: the order that it is, or is made of; 0 for none.
+        given: made from the batch.
+        computed: made from outputs of layers.
+        choice: a computed decision: indices, masks, or numbers made from these alone.
+        moved: who picked its rows, in words; "" where they are in place.
+        moved_by: the order that picked them, 0 where no inverse can put them back.
+        order: the order (result of a sort) that it is, or is made from; 0 for none.
         inverse: the order that it undoes, 0 for none.
     """
 
@@ -93,9 +94,10 @@ class Routes(TorchDispatchMode):
         self.picked: dict[str, str] = {}
         self._model = model
         self._names = {module: name for name, module in reversed(list(model.named_modules()))}
-        # A weak reference keeps an address from being used again, not the memory.
+        # The weak reference keeps the storage's handle, which is the key, from being reused, but frees its memory.
         self._marks: dict[int, tuple[StorageWeakRef, _Mark]] = {}
-        self._has_read = False  # a computed value was read: what is made of Python's numbers may depend on it
+        # A computed value became a Python number. From then on a tensor made from Python numbers may depend on it.
+        self._has_read = False
         self._running: list[nn.Module] = []
         self._stack = ExitStack()
 
@@ -132,12 +134,13 @@ class Routes(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__.rstrip("_")
-        if name == "lift_fresh":  # a tensor of Python's numbers
+        if name == "lift_fresh":  # torch.tensor(...) of Python numbers
             mark = _Mark(computed=self._has_read)
         else:
-            given = self._of((args, kwargs))  # before the call, which may write into them
+            given = self._of((args, kwargs))  # before the call, which may write into its arguments
             mark = _NOTHING if given == _NOTHING else self._result(name, (*args, *kwargs.values()), given)
         output = func(*args, **kwargs)
+        # A view shares the memory, and so the mark, of what it views: only a new mark may replace that one.
         if mark != _NOTHING or not func.is_view:
             self._put(output, mark)
         if mark.computed and name in ("sort", "argsort"):
@@ -145,52 +148,51 @@ class Routes(TorchDispatchMode):
         return output
 
     def read(self, values: Any) -> None:
-        """Values of tensors become Python's numbers."""
+        """Note that values of tensors become Python numbers."""
         self._has_read = self._has_read or self._of(values).computed
 
     def _result(self, name: str, values: tuple[Any, ...], given: _Mark) -> _Mark:
-        """What is known of what an operator makes."""
+        """The mark of an operator's output."""
         first = self._of(values[0])
         if name == "_local_scalar_dense":
             self.read(values)
         if name.startswith(_SIZES):
             return _Mark(moved=first.moved, moved_by=first.moved_by)
+        index = self._of(values[_PICKS[name]]) if name in _PICKS else _NOTHING
         if name in _WRITES:
             given = replace(given, moved=first.moved, moved_by=first.moved_by)
-            orders = {self._of(index).order for index in values[1:]} - {0}
+            # Integers written at the places of an order are its inverse: inverse[order] = arange(n).
+            orders = {self._of(each).order for each in values[1:]} - {0}
             if orders and not values[0].is_floating_point():
                 given = replace(given, order=0, inverse=orders.pop())
-        elif name in _PICKS and first.moved and 0 != first.moved_by == self._of(values[_PICKS[name]]).inverse:
+        elif name in _PICKS and first.moved and 0 != first.moved_by == index.inverse:
             given = replace(given, moved="", moved_by=0, inverse=0)
         elif not given.moved and (first.given or first.computed) and self._picks(name, values):
             module = self._running[-1] if self._running else self._model
-            where = f"{type(module).__name__} ({self._names[module] or 'the model itself'})"
-            index = self._of(values[_PICKS[name]]) if name in _PICKS else _NOTHING
-            given = replace(given, moved=f"{name} in {where}", moved_by=index.order)
+            given = replace(given, moved=f"{name} in {in_words(module, self._names[module])}", moved_by=index.order)
         return given
 
     def _picks(self, name: str, values: tuple[Any, ...]) -> bool:
-        """Whether an operator takes rows of its first argument to where computed values say."""
+        """Whether an operator moves rows of its first argument to where computed values say."""
         if name in _SELECTIONS:
             return self._of(values[0]).computed and _moves(values[0])
-        if name in _PRODUCTS:  # with a mask of decisions, which is how experts of a capacity are fed
+        if name in _PRODUCTS:  # experts of limited capacity get their rows through a product with a one-hot mask
             factors = [self._of(values[place]) for place in _PRODUCTS[name]]
             return all(factor.computed for factor in factors) and any(factor.choice for factor in factors)
         if name not in _PICKS or not self._of(values[_PICKS[name]]).computed or not _moves(values[0]):
             return False
-        last = values[0].dim() - 1  # features of a row are no rows
+        last = values[0].dim() - 1  # picking along the last axis picks features, not rows
         if name in ("index", "_unsafe_index"):
             return last == 0 or any(self._of(index).computed for index in values[1][:last])
         return last == 0 or name in ("take", "masked_select") or values[1] % (last + 1) != last
 
     def _note_order(self, values: Tensor, indices: Tensor) -> None:
-        mark = self._of(indices)
-        sorted_order = self._of(values).order
-        here = replace(mark, order=0, inverse=sorted_order) if sorted_order else replace(mark, order=_memory(indices))
-        self._put(indices, here)
+        """Mark the indices of a sort: a new order, or, where an order was sorted, its inverse."""
+        mark, before = self._of(indices), self._of(values).order
+        self._put(indices, replace(mark, order=0, inverse=before) if before else replace(mark, order=_memory(indices)))
 
     def _of(self, values: Any) -> _Mark:
-        """What is known of tensors together."""
+        """What is known about tensors together."""
         marks = [self._marks[place][1] for place in map(_memory, tree_leaves(values)) if place in self._marks]
         if len(marks) < 2:
             return marks[0] if marks else _NOTHING
@@ -212,6 +214,7 @@ class Routes(TorchDispatchMode):
                 if mark == _NOTHING:
                     self._marks.pop(place, None)
                     continue
+                # Indices and masks made from activations are choices; activations are never an order.
                 choice = mark.computed and (mark.choice or not _moves(tensor))
                 order, inverse = (0, 0) if _moves(tensor) else (mark.order, mark.inverse)
                 own = replace(mark, choice=choice, order=order, inverse=inverse)
@@ -219,7 +222,7 @@ class Routes(TorchDispatchMode):
 
 
 class _Reads(TorchFunctionMode):
-    """Sees values that are read without an operator, and the checks of a function that reads without consequence."""
+    """Sees values that are read without an operator, and forgives a function that reads only to check."""
 
     def __init__(self, routes: Routes) -> None:
         super().__init__()
@@ -232,13 +235,13 @@ class _Reads(TorchFunctionMode):
         if name in ("tolist", "numpy", "__array__"):
             self.routes.read(args)
         result = func(*args, **(kwargs or {}))
-        if name == "one_hot":  # looks at its largest index
+        if name == "one_hot":  # reads its largest index for the number of classes, which picks no rows
             self.routes._has_read = before
         return result
 
 
 def _moves(tensor: Tensor) -> bool:
-    """Whether it holds activations, not indices or masks."""
+    """Whether a tensor holds activations, not indices or masks."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -248,7 +251,7 @@ def _sole(orders: Any) -> int:
 
 
 def _memory(value: Any) -> int:
-    """A number of the block of memory that a tensor lies in; 0 for what has none."""
+    """The number of the memory block that a tensor lies in; 0 where there is none."""
     if not isinstance(value, Tensor) or not has_memory(value):
         return 0
     return int(value.untyped_storage()._cdata)

@@ -1,8 +1,8 @@
-"""What can be factorised as one: a site, of one slot or of several, and its kind.
+"""A site: what is decided, fitted and put in place together, and its kind.
 
-A slot is a linear map inside a module: whose weight it is, and how its inputs are read. Most sites have one slot, a
-dense layer. An embedding and the head that shares its weight are a site of two; layers that read the same input may be
-one of as many as they are.
+A slot is a linear map inside a module: its weight, and how it reads its inputs. Most sites have one slot, a dense
+layer. An embedding and the head that shares its weight have two. Layers that read the same input may be one site, with
+a slot for each.
 """
 
 from __future__ import annotations
@@ -20,18 +20,13 @@ from .counting import Call
 
 
 class Kind:
-    """A kind of site; `network.kinds` says what there is to know of each.
-
-    Attributes:
-        name: that plans, statistics and artifacts know it by.
-        role: how its slots use the weight.
-    """
+    """A kind of site, described in `network.kinds`; plans, statistics and artifacts hold its name."""
 
     name: str
     role: Role
 
 
-# By name; `network.kinds` fills it, and `network.kinds.register` adds to it.
+# By name; `network.kinds.register` adds to it.
 KINDS: dict[str, Kind] = {}
 
 
@@ -39,7 +34,7 @@ def kind_named(name: str) -> Kind:
     """The kind of that name.
 
     Raises:
-        ValueError: for one that nobody has registered.
+        ValueError: if no kind of that name is registered.
     """
     if name not in KINDS:
         raise ValueError(
@@ -54,22 +49,21 @@ class Site:
 
     Attributes:
         name: first qualified name.
-        aliases: all further names of its modules: of the same one, of those tied to its weight, and of its other slots.
-        slots: where several linear maps are one site, the names of the modules of each; () for a single one.
-        kind: name of its kind, one of `KINDS`: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d" and so on, or
-            "conv1d_hf" (transformers' Conv1D, a linear layer), or "embedding" (a linear layer of one-hot inputs); or
-            "tied_embedding", an embedding and the linear head that shares its weight, which is described as the head.
-        weight_shape: (O, I) or (O, I/groups, *kernel), always output first, however the layer stores it.
+        aliases: all further names of its modules: of the same one, of those tied to its weight, of its other slots.
+        slots: names of the modules of each slot; () for a single slot.
+        kind: name of its kind, one of `KINDS`: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d" and so on,
+            "conv1d_hf" (transformers' Conv1D, a linear layer), "embedding" (a linear layer of one-hot inputs), or
+            "tied_embedding" (an embedding and the linear head that shares its weight, described as the head).
+        weight_shape: (O, I) or (O, I/groups, *kernel), output first, however the layer stores it.
         stride, padding, dilation, padding_mode, groups, output_padding: of the convolution; `padding` may be "same" or
             "valid".
-        has_bias: whether the layer has a bias.
         dtype: of the weight, such as "float32".
         calls: every call in one forward of the example input; of a tied embedding those of its head.
         lookups: rows that a tied embedding looks up in one forward of the example input.
         dense_because: why it must stay dense, None where it may be factorised.
-        unless_named: why it stays dense where no pattern but "*" includes it, None for most sites (`vocabulary`).
-        unpaired: who picks the rows of its input by what the network computes, so that those of two networks are no
-            pairs; None where nobody does.
+        unless_named: why it stays dense unless a pattern other than "*" includes it (`vocabulary`), None for most.
+        unpaired: which operator picks its input rows by computed values, so that rows of two networks cannot be
+            paired; None for most.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
     """
 
@@ -95,7 +89,7 @@ class Site:
 
     @property
     def stays_dense(self) -> str | None:
-        """Why it stays dense where nothing is asked for, None where it may be factorised."""
+        """Why it stays dense by default, None where it may be factorised."""
         return self.dense_because or self.unless_named
 
     @property
@@ -105,7 +99,7 @@ class Site:
 
     @property
     def in_features(self) -> int:
-        """D: what one output is computed from: I, or I/groups * taps."""
+        """D: numbers that one output is computed from: I, or I/groups * taps."""
         return prod(self.weight_shape[1:])
 
     @property
@@ -120,11 +114,7 @@ class Site:
 
     @property
     def by_kind(self) -> Kind:
-        """What its kind knows of it.
-
-        Raises:
-            ValueError: for a kind that nobody has registered.
-        """
+        """Its kind; a ValueError if no kind of that name is registered."""
         return kind_named(self.kind)
 
     @property
@@ -134,7 +124,7 @@ class Site:
 
     @property
     def multiplies(self) -> bool:
-        """Whether its weight multiplies rows of inputs; a table alone is looked up."""
+        """Whether its weight multiplies rows of inputs; a lone table is only looked up."""
         return self.role is not Role.TABLE
 
     @property
@@ -181,16 +171,17 @@ class Site:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of all calls of the dense layers; a table is looked up and multiplies nothing."""
+        """Multiply-accumulates of all calls of the dense layers; looking up rows costs none."""
         return self.rows * prod(self.weight_shape) if self.multiplies else 0
 
     def factor_macs(self, first: int, last: int) -> int:
         """Multiply-accumulates of two factors in a row.
 
         Args:
-            first: numbers of the factor that meets the inputs (of a table: that is looked up).
-            last: numbers of the factor that gives the outputs.
+            first: numbers in the factor that reads the inputs (of a table: that is looked up).
+            last: numbers in the factor that gives the outputs.
         """
+        # The chains of joint slots run one by one: each of them multiplies the shared first factor again.
         before = {Role.TABLE: 0, Role.JOINT: len(self.slots) * self.rows}.get(self.role, self.rows)
         return before * first + self.out_positions * last + self.lookups * first
 
@@ -198,8 +189,8 @@ class Site:
     def break_even(self) -> int:
         """The largest rank at which two factors per group have fewer parameters than the dense weight.
 
-        With O' = O / groups, a rank r costs r (D + O') instead of D O' per group. Half of the full rank is no saving on
-        a square layer.
+        With O' = O / groups, a rank r costs r (D + O') instead of D O' per group. On a square layer half of the full
+        rank saves nothing.
 
         Example:
             >>> Site(name="fc", kind="linear", weight_shape=(512, 512)).break_even
@@ -211,8 +202,8 @@ class Site:
     def chain_bias(self, metric: str | FitMetric) -> bool:
         """Whether its chain has a bias: its own, or one that corrects the mean of the output on the data.
 
-        An embedding needs none: the second moment of its one-hot inputs is diagonal as it is. Nor gets a head that is
-        tied to one: a number for each row of the table is as much as a rank, and the mean is fitted like the rest.
+        An embedding needs no correction: the second moment of its one-hot inputs is diagonal without centring. A head
+        tied to one gets none: a number for each row of the table costs as much as a rank.
         """
         return self.has_bias or (get_metric(metric).corrects_bias and not self.looks_up)
 

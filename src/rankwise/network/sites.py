@@ -1,4 +1,4 @@
-"""The layers of a model that can be factorised, and what they and the whole cost today."""
+"""The layers of a model that can be factorised, and the costs of the dense model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Sites(Mapping[str, Site]):
     Attributes:
         by_name: name -> site.
         total_params: all parameters of the model, tied ones once.
-        other_macs: counted layers and parameters that are no sites -> MACs.
+        other_macs: layers and parameters counted outside the sites -> MACs.
         not_counted: operators that are not counted -> why.
         never_called: layers that the forward never called.
-        fingerprint: sha256 of the structure, see `fingerprint`.
-        example: what the network was called with; not stored.
+        fingerprint: of the structure, see `fingerprint`.
+        example: the batch that the network was called with; not stored.
     """
 
     by_name: Mapping[str, Site]
@@ -56,19 +56,16 @@ class Sites(Mapping[str, Site]):
         return f"Sites({free} of {len(self)} to factorise, {self.total_params:,} params, {self.total_macs:,} MACs)"
 
     def select(self, patterns: str | Iterable[str]) -> list[Site]:
-        """The sites that any pattern matches, in execution order.
+        """The sites that any pattern matches, in execution order, each once.
 
         Args:
-            patterns: names or aliases as they are; else globs over them ("encoder.*.fc1"), or full-match regular
-                expressions ("re:.*fc[12]").
-
-        Returns:
-            The sites, each once.
+            patterns: names or aliases; else globs ("encoder.*.fc1"), or full-match regular expressions
+                ("re:.*fc[12]").
 
         Raises:
-            ValueError: a pattern matches nothing (near names are listed), or is no regular expression.
+            ValueError: a pattern matches nothing (near names are listed), or is not a valid regular expression.
         """
-        owners = {alias: site.name for site in self.values() for alias in (site.name, *site.aliases)}
+        owners = {alias: site.name for site in self.values() for alias in site.names}
         chosen: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             matched = matching(pattern, [*owners, *self.never_called])
@@ -79,7 +76,7 @@ class Sites(Mapping[str, Site]):
         return [site for name, site in self.items() if name in chosen]
 
     def included(self, patterns: str | Iterable[str]) -> list[Site]:
-        """The sites that patterns allow to factorise: those that they match, but "*" alone reaches no `unless_named`.
+        """The sites that patterns allow to factorise: all matches, but "*" alone leaves out sites with `unless_named`.
 
         Args:
             patterns: as for `select`; `["*", "lm_head"]` allows all sites and the head of a language model too.
@@ -93,17 +90,11 @@ class Sites(Mapping[str, Site]):
 
     def left_dense(self, reasons: Mapping[str, str]) -> Sites:
         """The same sites, some of which must stay dense: name -> why."""
-        changed = {
-            name: replace(site, dense_because=reasons.get(name, site.dense_because)) for name, site in self.items()
-        }
-        return replace(self, by_name=changed)
+        changed = {name: replace(self[name], dense_because=why) for name, why in reasons.items() if name in self}
+        return replace(self, by_name={**self.by_name, **changed})
 
     def check_structure(self, model: nn.Module) -> None:
-        """Refuse a model of another structure than the one that the sites were found in.
-
-        Raises:
-            ValueError: if the structure differs.
-        """
+        """Raise a ValueError for a model whose structure differs from the one that the sites were found in."""
         if self.fingerprint != fingerprint(model):
             raise ValueError(
                 f"the sites or statistics belong to a network of another structure than this {type(model).__name__}; "
@@ -111,14 +102,14 @@ class Sites(Mapping[str, Site]):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, to be stored as JSON; `from_dict` is the way back."""
+        """Everything but the example as plain values, to store as JSON."""
         values = asdict(replace(self, example=None))
         del values["example"]
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sites:
-        """The sites that `to_dict` described, also after a round trip through JSON.
+        """The inverse of `to_dict`, also after a round trip through JSON.
 
         Raises:
             ValueError: naming the field that is missing or of another type.
@@ -134,9 +125,7 @@ class Sites(Mapping[str, Site]):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A sha256 of a model's structure: the class of every module, the name and shape of every parameter.
-
-    Values, dtypes and devices play no part, so two runs of the same constructor agree.
+    """A sha256 of the class of every module and the name and shape of every parameter.
 
     Example:
         >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3).half())

@@ -1,8 +1,8 @@
-"""Find out beforehand whether a network works with other layers in the place of its own.
+"""Try beforehand whether a network works with other layers in the place of its own.
 
-A forward may reach a layer past the registry of modules, ask for its class, or work on its weight. Each layer that
-could be factorised is put behind the face of a factorised one in a copy that shares all tensors, and the copy is run
-once: nothing but the face differs, so that what is called otherwise, or computed otherwise, cannot be factorised.
+A forward may reach a layer past the registry of modules, ask for its class, or work on its weight. In a copy that
+shares all tensors, each layer that could be factorised is wrapped in a stand-in that looks like a factorised one, and
+the copy is run once. Only the looks differ: a layer whose calls or results differ cannot be factorised.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from ..layers.low_rank import LowRank, LowRankLayer, Ranks
 from ..running.batches import call, pristine
 from ..running.copying import copied
 from ..running.exclusive import own_thread
+from ..running.guards import in_words
 from .references import closure_of
 from .replacing import replace_all
 
 
 def unreplaceable(model: nn.Module, sites: Mapping[str, Mapping[str, int]], batch: Any, output: Any) -> dict[str, str]:
-    """The sites whose layers the network does not let anything take the place of.
+    """The sites whose layers cannot be replaced in the network, each with the reason in words.
 
     Args:
         model: an unwrapped network.
@@ -33,24 +34,23 @@ def unreplaceable(model: nn.Module, sites: Mapping[str, Mapping[str, int]], batc
         batch: what the model is called with.
         output: what it returns for that batch, from the same random state.
 
-    Returns:
-        Name of a site -> why it cannot be replaced, in words.
-
     Raises:
         ValueError: if a copy of the network works on tensors of the network that it was copied from.
     """
     expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     trial = _Trial(model, sites, batch, expected)
     if not trial.passes(list(sites)):
-        trial.compares = trial.passes([])  # of a network that never computes the same twice, calls alone are compared
+        # The outputs of a network that differ without a single stand-in say nothing: only calls are compared then.
+        trial.compares = trial.passes([])
     found: dict[str, str] = {}
+    # Again after each round: one layer's failure may have hidden another's.
     while not trial.passes(left := [name for name in sites if name not in found]):
         found.update(trial.culprits(left) or {name: trial.reason(name) for name in left})
     return found
 
 
 class _Log:
-    """What one stand-in has seen. It is no plain attribute, which `pristine` would put back."""
+    """What one stand-in has seen. As plain attributes of the module `pristine` would put these numbers back."""
 
     def __init__(self, running: list[str]) -> None:
         self.running = running
@@ -77,7 +77,7 @@ class _Itself:
 
 
 class _StandIn(LowRankLayer):
-    """A layer behind the face of a factorised one; it counts its calls and notes who reads its weight."""
+    """A layer that looks like a factorised one, counts its calls and notes who reads its weight."""
 
     def __init__(self, layer: nn.Module, running: list[str]) -> None:
         super().__init__(_Itself(), (), [layer], layer)
@@ -104,7 +104,7 @@ class _Trial:
         self.error = ""
 
     def passes(self, names: Sequence[str]) -> bool:
-        """Whether the network works with stand-ins for these sites; `reasons` are of those that are seen not to."""
+        """Whether the network works with stand-ins for these sites; `reasons` names those that visibly fail."""
         self.reasons, self.error = {}, ""
         trial, originals = sharing_copy(self.model)
         running: list[str] = []
@@ -115,10 +115,9 @@ class _Trial:
         replace_all(trial, standins)
         with pristine(trial), ExitStack() as stack:
             for path, module in trial.named_modules():
-                words = f"{type(module).__name__} ({path or 'the model itself'})"
-                entering = own_thread(_entering(running, words))
+                entering, leaving = map(own_thread, _noting(running, in_words(module, path)))
                 stack.callback(module.register_forward_pre_hook(entering, prepend=True).remove)
-                stack.callback(module.register_forward_hook(own_thread(_leaving(running)), always_call=True).remove)
+                stack.callback(module.register_forward_hook(leaving, always_call=True).remove)
             reads = stack.enter_context(Reads(originals))
             try:
                 output = call(trial, self.batch)
@@ -145,12 +144,13 @@ class _Trial:
         return not self.compares or _equal(got, self.expected)
 
     def culprits(self, names: Sequence[str]) -> dict[str, str]:
-        """Of sites that do not pass together those that do not pass alone, or are seen to fail, with their reasons."""
+        """Among sites that fail together, those that fail alone or visibly, with their reasons."""
         if self.reasons:
             return dict(self.reasons)
         if len(names) == 1:
             return {names[0]: self.reason(names[0])}
         found: dict[str, str] = {}
+        # By halves: k culprits among n sites cost about k log n trials, each a forward of the network.
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             if not self.passes(half):
                 found.update(self.culprits(half))
@@ -170,15 +170,11 @@ class _Trial:
             module = self.model.get_submodule(path)
             if not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) or not path:
                 break
-        return f"{type(module).__name__} ({path or 'the model itself'})"
+        return in_words(module, path)
 
 
 def sharing_copy(model: nn.Module) -> tuple[nn.Module, dict[int, str]]:
-    """A copy of a network's modules whose tensors are further names of the same memory.
-
-    Returns:
-        The copy, and the name of each tensor of the network by its identity.
-    """
+    """A copy of a network's modules on the same memory, and the name of each of the network's tensors by its id."""
     memo: dict[int, Any] = {}
     names: dict[int, str] = {}
     for name, parameter in model.named_parameters():
@@ -199,7 +195,7 @@ def works_on_another(model: nn.Module, tensor: str) -> str:
 
 
 class Reads(TorchFunctionMode):
-    """Notes the first tensor of another network that is worked on."""
+    """Notes the first tensor of another network that a function is called with."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
@@ -216,15 +212,13 @@ class Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _entering(running: list[str], words: str) -> Callable[..., None]:
-    return lambda module, args: running.append(words)
+def _noting(running: list[str], words: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Hooks that keep the stack of running modules."""
 
-
-def _leaving(running: list[str]) -> Callable[..., None]:
     def left(module: nn.Module, args: Any, output: Any) -> None:
         running.pop()
 
-    return left
+    return lambda module, args: running.append(words), left
 
 
 def _equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

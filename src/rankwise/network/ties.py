@@ -1,4 +1,4 @@
-"""Layers that hang together: tied weights, and the reasons why a layer must stay dense."""
+"""Layers that share weights, and the reasons why a layer must stay dense."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from ..layers.kinds import site_kind, spatial_dims
+from ..running.guards import in_words
 from ..running.pristine import HOOK_TABLES
 from ..running.state import interval, place, storage_of
 from .counting import own_forward
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
-    """What a convolution has beside its weight and bias, nothing for another layer."""
+    """Stride, padding and the like of a convolution; empty for other layers."""
     if not spatial_dims(layer):
         return {}
     keys = ("stride", "padding", "dilation", "padding_mode", "groups", "output_padding")
@@ -24,11 +25,11 @@ def geometry(layer: nn.Module) -> dict[str, Any]:
 
 
 class Ties:
-    """Which layers of a model hang together.
+    """Which layers of a model share weights.
 
     Attributes:
         names: id of a module -> its qualified names.
-        groups: the layers of a site's kind, those whose `weight` is the same memory together.
+        groups: the layers that can be sites, grouped by the memory of their `weight`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +43,7 @@ class Ties:
                 if parameter is not None:
                     self._owners[storage_of(parameter)].append((interval(parameter), module))
             if site_kind(module):
-                # A parametrised weight is computed anew for each layer: such a layer is a group of its own.
+                # A parametrised weight is computed for each layer anew: such a layer is a group of its own.
                 weight = module._parameters.get("weight")
                 groups[id(module) if weight is None else place(weight)].append(module)
         self.groups = list(groups.values())
@@ -56,9 +57,9 @@ class Ties:
         """Why a layer must stay dense, None where it may be factorised.
 
         Args:
-            layer: the layer that stands for the group.
+            layer: the one that represents the group.
             group: the layers tied to its weight, itself included.
-            unfit: id of a layer -> why no chain of layers can be called in its place.
+            unfit: id of a layer -> why no chain can be called in its place.
         """
         for module in group:
             if own_forward(module):
@@ -66,21 +67,22 @@ class Ties:
             if id(module) in unfit:
                 return unfit[id(module)]
             if module._state_dict_hooks:
-                return "it has state dict hooks, which are about a weight that a factorised layer does not have"
+                return "it has state dict hooks, which expect a weight that a factorised layer does not have"
             if len(group) > 1 and any(getattr(module, table) for table in HOOK_TABLES if table.endswith("_hooks")):
                 return "it has hooks of its own and shares its weight with another layer; remove one of the two"
             if option := _lookup_option(module):
-                return f"it is an embedding with {option}, which is about whole rows; switch that off to factorise it"
+                return f"it is an embedding with {option}, which works on whole rows; switch that off to factorise it"
         groups = getattr(layer, "groups", 1)
         if groups > 1 and getattr(layer, "in_channels", 0) == groups:
             return f"depthwise: each of its {groups} groups has one input channel, which leaves nothing to factor"
         for other in group:
-            # An embedding is compared with the embeddings, its head with the other heads.
+            # Embeddings are compared with embeddings, heads with heads.
             alike = next(each for each in (layer, *group) if is_table(each) == is_table(other))
             if _shape_of(other) != _shape_of(alike) or (is_tied(group) and site_kind(other) == "conv1d_hf"):
                 return f"its weight is tied to {self._words(other)}, which has another geometry"
             if not _same(other._parameters.get("bias"), alike._parameters.get("bias")):
                 return f"its weight is tied to {self._words(other)}, which has a different bias"
+        # Overlapping memory counts, not only equal memory: a slice of the weight may be another module's parameter.
         inside = {id(part) for module in group for part in module.modules()}
         for name, parameter in (named for module in group for named in module.named_parameters()):
             start, end = interval(parameter)
@@ -90,16 +92,16 @@ class Ties:
         return None
 
     def _words(self, module: nn.Module) -> str:
-        return f"{type(module).__name__} ({self.names[id(module)][0] or 'the model itself'})"
+        return in_words(module, self.names[id(module)][0])
 
 
 def is_tied(group: Iterable[nn.Module]) -> bool:
-    """Whether layers with one weight are embeddings and layers that multiply, both."""
+    """Whether layers with one weight include both embeddings and layers that multiply."""
     return len({is_table(layer) for layer in group}) == 2
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether two parameters are one memory, or both are none."""
+    """Whether two parameters are the same memory, or both None."""
     return one is other if one is None or other is None else place(one) == place(other)
 
 
@@ -109,12 +111,12 @@ def is_table(layer: nn.Module) -> bool:
 
 
 def _shape_of(layer: Any) -> tuple[Any, ...]:
-    """What tied layers must have in common to be one site."""
+    """What layers tied into one site must have in common."""
     return site_kind(layer), geometry(layer), getattr(layer, "padding_idx", None)
 
 
 def _lookup_option(layer: nn.Module) -> str | None:
-    """An option of an embedding that a chain cannot have, by name."""
+    """The name of an option of an embedding that a chain cannot have."""
     if not isinstance(layer, nn.Embedding):
         return None
     options = {
@@ -126,12 +128,9 @@ def _lookup_option(layer: nn.Module) -> str | None:
 
 
 def fused_layers(model: nn.Module) -> dict[int, str]:
-    """The layers whose weights `nn.TransformerEncoderLayer` hands to one fused kernel in eval mode.
+    """Layers whose weights `nn.TransformerEncoderLayer` passes to a fused kernel in eval mode: id -> owner, in words.
 
-    That kernel is off in the forward that counts, so the conditions on the module that its forward lists are read here.
-
-    Returns:
-        id of a layer -> its owner, in words.
+    The counting forward runs with that kernel off, so the conditions of the module's own forward are checked here.
     """
     fused: dict[int, str] = {}
     if not torch.backends.mha.get_fastpath_enabled():
@@ -149,6 +148,6 @@ def fused_layers(model: nn.Module) -> dict[int, str]:
             and module.norm1.eps == module.norm2.eps
             and type(module).forward is nn.TransformerEncoderLayer.forward
         ):
-            owner = f"the fused path of {type(module).__name__} ({name or 'the model itself'})"
+            owner = f"the fused path of {in_words(module, name)}"
             fused.update({id(layer): owner for layer in (module.linear1, module.linear2)})
     return fused

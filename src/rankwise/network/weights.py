@@ -8,9 +8,9 @@ from torch import nn
 
 
 class WeightSource(Protocol):
-    """Hands out the layers of a network by name. A network is one; what reads them from a disk one by one is another.
+    """Gives the layers of a network by name: the network itself, or a reader that loads them one by one.
 
-    Planning and fitting ask for the layers of one site at a time, so that a source need never hold all of them.
+    Planning and fitting ask for the layers of one site at a time, so a source never needs to hold all of them.
     """
 
     def get_submodule(self, target: str) -> nn.Module:

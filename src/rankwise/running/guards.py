@@ -45,6 +45,11 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def in_words(module: nn.Module, path: str) -> str:
+    """A module in a message: its class and its qualified name."""
+    return f"{type(module).__name__} ({path or 'the model itself'})"
+
+
 def mark_for_running(model: nn.Module) -> None:
     """Mark a copy whose layers have forms that only run (`kernels.optimised`)."""
     setattr(model, _RUNS_ONLY, True)

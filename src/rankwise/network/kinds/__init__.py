@@ -1,7 +1,4 @@
-"""Kinds of sites: which layers are decided, fitted and put in place together.
-
-`register` adds one: sites that it finds in a forward are planned, fitted, stored and loaded like all others.
-"""
+"""Kinds of sites; `register` adds one, whose sites are planned, fitted, stored and loaded like all others."""
 
 from ...layers.kinds import LAYERS
 from .base import Reads, SiteKind, kind_of, kinds, register

@@ -1,4 +1,4 @@
-"""What a kind of site knows: how its sites are found in a forward, and where their numbers are."""
+"""The contract of a kind of site: how its sites are found in a forward, and where their weights and rows are."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..weights import WeightSource
 class Reads(Enum):
     """How a layer of a site reads its input."""
 
-    ROWS = "rows"  # they are multiplied with the weight
+    ROWS = "rows"  # multiplied with the weight
     INDICES = "indices"  # of the rows of a table
 
 
 class SiteKind(Kind, ABC):
     """A kind of site, and all that is special about it."""
 
-    # Why a site of the kind stays dense where no pattern but "*" includes it; None where it does not.
+    # Why sites of the kind stay dense unless a pattern other than "*" includes them; None where they do not.
     unless_named: str | None = None
 
     @abstractmethod
@@ -34,14 +34,14 @@ class SiteKind(Kind, ABC):
 
     @abstractmethod
     def reads(self, model: nn.Module, site: Site) -> dict[nn.Module, Reads]:
-        """The layers whose inputs are those of the site; of layers that read the same ones the first alone."""
+        """The layers that read the site's inputs; only the first of those that read the same inputs."""
 
     def outputs(self, model: nn.Module, site: Site) -> dict[nn.Module, int | None]:
-        """The layers whose outputs are those of the site, with the part that each gives; None for rows of a table."""
+        """The layers that give the site's outputs -> the number of the part; None for rows of a table."""
         return dict.fromkeys(layers_of(model, site), 0)
 
     def weight(self, source: WeightSource, site: Site) -> Tensor:
-        """The weight, O x I/G [x kernel], in its own type; gradients flow through it."""
+        """The weight, O x I/G [x kernel], in its own dtype; gradients flow through it."""
         return stored_weight(source.get_submodule(site.name))
 
     def bias(self, source: WeightSource, site: Site) -> Tensor | None:
@@ -61,10 +61,10 @@ def layers_of(model: nn.Module, site: Site) -> list[nn.Module]:
 
 
 def register(kind: SiteKind) -> SiteKind:
-    """Make a kind known; its sites are looked for before those of the kinds that were known.
+    """Add a kind; it finds its sites before all kinds registered earlier.
 
     Raises:
-        ValueError: for a name that another kind has.
+        ValueError: if another kind has its name.
     """
     if kind.name in KINDS:
         raise ValueError(f"there is a kind of site {kind.name!r} already; give this one another name")
@@ -78,11 +78,7 @@ def kinds() -> list[SiteKind]:
 
 
 def kind_of(site: Site) -> SiteKind:
-    """The kind of a site.
-
-    Raises:
-        ValueError: for a kind that nobody has registered.
-    """
+    """The kind of a site; a ValueError if it is not registered."""
     kind = site.by_kind
     assert isinstance(kind, SiteKind)
     return kind

@@ -16,10 +16,10 @@ from .base import Reads, SiteKind, stored_weight
 
 
 class Joint(SiteKind):
-    """Slots whose outputs stand one after the other: `W = [W_1; W_2; ...]`, `b = [b_1; b_2; ...]`.
+    """Slots whose outputs are concatenated: `W = [W_1; W_2; ...]`, `b = [b_1; b_2; ...]`.
 
-    A kind of this sort says in `joined` which layers belong together; layers that share a weight with others, have
-    hooks, differ in inputs or type, or did not read the same tensors are left to the other kinds.
+    A subclass says in `joined` which layers belong together. Layers that share a weight with others, differ in inputs
+    or type, or did not read the same tensors are left to the other kinds.
     """
 
     role = Role.JOINT

@@ -14,7 +14,7 @@ from .base import Reads, SiteKind, layers_of
 
 
 class TiedEmbedding(SiteKind):
-    """Described as the head: its weight is O x I as the head stores it, which for the table is a row for each item."""
+    """Described as the head: O x I as the head stores it, with a row for each item of the table."""
 
     name = "tied_embedding"
     role = Role.TIED
