@@ -136,7 +136,7 @@ def test_many_pixels_are_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # 30 pixels: Pillow warns
     assert read(tmp_path).shape == (1, 3, 5, 6)
     monkeypatch.setattr(pictures, "MOST_PIXELS", 20)
-    with pytest.raises(ValueError, match=r"a\.png is too large a picture \(6 x 5 pixels\), at most 20"):
+    with pytest.raises(ValueError, match=r"a\.png is too large \(6 x 5 pixels\): pictures have at most 20"):
         read(tmp_path)
 
 

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 ARRAYS = (".npz", ".npy", ".safetensors", ".pt", ".pth")
 ALONE = "data"  # name of the array in a file that holds one without a name
-# Taken for the memory of a machine that does not tell.
-MEMORY = 64 << 30
+MEMORY = 64 << 30  # assumed where the system does not report its own
 
-# NumPy's letter for a kind of type -> what is wrong with such arrays, and what to do.
+# NumPy's letter for a kind of type -> what such arrays hold, and what to do about it.
 _ODD = {
     "O": ("Python objects", "which can run any code; stack them into one array of numbers (np.stack)"),
     "U": ("text", "not numbers; number the words or classes (np.unique(names, return_inverse=True)[1])"),
@@ -39,8 +38,8 @@ class Stored:
 
     Args:
         where: file and name, for messages.
-        shape: by its header.
-        kind: the letter that NumPy has for its kind of type: "f", "i", "u", "b", or one of those that are refused.
+        shape: as its header says.
+        kind: NumPy's letter for its kind of type: "f", "i", "u", "b", or one that is refused.
     """
 
     where: str
@@ -49,11 +48,7 @@ class Stored:
     _read: Callable[[], Tensor] = field(repr=False)
 
     def check(self) -> None:
-        """Refuse a type that holds no real numbers.
-
-        Raises:
-            ValueError: saying which, and what to save instead.
-        """
+        """Raise a ValueError for a type that does not hold real numbers, saying what to save instead."""
         if self.kind in _ODD:
             what, fix = _ODD[self.kind]
             raise ValueError(f"{self.where} holds {what}, {fix}")
@@ -101,7 +96,7 @@ def _npz(file: Path) -> dict[str, Stored]:
 
 
 def _header(opened: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type that the head of an array says, which must be those of what comes after it."""
+    """Shape and type in the header of an array; the bytes after it must be as many."""
     from numpy.lib import format as npy
 
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -123,13 +118,8 @@ def _header(opened: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], 
 
 
 def check_memory(size: int, where: str, shape: tuple[int, ...]) -> None:
-    """Refuse what does not fit into the memory of this machine.
-
-    Raises:
-        ValueError: saying how large both are.
-    """
-    there = memory()
-    if size > there:
+    """Raise a ValueError for an array that does not fit into the memory of this machine."""
+    if size > (there := memory()):
         raise ValueError(
             f"{where} of shape {shape} needs {size:,} bytes, this machine has {there:,}; save fewer samples, or write "
             "a FILE.py:FUNCTION that returns batches"
@@ -173,15 +163,15 @@ def _load_npz(file: Path, member: zipfile.ZipInfo, where: str) -> Tensor:
 
 
 def tensor_of(array: np.ndarray[Any, Any], where: str) -> Tensor:
-    """An array of numbers as a tensor: bytes, 16 bits of pictures, floats and truth values as they are, else int64.
+    """An array of numbers as a tensor; bytes, 16-bit pictures, floats and booleans keep their type, the rest is int64.
 
     Raises:
-        ValueError: for a type that torch has not.
+        ValueError: for numbers that do not fit into a type of torch.
     """
     import numpy as np
     import torch
 
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # as this machine orders bytes
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # byte order of this machine
     if array.dtype.kind in "iu" and array.dtype != np.uint8 and not (array.dtype == np.uint16 and array.ndim > 2):
         if array.size and array.max() > np.iinfo(np.int64).max:
             raise ValueError(f"{where} holds {array.max()}, which is larger than any int64; save smaller numbers")
@@ -197,7 +187,7 @@ def _safetensors(file: Path) -> dict[str, Stored]:
     found = {}
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
                 part = opened.get_slice(name)
                 shape, type_name, where = tuple(part.get_shape()), part.get_dtype(), f"{file}: {name!r}"
                 kind = "b" if type_name == "BOOL" else "f" if type_name == "BF16" else type_name[0].lower()
@@ -216,7 +206,7 @@ def _load_tensor(file: Path, name: str) -> Tensor:
 
 
 def _checkpoint(file: Path) -> dict[str, Stored]:
-    """One tensor, a pair of inputs and labels, or tensors by name, as `torch.save` writes them."""
+    """One tensor, a pair of inputs and labels, or tensors by name, written by `torch.save`."""
     import zipfile
 
     import torch

@@ -1,16 +1,16 @@
-"""Weights on disk into a model: safetensors or a checkpoint of tensors, all of it or nothing."""
+"""Load weights from disk, safetensors or a checkpoint of tensors: all of them or none."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# What training scripts wrap a state_dict in, and what data parallelism and torch.compile put before every name.
+# Training scripts wrap a state_dict in these; data parallelism and torch.compile put these before every name.
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 SHOWN = 4
@@ -18,39 +18,37 @@ SHOWN_BYTES = 32
 
 
 def load_weights(model: nn.Module, path: Path, spec: str = "the model") -> None:
-    """Load the weights in `path` into `model`; the model is unchanged where they do not fit.
+    """Load the weights in `path` into `model`; a model that they do not fit stays unchanged.
 
     Args:
         model: receives the weights.
-        path: a `.safetensors` file, or a checkpoint that `torch.load(weights_only=True)` reads. A `state_dict` or
-            `model` wrapper and `module.` and `_orig_mod.` prefixes are taken off.
-        spec: how the user named the model, for error messages.
+        path: a `.safetensors` file, or a checkpoint that `torch.load(weights_only=True)` reads. `state_dict` and
+            `model` wrappers and `module.` and `_orig_mod.` prefixes are removed.
+        spec: what the user called the model, for messages.
 
     Raises:
-        ValueError: where the file cannot be read, or names or shapes differ.
+        ValueError: if the file cannot be read, or names or shapes differ.
     """
     state = read_weights(path)
     own = model.state_dict(keep_vars=True)
-    missing = _missing(own, state)
-    unexpected = [name for name in state if name not in own]
+    pairs = {name: (value, own[name]) for name, value in state.items() if name in own}
     shapes = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in state
-        if name in own and state[name].shape != own[name].shape
+        f"{name}: {tuple(new.shape)} in the file, {tuple(old.shape)} in the model"
+        for name, (new, old) in pairs.items()
+        if new.shape != old.shape
     ]
     kinds = [
-        f"{name}: {state[name].dtype} in the file, {own[name].dtype} in the model"
-        for name in state
-        if name in own and _number(state[name]) != _number(own[name])
+        f"{name}: {new.dtype} in the file, {old.dtype} in the model"
+        for name, (new, old) in pairs.items()
+        if _number(new) != _number(old)
     ]
-    problems = [
-        _few("missing in the file", missing),
-        _few("not in the model", unexpected),
+    problems = (
+        _few("missing in the file", _missing(own, state)),
+        _few("not in the model", [name for name in state if name not in own]),
         _few("other shape", shapes, separator="; "),
         _few("other kind of number", kinds, separator="; "),
-    ]
-    if any(problems):
-        found = "; ".join(problem for problem in problems if problem)
+    )
+    if found := "; ".join(filter(None, problems)):
         raise ValueError(f"{path} does not fit {spec}: {found}. Nothing was loaded. {_advice(own, state, shapes)}")
     model.load_state_dict(state, strict=False)
 
@@ -74,10 +72,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What `torch.save` wrote, as far as it is tensors and plain values.
+    """The tensors and plain values that `torch.save` wrote.
 
     Raises:
-        ValueError: where the file is none, is cut short, or holds objects.
+        ValueError: if the file is not a checkpoint, is cut short, or holds objects.
     """
     import torch
 
@@ -90,18 +88,18 @@ def read_checkpoint(path: Path) -> Any:
             raise ValueError(f"{path} is not a checkpoint: {fault}; download it again") from error
         if not isinstance(error, pickle.UnpicklingError):
             raise ValueError(
-                f"{path} is no checkpoint that torch can read, or is cut short: "
+                f"{path} is not a checkpoint that torch can read, or is cut short: "
                 f"{str(error).strip() or type(error).__name__}; download it again"
             ) from error
         raise ValueError(
             f"{path} holds more than tensors, and unpickling objects can run any code, so it was not opened. "
-            "Where you trust it, save its tensors: "
+            "If you trust it, save its tensors: "
             "torch.save(torch.load(path, weights_only=False).state_dict(), 'weights.pt')"
         ) from error
 
 
 def _no_checkpoint(path: Path) -> str | None:
-    """What a file holds that is neither a zip archive nor a pickle, None where it may be one."""
+    """What is in a file that is neither a zip archive nor a pickle; None if it may be one."""
     with path.open("rb") as file:
         head = file.read(SHOWN_BYTES)
     if not head:
@@ -125,7 +123,7 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     if others:
         raise ValueError(
             f"{path} is not a dictionary of tensors: {', '.join(others[:SHOWN])} are something else. "
-            f"Rankwise takes off the wrappers {' and '.join(repr(key) for key in WRAPPERS)}; "
+            f"Rankwise removes the wrappers {' and '.join(repr(key) for key in WRAPPERS)}; "
             "save the inner dictionary of tensors alone"
         )
     return {str(name): value for name, value in content.items()}
@@ -148,12 +146,11 @@ def _missing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
 
 
 def _number(tensor: Tensor) -> str:
-    """Which kind of number a tensor holds; copied into another kind, values would be cut off without a word."""
+    """The kind of number that a tensor holds; copied into another kind, values would be cut off silently."""
     return "complex" if tensor.is_complex() else "floating" if tensor.is_floating_point() else "whole"
 
 
-def _few(title: str, names: Iterable[str], separator: str = ", ") -> str:
-    names = list(names)
+def _few(title: str, names: list[str], separator: str = ", ") -> str:
     if not names:
         return ""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -162,7 +159,7 @@ def _few(title: str, names: Iterable[str], separator: str = ", ") -> str:
 
 def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
     if not set(own) & set(state):
-        return "No name is the same: these are the weights of another network, or of one under other names."
+        return "No name matches: these are the weights of another network, or their names were changed."
     if shapes:
         return (
             "Name the network the weights were trained in: a FILE.py:FUNCTION that builds it with the same widths and "

@@ -1,4 +1,4 @@
-"""Batches that can be iterated repeatedly, and the options that say how they are read."""
+"""Data as batches that can be iterated repeatedly, and the options of reading it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Data:
 
     Args:
         name: what the user called it.
-        samples: number of samples, None where only running over them would tell.
+        samples: number of samples; None if only a pass over them would tell.
         labelled: whether `pairs` has labels.
-        classes: number of class folders, None where labels were stored as numbers.
+        classes: number of class folders; None for labels stored as numbers.
         labels: what messages call the labels.
         prepared: how inputs were made, for people.
-        real: whether answers to it say anything; random inputs only have a shape.
-        stands: the example that stands for the data, and the dimension along which samples lie; see `of_network`.
+        real: False for random inputs, which only have a shape: a network's answers to them mean nothing.
+        stands: the example that stands for the data, and the dimension of the samples; see `of_network`.
     """
 
     name: str
@@ -52,24 +52,19 @@ class Data:
     stands: tuple[Any, int] | None = field(default=None, repr=False)
 
     def of_network(self, network: nn.Module, whole: bool = False) -> Data:
-        """The same data with the example that stands for it in a network.
-
-        Args:
-            network: that is called with the inputs.
-            whole: whether the example is the whole first batch (--example-batch).
-        """
+        """The same data with the example that stands for it: if `whole`, the whole first batch (--example-batch)."""
         from ..running.batches import Batches
         from ..running.example import with_example
 
         batches = Batches.of(self.inputs)
         example, batches = with_example(network, batches, batches.first() if whole else None)
-        # with time first, `samples` was a number of steps
+        # `samples` counted along the first dimension: steps, if that one is time
         samples = batches.samples if batches.axis and self.samples is not None else self.samples
         return replace(self, stands=(example, batches.axis or 0), samples=samples)
 
     @property
     def pairs(self) -> Iterable[tuple[Any, Any]]:
-        """Batches of inputs and labels; labels are None where there are none."""
+        """Batches of inputs and labels; None for data without labels."""
         return _Again(self._passes)
 
     @property
@@ -78,11 +73,7 @@ class Data:
         return _Again(lambda: (inputs for inputs, _ in self._passes()))
 
     def label_numbers(self, network: nn.Module) -> Tensor:
-        """All labels, which must be classes of a network.
-
-        Raises:
-            ValueError: naming the first one that is not.
-        """
+        """All labels; raises a ValueError that names the first one that is not a class of the network."""
         import torch
 
         from ..evaluate import Outputs
@@ -94,10 +85,10 @@ class Data:
         return labels
 
     def example(self, samples: int = 1) -> Any:
-        """The example that stands for the data, or the inputs of the first few samples, as a batch.
+        """The example that stands for the data, or the first few samples as a batch.
 
         Raises:
-            ValueError: where the first batch holds fewer.
+            ValueError: if the first batch has fewer.
         """
         from ..running.calling import first_samples, samples_in
 
@@ -145,12 +136,7 @@ def cut(value: Any, length: int) -> Any:
 
 
 def example_input(shape: str, seed: int = 0) -> Tensor:
-    """A random input of one sample, for counting where no data is given.
-
-    Args:
-        shape: `3,224,224`, without the batch.
-        seed: of the random numbers.
-    """
+    """A random input of one sample, for counting without data; `shape` is `3,224,224`, without the batch."""
     import torch
 
     try:
@@ -163,12 +149,7 @@ def example_input(shape: str, seed: int = 0) -> Tensor:
 
 
 def random_data(example: Tensor, batch: int) -> Data:
-    """One batch of a random input, for counts and latency where there are no samples.
-
-    Args:
-        example: 1 x ..., as `example_input` makes it.
-        batch: samples in the batch.
-    """
+    """One batch of a random input (1 x ...), repeated, for counts and latency without data."""
     inputs = example.expand(batch, *example.shape[1:])
     shape = "x".join(map(str, example.shape[1:]))
     return Data(

@@ -17,18 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A criterion, and whether the factors are fitted to the form."""
+    """A criterion, and whether factors are fitted again once neurons are selected."""
 
     criterion: str
     refit: bool
 
     @classmethod
     def of(cls, text: str | None) -> Selection | None:
-        """`cost`, or `cost:published` for the factors of the truncated SVD; None for None.
-
-        Raises:
-            ValueError: for anything else.
-        """
+        """`cost`, or `cost:published` for the factors of the truncated SVD; None for None."""
         from ..importance import CRITERIA
 
         if text is None:
@@ -43,22 +39,22 @@ class Selection:
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the criterion is measured by a loss on data."""
+        """Whether the criterion needs a loss on data."""
         return self.criterion in ("cost", "curvature")
 
     def formats(
         self, network: nn.Module, plan: Plan, source: Statistics | Sites, data: Labelled | None
     ) -> dict[str, Format]:
-        """The formats of sparse low rank with the importance that is asked for.
+        """The formats of sparse low rank with this importance.
 
         Args:
             network: the dense network.
-            plan: of it.
+            plan: its plan.
             source: statistics, or sites for a criterion that needs none.
-            data: pairs for a loss.
+            data: pairs for a criterion that needs a loss.
 
         Raises:
-            ValueError: if the plan has no such layer.
+            ValueError: if the plan has no layer in these formats.
         """
         from ..formats.slr import SparseLowRank, Staircase
         from ..importance import of_plan

@@ -39,16 +39,13 @@ def load_data(
     Args:
         spec: DATA of the command line.
         options: how to read it.
-        network: that is called with it; decides what is an input, and which example stands for the data.
-        model: MODEL of the command line, which decides what `auto` means.
-        samples: take that many, chosen by the seed; None for all, in their order.
-        default_split: the split of a named data set where the options say none.
-
-    Returns:
-        The data.
+        network: called with the data; decides what is an input, and which example stands for the data.
+        model: MODEL of the command line; decides what `auto` means.
+        samples: how many to take, chosen by the seed; None for all, in order.
+        default_split: split of a named data set if the options name none.
 
     Raises:
-        ValueError: where there is no such data, it is empty, or an option does not fit it.
+        ValueError: if there is no such data, it is empty, or an option does not fit it.
     """
     steps = parse_transform(options.transform, options.size)
     split = options.split or default_split
@@ -57,6 +54,7 @@ def load_data(
         raise ValueError(f"--batches {options.batches!r} is not one of {', '.join(WAYS)}")
     if options.batch < 1 or (samples is not None and samples < 1):
         raise ValueError(f"--batch {options.batch} and --samples {samples} must be at least 1")
+    source: Source | None
     if spec.startswith(TORCHVISION):
         source = from_torchvision(spec.removeprefix(TORCHVISION), options.root, split)
     elif path.is_dir():
@@ -69,17 +67,17 @@ def load_data(
         raise ValueError(f"DATA {spec!r}: there is no such folder or file; DATA is {KINDS}")
     else:
         made = call_function(spec, "DATA", KINDS.rpartition(" or ")[0])
-        if not is_dataset(made):
-            if steps or options.normalise != "auto":
-                raise ValueError(
-                    f"{spec} returns batches ready for the network; --transform, --size and --normalise do not apply"
-                )
-            found = from_batches(made, spec, samples, options.batches, network)
-            return found if network is None else found.of_network(network, options.example_batch)
-        source = from_dataset(made, spec)
-    if options.batches != "auto":
+        source = from_dataset(made, spec) if is_dataset(made) else None
+    if source is None:
+        if steps or options.normalise != "auto":
+            raise ValueError(
+                f"{spec} returns batches ready for the network; --transform, --size and --normalise do not apply"
+            )
+        found = from_batches(made, spec, samples, options.batches, network)
+    elif options.batches != "auto":
         raise ValueError(f"--batches {options.batches} is for functions that return batches, not for {spec}")
-    found = _from_source(source, options, steps, samples, model)
+    else:
+        found = _from_source(source, options, steps, samples, model)
     return found if network is None else found.of_network(network, options.example_batch)
 
 
@@ -105,22 +103,21 @@ def _from_source(
             labels = torch.tensor([label for _, label in items]) if source.labelled else None
             yield _batch([tensor for tensor, _ in items], normalise, source.name), labels
 
-    shape = "x".join(str(side) for side in read(order[0])[0].shape)
+    shape = "x".join(map(str, read(order[0])[0].shape))
     transform = ",".join(step.name + ("=" + "x".join(map(str, step.size)) if step.size else "") for step in steps)
-    prepared = f"{shape}, {transform or 'sizes as stored'}, normalised {normalise.name}"
     return Data(
         name=source.name,
         samples=len(order),
         labelled=source.labelled,
         classes=source.classes,
         labels=source.labels or source.name,
-        prepared=prepared,
+        prepared=f"{shape}, {transform or 'sizes as stored'}, normalised {normalise.name}",
         _passes=passes,
     )
 
 
 def _is_array(source: Source) -> bool:
-    """Arrays hold inputs of one size already: the usual resize of a pretrained network is not put on them."""
+    """Arrays hold inputs of one size already: they skip the usual resize of a pretrained network."""
     return any(ending in source.name for ending in ARRAYS)
 
 
@@ -133,7 +130,7 @@ def _normalise(text: str, bytes_stored: bool, model: str) -> Normalise:
 
 
 class _Cache:
-    """Samples by number after the transform, kept in memory as long as there is room."""
+    """Transformed samples by number, kept in memory as long as there is room."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -157,10 +154,9 @@ class _Cache:
             raise
         except ValueError as error:
             raise DataError(f"{self.source.name}, sample {index}: {error}") from error
-        size = tensor.numel() * tensor.element_size()
-        if size <= self.room:
+        if tensor.nbytes <= self.room:
             self.kept[index] = tensor, label
-            self.room -= size
+            self.room -= tensor.nbytes
         return tensor, label
 
     def _read(self, index: int) -> tuple[Tensor, int | None]:
@@ -192,17 +188,17 @@ def _batch(tensors: Sequence[Tensor], normalise: Normalise, name: str) -> Tensor
 def load_example(
     data: Data | str | None, input_shape: str | None, options: DataOptions, model: str, network: nn.Module
 ) -> Any:
-    """One input of the network: of the data where there is data, else random numbers of the shape that is given.
+    """One input of the network, from the data if there is any, else random numbers of a shape.
 
     Args:
         data: loaded data, or DATA of the command line, or None.
-        input_shape: `3,224,224`.
+        input_shape: `3,224,224`; networks of torchvision have a usual one.
         options: how to read the data.
-        model: MODEL of the command line; networks of torchvision have a usual shape.
-        network: that is called with it.
+        model: MODEL of the command line.
+        network: is called with the input.
 
     Raises:
-        ValueError: where nothing says what an input looks like.
+        ValueError: if nothing says what an input looks like.
     """
     if isinstance(data, Data):
         return data.example()

@@ -1,4 +1,4 @@
-"""MODEL on the command line: `torchvision:NAME` or `FILE.py:FUNCTION`, and the weights to put into it."""
+"""MODEL on the command line: `torchvision:NAME` or `FILE.py:FUNCTION`, and its weights."""
 
 from __future__ import annotations
 
@@ -23,15 +23,11 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     """Make the model that `spec` names, in eval mode, with `weights` loaded into it.
 
     Args:
-        spec: `torchvision:resnet18`, or `path/file.py:function`, a function that returns a model when called without
-            arguments.
+        spec: `torchvision:resnet18`, or `path/file.py:function`: a function that takes nothing and returns a model.
         weights: a `.safetensors` file or a checkpoint of tensors.
 
-    Returns:
-        The model.
-
     Raises:
-        ValueError: where the spec names nothing that makes a model, or the weights do not fit.
+        ValueError: if the spec names nothing that makes a model, or the weights do not fit.
     """
     model = torchvision_model(spec.removeprefix(TORCHVISION)) if spec.startswith(TORCHVISION) else user_model(spec)
     if weights is not None:
@@ -43,7 +39,7 @@ def load_artifact(spec: str, folder: Path) -> nn.Module:
     """The compressed network in `folder`, on a fresh model of `spec`; the artifact holds all weights.
 
     Raises:
-        ValueError: where the folder holds no artifact, a broken one, or one of another network.
+        ValueError: if the folder holds no artifact, a broken one, or one of another network.
     """
     from ..artifact import load
 
@@ -56,7 +52,7 @@ def is_torchvision(spec: str) -> bool:
 
 
 def torchvision_model(name: str) -> nn.Module:
-    """A model of torchvision by name, with random weights: nothing is ever downloaded."""
+    """A torchvision model by name, with random weights: nothing is ever downloaded."""
     from .torchvision_shim import import_torchvision
 
     models = import_torchvision().models
@@ -65,9 +61,9 @@ def torchvision_model(name: str) -> nn.Module:
         near = get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
         raise ValueError(f"torchvision has no model {name!r}; near names: {', '.join(near)}")
     builder = models.get_model_builder(name)
-    # Detection and segmentation models fetch the weights of their backbone unless told not to.
-    options = {key: None for key in ("weights", "weights_backbone") if _accepts(builder, key)}
-    model: nn.Module = builder(**options)
+    # Detection and segmentation models download the weights of their backbone unless told not to.
+    accepted = inspect.signature(builder).parameters
+    model: nn.Module = builder(**{key: None for key in ("weights", "weights_backbone") if key in accepted})
     return model
 
 
@@ -85,15 +81,12 @@ def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
     """The function that `FILE.py:FUNCTION` names.
 
     Args:
-        spec: the text of the command line.
-        what: the argument it stands for, for error messages.
-        others: what else the argument may be, for error messages.
-
-    Returns:
-        The function.
+        spec: the text on the command line.
+        what: the argument it was given for, for messages.
+        others: what else that argument may be, for messages.
 
     Raises:
-        ValueError: where there is no such file or function.
+        ValueError: if there is no such file or function.
     """
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
@@ -111,10 +104,10 @@ def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
 
 
 def call_function(spec: str, what: str, others: str) -> Any:
-    """What the function that `FILE.py:FUNCTION` names returns; the arguments are those of `load_function`.
+    """Call the function that `FILE.py:FUNCTION` names and return its result; arguments as for `load_function`.
 
     Raises:
-        ValueError: where there is no such function, or it raises, with its error as the cause.
+        ValueError: if there is no such function, or it raises, with its error as the cause.
     """
     function = load_function(spec, what, others)
     try:
@@ -124,13 +117,13 @@ def call_function(spec: str, what: str, others: str) -> Any:
 
 
 def _raised(error: Exception) -> str:
-    """What was raised and where, in words."""
+    """Error and place, in words."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"raised {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _run_file(path: Path) -> Any:
-    """The module of a file. Its own folder is importable meanwhile, as it is when Python runs the file."""
+    """Run a file as a module; its folder is importable meanwhile, as when Python runs the file."""
     from .torchvision_shim import allow_torchvision
 
     allow_torchvision()
@@ -141,8 +134,7 @@ def _run_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
-    # Dataclasses and pickling look their module up by name.
-    sys.modules[name] = module
+    sys.modules[name] = module  # dataclasses and pickling look up their module by name
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -152,7 +144,3 @@ def _run_file(path: Path) -> Any:
     finally:
         sys.path.remove(folder)
     return module
-
-
-def _accepts(function: Callable[..., Any], name: str) -> bool:
-    return name in inspect.signature(function).parameters

@@ -1,4 +1,4 @@
-"""Pictures of files as tensors `(C, H, W)`: bytes, 16 bits where they have them, or floats on the 0..1 scale."""
+"""Pictures as tensors `(C, H, W)`: bytes, 16-bit numbers, or floats on the 0..1 scale."""
 
 from __future__ import annotations
 
@@ -10,48 +10,50 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-# More than that many pixels are no input of a network, but a mistake or an attack: half a gigabyte of bytes in RGB.
+# Half a gigabyte in RGB. A larger picture is not an input of a network, but a mistake or an attack.
 MOST_PIXELS = 178_956_970
 
 
 def read_picture(file: Path) -> Tensor:
-    """The picture of a file in three channels, upright as its EXIF orientation says.
+    """Read a picture in three channels, turned upright as its EXIF orientation says.
 
-    Colours are taken as they are stored below transparent pixels, as torchvision takes them.
+    Transparent pixels keep the colour stored below them, as in torchvision.
 
     Raises:
-        ValueError: naming the file, where it is no picture, is cut short, has too many pixels, or numbers of which it
-            is not known which one is white.
+        ValueError: naming the file, if it is not a picture, is cut short, has too many pixels, or numbers with no
+            known white.
     """
     from ..running.calling import DataError
 
-    image = _pillow()
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading pictures needs Pillow: pip install 'rankwise[vision]'") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", image.DecompressionBombWarning)  # of half as many: those are fine
-            opened = image.open(file)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # comes at half of MOST_PIXELS
+            opened = Image.open(file)
         with opened as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+                raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
             pixels = pixels_of(_upright(picture))
-    except image.DecompressionBombError as error:
+    except Image.DecompressionBombError as error:
         raise DataError(
-            f"{file} is too large a picture ({error}), at most {MOST_PIXELS:,} pixels are read; shrink it first, or "
-            "leave it out"
+            f"{file} is too large ({error}): pictures have at most {MOST_PIXELS:,} pixels; shrink it or leave it out"
         ) from error
     except DataError as error:
         raise DataError(f"{file} {error}") from None
-    except Exception as error:  # foreign bytes are read as a format, which can end in anything
+    except Exception as error:  # decoders raise anything on damaged files
         first = str(error) or type(error).__name__
         raise DataError(f"{file} is not a picture that can be read, or is cut short: {first}") from error
     return pixels if len(pixels) == 3 else pixels.expand(3, -1, -1).contiguous()
 
 
 def pixels_of(picture: Any) -> Tensor:
-    """The pixels of a picture of Pillow, in one channel where it is gray, else in three.
+    """The pixels of a Pillow picture: one channel if it is gray, else three.
 
     Raises:
-        ValueError: for whole or floating numbers of which it is not known which one is white.
+        ValueError: for numbers with no known white.
     """
     import numpy as np
     import torch
@@ -77,8 +79,8 @@ def _deep(pixels: Any, of_png: bool) -> Tensor:
     low, high = int(pixels.min()), int(pixels.max())
     if not of_png or low < 0 or high > 65535:
         raise DataError(
-            f"holds whole numbers of 32 bits, from {low} to {high}, and no number is known to be white; save it in 16 "
-            "bits (0 to 65535)"
+            f"holds whole numbers of 32 bits, from {low} to {high}, and which of them is white is not known; save it "
+            "in 16 bits (0 to 65535)"
         )
     return torch.from_numpy(pixels.astype(np.uint16)[None])
 
@@ -90,9 +92,9 @@ def _floating(pixels: Any) -> Tensor:
     from ..running.calling import DataError
 
     low, high = float(pixels.min()), float(pixels.max())
-    if not 0 <= low <= high <= 1:  # nor where one is NaN
+    if not 0 <= low <= high <= 1:  # also true if one is NaN
         raise DataError(
-            f"holds floats from {low:g} to {high:g}; pictures of floats are read where 0 is black and 1 is white: "
+            f"holds floats from {low:g} to {high:g}; in pictures of floats 0 is black and 1 is white: "
             "rescale it, or write a FILE.py:FUNCTION"
         )
     return torch.from_numpy(pixels.astype(np.float32)[None])
@@ -103,11 +105,3 @@ def _upright(picture: Any) -> Any:
 
     turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return ImageOps.exif_transpose(picture) if turned else picture
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading pictures needs Pillow: pip install 'rankwise[vision]'") from error
-    return Image

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The number that is white, by the type that pixels are stored in.
-WHITE = {"uint8": 255, "uint16": 65535}
+WHITE = {"uint8": 255, "uint16": 65535}  # type of the stored pixels -> the number that is white
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TRANSFORM_HELP = "resize=256 (shorter side), resize=240x320, crop=224 (centre), crop=192x256, gray"
 NORMALISE_HELP = (
@@ -23,7 +22,7 @@ NORMALISE_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a transform: `resize`, `crop` or `gray`, and the size it makes; one number for the shorter side."""
+    """One step of a transform: `resize`, `crop` or `gray`, and its size; one number is the shorter side."""
 
     name: str
     size: tuple[int, ...] = ()
@@ -36,10 +35,10 @@ class Step:
 
 
 def parse_transform(text: str | None, size: int | None = None) -> tuple[Step, ...]:
-    """The steps of `--transform`, or those that `--size` stands for: the shorter side to it, then the middle square.
+    """The steps of `--transform`, or of `--size`: resize the shorter side, then take the middle square.
 
     Raises:
-        ValueError: for an unknown step, a size that is none, or both options at once.
+        ValueError: for an unknown step, a size that cannot be read, or both options at once.
     """
     if text is not None and size is not None:
         raise ValueError(f"--size {size} and --transform {text!r} say the same thing twice; give one of them")
@@ -65,7 +64,7 @@ def _resize(picture: Tensor, size: tuple[int, ...]) -> Tensor:
 
     height, width = picture.shape[-2:]
     if len(size) == 1:
-        # The longer side rounds down, as in torchvision, whose evaluation recipes users repeat.
+        # The longer side rounds down, as in torchvision, whose recipes users repeat.
         short, long = size[0], size[0] * max(height, width) // min(height, width)
         size = (short, long) if height <= width else (long, short)
     if size == (height, width):
@@ -97,7 +96,7 @@ def _gray(picture: Tensor) -> Tensor:
 
 
 def white_of(picture: Tensor) -> int | None:
-    """The number that is white in a picture, None where it is stored in floats, whose 1 is, or in other numbers."""
+    """The number that is white in a picture; None for floats, where 1 is white, and for other types."""
     return WHITE.get(str(picture.dtype).removeprefix("torch."))
 
 
@@ -107,7 +106,7 @@ def _stored_as(pixels: Tensor, like: Tensor) -> Tensor:
 
 
 def of_one_depth(pictures: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures in one type: bytes beside 16 bits become 16 bits, and all become floats beside a float.
+    """Pictures in one type: bytes beside 16 bits become 16 bits, and anything beside a float becomes floats.
 
     Example:
         >>> import torch
@@ -126,14 +125,14 @@ def of_one_depth(pictures: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalise:
-    """`(x / white - mean) / std` per channel, where `white` is 255 for bytes, 65535 for 16 bits, else 1."""
+    """`(x / white - mean) / std` per channel; `white` is 255 for bytes, 65535 for 16 bits, else 1."""
 
     name: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
     def __call__(self, batch_BCHW: Tensor) -> Tensor:
-        """Turn a batch as stored into a batch for the network."""
+        """Turn a stored batch into a batch for the network."""
         white = white_of(batch_BCHW)
         batch = batch_BCHW if white is None else batch_BCHW.float()
         if self.name == "none" or not batch.is_floating_point():
@@ -152,7 +151,7 @@ class Normalise:
 
 
 def parse_normalise(text: str) -> Normalise:
-    """What `--normalise` asks for, `auto` excluded: that needs to see the data.
+    """What `--normalise` asks for, except `auto`, which needs to see the data.
 
     Raises:
         ValueError: for an unknown name or figures that cannot be read.
@@ -165,13 +164,9 @@ def parse_normalise(text: str) -> Normalise:
         return Normalise(name=text)
     parts = dict(part.partition("=")[::2] for part in text.replace(" ", "").split(";"))
     try:
-        mean, std = _figures(parts.pop("mean")), _figures(parts.pop("std"))
+        mean, std = (tuple(map(float, parts.pop(name).split(","))) for name in ("mean", "std"))
     except (KeyError, ValueError):
         raise ValueError(f"--normalise {text!r} is not one of {NORMALISE_HELP}") from None
     if parts or len(mean) != len(std) or min(std) <= 0:
         raise ValueError(f"--normalise {text!r} needs as many means as positive standard deviations, and nothing else")
     return Normalise(name=text, mean=mean, std=std)
-
-
-def _figures(text: str) -> tuple[float, ...]:
-    return tuple(float(figure) for figure in text.split(","))

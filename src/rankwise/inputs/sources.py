@@ -28,11 +28,11 @@ class Source:
     Args:
         name: what the user called it.
         samples: how many there are.
-        get: the input of a sample (a tensor; pictures as bytes `(C, H, W)`) and its label, None without labels.
+        get: the input of a sample (a tensor; pictures as bytes `(C, H, W)`), and its label or None.
         labelled: whether there are labels.
-        classes: number of class folders the labels were counted from, None where the labels were stored as numbers.
+        classes: number of class folders; None for labels stored as numbers.
         labels: what messages call the labels; by default `name`.
-        pictures: whether inputs are files of pictures, on the 0..1 scale where they are no bytes.
+        pictures: whether inputs are picture files; those in floats are on the 0..1 scale.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Source:
 
 
 def from_folder(folder: Path) -> Source:
-    """Pictures of a folder; where it has class folders, their sorted order gives the labels."""
+    """Pictures in a folder; class folders in it, sorted, give the labels."""
     classes = sorted(child for child in folder.iterdir() if child.is_dir() and _pictures(child))
     flat = sorted(child for child in folder.iterdir() if _is_picture(child))
     if classes and flat:
@@ -79,12 +79,12 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _is_picture(file: Path) -> bool:
-    # macOS leaves "._name.jpg" beside name.jpg on foreign disks; that is no picture.
+    # macOS leaves "._name.jpg" beside name.jpg on foreign disks; that is not a picture.
     return file.suffix.lower() in PICTURES and not file.name.startswith(".") and file.is_file()
 
 
 def as_tensor(value: Any) -> Tensor:
-    """A picture of Pillow as `(C, H, W)`; arrays and tensors as tensors."""
+    """A Pillow picture as `(C, H, W)`; arrays and tensors as tensors."""
     import numpy as np
     import torch
 
@@ -98,8 +98,8 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def from_arrays(file: Path, split: str | None) -> Source:
-    """Inputs and labels of a file of arrays, by their names."""
-    arrays = {name.lower(): array for name, array in arrays_in(file).items()}  # X and Y are as usual as x and y
+    """Inputs and labels in a file of arrays, found by name."""
+    arrays = {name.lower(): array for name, array in arrays_in(file).items()}  # X and Y are as common as x and y
     if not arrays:
         raise ValueError(f"{file} holds no arrays")
     wanted = [f"{key}_{split}" for key in ("x", *INPUT_KEYS)] if split else []
@@ -131,7 +131,7 @@ def from_arrays(file: Path, split: str | None) -> Source:
 
 
 def _channels_first(inputs: Tensor) -> Tensor:
-    """Pixels `(N, H, W, C)` as `(N, C, H, W)`, and `(N, H, W)` with one channel; anything else is taken as it is."""
+    """Pixels `(N, H, W, C)` as `(N, C, H, W)`, and `(N, H, W)` with one channel; anything else unchanged."""
     if white_of(inputs) is None:
         return inputs
     if inputs.ndim == 3:
@@ -163,7 +163,7 @@ def _labels(stored: Stored, samples: int, inputs: str) -> list[int]:
 
 
 def _refuse_negative(labels: Iterable[int], where: str) -> None:
-    """Labels count classes from 0; -100 is torch's mark of those that count for nothing."""
+    """Labels count classes from 0; -100 is torch's mark for samples to ignore."""
     for place, label in enumerate(labels):
         if label < 0 and label != -100:
             raise ValueError(
@@ -172,7 +172,7 @@ def _refuse_negative(labels: Iterable[int], where: str) -> None:
 
 
 def from_torchvision(name: str, root: Path, split: str) -> Source:
-    """A data set of torchvision that is already on disk; `split` becomes the argument the data set has for it."""
+    """A torchvision data set that is already on disk; `split` becomes whichever argument its class has for it."""
     from .torchvision_shim import import_torchvision
 
     datasets = import_torchvision().datasets
@@ -238,8 +238,6 @@ def from_dataset(dataset: Sequence[Any], name: str) -> Source:
 
 
 def _is_label(value: Any) -> bool:
-    if isinstance(value, (bool, float)):
-        return False
-    if isinstance(value, int):
-        return True
+    if isinstance(value, (bool, int, float)):
+        return type(value) not in (bool, float)
     return getattr(value, "ndim", None) == 0 and "int" in str(getattr(value, "dtype", ""))

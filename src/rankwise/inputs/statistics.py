@@ -1,4 +1,4 @@
-"""`--stats FILE`: statistics that are read where the file exists, and else collected and written there."""
+"""`--stats FILE`: statistics are read if the file exists, else collected and written there."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class StatisticsFile:
     """Where statistics are stored.
 
     Attributes:
-        path: the file, None for none.
-        stored: whether it was there already, so that it may be of other data.
-        fingerprint: of the network that the statistics have to be of.
+        path: None without a file.
+        stored: whether the file was there already: its statistics may be of other data.
+        fingerprint: the network's; the statistics must have the same.
         model: MODEL of the command line.
-        was_read: whether anything was made of what it holds.
+        was_read: whether the stored statistics were used.
     """
 
     path: Path | None
@@ -33,16 +33,12 @@ class StatisticsFile:
 
     @classmethod
     def of(cls, path: Path | None, fingerprint: str, model: str, *, collected: bool = False) -> StatisticsFile:
-        """The file of that path; `collected` says that it was written by this run, before it was stopped."""
+        """The file at that path; `collected` says that this run wrote it before it was stopped."""
         stored = path is not None and path.exists() and not collected
         return cls(path=path, stored=stored, fingerprint=fingerprint, model=model)
 
     def read(self) -> Statistics:
-        """The statistics in the file.
-
-        Raises:
-            ValueError: where there is no file, or it is of another network.
-        """
+        """The statistics in the file; raises a ValueError if there is none, or they are of another network."""
         from ..statistics import Statistics
 
         if self.path is None or not self.stored:
@@ -57,7 +53,7 @@ class StatisticsFile:
         return stats
 
     def write(self, stats: Statistics) -> None:
-        """Store statistics that were collected, where a file is named; a run that was resumed has written it."""
+        """Store collected statistics if a file is named; a resumed run may have written it already."""
         if self.path is not None and not self.path.exists():
             stats.save(self.path)
             logger.info("statistics: written to %s", self.path)

@@ -1,11 +1,11 @@
 """Import torchvision beside a PyTorch build that its compiled operators were not made for.
 
-The torchvision wheel of the package registry is built against CUDA PyTorch. Beside a CPU build its operators do not
-load, and the import fails with "operator torchvision::nms does not exist", though the networks and transforms need none
-of them. Declaring the missing operators, without an implementation, is enough for the import; calling one still raises.
+The torchvision wheel on PyPI is built against CUDA PyTorch. Beside a CPU build its operators do not load, and the
+import fails with "operator torchvision::nms does not exist", though networks and transforms need none of them.
+Declaring the missing operators, without an implementation, is enough for the import; calling one still raises.
 
-torchvision first tries to load its operators and then imports the module that describes them: that is the moment at
-which a finder of modules knows what is missing, whoever imports torchvision.
+torchvision tries to load its operators, then imports the module that describes them. A finder of modules sees that
+import, whoever asked for torchvision, and knows by then what is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _declared: list[torch.library.Library] = []  # a declaration lives as long as it
 
 
 class _Declarer(MetaPathFinder):
-    """Finds nothing; declares the operators that are missing before the module that describes them is imported."""
+    """Finds nothing; declares missing operators just before the module that describes them is imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -49,19 +49,16 @@ _declarer = _Declarer()
 
 
 def allow_torchvision() -> None:
-    """From now on `import torchvision` works where it is installed, whoever does it; imports nothing itself."""
+    """From now on `import torchvision` works, whoever does it, if it is installed; imports nothing itself."""
     if _declarer not in sys.meta_path:
         sys.meta_path.insert(0, _declarer)
 
 
 def import_torchvision() -> ModuleType:
-    """The torchvision package, with its operators declared where they do not load.
-
-    Returns:
-        The imported package.
+    """The torchvision package, whose operators are declared if they do not load.
 
     Raises:
-        ImportError: torchvision is not installed.
+        ImportError: if torchvision is not installed.
     """
     if importlib.util.find_spec("torchvision") is None:
         raise ImportError("torchvision is not installed; install it with pip install 'rankwise[vision]'")

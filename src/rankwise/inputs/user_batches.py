@@ -1,4 +1,4 @@
-"""Batches that a function of the user's own makes: what is the input, what are the labels, where to stop."""
+"""Batches from the user's own function: what is the input, what are the labels, where to stop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 WAYS = ("auto", "inputs", "pairs")
 LABELS = ("labels", "label", "targets", "target", "y")
 
-# A batch as inputs and labels.
-Split = Callable[[Any], tuple[Any, Any]]
+Split = Callable[[Any], tuple[Any, Any]]  # a batch as inputs and labels
 
 
 def is_dataset(made: Any) -> bool:
-    """Whether it is a map-style data set of single samples, not an iterable of batches."""
+    """Whether this is a map-style data set of single samples, not an iterable of batches."""
     from torch.utils.data import Dataset, IterableDataset
 
     if isinstance(made, IterableDataset):
@@ -34,17 +33,17 @@ def from_batches(
 
     Args:
         made: what the user's function returned.
-        spec: how the user named it.
-        samples: take the first that many; None for all. Batches of several inputs are taken whole.
+        spec: what the user called it.
+        samples: how many to take, the first ones; None for all. Batches of several inputs are taken whole.
         way: "inputs", "pairs" of inputs and labels, or "auto" for what the network takes.
-        network: that will be called with the batches; without it two of a batch are a pair.
+        network: will be called with the batches; without one, two things in a batch are a pair.
 
     Raises:
-        ValueError: where it is no iterable, has no batches, or the network takes them neither way.
+        ValueError: if it is not an iterable, has no batches, or the network takes them neither way.
     """
     if not isinstance(made, Iterable):
         raise ValueError(f"{spec} returned a {type(made).__name__}, not a Dataset or an iterable of batches")
-    # An iterator can be run over once; its batches are kept, the others come again.
+    # An iterator runs only once: its batches are kept. Other iterables give theirs again.
     source: Iterable[Any] = list(_enough(_told(made, spec), samples)) if isinstance(made, Iterator) else made
     first = next(_told(source, spec), None)
     if first is None:
@@ -65,7 +64,7 @@ def from_batches(
 
 
 def _split(batch: Any, way: str, network: nn.Module | None, spec: str) -> tuple[Split, str]:
-    """How batches are read, and a clause that says so where they could be read otherwise."""
+    """How batches are read, and a clause that says so if they could be read another way."""
     if isinstance(batch, Mapping):
         key = next((key for key in LABELS if key in batch), None)
         if key is None or way == "inputs" or (way == "auto" and not _takes(network, _without(batch, key))):
@@ -99,7 +98,7 @@ def _all_inputs(batch: Any) -> tuple[Any, Any]:
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
-    # a list of pictures is one argument, a tuple several
+    # A list of pictures is one argument; a tuple is several.
     return ([batch[0]] if isinstance(batch[0], list) else batch[0]), batch[1]
 
 
@@ -108,7 +107,7 @@ def _without(batch: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _takes(network: nn.Module | None, inputs: Any) -> bool:
-    """Whether a network can be called with some inputs."""
+    """Whether the network can be called with these inputs."""
     from ..running.batches import call, pristine
 
     if network is None:
@@ -122,7 +121,7 @@ def _takes(network: nn.Module | None, inputs: Any) -> bool:
 
 
 def _like_labels(value: Any, samples: int, network: nn.Module) -> bool:
-    """Whether the second of a pair looks like labels: by the name of its argument, or class numbers of the samples."""
+    """Whether the second of a pair looks like labels: by the argument's name, or as one whole number per sample."""
     names = list(inspect.signature(network.forward).parameters)
     if len(names) > 1 and names[1] in LABELS:
         return True
@@ -131,7 +130,7 @@ def _like_labels(value: Any, samples: int, network: nn.Module) -> bool:
 
 
 def _told(batches: Iterable[Any], spec: str) -> Iterator[Any]:
-    """The batches; errors in making one, and what is no batch, are told with its number."""
+    """The batches; an error in making one, or something that is not a batch, is reported with its number."""
     from ..running.batches import made
     from ..running.calling import DataError
 
@@ -144,7 +143,7 @@ def _told(batches: Iterable[Any], spec: str) -> Iterator[Any]:
 
 
 def _enough(batches: Iterator[Any], samples: int | None) -> Iterator[Any]:
-    """Batches of an iterator until there are enough samples, however they are read."""
+    """Batches of an iterator until there are enough samples, whichever way they are read."""
     left = samples
     for batch in batches:
         yield batch
@@ -153,7 +152,7 @@ def _enough(batches: Iterator[Any], samples: int | None) -> Iterator[Any]:
 
 
 def _first_samples(batches: Iterable[tuple[Any, Any]], samples: int | None) -> Iterator[tuple[Any, Any]]:
-    """Inputs and labels, cut after `samples` samples; several inputs need not be cut alike and stay whole."""
+    """Inputs and labels, cut after `samples` samples. Several inputs may have different sizes, so they stay whole."""
     left = samples
     for inputs, labels in batches:
         if left is None or isinstance(inputs, (tuple, list)):
