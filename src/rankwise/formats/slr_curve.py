@@ -24,7 +24,7 @@ from .base import Cost, Ranks, Rivals, relative
 from .ladders import steps
 from .weights import grouped
 
-Shape = tuple[int, int]  # important outputs and inputs
+BlockSize = tuple[int, int]  # important outputs and inputs
 
 # Sizes of the important block that curves try, as a share of the neurons of a side.
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -82,7 +82,7 @@ def curve(
     return _undominated(format, site, found)
 
 
-def staircases(T: int, C: int, step: int, count: int) -> Iterator[tuple[Shape, ...]]:
+def staircases(T: int, C: int, step: int, count: int) -> Iterator[tuple[BlockSize, ...]]:
     """Shapes of nested blocks, each smaller than the last; for one block all pairs of shares except the whole."""
 
     def part(limit: int, share: float) -> int:
@@ -97,7 +97,9 @@ def staircases(T: int, C: int, step: int, count: int) -> Iterator[tuple[Shape, .
     yield from pairwise(dict.fromkeys(balanced))
 
 
-def _further(rest: Sequence[Tensor], shapes: Sequence[Shape], taps: int, step: int) -> Iterator[tuple[Ranks, float]]:
+def _further(
+    rest: Sequence[Tensor], shapes: Sequence[BlockSize], taps: int, step: int
+) -> Iterator[tuple[Ranks, float]]:
     """Ranks and sizes of the blocks, and the squared error that they leave."""
     (rows, channels), *inner = shapes
     blocks = [R_TD[:rows, : channels * taps] for R_TD in rest]

@@ -25,7 +25,7 @@ IDENTITY_ROWS = 2048
 Operation = Callable[[Tensor], Tensor]
 
 
-class Problem(Protocol):
+class BlockProblem(Protocol):
     """What a block needs to know of the fit: see `multilinear.Solver`."""
 
     equation: Equation
@@ -47,7 +47,7 @@ class Block:
     smallest tensors.
     """
 
-    def __init__(self, problem: Problem, factors: Sequence[Tensor], k: int) -> None:
+    def __init__(self, problem: BlockProblem, factors: Sequence[Tensor], k: int) -> None:
         self.equation, self.metric = problem.equation, problem.metric
         self.letters, self.f = self.equation.factors[k], factors[k]
         self.outs = "".join(letter for letter in self.letters if letter in self.equation.outputs)

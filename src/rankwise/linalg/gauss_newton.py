@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .block import Block, Problem
+from .block import Block, BlockProblem
 from .conjugate import conjugate_gradients
 from .equation import arranged, contract
 from .symmetric import cholesky
@@ -41,7 +41,7 @@ class Linearised:
         precision: of the steps; float32 is enough for a correction.
     """
 
-    def __init__(self, problem: Problem, factors: Sequence[Tensor], precision: torch.dtype) -> None:
+    def __init__(self, problem: BlockProblem, factors: Sequence[Tensor], precision: torch.dtype) -> None:
         equation, last = problem.equation, problem.equation.output_factor
         assert last is not None
         self.factors, self.last = list(factors), last
