@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from functools import cache
 
 import pytest
 from benchmarks import house
@@ -28,19 +29,23 @@ FLOORS = (
 )
 MOST_PARAMETERS = 12
 LONGEST_COMMAND = 60
-MODULES = house.modules_of(house.SOURCE)
+
+
+@cache
+def modules() -> dict[str, house.Module]:
+    return house.modules_of(house.SOURCE)
 
 
 def test_imports_go_one_way() -> None:
     floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-    arrows = house.between_rooms(MODULES)
+    arrows = house.between_rooms(modules())
     assert arrows.keys() == floor_of.keys()
     wrong = [(room, other) for room, others in arrows.items() for other in others if floor_of[other] >= floor_of[room]]
     assert not wrong
 
 
 def test_no_file_is_in_a_circle() -> None:
-    arrows = {name: module.imports for name, module in MODULES.items() if name}
+    arrows = {name: module.imports for name, module in modules().items() if name}
     assert house.circles(arrows) == []
 
 
@@ -57,7 +62,7 @@ def test_functions_take_few_parameters() -> None:
     apart = ("kernels.triton_low_rank", "_kernel")  # a GPU kernel takes pointers, sizes and strides one by one
     many = [
         (f"{home}.{function.name}", house.parameters(function))
-        for home, function in house.functions(MODULES)
+        for home, function in house.functions(modules())
         if home.partition(".")[0] != "cli"
         and (home, function.name) != apart
         and house.parameters(function) > MOST_PARAMETERS
@@ -68,14 +73,14 @@ def test_functions_take_few_parameters() -> None:
 def test_commands_are_short() -> None:
     long = [
         (f"{home}.{function.name}", length)
-        for home, function in house.functions(MODULES)
+        for home, function in house.functions(modules())
         if home.partition(".")[0] == "cli" and (length := house.length(function)) > LONGEST_COMMAND
     ]
     assert not long
 
 
 def test_no_name_hides_a_module() -> None:
-    for name in MODULES:
+    for name in modules():
         if not name or name == "__main__" or "triton" in name:
             continue
         module = importlib.import_module(f"rankwise.{name}")
