@@ -94,11 +94,11 @@ def test_executorch(folder: Path, cli: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("-o", "net.bin"), "does not say what it is to be: the suffixes are .onnx (onnx), .pte (executorch)"),
+        (("-o", "net.bin"), "is not that of a target: take one of .onnx (onnx), .pte (executorch)"),
         (("-o", "net.onnx", "--to", "tflite"), "there is no target 'tflite'; the targets are onnx, executorch, pt2"),
         (("-o", "net.pt2", "--opset", "18"), "--opset 18 is of ONNX"),
         (("-o", "net.pt2", "--dtype", "int8"), "pt2 files can hold fp16, bf16"),
-        (("-o", "net.onnx", "--dtype", "int8"), "give calibration, some hundred inputs"),
+        (("-o", "net.onnx", "--dtype", "int8"), "give calibration, a few hundred inputs"),
     ],
 )
 def test_what_is_refused(folder: Path, cli: Callable[..., Any], arguments: tuple[str, ...], message: str) -> None:

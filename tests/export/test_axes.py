@@ -136,9 +136,9 @@ def test_sizes_are_fixed_where_asked(options: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("axes", "text"),
     [
-        ("all", 'it is "auto", "none"'),
+        ("all", 'give "auto", "none"'),
         ({"y": [1]}, "no input 'y'; the inputs are x"),
-        ({"x": [4]}, r"\(2, 3, 8, 8\), no axis 4"),
+        ({"x": [4]}, r"\(2, 3, 8, 8\) and no axis 4"),
         ({"x": [2]}, "dynamic_axes"),
     ],
 )

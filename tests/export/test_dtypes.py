@@ -105,8 +105,8 @@ def test_ranges_are_those_of_the_samples(engine: str, tmp_path: Path) -> None:
         ("onnx", "bf16", "dtype is 'bf16'; onnx files can hold fp16, int8, int8-dynamic; pt2 can hold bf16"),
         ("pt2", "int8", "pt2 files can hold fp16, bf16; onnx and executorch can hold int8"),
         ("executorch", "int4", "executorch files can hold fp16, int8, int8-dynamic; no file can hold int4"),
-        ("onnx", "int8", "takes samples: give calibration, some hundred inputs .* or take int8-dynamic"),
-        ("executorch", "int8", "takes samples: give calibration"),
+        ("onnx", "int8", "needs samples: give calibration, a few hundred inputs .* or take int8-dynamic"),
+        ("executorch", "int8", "needs samples: give calibration"),
     ],
 )
 def test_what_an_engine_does_not_have(engine: str, dtype: str, message: str, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
     need("onnx")
     for kind, message in (
         ({"calibration": [images(2)]}, "calibration is given without a dtype"),
-        ({"dtype": "fp16"}, r"is torch.float16 already; give it as model\.float\(\)"),
+        ({"dtype": "fp16"}, r"is torch.float16 already; export model\.float\(\)"),
     ):
         options: dict[str, Any] = kind
         model = compressed().half() if "dtype" in options else compressed()

@@ -48,7 +48,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "net.pt2").read_text() == "the file of before"
     with pytest.raises(ValueError, match=r"is a directory; name a file, such as .*model\.pt2"):
         export.pt2(small(), torch.randn(2, 3, 6, 6), tmp_path)
-    with pytest.raises(ValueError, match="/dev/null is no regular file"):
+    with pytest.raises(ValueError, match="/dev/null is not a regular file"):
         export.pt2(small(), torch.randn(2, 3, 6, 6), "/dev/null")
 
 

@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_error(tmp_path: Path, ca
     cache = Cache(get_engine("torch"), LAYER, folder=tmp_path / "file" / "below")
     cache.add({"a": TIME})
     assert cache["a"] == TIME
-    assert "measured times are not kept: " in caplog.text
+    assert "measured times are not stored: " in caplog.text
 
 
 def test_a_network_on_a_graphics_card_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """Absorb the index operations of sparse low rank into the layers beside it, where that is legal.
 
-A layer in `slr` reads `x[inputs]` and makes `z[order]`. The layer before can make its outputs in the order in which
-they are read, and the layer after can read them in the order in which they are made, as long as nothing between them
-tells one neuron from another. The network computes what it did; its weights are stored in another order.
-
-Letters: p the new order of the neurons of a value, `x' = x[p]`.
+A layer in `slr` reads `x[inputs]` and makes `z[order]`. The layer before it can make its outputs in the order in which
+they are read, and the layer after it can read them in the order in which they are made, if nothing in between tells one
+neuron from another. The network computes the same; its weights are stored in another order.
 """
 
 from __future__ import annotations
@@ -36,17 +34,17 @@ METHODS = ("relu", "tanh", "sigmoid")
 @torch.no_grad()
 @exclusive
 def absorbed(model: nn.Module) -> nn.Module:
-    """A copy of the network with fewer index operations in its layers of `slr` and `slr3`, for export.
+    """A copy of the network with fewer index operations in its `slr` and `slr3` layers, for export.
 
-    Legal between two layers that are each used once, with nothing but element-wise activations, dropout, pooling and
-    batch norm of convolutions between them; grouped convolutions keep their indices. A copy is no artifact any more:
-    `save` the network before.
+    This is legal between two layers that are each used once, with only element-wise activations, dropout, pooling and
+    batch norm of convolutions in between; grouped convolutions keep their indices. The copy cannot be saved as an
+    artifact: `save` the network itself.
 
     Args:
         model: with factorised layers.
 
     Returns:
-        The copy; the same outputs up to rounding.
+        The copy, with the same outputs up to rounding.
 
     Raises:
         ValueError: if the network cannot be traced or copied.
@@ -70,7 +68,7 @@ def absorbed(model: nn.Module) -> nn.Module:
         if reader is None:
             continue
         layers = [modules[str(node.target)], *between, modules[str(reader.target)]]
-        # what has no tensors, such as an activation, may well be called elsewhere too
+        # modules without tensors, such as activations, may be called elsewhere too
         if not all(alone(layer) for layer in (layers[0], layers[-1], *_norms(between))):
             continue
         first, last = _end(layers[0], makes=True), _end(layers[-1], makes=False)
@@ -88,7 +86,7 @@ def absorbed(model: nn.Module) -> nn.Module:
 
 
 def _to_reader(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[list[nn.Module], fx.Node | None]:
-    """The modules between a node and the layer that alone reads it, and that layer."""
+    """The modules between a node and the one layer that reads it, and that layer; None if there is no such layer."""
     between: list[nn.Module] = []
     while len(node.users) == 1:
         (node,) = node.users
@@ -111,7 +109,7 @@ def _norms(layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def _end(layer: Any, makes: bool) -> nn.Module | None:
-    """The part of a layer that makes its outputs, or reads its inputs, where neurons can be put in another order."""
+    """The part of a layer that makes its outputs, or reads its inputs; None if its neurons cannot be reordered."""
     if isinstance(layer, LowRank):
         layer = layer[-1 if makes else 0]
     known = isinstance(layer, (Branches, Bands)) or type(layer) in PLAIN
@@ -119,14 +117,14 @@ def _end(layer: Any, makes: bool) -> nn.Module | None:
 
 
 def _spatial(layer: Any) -> int:
-    """Dimensions after the channels; 0 where the features come last."""
+    """Dimensions after the channels; 0 if features come last."""
     if isinstance(layer, (Branches, Bands)):
         return layer.spatial
     return 0 if isinstance(layer, nn.Linear) else int(layer.weight.dim()) - 2
 
 
 def _wanted(first: nn.Module, last: nn.Module) -> Tensor | None:
-    """The order that saves an index operation: that in which neurons are read, else that in which they are made."""
+    """The order that saves an index operation: the one in which neurons are read, else the one they are made in."""
     if isinstance(last, Branches) and last.inputs is not None:
         chosen = last.inputs.long()
         rest = torch.ones(last.channels, dtype=torch.bool, device=chosen.device)
@@ -138,7 +136,7 @@ def _wanted(first: nn.Module, last: nn.Module) -> Tensor | None:
 
 
 def _make(layer: Any, order: Tensor) -> None:
-    """Make outputs in another order."""
+    """Let a layer make its outputs in another order."""
     if not isinstance(layer, Bands):
         _permute(layer, order)
         return
@@ -152,7 +150,7 @@ def _make(layer: Any, order: Tensor) -> None:
 
 
 def _read(layer: Any, order: Tensor) -> None:
-    """Read inputs that come in another order."""
+    """Let a layer read inputs in another order."""
     if not isinstance(layer, Branches):
         layer.weight.copy_(layer.weight[:, order])
         return
@@ -166,7 +164,7 @@ def _read(layer: Any, order: Tensor) -> None:
 
 
 def _permute(layer: nn.Module, order: Tensor) -> None:
-    """Every tensor that has a number for each output."""
+    """Reorder every tensor that has one entry per output."""
     for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)):
         if tensor.dim():
             tensor.copy_(tensor[order])

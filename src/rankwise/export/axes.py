@@ -1,8 +1,8 @@
-"""Axes of the inputs that stay open in an exported file: the batch, and beside it lengths and picture sizes.
+"""Input axes that stay open (dynamic) in an exported file: the batch, lengths and picture sizes.
 
-`torch.export` says which sizes a network does not take for constants, and which of them are one and the same. Each is
-then tried at a second size: first in the network, which may take no other (a table of positions has an end), then in
-the exported file.
+`torch.export` says which sizes a network does not treat as constants, and which of them must be equal. Each is then
+tried at a second size: first in the network, which may accept no other (a table of positions has an end), then in the
+exported file.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from .compare import Arguments, first_line, outputs, tensors_in
 
 logger = logging.getLogger("rankwise")
 
-# Further axes that shall be open: "auto", "none", or the axes by the names of inputs.
+# Further axes to open: "auto", "none", or axes by input name.
 DynamicAxes = str | Mapping[str, Collection[int]]
-# A second picture size is as divisible by strides as the first one, up to this.
+# A second picture size is divisible by the same powers of two as the first, up to this: networks have strides.
 LARGEST_STRIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capture:
-    """A program, and arguments at all the sizes that its file has to be checked at.
+    """A program, and arguments at all sizes at which its file is checked.
 
     Attributes:
         program: of the network.
-        checks: what is special about the arguments, and the arguments; the example comes first.
-        further: whether axes beside the batch are open.
+        checks: pairs of a description and arguments, the example first.
+        further: whether other axes than the batch are open.
     """
 
     program: torch.export.ExportedProgram
@@ -54,12 +54,11 @@ def capture(
         model: the network, in eval mode.
         given: the example as arguments of its forward.
         dynamic_batch: whether the first dimension of the inputs is open.
-        dynamic_axes: further axes: "auto" for all that the network takes at a second size, which is logged; "none";
-            or axes by the names of inputs. None is "auto" where the batch is open, else "none".
+        dynamic_axes: further axes: "auto" for all that the network takes at a second size (logged), "none", or axes by
+            input name. None means "auto" if the batch is open, else "none".
 
     Raises:
-        ValueError: if the network cannot be captured, there is no such input or axis, or one that was asked for by name
-            cannot be open.
+        ValueError: if the network cannot be captured, an input or axis does not exist, or a named axis cannot be open.
     """
     if dynamic_axes is None:
         dynamic_axes = "auto" if dynamic_batch else "none"
@@ -84,7 +83,7 @@ def capture(
     opened = inputs.symbols(made.program)
     for place in inputs.further():
         if place not in opened:
-            reasons.setdefault(inputs.name(place), f"the network takes {inputs.length(place)} for a constant")
+            reasons.setdefault(inputs.name(place), f"the network treats {inputs.length(place)} as a constant")
     for what in [inputs.name(place) for place in inputs.further() if place in opened]:
         logger.info("%s is open", what)
     for what, reason in reasons.items():
@@ -109,15 +108,15 @@ class _Inputs:
         return self.tensors[place[0]].shape[place[1]]
 
     def further(self) -> list[Place]:
-        """All axes but the batch; a length of one is broadcast or left out, which no other length is."""
+        """All axes except the batch and those of length 1, which are broadcast as no other length is."""
         places = [(index, axis) for index, tensor in enumerate(self.tensors) for axis in range(tensor.dim())]
         return [place for place in places if self.length(place) > 1 and not (place[1] == 0 and self.batched[place[0]])]
 
     def asked(self, axes: DynamicAxes) -> list[Place]:
-        """The places of axes by the names of inputs."""
+        """Places of the axes that are given by input name."""
         if isinstance(axes, str):
             if axes != "none":
-                raise ValueError(f'dynamic_axes is {axes!r}; it is "auto", "none", or axes such as {{"x": [1]}}')
+                raise ValueError(f'dynamic_axes is {axes!r}; give "auto", "none", or axes such as {{"x": [1]}}')
             return []
         found: list[Place] = []
         for name, numbers in axes.items():
@@ -127,14 +126,14 @@ class _Inputs:
             for axis in numbers:
                 if not 0 <= axis < self.tensors[index].dim():
                     shape = tuple(self.tensors[index].shape)
-                    raise ValueError(f"dynamic_axes: {name} has the shape {shape}, no axis {axis}")
+                    raise ValueError(f"dynamic_axes: {name} has shape {shape} and no axis {axis}")
                 if self.length((index, axis)) == 1:
                     raise ValueError(f"dynamic_axes: axis {axis} of {name} is 1 in the example; give a longer example")
                 found.append((index, axis))
         return [place for place in found if not (place[1] == 0 and self.batched[place[0]])]
 
     def symbols(self, program: torch.export.ExportedProgram) -> dict[Place, Any]:
-        """The open axes of a program and the symbols of their lengths: what is equal has one symbol."""
+        """Open axes of a program, and the symbols of their lengths; lengths that must be equal share a symbol."""
         values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
         found = [values[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
         tensors = [value for value in found if isinstance(value, Tensor)]
@@ -146,7 +145,7 @@ class _Inputs:
         }
 
     def tried(self, program: torch.export.ExportedProgram) -> tuple[Capture, dict[str, str]]:
-        """A program with arguments at second sizes, and why the network takes none along further axes that are open."""
+        """A program with arguments at second sizes; for open axes without a second size, the reason by axis name."""
         symbols, checks = self.symbols(program), [(f"batch size {self.size}", self.given)]
         batch = {symbols[index, 0] for index, batched in enumerate(self.batched) if batched and (index, 0) in symbols}
         refused: dict[str, str] = {}
@@ -157,7 +156,7 @@ class _Inputs:
                 continue
             bounds = program.range_constraints.get(symbol)
             sizes = [n for n in _others(self.length(places[0])) if bounds is None or bounds.lower <= n <= bounds.upper]
-            reason = "the program takes no other size"
+            reason = "the program accepts no other size"
             for size in sizes:
                 what = " and ".join(f"{self.name(place)} = {size}" for place in places)
                 try:
@@ -173,7 +172,7 @@ class _Inputs:
         return Capture(program=program, checks=tuple(checks), further=further), refused
 
     def at(self, places: Iterable[Place], size: int) -> Arguments:
-        """The example with entries repeated, or left out, until there are `size` along some axes."""
+        """The example with `size` entries along some axes: entries are repeated or left out."""
         numbers: Iterator[int] = iter(range(len(self.tensors)))
         axes: dict[int, list[int]] = {}
         for index, axis in places:
@@ -191,13 +190,13 @@ class _Inputs:
 
 
 def _others(size: int) -> list[int]:
-    """Other lengths to try: a longer one, and a shorter one for what has an end."""
+    """Other lengths to try: a longer one, then shorter ones for networks with a largest length."""
     step = min(size & -size, LARGEST_STRIDE)  # the largest power of two that divides it
     return [other for other in (size + step, size - step, size // 2) if other > 1 and other != size]
 
 
 def _names(model: nn.Module, given: Arguments) -> list[str]:
-    """A name for every tensor: that of the parameter of forward, with a number where it holds several."""
+    """A name for every tensor: its parameter of `forward`, with a number if that holds several tensors."""
     args, kwargs = given
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     names = []

@@ -1,4 +1,4 @@
-"""What all exports share: a captured program, and where an operator of it comes from."""
+"""What all exports share: capture a program, find the layer of an operator, and silence exporters."""
 
 from __future__ import annotations
 
@@ -24,30 +24,28 @@ _LOUD = (
     *("torch.onnx", "torch.export", "torch.fx", "torch.utils._pytree", "onnxscript", "onnx_ir"),
     *("executorch", "torchao"),
 )
-
-
-# A tensor among the inputs by its number, and an axis of it.
+# Number of an input tensor, and an axis of it.
 Place = tuple[int, int]
 
 
 def captured(
     model: nn.Module, given: Arguments, dynamic_batch: bool, axes: Collection[Place] = (), hint: Any = None
 ) -> torch.export.ExportedProgram:
-    """The program of a network, with the first dimension of its inputs open or as it is.
+    """The program of a network.
 
     Args:
         model: the network, in eval mode.
         given: arguments of its forward.
-        dynamic_batch: whether the first dimension is open.
-        axes: further open ones.
-        hint: whether these have to be open (`Dim.DYNAMIC`), or where the network allows it (`Dim.AUTO`).
+        dynamic_batch: whether the first dimension of the inputs is open.
+        axes: further open axes.
+        hint: whether these must be open (`Dim.DYNAMIC`), or only if the network allows it (`Dim.AUTO`).
 
     Raises:
         ValueError: saying why `torch.export` cannot capture the network, or if it is a copy for running.
     """
     refuse_running_copy(model)
     size = samples_in(pytree.tree_leaves(given))
-    # a traced size of 1 would be taken for a constant
+    # torch.export treats a size of 1 as a constant
     traced = resized(given, max(size, 2)) if dynamic_batch else given
     leaves = zip(pytree.tree_leaves(given), pytree.tree_leaves(traced), strict=True)
     shapes = torch.export.ShapesCollection()
@@ -67,10 +65,10 @@ def captured(
     except Exception as error:
         frozen = re.search(r"You marked (\S+) as dynamic .* to be a constant \((\d+)\)", str(error))
         if frozen and axes and hint is torch.export.Dim.DYNAMIC:
-            reason = f"forward takes {frozen[1]} for the constant {frozen[2]}"
+            reason = f"forward treats {frozen[1]} as the constant {frozen[2]}"
             fix = "leave that axis out of dynamic_axes, or read the size from the input"
         elif frozen:
-            reason = f"forward takes the batch size {frozen[1]} for the constant {frozen[2]}"
+            reason = f"forward treats the batch size {frozen[1]} as the constant {frozen[2]}"
             fix = "export with dynamic_batch=False, or read the size from the input"
         else:
             reason, fix = first_line(error), "take Python control flow that depends on tensor values out of forward"
@@ -78,7 +76,7 @@ def captured(
 
 
 def resized(given: Arguments, wanted: int) -> Arguments:
-    """The same arguments with samples repeated, or left out, until there are `wanted`."""
+    """The same arguments with `wanted` samples: samples are repeated or left out."""
     size = samples_in(pytree.tree_leaves(given))
     index = torch.arange(wanted) % size
 
@@ -112,7 +110,7 @@ def layer_of(node: fx.Node) -> str | None:
 
 
 def root(error: BaseException) -> str:
-    """The first line of what an error came from."""
+    """The first line of an error's first cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
@@ -122,19 +120,19 @@ def file_path(path: str | Path, suffix: str) -> Path:
     """The path of a file to write.
 
     Raises:
-        ValueError: if it is a directory, or something else than a file, such as /dev/null.
+        ValueError: if it is a directory, or not a regular file, such as /dev/null.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a directory; name a file, such as {path / ('model' + suffix)}")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file, so nothing could be read back from it; name another")
+        raise ValueError(f"{path} is not a regular file, so the export cannot be read back and checked; name another")
     return path
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence for exporters, which print progress, and on failure whole graphs."""
+    """Silence exporters, which print progress, and whole graphs when they fail."""
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

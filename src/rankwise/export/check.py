@@ -1,4 +1,4 @@
-"""Run an ONNX file in onnxruntime, and compare it with the network it came from."""
+"""Run an ONNX file in onnxruntime."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .compare import Arguments, compare, first_line, outputs
+from .compare import Arguments, first_line
 
 
 def session(file: Path | bytes, threads: int | None = None) -> Any:
-    """An onnxruntime session on the CPU, of a file or of what is in one.
+    """An onnxruntime session on the CPU, from a file or its content.
 
     Raises:
         ValueError: if onnxruntime cannot run the file.
@@ -48,14 +48,11 @@ def feed(running: Any, given: Arguments) -> dict[str, Any]:
 
 
 def program(path: Path, threads: int | None = None) -> Callable[[Arguments], list[Tensor]]:
-    """The forward of an ONNX file, run by onnxruntime on the CPU.
+    """The forward of an ONNX file on the CPU: a function from arguments of the network's forward to output tensors.
 
     Args:
         path: the file.
         threads: of onnxruntime, None for its own choice.
-
-    Returns:
-        A function of the arguments of the network's forward; it gives the output tensors.
 
     Raises:
         ValueError: if onnxruntime cannot run the file.
@@ -66,27 +63,3 @@ def program(path: Path, threads: int | None = None) -> Callable[[Arguments], lis
         return [torch.from_numpy(each) for each in running.run(None, feed(running, given))]
 
     return run
-
-
-def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what: str) -> None:
-    """Compare the outputs of a file with those of the network.
-
-    Args:
-        model: the network.
-        path: the file.
-        given: arguments of the forward.
-        tolerance: largest `max |onnx - torch| / max |torch|` over an output.
-        what: what is special about these arguments, for messages.
-
-    Raises:
-        ValueError: saying which output differs, and by how much.
-    """
-    exact = outputs(model, given, what)
-    run = program(path)
-    try:
-        made = run(given)
-    except Exception as error:
-        raise ValueError(
-            f"onnxruntime fails on the exported file at {what}: {first_line(error)}; export with dynamic_batch=False"
-        ) from error
-    compare(made, exact, tolerance, what)

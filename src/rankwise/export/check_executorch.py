@@ -1,4 +1,4 @@
-"""Run an ExecuTorch file, and compare it with the network it came from."""
+"""Run an ExecuTorch file."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .capture import quiet
-from .compare import Arguments, compare, first_line, outputs, tensors_in
+from .compare import Arguments, first_line, tensors_in
 
 _alive: WeakSet[Callable[[Sequence[Tensor]], list[Tensor]]] = WeakSet()
 
 
 def program(path: Path, threads: int | None = None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """The forward of a .pte file, run by ExecuTorch on the CPU.
+    """The forward of a .pte file on the CPU: a function from input tensors, in the order of `forward`, to outputs.
 
     Args:
         path: the file.
-        threads: of XNNPACK. One pool serves all programs of a process; None takes it as it is.
-
-    Returns:
-        A function of the input tensors, in the order of `forward`; it gives the output tensors.
+        threads: of XNNPACK. All programs of a process share one pool; None leaves it unchanged.
 
     Raises:
-        ValueError: if ExecuTorch cannot run the file, or fails on inputs, or other programs run on another number of
+        ValueError: if ExecuTorch cannot run the file, or fails on inputs, or programs in use have another number of
             threads.
     """
     with quiet():
@@ -38,7 +35,7 @@ def program(path: Path, threads: int | None = None) -> Callable[[Sequence[Tensor
         if _alive:  # they hold pointers to the pool, and would crash
             raise ValueError(
                 f"ExecuTorch programs of this process run on {there} threads, so this one cannot have {threads}; "
-                f"let go of them first, or use another process"
+                f"delete them first, or use another process"
             )
         portable_lib._unsafe_reset_threadpool(threads)
     try:
@@ -52,8 +49,14 @@ def program(path: Path, threads: int | None = None) -> Callable[[Sequence[Tensor
     return run
 
 
+def forward(path: Path, threads: int | None = None) -> Callable[[Arguments], list[Tensor]]:
+    """`program` as a function of the arguments of the network's forward."""
+    run = program(path, threads)
+    return lambda given: run(tensors_in(given))
+
+
 def _run(method: Any, loaded: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """One forward; the loaded program is an argument because a method does not keep it alive."""
+    """One forward; `loaded` is an argument because a method does not keep its program alive."""
     try:
         return tensors_in(method.execute([tensor.detach().cpu().contiguous() for tensor in inputs]))
     except RuntimeError as error:
@@ -62,19 +65,3 @@ def _run(method: Any, loaded: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
             f"ExecuTorch fails on inputs of shapes {shapes} ({first_line(error)}); "
             f"a .pte file takes the shapes and types that it was exported with"
         ) from error
-
-
-def check(model: nn.Module, path: Path, given: Arguments, tolerance: float, what: str) -> None:
-    """Compare the outputs of a file with those of the network.
-
-    Args:
-        model: the network.
-        path: the file.
-        given: arguments of the forward.
-        tolerance: largest `max |executorch - torch| / max |torch|` over an output.
-        what: what is special about these arguments, for messages.
-
-    Raises:
-        ValueError: saying which output differs, and by how much.
-    """
-    compare(program(path)(tensors_in(given)), outputs(model, given, what), tolerance, what)

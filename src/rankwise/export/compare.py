@@ -1,8 +1,8 @@
-"""The outputs of an exported file beside those of the network it came from."""
+"""Compare the outputs of an exported file with those of its network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..running.arguments import Arguments, fresh
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in a nested value, in the order in which programs take and give them."""
+    """Every tensor in a nested value, in the order of a program's inputs and outputs."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
@@ -34,21 +34,35 @@ def outputs(model: nn.Module, given: Arguments, what: str) -> list[Tensor]:
         ) from error
 
 
-def compare(made: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float, what: str) -> None:
-    """Refuse outputs that differ from the network's.
+def check(
+    run: Callable[[Arguments], list[Tensor]], model: nn.Module, given: Arguments, tolerance: float, what: str
+) -> None:
+    """Refuse an exported file whose outputs differ from the network's.
 
     Args:
-        made: outputs of the exported file.
-        exact: outputs of the network.
+        run: forward of the file.
+        model: the network.
+        given: arguments of the forward.
         tolerance: largest `max |made - exact| / max |exact|` over an output.
-        what: what is special about the inputs, for messages.
+        what: describes the arguments, for messages.
 
     Raises:
-        ValueError: saying which output differs, and by how much.
+        ValueError: if the file does not run, or saying which output differs, and by how much.
     """
+    exact = outputs(model, given, what)
+    try:
+        made = run(given)
+    except Exception as error:
+        raise ValueError(
+            f"the exported file does not run at {what} ({first_line(error)}); export with dynamic_batch=False"
+        ) from error
+    _compare(made, exact, tolerance, what)
+
+
+def _compare(made: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float, what: str) -> None:
     if [each.shape for each in exact] != [each.shape for each in made]:
         raise ValueError(
-            f"at {what} the exported file gives outputs of shapes {[list(each.shape) for each in made]}, torch "
+            f"at {what} the exported file gives outputs of shapes {[list(each.shape) for each in made]}, and torch "
             f"{[list(each.shape) for each in exact]}; export with dynamic_batch=False"
         )
     for index, (one, other) in enumerate(zip(made, exact, strict=True)):
@@ -56,12 +70,12 @@ def compare(made: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float, w
         if not gap <= tolerance:
             raise ValueError(
                 f"at {what} output {index} of the exported file is off by {gap:.2g} relative to torch, tolerance is "
-                f"{tolerance:g}; export model.float() where it is half precision, or accept it with a larger tolerance"
+                f"{tolerance:g}; export model.float() if it is half precision, or accept it with a larger tolerance"
             )
 
 
 def difference(made: Tensor, exact: Tensor) -> float:
-    """`max |made - exact| / max |exact|`; equal infinities and two NaN are equal."""
+    """`max |made - exact| / max |exact|`; equal infinities are equal, and so are two NaN."""
     made, exact = made.double(), exact.double()
     same = (made == exact) | (made.isnan() & exact.isnan())
     gap = torch.where(same, 0.0, (made - exact).abs())
@@ -70,10 +84,10 @@ def difference(made: Tensor, exact: Tensor) -> float:
 
 
 def largest(differences: Iterable[float]) -> float:
-    """The largest, NaN where one is NaN, 0 of none."""
+    """The largest difference: NaN if one is NaN, 0 without any."""
     return float(torch.tensor([0.0, *differences], dtype=torch.float64).amax())
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that is not empty."""
+    """The first line of an error's message that is not empty, else the name of its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

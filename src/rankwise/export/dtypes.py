@@ -1,4 +1,4 @@
-"""Number types of exported files: which engine has which, and how far the outputs go from the network's."""
+"""Number types of exported files: which target has which, and how far the outputs are off."""
 
 from __future__ import annotations
 
@@ -24,16 +24,10 @@ DTYPES = {
 
 
 def check_dtype(engine: str, dtype: str | None, calibration: Any, model: nn.Module) -> None:
-    """Refuse what an engine cannot do.
-
-    Args:
-        engine: a key of `DTYPES`.
-        dtype: of the file, None for the network's own.
-        calibration: inputs, or None.
-        model: the network.
+    """Refuse a dtype that the engine (a key of `DTYPES`) cannot hold, or for which something is missing.
 
     Raises:
-        ValueError: saying what can be had.
+        ValueError: saying what is possible, or what is missing.
     """
     if dtype is None:
         if calibration is not None:
@@ -45,11 +39,11 @@ def check_dtype(engine: str, dtype: str | None, calibration: Any, model: nn.Modu
         raise ValueError(f"dtype is {dtype!r}; {engine} files can hold {', '.join(DTYPES[engine])}; {there}")
     if dtype == "int8" and calibration is None:
         raise ValueError(
-            "dtype int8 fixes the ranges of all activations, which takes samples: give calibration, some hundred "
-            "inputs such as the network will see, or take int8-dynamic, which rounds linear layers alone"
+            "dtype int8 fixes the ranges of all activations, which needs samples: give calibration, a few hundred "
+            "inputs such as the network will see, or take int8-dynamic, which rounds linear layers only"
         )
     if other := {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()} - {torch.float32}:
-        raise ValueError(f"the network is {other.pop()} already; give it as model.float() with dtype={dtype!r}")
+        raise ValueError(f"the network is {other.pop()} already; export model.float() with dtype={dtype!r}")
 
 
 def cast(model: nn.Module, dtype: str) -> nn.Module:
@@ -73,7 +67,7 @@ def cast(model: nn.Module, dtype: str) -> nn.Module:
 
 
 def calibrating(model: nn.Module, calibration: Iterable[Any] | None, example: Arguments) -> list[Arguments]:
-    """Arguments of the forward for all calibration samples, as many in each as in the example; else the example."""
+    """All calibration samples as arguments of the forward, in parts of the example's size; else the example."""
     if calibration is None:
         return [example]
     size = samples_in(pytree.tree_leaves(example))
@@ -82,16 +76,10 @@ def calibrating(model: nn.Module, calibration: Iterable[Any] | None, example: Ar
 
 
 def gap(model: nn.Module, run: Callable[[Arguments], list[Tensor]], batches: Iterable[Arguments], dtype: str) -> float:
-    """The largest `max |made - exact| / max |exact|` of an output over batches.
-
-    Args:
-        model: the network.
-        run: the exported file.
-        batches: arguments of the forward.
-        dtype: of the file, for the message.
+    """The largest `max |made - exact| / max |exact|` of an output of a file (`run`) over batches.
 
     Raises:
-        ValueError: if an output is not finite where the network's is.
+        ValueError: naming the dtype, if an output is not finite where the network's is.
     """
     differences = []
     for given in batches:
@@ -105,7 +93,7 @@ def gap(model: nn.Module, run: Callable[[Arguments], list[Tensor]], batches: Ite
 
 
 def _parts(given: Arguments, size: int) -> Iterator[Arguments]:
-    """The same samples, `size` at a time; the last ones are repeated where they do not fill a part."""
+    """The same samples, `size` at a time; samples are repeated to fill the last part."""
     samples = samples_in(pytree.tree_leaves(given))
     for start in range(0, samples, size):
         stop = min(start + size, samples)

@@ -1,4 +1,4 @@
-"""A captured program in 8 bits, by XNNPACK's own quantiser."""
+"""Quantise a captured program to 8 bits with XNNPACK's own quantiser."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from .compare import Arguments
 def rounded(
     program: torch.export.ExportedProgram, example: Arguments, batches: Sequence[Arguments], dtype: str
 ) -> torch.export.ExportedProgram:
-    """The program with operators between which numbers are rounded to 8 bits, as XNNPACK's kernels compute them.
+    """The program rounded to 8 bits between operators, as XNNPACK's kernels compute, with a scale per output channel.
 
     Args:
         program: of the network.
-        example: arguments it was captured with.
-        batches: what `int8` takes the ranges of activations from.
-        dtype: "int8" for all that XNNPACK has kernels for, "int8-dynamic" for linear layers, whose inputs' ranges are
-            found whenever they run.
-
-    Returns:
-        The program; weights have a scale for each output channel.
+        example: arguments that it was captured with.
+        batches: arguments from which "int8" takes the ranges of activations.
+        dtype: "int8" for all that XNNPACK has kernels for; "int8-dynamic" for linear layers only, which find the ranges
+            of their inputs at run time.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,

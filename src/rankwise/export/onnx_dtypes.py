@@ -1,4 +1,4 @@
-"""ONNX files in 16 and 8 bits, by the tools of onnxruntime."""
+"""Convert ONNX files to 16 and 8 bits with the tools of onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ LINEAR = ("MatMul", "Gemm")
 
 
 def reduced(path: Path, dtype: str, batches: Sequence[Arguments]) -> None:
-    """Put a file in a smaller number type in the place of a file; inputs and outputs stay float32.
+    """Rewrite a file in a smaller number type; inputs and outputs stay float32.
 
-    `int8` rounds weights, per output channel, and activations, whose ranges are those of the batches. `int8-dynamic`
-    rounds the weights of linear layers, and finds the ranges of their inputs whenever it runs.
+    `int8` rounds weights, per output channel, and activations, in the ranges of the batches. `int8-dynamic` rounds the
+    weights of linear layers, and finds the ranges of their inputs at run time.
 
     Args:
         path: the file.
         dtype: "fp16", "int8" or "int8-dynamic".
-        batches: what `int8` takes the ranges from.
+        batches: arguments from which `int8` takes the ranges.
 
     Raises:
         ValueError: if onnxruntime's tools cannot write the file, or there is nothing to round.
@@ -66,7 +66,7 @@ def _int8_dynamic(path: Path, batches: Sequence[Arguments]) -> None:
 
 
 def _prepared(path: Path) -> Any:
-    """The model with batch norms folded and constants computed, without the shapes of what will be rounded."""
+    """The model with batch norms folded and constants computed, without shapes of intermediate values."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -74,7 +74,7 @@ def _prepared(path: Path) -> Any:
     quant_pre_process(path, ready, skip_symbolic_shape=True)
     model = onnx.load(ready)
     ready.unlink()
-    # stale shapes of transposed weights are an error to the quantiser
+    # the quantiser fails on stale shapes of transposed weights
     del model.graph.value_info[:]
     return model
 

@@ -1,4 +1,4 @@
-"""Run an exported file in its engine, whichever it is."""
+"""Run an exported file in the engine of its target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGETS = {
 
 
 def target_of(path: Path, target: str | None = None) -> str:
-    """The target of a file: the one that is named, else by its suffix.
+    """The target of a file: the given one, else by its suffix.
 
     Raises:
         ValueError: for an unknown target or suffix.
@@ -35,7 +35,7 @@ def target_of(path: Path, target: str | None = None) -> str:
     found = target or next((name for name, (suffix, _, _) in TARGETS.items() if path.suffix == suffix), None)
     if found is None:
         known = ", ".join(f"{suffix} ({name})" for name, (suffix, _, _) in TARGETS.items())
-        raise ValueError(f"{path} does not say what it is to be: the suffixes are {known}; or name the target")
+        raise ValueError(f"the suffix of {path} is not that of a target: take one of {known}, or name the target")
     _, package, extra = TARGETS[found]
     if find_spec(package) is None:
         there = [name for name, (_, other, _) in TARGETS.items() if find_spec(other) is not None]
@@ -46,15 +46,12 @@ def target_of(path: Path, target: str | None = None) -> str:
 
 
 def runner(path: Path, threads: int | None = None, target: str | None = None) -> Callable[[Arguments], list[Tensor]]:
-    """The forward of an exported file.
+    """The forward of an exported file: a function from arguments of the network's forward to output tensors.
 
     Args:
         path: the file.
         threads: of onnxruntime or ExecuTorch, None for the engine's own choice; torch has its own setting.
-        target: a key of `TARGETS`, None to go by the suffix.
-
-    Returns:
-        A function of the arguments of the network's forward; it gives the output tensors.
+        target: a key of `TARGETS`, by default that of the suffix.
 
     Raises:
         ValueError: if the engine cannot run the file, or the suffix is unknown.
@@ -69,28 +66,18 @@ def runner(path: Path, threads: int | None = None, target: str | None = None) ->
 
         return run_by_onnxruntime(path, threads)
     if target == "executorch":
-        from .check_executorch import program as run_by_executorch
+        from .check_executorch import forward as run_by_executorch
 
-        run = run_by_executorch(path, threads)
-        return lambda given: run(tensors_in(given))
+        return run_by_executorch(path, threads)
     from .to_pt2 import run_by_torch
 
     return run_by_torch(path)
 
 
 def once(path: Path, given: Arguments, threads: int | None = None, target: str | None = None) -> Callable[[], object]:
-    """One forward of an exported file and nothing beside it: the inputs are prepared for its engine beforehand.
+    """A function that runs an exported file once and does nothing else: inputs are prepared for its engine before.
 
-    Args:
-        path, threads, target: as for `runner`.
-        given: arguments of the network's forward.
-
-    Returns:
-        A function that runs the file and returns when it is done.
-
-    Raises:
-        ValueError: if the engine cannot run the file, or the suffix is unknown.
-        ImportError: if the engine is not installed.
+    Args and errors are those of `runner`; `given` are arguments of the network's forward.
     """
     target = target_of(path, target)
     if target == "onnx":
@@ -109,16 +96,13 @@ def once(path: Path, given: Arguments, threads: int | None = None, target: str |
 def times(
     files: Mapping[str, Path], given: Arguments, *, threads: int = 1, target: str | None = None
 ) -> dict[str, Latency]:
-    """Seconds for one forward of exported files, measured as `evaluate.latency` measures networks.
+    """Seconds for one forward of each file, by name, measured as `evaluate.latency` measures networks.
 
     Args:
         files: by name.
         given: arguments of the network's forward.
         threads: of the engine; torch's own setting is restored.
-        target: a key of `TARGETS`, None to go by the suffixes.
-
-    Returns:
-        Median and its confidence interval, by name.
+        target: a key of `TARGETS`, by default that of the suffixes.
     """
     runs = {name: once(path, given, threads, target) for name, path in files.items()}
     with torch_threads(threads), torch.no_grad(), watched():

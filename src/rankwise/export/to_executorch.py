@@ -7,7 +7,6 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ from ..running.example import taking_example
 from ..running.guards import unwrap
 from ..running.verbs import verb
 from .capture import captured, file_path, layer_of, quiet, root, site_of
-from .check_executorch import check
-from .check_executorch import program as run_by_executorch
-from .compare import tensors_in
+from .check_executorch import forward as run_by_executorch
+from .compare import check
 from .dtypes import calibrating, cast, check_dtype, gap
 from .executorch_int8 import rounded
+from .extras import require
 
 logger = logging.getLogger("rankwise")
+# Operators of portable kernels that are named in the log.
 SHOWN = 4
 
 
@@ -44,33 +44,33 @@ def executorch(
     dtype: str | None = None,
     calibration: Iterable[Any] | None = None,
 ) -> Path:
-    """Write a network as an ExecuTorch file whose outputs are those of the network.
+    """Write a network as an ExecuTorch file with the same outputs.
 
-    XNNPACK takes what it can, portable kernels, which are slow, run the rest; both are logged. The file is run in
-    ExecuTorch on the example and appears at `path` only when it agrees. It takes the shapes of the example, batch size
-    included: memory is planned when the file is made.
+    XNNPACK runs what it can; portable kernels, which are slow, run the rest. Both are logged. The file is run in
+    ExecuTorch on the example, and appears at `path` only if the outputs agree. It takes inputs of the example's shapes,
+    batch size included: memory is planned when the file is made.
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
         example: a tensor, a tuple (`model(*x)`) or a mapping (`model(**x)`).
         path: the file.
         tolerance: largest `max |executorch - torch| / max |torch|` over an output; it holds without a `dtype`.
-        dtype: "fp16"; "int8", weights and activations by XNNPACK's quantiser; "int8-dynamic", linear layers alone.
-            None for the network's own. What it changes in the outputs is logged, not limited.
-        calibration: batches of inputs that ranges of "int8" come from, and on which the change is measured.
+        dtype: "fp16"; "int8", weights and activations by XNNPACK's quantiser; "int8-dynamic", linear layers only.
+            None for the network's own. The change of the outputs is logged, not limited.
+        calibration: batches of inputs, for the ranges of "int8" and to measure the change of the outputs.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if the network cannot be lowered, naming the operator and the layer, or the outputs disagree.
+        ValueError: naming the operator and the layer that cannot be lowered, or if the outputs disagree.
         ImportError: if the extra `[executorch]` is not installed.
 
     Example:
         >>> executorch(small, torch.randn(1, 3, 32, 32), "small.pte")  # doctest: +SKIP
         PosixPath('small.pte')
     """
-    need_executorch()
+    require("ExecuTorch export", "executorch", "executorch")
     model, path = unwrap(model), file_path(path, ".pte")
     check_dtype("executorch", dtype, calibration, model)
     if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
@@ -86,11 +86,11 @@ def executorch(
         with replacing(path) as written:
             with written.open("wb") as file:
                 made.write_to_file(file)
+            run = run_by_executorch(written)
             if dtype is None:
-                check(model, written, given, tolerance, f"batch size {samples_in(pytree.tree_leaves(given))}")
+                check(run, model, given, tolerance, f"batch size {samples_in(pytree.tree_leaves(given))}")
             else:
-                run = run_by_executorch(written)
-                off = gap(model, lambda given: run(tensors_in(given)), batches, dtype)
+                off = gap(model, run, batches, dtype)
     logger.info(told)
     if dtype is not None:
         logger.info("%s in %s: outputs are off by up to %.2g relative to torch", path.name, dtype, off)
@@ -98,7 +98,7 @@ def executorch(
 
 
 def lowered(program: torch.export.ExportedProgram) -> tuple[Any, str]:
-    """The program for ExecuTorch, and a sentence about who runs it: XNNPACK, and portable kernels if any.
+    """The program for ExecuTorch, and a sentence that says what XNNPACK runs, and what portable kernels.
 
     Raises:
         ValueError: naming the operator and the layer that cannot be lowered.
@@ -130,7 +130,7 @@ def _refusal(program: torch.export.ExportedProgram, name: str | None, reason: st
 
 
 def _told(program: torch.export.ExportedProgram) -> str:
-    """Who runs the nodes of a lowered program."""
+    """What XNNPACK runs of a lowered program, and what portable kernels run."""
     parts, inside = 0, 0
     portable: Counter[str] = Counter()
     for node in program.graph.nodes:
@@ -149,13 +149,3 @@ def _told(program: torch.export.ExportedProgram) -> str:
 
 def _computes(node: torch.fx.Node) -> bool:
     return node.op == "call_function" and node.target is not operator.getitem
-
-
-def need_executorch() -> None:
-    """Refuse to go on without the extra.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    if find_spec("executorch") is None:
-        raise ImportError("ExecuTorch export needs executorch: pip install 'rankwise[executorch]'")

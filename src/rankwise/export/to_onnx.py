@@ -1,4 +1,4 @@
-"""ONNX files that are checked against onnxruntime before they appear."""
+"""ONNX files, checked in onnxruntime before they appear."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from ..running.state import state_of
 from ..running.verbs import verb
 from .axes import Capture, DynamicAxes, capture
 from .capture import file_path, quiet, root, site_of
-from .check import check
 from .check import program as run_by_onnxruntime
+from .compare import check
 from .dtypes import calibrating, check_dtype, gap
+from .extras import require
 from .onnx_dtypes import reduced
 
 logger = logging.getLogger("rankwise")
-# A protobuf file ends at 2 GB; above this the weights go to a file beside it.
+# A protobuf file can have 2 GB; above this the weights go to a file beside it.
 LARGEST_FILE = 1_900_000_000
 
 
@@ -44,10 +45,10 @@ def onnx(
     dtype: str | None = None,
     calibration: Iterable[Any] | None = None,
 ) -> Path:
-    """Write a network as an ONNX file whose outputs are those of the network.
+    """Write a network as an ONNX file with the same outputs.
 
     The file is run in onnxruntime on the example and at a second size of every open axis, and appears at `path` only
-    when it agrees.
+    if the outputs agree.
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
@@ -56,31 +57,31 @@ def onnx(
         opset: ONNX operator set, None for the exporter's own.
         dynamic_batch: leave the first dimension of the inputs open.
         dynamic_axes: leave further axes open: "auto", all that the network takes at another size, such as lengths and
-            picture sizes; "none"; or axes by the names of inputs, {"input_ids": [1]}. "auto" by default where the batch
-            is open. What is open and what stays closed is logged.
+            picture sizes; "none"; or axes by input name, {"input_ids": [1]}. By default "auto" if the batch is open.
+            What is open and what stays closed is logged.
         tolerance: largest `max |onnx - torch| / max |torch|` over an output, before numbers are rounded to `dtype`.
-        dtype: "fp16"; "int8", weights and activations by onnxruntime's quantiser; "int8-dynamic", linear layers alone.
-            None for the network's own. What it changes in the outputs is logged, not limited.
-        calibration: batches of inputs that ranges of "int8" come from, and on which the change is measured.
+        dtype: "fp16"; "int8", weights and activations by onnxruntime's quantiser; "int8-dynamic", linear layers only.
+            None for the network's own. The change of the outputs is logged, not limited.
+        calibration: batches of inputs, for the ranges of "int8" and to measure the change of the outputs.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if the network cannot be exported, naming the operator and the layer, or the outputs disagree.
+        ValueError: naming the operator and the layer that cannot be exported, or if the outputs disagree.
         ImportError: if the extra `[onnx]` is not installed.
 
     Example:
         >>> onnx(small, torch.randn(1, 3, 32, 32), "small.onnx")  # doctest: +SKIP
         PosixPath('small.onnx')
     """
-    _need_extra()
+    require("ONNX export", "onnx", "onnx", "onnxruntime", "onnxscript")
     model, path = unwrap(model), file_path(path, ".onnx")
     if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values() if isinstance(tensor, Tensor)):
         raise ValueError("onnxruntime runs no bfloat16 on the CPU, so the file cannot be checked; export model.float()")
     check_dtype("onnx", dtype, calibration, model)
     if dtype is not None and state_of(model).bytes > LARGEST_FILE:
-        raise ValueError(f"dtype {dtype} is for networks of up to {LARGEST_FILE:,} bytes; export this one without")
+        raise ValueError(f"dtype {dtype} is for networks of up to {LARGEST_FILE:,} bytes; leave it out for this one")
     with pristine(model), quiet():
         given = arguments(model, example)
         made = capture(model, given, dynamic_batch, dynamic_axes)
@@ -105,8 +106,9 @@ def onnx(
 def _write(model: nn.Module, made: Capture, path: Path, opset: int | None, tolerance: float) -> None:
     """Write a captured network, and check the file at every size."""
     _convert(made.program, path, opset, state_of(model).bytes > LARGEST_FILE)
+    run = run_by_onnxruntime(path)
     for what, given in made.checks:
-        check(model, path, given, tolerance, what)
+        check(run, model, given, tolerance, what)
 
 
 def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | None, external: bool) -> None:
@@ -119,7 +121,7 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
         )
         assert converted is not None
         converted.save(str(path), external_data=external)
-    except OSError:  # no fault of the network's
+    except OSError:  # not the network's fault
         raise
     except Exception as error:
         operator = _operator(error)
@@ -134,7 +136,7 @@ def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | Non
 
 
 def _select(self: Any, dim: int, index: Any) -> Any:
-    """Chosen entries of one dimension; onnxruntime's `Gather` copies those of the last one number by number."""
+    """`index_select`; along the last dimension by `GatherElements`, as onnxruntime's `Gather` is slow there."""
     from onnxscript import opset18
 
     op: Any = opset18
@@ -151,12 +153,3 @@ def _operator(error: BaseException | None) -> str | None:
             return found[1]
         error = error.__cause__
     return None
-
-
-def _need_extra() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"ONNX export needs {error.name}: pip install 'rankwise[onnx]'") from error

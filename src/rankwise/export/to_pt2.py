@@ -18,7 +18,7 @@ from ..running.guards import unwrap
 from ..running.verbs import verb
 from .axes import DynamicAxes, capture
 from .capture import file_path, quiet
-from .compare import Arguments, compare, first_line, outputs, tensors_in
+from .compare import Arguments, check, first_line, tensors_in
 from .dtypes import calibrating, cast, check_dtype, gap
 
 logger = logging.getLogger("rankwise")
@@ -37,11 +37,11 @@ def pt2(
     dtype: str | None = None,
     calibration: Iterable[Any] | None = None,
 ) -> Path:
-    """Write a network as a file of `torch.export`, which runs without the Python source of the network.
+    """Write a network as a `torch.export` file, which runs without the Python source of the network.
 
     The file is read back and run on the example and at a second size of every open axis, and appears at `path` only
-    when it agrees. `torch.export.load(path).module()` is the network again, for `torch.compile` or
-    `torch._inductor.aoti_compile_and_package` as well.
+    if the outputs agree. `torch.export.load(path).module()` is the network again, also for `torch.compile` and
+    `torch._inductor.aoti_compile_and_package`.
 
     Args:
         model: a dense or compressed network; it is exported in eval mode and not changed.
@@ -50,9 +50,9 @@ def pt2(
         dynamic_batch: leave the first dimension of the inputs open.
         dynamic_axes: leave further axes open, as for `onnx`.
         tolerance: largest `max |file - torch| / max |torch|` over an output.
-        dtype: "fp16" or "bf16", with inputs and outputs in float32; None for the network's own. What it changes in
-            the outputs is logged, not limited.
-        calibration: batches of inputs on which the change is measured; else the example.
+        dtype: "fp16" or "bf16", with inputs and outputs in float32; None for the network's own. The change of the
+            outputs is logged, not limited.
+        calibration: batches of inputs to measure the change of the outputs on; by default the example.
 
     Returns:
         The path.
@@ -71,12 +71,11 @@ def pt2(
         source = model if dtype is None else cast(model, dtype)
         made = capture(source, given, dynamic_batch, dynamic_axes)
         with replacing(path) as written:
-            with Stream(written) as file:  # a write that fails would end the process in C++
+            with Stream(written) as file:  # torch's own writer, in C++, would end the process if a write fails
                 torch.export.save(made.program, file)  # type: ignore[arg-type]
             run = run_by_torch(written)
             for what, other in made.checks:
-                exact = outputs(source, other, what)
-                compare(_tried(run, other, what), exact, tolerance, what)
+                check(run, source, other, tolerance, what)
             if dtype is not None:
                 off = gap(model, run, calibrating(model, calibration, given), dtype)
     if dtype is not None:
@@ -85,17 +84,13 @@ def pt2(
 
 
 def run_by_torch(path: Path) -> Callable[[Arguments], list[Tensor]]:
-    """The forward of a .pt2 file.
-
-    Returns:
-        A function of the arguments of the network's forward; it gives the output tensors.
-    """
+    """The forward of a .pt2 file: a function from arguments of the network's forward to output tensors."""
     try:
         with path.open("rb") as file:
             module = torch.export.load(file).module()
     except RuntimeError as error:
         raise ValueError(
-            f"torch cannot read the exported file back ({first_line(error)}); let forward take and return tensors alone"
+            f"torch cannot read the exported file back ({first_line(error)}); let forward take and return only tensors"
         ) from error
 
     def run(given: Arguments) -> list[Tensor]:
@@ -104,12 +99,3 @@ def run_by_torch(path: Path) -> Callable[[Arguments], list[Tensor]]:
             return [each.cpu() for each in tensors_in(module(*args, **kwargs))]
 
     return run
-
-
-def _tried(run: Callable[[Arguments], list[Tensor]], given: Arguments, what: str) -> list[Tensor]:
-    try:
-        return run(given)
-    except Exception as error:
-        raise ValueError(
-            f"the exported file does not run at {what} ({first_line(error)}); export with dynamic_batch=False"
-        ) from error

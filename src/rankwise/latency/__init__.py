@@ -1,4 +1,4 @@
-"""Seconds on the engine that will run the network: of whole networks, and of what each layer may become."""
+"""Latency on the engine that will run the network: of whole networks, and of every option of every layer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Eager, Co
 
 
 def get_engine(name: str | Engine, threads: int = 1) -> Engine:
-    """The engine of that name; `roofline:FILE.yaml` for a device that is described by a file.
+    """The engine of a name; `roofline:FILE.yaml` for a device described by a file.
 
     Raises:
-        ValueError: for an unknown name, a device or file that is not there, or threads that have no effect.
-        ImportError: for an engine that is not installed, with the command that installs it.
+        ValueError: for an unknown name, a missing device or file, or threads that have no effect.
+        ImportError: if the engine is not installed, with the command that installs it.
 
     Example:
         >>> str(get_engine("torch", threads=1))
@@ -28,7 +28,7 @@ def get_engine(name: str | Engine, threads: int = 1) -> Engine:
         engine = name if isinstance(name, Engine) else Roofline.load(name.removeprefix("roofline:"))
         if threads not in (1, engine.threads):
             raise ValueError(
-                f"threads={threads} has no effect on engine {str(engine)!r}, which is complete; leave it out"
+                f"threads={threads} has no effect on engine {str(engine)!r}, which has its own; leave it out"
             )
         return engine
     check_engine_name(name)

@@ -16,7 +16,7 @@ from ..files import built, cut, digest, locked, make_folder, parse_json, read_te
 from ..timing.clock import FIGURES, Latency
 from .engine import Engine
 
-# Raised when a layer of the same signature is built or counted in another way.
+# Increased when layers of the same signature are built or measured in another way.
 _VERSION = 1
 
 logger = logging.getLogger("rankwise")
@@ -28,16 +28,16 @@ def cache_folder() -> Path:
 
 
 class Cache:
-    """Times by signature of the layer, and what they are true for.
+    """Measured times by signature of the layer, in one file.
 
     Args:
-        engine: that measured them.
-        network: whose layers they are; it says on which device.
-        around: bytes that lay between two runs.
+        engine: that measures.
+        network: tells the device.
+        around: bytes read between two runs.
         folder: of the file.
 
     Attributes:
-        path: the file; another device, engine, version, number of threads or amount between runs has another one.
+        path: the file; each device, engine, version, number of threads and `around` has its own.
     """
 
     def __init__(self, engine: Engine, network: nn.Module, around: int = 0, folder: Path | None = None) -> None:
@@ -60,9 +60,9 @@ class Cache:
         return self._times[signature]
 
     def add(self, times: Mapping[str, Latency]) -> None:
-        """Keep these too; the file is replaced as a whole, with what others wrote to it in the meantime.
+        """Add times; the file is replaced as a whole, and keeps what others wrote to it in the meantime.
 
-        Where it cannot be written, a warning says so, and the times are measured again another day.
+        If it cannot be written, a warning says so, and the times will be measured again.
         """
         self._times = {**self._times, **times}
         try:
@@ -75,10 +75,10 @@ class Cache:
                     text = json.dumps({**content, "sha256": digest(content)}, indent=0)
                     new.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            logger.warning("measured times are not kept: %s", cut(str(error)))
+            logger.warning("measured times are not stored: %s", cut(str(error)))
 
     def _read(self) -> dict[str, Latency]:
-        """What the file says; where it is damaged, nothing, and a warning."""
+        """The times in the file; a damaged file gives none, and a warning."""
         try:
             if not self.path.is_file():
                 return {}

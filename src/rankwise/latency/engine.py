@@ -1,4 +1,4 @@
-"""What an engine is: something that runs networks, and tells how long they take."""
+"""What an engine is: it runs networks and tells how long they take."""
 
 from __future__ import annotations
 
@@ -28,15 +28,7 @@ class Work(NamedTuple):
 
 
 class Engine(ABC):
-    """Where networks run.
-
-    Args:
-        threads: of the CPU.
-
-    Attributes:
-        name: as users write it.
-        summary: what it is, for a person to read.
-    """
+    """Where networks run, on some threads of the CPU. `name` is what users write, `summary` what they read."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -48,22 +40,22 @@ class Engine(ABC):
 
     @property
     def version(self) -> str:
-        """What a new release may change: the version of the library that runs the network."""
+        """Version of the library that runs networks; times of another version are measured again."""
         return version("torch")
 
     def device(self, network: nn.Module) -> str:
-        """The device that figures of a network belong to."""
+        """The device on which the network runs."""
         return processor()
 
     def __str__(self) -> str:
         return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def hold(self, work: Work) -> None:  # noqa: B027  # an engine that prepares nothing has nothing to hold
-        """Prepare a network once for all calls of `times`, as long as it lives."""
+        """Prepare a network once for all later calls of `times`."""
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """No gradients, and torch's own number of threads, for a while."""
+        """Inside, torch computes no gradients and uses the engine's number of threads."""
         with torch_threads(self.threads), torch.no_grad():
             yield
 
@@ -77,22 +69,22 @@ class Engine(ABC):
         around: int = 0,
         layers: Mapping[str, str] | None = None,
     ) -> dict[str, Latency]:
-        """Seconds of one forward of each, all under the same conditions.
+        """Seconds of one forward of each work, all under the same conditions.
 
         Args:
             works: what to time, by name.
             rounds: measured runs of each; None as for `clock.timed`.
             warmup: runs before them.
-            around: bytes that are read between two runs, as the other layers of a network are.
-            layers: the layer of the network that a work stands for, for messages.
+            around: bytes read between two runs, in place of the other layers of a network.
+            layers: the network's layer for each work, for messages.
 
         Raises:
-            ValueError: if the engine cannot run one of them, naming its layer.
+            ValueError: naming the layer, if the engine cannot run it.
         """
 
 
 class Running(Engine):
-    """An engine that is here: what it says was measured, in turns."""
+    """An engine on this machine: it measures, in turns."""
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
@@ -122,7 +114,8 @@ class Running(Engine):
         others = torch.ones(around // 4)
 
         def between(name: str) -> None:
-            if around:  # weights come from where they lie in a network, the input was written last
+            # As inside a network: the weights are out of the cache, and the input was written last.
+            if around:
                 others.sum()
                 for leaf in pytree.tree_leaves(works[name].given):
                     if isinstance(leaf, Tensor) and leaf.device.type == "cpu":

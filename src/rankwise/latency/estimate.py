@@ -1,4 +1,4 @@
-"""The time of ranks that were not measured, from those that were.
+"""Estimate the time of ranks from measured ones.
 
 Letters: N measured ranks, F features.
 """
@@ -16,14 +16,12 @@ from torch import Tensor
 from ..formats import Ranks
 from ..timing.clock import FIGURES, Latency
 
-# Sweeps of coordinate descent over at most some dozen coefficients.
+# Sweeps of coordinate descent over at most a few dozen coefficients.
 SWEEPS = 2000
 
 
 def spread(candidates: Sequence[Ranks], count: int) -> list[Ranks]:
-    """Ranks to measure: the smallest, then always the one that is farthest, in logarithms, from those taken.
-
-    Logarithms are of `1 + rank`: formats with sparse parts have ranks of 0.
+    """Ranks to measure: the smallest, then always the one farthest, in `log(1 + rank)`, from those taken.
 
     Example:
         >>> spread([(16,), (32,), (48,), (64,), (256,)], 3)
@@ -43,16 +41,15 @@ def spread(candidates: Sequence[Ranks], count: int) -> list[Ranks]:
 
 
 class Estimate:
-    """Times of one format at one layer, as they were measured, and in between.
+    """Times of one format at one layer: measured ones as they are, others estimated.
 
-    One rank: a straight line between the measured neighbours. Several: `t = sum_f c_f x_f(ranks)` with `c >= 0`, where
-    the features are 1, the ranks, their products in pairs (a layer of a chain joins two) and the MACs; least squares of
-    the relative errors. Either way what was measured is what is returned for it, and time grows with the ranks if what
-    was measured does.
+    One rank: a straight line between the measured neighbours. Several: `t = sum_f c_f x_f(ranks)` with `c >= 0`, by
+    least squares of the relative errors; the features are 1, the ranks, their products in pairs (a layer of a chain
+    joins two ranks) and the MACs. Either way time grows with the ranks if the measured times do.
 
     Args:
-        measured: ranks to time.
-        macs: of every option of the format, for several ranks.
+        measured: times by ranks.
+        macs: of every option, for formats with several ranks.
     """
 
     def __init__(self, measured: Mapping[Ranks, Latency], macs: Mapping[Ranks, int]) -> None:
@@ -75,7 +72,7 @@ class Estimate:
             return Latency(median=time, low=time, high=time)
         (rank,) = ranks
         place = bisect(self._ladder, rank)
-        if place in (0, len(self._ladder)):  # beyond what was measured: no less than the end, and in proportion above
+        if place in (0, len(self._ladder)):  # outside the measured ranks: constant below, in proportion above
             end = self._ladder[min(place, len(self._ladder) - 1)]
             return self._measured[(end,)] * max(rank / end, 1.0)
         below, above = self._ladder[place - 1 : place + 1]
@@ -102,7 +99,7 @@ def nonnegative(x_NF: Tensor, y_N: Tensor) -> Tensor:
     for _ in range(SWEEPS):
         moved = 0.0
         for f, row in enumerate(gram):
-            if row[f]:
+            if row[f]:  # the best coefficient with all others held, cut at 0
                 new = max(0.0, c[f] + (right[f] - sum(a * b for a, b in zip(row, c, strict=True))) / row[f])
                 moved, c[f] = max(moved, abs(new - c[f])), new
         if moved < 1e-9:

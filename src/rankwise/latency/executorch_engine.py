@@ -6,22 +6,20 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import ClassVar
 
+from ..export.extras import require
 from ..files import temporary_folder
 from .engine import Running, Work
 
 
 class ExecuTorch(Running):
-    """ExecuTorch's runtime with XNNPACK; each layer is exported, which takes a second or so."""
+    """ExecuTorch's runtime with XNNPACK; each layer is exported, which takes about a second."""
 
     name: ClassVar[str] = "executorch"
     summary: ClassVar[str] = "ExecuTorch with XNNPACK on the CPU"
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
-        try:
-            import executorch.runtime  # noqa: F401
-        except ImportError as error:
-            raise ImportError(f"engine 'executorch' needs {error.name}: pip install 'rankwise[executorch]'") from error
+        require("engine 'executorch'", "executorch", "executorch")
 
     @property
     def version(self) -> str:

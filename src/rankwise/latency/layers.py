@@ -1,4 +1,4 @@
-"""The layers that a site may become, with inputs of the sizes that they get in the network."""
+"""The layers of every option of a site, with inputs of the sizes that they get in the network."""
 
 from __future__ import annotations
 
@@ -27,13 +27,7 @@ from .engine import Work
 
 @dataclass(frozen=True)
 class Input:
-    """What a layer is called with.
-
-    Attributes:
-        shape: of the tensor.
-        dtype: of the tensor.
-        channels_last: whether its channels lie together.
-    """
+    """The input of a layer; `channels_last` tells whether its channels lie together in memory."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -41,12 +35,12 @@ class Input:
 
     @classmethod
     def of(cls, x: Tensor) -> Input:
-        """Of a tensor."""
+        """The input like a tensor."""
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         return cls(tuple(x.shape), x.dtype, last)
 
     def tensor(self, layer: nn.Module) -> Tensor:
-        """Random numbers, or row numbers of an embedding; always the same ones."""
+        """Random numbers, or row numbers for an embedding; always the same."""
         generator = torch.Generator().manual_seed(0)
         if not self.dtype.is_floating_point:
             rows: Any = getattr(layer, "num_embeddings", 1)
@@ -59,12 +53,12 @@ class Input:
         return f"{size} {str(self.dtype).removeprefix('torch.')}{' channels last' * self.channels_last}"
 
 
-# Site -> name of a layer of it -> what it is called with, once for each call in one forward.
+# Site -> layer of the site -> its inputs, one for each call in one forward.
 Calls = Mapping[str, Mapping[str, list[Input]]]
 
 
 def calls_of(model: nn.Module, sites: Sites, example: Any) -> Calls:
-    """Run the model once and look at what its sites are called with.
+    """Run the model once and record the inputs of its sites.
 
     Raises:
         ValueError: if the model rejects the example.
@@ -87,13 +81,13 @@ def calls_of(model: nn.Module, sites: Sites, example: Any) -> Calls:
 
 
 def layers_of(model: nn.Module, site: Site, option: Option, bias: bool) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that a site consists of with an option, by the names of those that they replace; values are random.
+    """The layers of a site with an option, by the names of those they replace; the values of chains are random.
 
     Args:
-        model: the dense network, which is not changed.
-        site: in it.
+        model: the dense network, not changed.
+        site: of the network.
         option: dense, or a format and ranks.
-        bias: whether a chain has a bias.
+        bias: whether chains have a bias.
     """
     several = site.role in (Role.TIED, Role.JOINT)
     names = site.names if several else (site.name,)
@@ -107,7 +101,7 @@ def layers_of(model: nn.Module, site: Site, option: Option, bias: bool) -> Itera
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """The module with values about as large as trained ones: numbers that nearly vanish would take longer."""
+    """The module with random values of usual size: denormal numbers would take longer."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -118,7 +112,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def work_of(layer: nn.Module, given: Input | Work) -> Work:
-    """A layer and an input, new or that of another work, on its device; the layer is a copy in eval mode."""
+    """A copy of a layer in eval mode, with a new input on its device, or with the input of another work."""
     layer = copy.deepcopy(layer).eval().requires_grad_(False)
     if isinstance(given, Work):
         return Work(layer, given.given)
@@ -126,12 +120,12 @@ def work_of(layer: nn.Module, given: Input | Work) -> Work:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its first parameter is."""
+    """Device of the first parameter."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def signature(site: Site, layer: nn.Module, given: Input, option: Option, bias: bool) -> str:
-    """What tells two measurements apart: the dense layer, what it is called with, and what takes its place.
+    """The key of a measurement: the dense layer, its input, and the option that replaces it.
 
     Example:
         >>> site = Site(name="fc", kind="linear", weight_shape=(8, 4))

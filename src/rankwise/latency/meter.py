@@ -1,4 +1,4 @@
-"""What a network takes on an engine, and what each option saves: the prices of a latency budget, in microseconds."""
+"""Latency of a network on an engine and of each option: the prices of a latency budget, in microseconds."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ MICRO = 1e6
 
 
 class Meter:
-    """Times of plans, before they are built and after.
+    """Times of plans, predicted and measured.
 
     `T(plan) = T(dense network) + gain * sum over sites of (t(option) - t(dense layer))`
 
-    The layers are measured by themselves, where nothing is fused with them and they find their inputs as they like;
-    what a network really saves is `gain` times what they save. It is 1 until a planned network has been measured.
+    Layers are measured one by one, where nothing is fused with them and their inputs lie ready. A network really saves
+    `gain` times what its layers save. The gain is 1 until a planned network has been measured.
 
     Args:
         engine: that will run the network.
         model: the dense network.
-        sites: of it.
+        sites: of the network.
         example: an input, as for `find`.
         metric: of the plans.
-        table: times of the layers; by default one of the engine's own.
+        table: times of the layers, by default a new one.
 
     Attributes:
         dense: microseconds of the dense network.
         gain: see above.
-        corrections: how often networks of this very model have corrected it.
+        corrections: how often measured networks have corrected the gain.
         table: times of the layers.
     """
 
@@ -70,19 +70,18 @@ class Meter:
         self.dense = self._times({})["dense"].median * MICRO
 
     def costs(self, site: Site, options: Sequence[Option]) -> tuple[float, ...]:
-        """Microseconds of every option of a site; of its dense layer what it takes by itself."""
+        """Microseconds of every option of a site; the dense layer costs what it takes by itself."""
         dense = self.table.seconds(site.name, dense_option(site)).median
         return tuple([MICRO * (dense + self.gain * (self.table.seconds(site.name, o).median - dense)) for o in options])
 
     def check(self, plan: Plan) -> PlannedLatency:
-        """Build the planned network and run it beside the dense one; the gain is corrected by what comes out.
+        """Build the planned network, time it beside the dense one, and correct the gain by the result.
 
-        The measured figure is the ratio of both in this run times the dense network's first one, so that a machine
-        which is slower now is no fault of the plan.
+        The measured time is the ratio of both in this run, times the first time of the dense network. So a machine that
+        is slower now does not count against the plan.
 
         Returns:
-            The figures in milliseconds: as the plan said, as the layers alone said before any correction, and as it
-            came out.
+            Milliseconds: predicted by the plan, predicted without any correction, and measured.
         """
         predicted, corrections = plan.planned["latency"], self.corrections
         blind = self.dense + (predicted - self.dense) / self.gain
@@ -109,7 +108,7 @@ class Meter:
         )
 
     def built(self, plan: Plan) -> nn.Module:
-        """The planned network with random factors, which are as fast as fitted ones."""
+        """The planned network with random factors: they are as fast as fitted ones."""
         network = copied(self._network)
         for row in plan.factorised:
             site = self._sites[row.site]

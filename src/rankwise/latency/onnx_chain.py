@@ -1,4 +1,4 @@
-"""ONNX of a chain of plain layers, written node by node: milliseconds where an exporter takes seconds."""
+"""Write a chain of plain layers as ONNX, node by node: in milliseconds, where an exporter takes seconds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,13 @@ from ..formats.convolution import PLAIN, TRANSPOSED
 from ..layers.kinds import is_transposed, site_kind
 from ..layers.modules import Arrange, Bias, TransposedLinear
 
-# The oldest operator set that has these operators as they are written here.
+# The oldest operator set with these operators in this form.
 OPSET = 17
 _CHAINS = (nn.Sequential.forward, LowRank.forward)
 
 
 def chain_file(module: nn.Module, x: Tensor) -> bytes | None:
-    """The ONNX file of a layer or a chain of plain layers, for inputs of one size.
-
-    Args:
-        module: a layer, or layers in a row.
-        x: an input.
-
-    Returns:
-        The file; None for modules that an exporter has to look into.
+    """The ONNX file of a layer or of plain layers in a row, for inputs like x; None if it takes an exporter.
 
     Example:
         >>> chain_file(nn.Linear(4, 2), torch.zeros(1, 4)) is None, chain_file(nn.LSTM(4, 2), torch.zeros(1, 4)) is None
@@ -62,14 +55,14 @@ def _types() -> dict[torch.dtype, int]:
 
 
 class _Graph:
-    """Nodes and constants of a file that grows."""
+    """Nodes and constants of a growing file."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def constant(self, values: Tensor) -> str:
-        """Name of a constant with these values."""
+        """Add a constant; its name."""
         from onnx import numpy_helper
 
         name = f"c{len(self.constants)}"
@@ -77,7 +70,7 @@ class _Graph:
         return name
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Name of what an operator makes of its inputs."""
+        """Add a node; the name of its output."""
         from onnx import helper
 
         name = f"v{len(self.nodes)}"
@@ -85,7 +78,7 @@ class _Graph:
         return name
 
     def file(self, value: str, x: Tensor, y: Tensor) -> bytes:
-        """The file, whose result is a value."""
+        """The file with a value as its output, for an input x and an output y."""
         from onnx import helper
 
         ends = [
@@ -101,7 +94,7 @@ Writer = Callable[[_Graph, Any, str, Tensor, Tensor], str]
 
 
 def _writer(layer: nn.Module) -> Writer | None:
-    """What writes a layer, None where nothing does."""
+    """The writer of a layer, None if there is none."""
     if site_kind(layer) == "conv1d_hf":
         return _matmul
     if type(layer) in (*PLAIN, *TRANSPOSED) and getattr(layer, "padding_mode", "zeros") == "zeros":
@@ -113,23 +106,24 @@ def _linear(graph: _Graph, layer: Any, value: str, x: Tensor, y: Tensor) -> str:
     if x.dim() == 2:
         bias = [] if layer.bias is None else [graph.constant(layer.bias)]
         return graph.node("Gemm", value, graph.constant(layer.weight), *bias, transB=1)
-    value = graph.node("MatMul", value, graph.constant(layer.weight.mT))
-    return value if layer.bias is None else graph.node("Add", value, graph.constant(layer.bias))
+    return _product(graph, value, layer.weight.mT, layer.bias)
 
 
 def _matmul(graph: _Graph, layer: Any, value: str, x: Tensor, y: Tensor) -> str:
-    value = graph.node("MatMul", value, graph.constant(layer.weight))
-    bias = getattr(layer, "bias", None)
+    return _product(graph, value, layer.weight, getattr(layer, "bias", None))
+
+
+def _product(graph: _Graph, value: str, weight: Tensor, bias: Tensor | None) -> str:
+    value = graph.node("MatMul", value, graph.constant(weight))
     return value if bias is None else graph.node("Add", value, graph.constant(bias))
 
 
 def _convolution(graph: _Graph, layer: Any, value: str, x: Tensor, y: Tensor) -> str:
     constants = [graph.constant(tensor) for tensor in (layer.weight, layer.bias) if tensor is not None]
-    attributes = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups}
+    attributes = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups, "pads": _pads(layer)}
+    operator = "Conv"
     if is_transposed(site_kind(layer)):
-        attributes["output_padding"] = layer.output_padding
-    attributes["pads"] = _pads(layer)
-    operator = "ConvTranspose" if is_transposed(site_kind(layer)) else "Conv"
+        attributes["output_padding"], operator = layer.output_padding, "ConvTranspose"
     return graph.node(operator, value, *constants, kernel_shape=layer.kernel_size, **attributes)
 
 
@@ -152,6 +146,7 @@ def _bias(graph: _Graph, layer: Any, value: str, x: Tensor, y: Tensor) -> str:
 
 
 def _arrange(graph: _Graph, layer: Any, value: str, x: Tensor, y: Tensor) -> str:
+    # As `Arrange.forward`, in one reshape: dimensions before the modes, the modes, dimensions after them.
     lead = 1 if layer.spatial else x.dim() - (2 if layer.rows[0] else 1)
     size = list(x.shape[x.dim() - layer.spatial :]) if layer.spatial else []
     before = [-1, *layer.sizes, *size] if layer.spatial else [*x.shape[:lead], *layer.sizes]

@@ -7,6 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from ..export.check import feed, session
+from ..export.extras import require
 from ..files import temporary_folder
 from .engine import Running, Work
 from .onnx_chain import chain_file
@@ -20,16 +21,11 @@ class OnnxRuntime(Running):
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
-        try:
-            import onnx  # noqa: F401
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            raise ImportError(f"engine 'onnxruntime' needs {error.name}: pip install 'rankwise[onnx]'") from error
+        require("engine 'onnxruntime'", "onnx", "onnx", "onnxruntime", "onnxscript")
 
     @property
     def version(self) -> str:
-        import onnxruntime  # by itself: as a package it goes by several names
+        import onnxruntime  # not by package metadata: the package has several names
 
         return str(onnxruntime.__version__)
 
@@ -45,6 +41,6 @@ class OnnxRuntime(Running):
         if args and kwargs:
             raise ValueError("onnxruntime runs networks with positional or with named inputs, not with both")
         with temporary_folder() as folder:
-            # only this batch size is run; half precision rounds differently there, and is as fast all the same
+            # Only this batch size will run. The tolerance is wide: half precision rounds differently there.
             path = onnx(work.module, kwargs or args, folder / "model.onnx", dynamic_batch=False, tolerance=0.05)
             return once(path, work.given, self.threads)

@@ -1,4 +1,4 @@
-"""A device that is described by four numbers: every operator is bound by arithmetic or by memory."""
+"""A device described by four numbers: every operator is bound by arithmetic or by memory."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Device:
     `seconds of an operator = overhead + max(padded MACs / peak, bytes / bandwidth)`
 
     Attributes:
-        name: of the device, for a person to read.
+        name: of the device, for people.
         peak: multiply-accumulates per second, in the network's own precision.
         bandwidth: bytes per second between memory and the arithmetic units.
-        tile: channels count as if there were a multiple of it.
-        overhead: seconds that every operator costs beside its work.
+        tile: channels count as if rounded up to a multiple of it.
+        overhead: seconds that every operator costs in addition.
 
     Raises:
         ValueError: for a number that is not above 0; the overhead may be 0.
@@ -60,11 +60,11 @@ class Device:
                 raise ValueError(f"roofline: {field} must be {kind} above 0, not {shown(value)}")
 
     def seconds(self, *, macs: float, moved: float) -> float:
-        """Seconds of one operator with so many MACs, padded, that moves so many bytes."""
+        """Seconds of one operator with these padded MACs and moved bytes."""
         return self.overhead + max(macs / self.peak, moved / self.bandwidth)
 
     def padded(self, channels: int) -> int:
-        """Channels as they count."""
+        """Channels, rounded up to the tile."""
         return -(-channels // self.tile) * self.tile
 
     def save(self, path: str | Path) -> None:
@@ -85,20 +85,17 @@ class Device:
             if not isinstance(plain, dict) or not {"peak", "bandwidth"} <= plain.keys() <= known:
                 raise ValueError(
                     "a roofline needs peak (MAC/s) and bandwidth (bytes/s), and may have name, tile (channels) and "
-                    "overhead (s)"
+                    "overhead (s), nothing else"
                 )
             return cls(**{"name": Path(path).stem, **plain})
 
 
 class Roofline(Engine):
-    """Times of a device that nobody here has, from its `Device`.
+    """Times computed for a device that is not at hand, from its `Device`.
 
-    Multiplications by weights and attention cost as the roofline says. Normalisation and activations that follow them
-    are taken as fused with them, which engines for inference do; what else moves data (additions, pooling, softmax)
-    costs that.
-
-    Args:
-        description: what the device can do.
+    Products with weights and attention cost what the roofline says. Normalisation and activations are free: engines for
+    inference fuse them with the operator before. All other operators that move data (additions, pooling, softmax) cost
+    the movement.
     """
 
     name: ClassVar[str] = "roofline"
@@ -110,12 +107,12 @@ class Roofline(Engine):
 
     @classmethod
     def load(cls, path: str | Path) -> Roofline:
-        """Of a file; see `Device.load`."""
+        """From a file; see `Device.load`."""
         return cls(Device.load(path))
 
     @property
     def version(self) -> str:
-        """The numbers themselves: other numbers are another device."""
+        """The numbers themselves, as other numbers are another device."""
         return " ".join(f"{name}={value}" for name, value in asdict(self.description).items() if name != "name")
 
     def device(self, network: nn.Module) -> str:
@@ -139,7 +136,7 @@ class Roofline(Engine):
     def _time(self, work: Work) -> Latency:
         args, kwargs = work.given
         fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # which hides a whole layer in one operator
+        torch.backends.mha.set_fastpath_enabled(False)  # the fast path hides a whole layer in one operator
         try:
             with torch.no_grad(), _Operators(self.description) as operators:
                 work.module(*args, **kwargs)
@@ -148,9 +145,9 @@ class Roofline(Engine):
         return Latency(median=operators.seconds, low=operators.seconds, high=operators.seconds)
 
 
-# Inputs that are multiplied: the places of both factors among the arguments.
+# Places of both factors among the arguments.
 _PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "mv": (0, 1), "addmv": (1, 2)}
-# What costs nothing: fused with the operator before, done when the file is made, or a name for memory.
+# Operators without cost: fused with the one before, computed when the file is made, or only new names for memory.
 _FREE = {
     *("relu", "relu_", "hardtanh", "hardtanh_", "gelu", "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_"),
     *("hardsigmoid", "leaky_relu", "leaky_relu_", "elu", "native_batch_norm", "_native_batch_norm_legit_no_training"),
@@ -160,7 +157,7 @@ _FREE = {
 
 
 class _Operators(TorchDispatchMode):
-    """Adds up the seconds of all operators that run inside."""
+    """Sums the seconds of all operators that run inside."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()
@@ -172,20 +169,20 @@ class _Operators(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not func.is_view and name not in _FREE:
             leaves = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))}
-            if name == "embedding":  # of the table only the rows that are looked up are read
+            if name == "embedding":  # only the rows that are looked up are read
                 leaves[id(args[0])] = result
             moved = sum(map(_bytes, leaves.values()))
             self.seconds += self.device.seconds(macs=self._macs(name, args, result), moved=moved)
         return result
 
     def _macs(self, name: str, args: Any, result: Any) -> int:
-        """Padded multiply-accumulates of an operator; 0 for one that multiplies no matrices."""
+        """Padded multiply-accumulates of an operator; 0 if it multiplies no matrices."""
         pad = self.device.padded
         if name == "convolution":
             x, weight, transposed, groups = args[0], args[1], args[6], args[8]
             outputs, inputs = weight.shape[0] // groups, weight.shape[1]
             positions = (x if transposed else result)[:, :1].numel()
-            # channels by channels; in a depthwise convolution the groups are the channels
+            # channels times channels; a depthwise convolution has its channels in the groups
             work = pad(groups) if outputs == inputs == 1 else groups * pad(outputs) * pad(inputs)
             return int(positions * work * weight[0, 0].numel())
         if name in _PRODUCTS:

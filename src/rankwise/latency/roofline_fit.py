@@ -1,4 +1,4 @@
-"""The four numbers of a roofline, measured on a device that is at hand."""
+"""Measure the four numbers of a roofline on this device."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .engine import Engine
 from .layers import Input, randomised, work_of
 from .roofline import Device
 
-# Output channels of the layers that tell how wide the arithmetic units are, and the widths that they may have.
+# Output channels of the layers that tell the tile, and the tiles to choose from.
 CHANNELS = (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 TILES = (1, 2, 4, 8, 16, 32)
-# Layers in a row that tell what one more of them costs.
+# Small layers in a row, to tell the overhead of each.
 LAYERS = 33
 
 
 @exclusive
 def measured_device(engine: Engine) -> Device:
-    """Measure what an engine gets out of the device that it runs on.
+    """Measure what an engine reaches on the device that it runs on.
 
-    Peak: the best of a 3 x 3 convolution and a linear layer, both large. Bandwidth: a linear layer of one row, whose
-    weights are read once. Overhead: small layers in a row, per layer. Tile: the multiple of channels with which the
-    times of a convolution go along best, by their correlation.
+    Peak: the better of a large 3 x 3 convolution and a large linear layer. Bandwidth: a linear layer on one row, whose
+    weights are read once. Overhead: per layer, of small layers in a row. Tile: the multiple of channels that correlates
+    best with the times of a convolution.
 
-    `machine_limits` is no source of the first two: it is what torch reaches in its best round, which is the yardstick
-    for layers in torch, while plans need what this engine usually reaches.
+    The first two are not those of `machine_limits`, which are what torch reaches in its best round. Plans need what
+    this engine usually reaches.
 
     Args:
         engine: such as `get_engine("onnxruntime", threads=1)`.
@@ -50,8 +50,6 @@ def measured_device(engine: Engine) -> Device:
         name: work_of(randomised(layer), Input(shape, torch.float32)) for name, (layer, shape, _) in layers.items()
     }
     times = {name: time.median for name, time in engine.times(works, around=32 << 20).items()}
-    overhead = max(0.0, (times["small in a row"] - times["small"]) / (LAYERS - 1))
-
     seconds = [times[f"{count} channels"] for count in CHANNELS]
 
     def misfit(tile: int) -> float:
@@ -62,5 +60,5 @@ def measured_device(engine: Engine) -> Device:
         peak=max(layers[name][2] / times[name] for name in ("convolution", "linear")),
         bandwidth=layers["row"][2] / times["row"],
         tile=min(TILES, key=misfit),
-        overhead=overhead,
+        overhead=max(0.0, (times["small in a row"] - times["small"]) / (LAYERS - 1)),
     )

@@ -1,4 +1,4 @@
-"""What the layers of a network, and everything that they may become, take on an engine."""
+"""Times of the layers of a network and of all their options on an engine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .engine import Engine, Work
 from .estimate import Estimate, spread
 from .layers import Input, calls_of, layers_of, signature, work_of
 
-# Measured ranks of a format: so many, and so many more for each rank that it has beyond the first.
+# Options to measure per format: for one rank, and more for each further rank.
 PROBES, PROBES_MORE = 6, 3
 ROUNDS, WARMUP = 20, 2
-# Between two runs of a layer a network reads the weights of all others; caches of CPUs hold no more than this.
+# Between two runs of a layer a network reads the weights of all others. CPU caches hold no more bytes than this.
 AROUND = 32 << 20
-# Layers that are timed in turns hold at most so many bytes of weights and inputs together.
+# Bytes of weights and inputs of the layers that are timed in turns, at most.
 TOGETHER = 1 << 29
 
 
@@ -37,18 +37,18 @@ class _Part(NamedTuple):
 
 
 class Table:
-    """Seconds of every option of every site, measured or between measured ones.
+    """Seconds of every option of every site, measured or estimated.
 
-    A site takes the sum over its calls. Layers of the same shape that are called with the same sizes are measured once,
-    also for several networks: what was measured is kept on disk.
+    A site takes the sum over its calls. Layers with the same shape and inputs are measured once, even across networks:
+    measured times are stored on disk.
 
     Args:
         engine: that will run the network.
         model: the dense network.
-        sites: of it.
+        sites: of the network.
         example: an input, as for `find`.
-        metric: of the plans; it says whether a chain has a bias.
-        cache: where times are kept; by default the engine's file.
+        metric: of the plans; it tells whether chains have a bias.
+        cache: where times are stored; by default the engine's file.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Table:
         options: Mapping[str, Sequence[Option]],
         progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     ) -> None:
-        """Measure as many options of every site as it takes to tell the others.
+        """Measure as many options of every site as it takes to estimate the others.
 
         Args:
             options: of the sites that may be factorised.
-            progress: wraps what is measured together, for a progress bar.
+            progress: as for `measure`.
 
         Raises:
             ValueError: naming the layer, if the engine cannot run it.
@@ -96,14 +96,14 @@ class Table:
         wanted: Iterable[tuple[str, Option]],
         progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     ) -> None:
-        """Measure options of sites, those that were not yet; each beside its dense layer.
+        """Measure options of sites that were not measured before, each beside its dense layer.
 
-        The times of one batch are scaled so that its dense layers take what they took when they were first measured: a
-        machine that is slower today is as slow for both.
+        The times of a batch are scaled so that its dense layers take what they took when first measured: a machine that
+        is slower today is as slow for both.
 
         Args:
-            wanted: names of sites, and options.
-            progress: wraps what is measured together, for a progress bar.
+            wanted: site names, and options.
+            progress: wraps the batches that are measured, for a progress bar.
 
         Raises:
             ValueError: naming the layer, if the engine cannot run it.
@@ -126,7 +126,7 @@ class Table:
         return all(self._key(part, option) in self._cache for part in self._parts[name])
 
     def seconds(self, name: str, option: Option) -> Latency:
-        """Of an option of a site, in one forward."""
+        """Seconds of an option of a site in one forward."""
         if (name, option) in self:
             return self._measured(name, option)
         if (name, option.format) not in self._estimates:
@@ -138,7 +138,7 @@ class Table:
         return self._estimates[name, option.format](option.ranks)
 
     def is_faster(self, name: str, option: Option) -> bool:
-        """Whether an option takes less than the dense layer, by more than the noise: the intervals do not meet."""
+        """Whether an option is faster than the dense layer beyond noise: the intervals do not overlap."""
         return self.seconds(name, option).high < self.seconds(name, dense_option(self._sites[name])).low
 
     def _measured(self, name: str, option: Option) -> Latency:
@@ -167,13 +167,14 @@ class Table:
 
     def _measure(self, batch: Mapping[str, dict[str, tuple[_Part, Option]]]) -> None:
         works: dict[str, Work] = {}
-        for dense, each in batch.items():  # the dense layer is the first, and its input serves all
+        for dense, each in batch.items():  # the dense layer comes first, and all options share its input
             for key, (part, option) in each.items():
                 chains = dict(layers_of(self._model, self._sites[part.site], option, self._bias[part.site]))
                 works[key] = work_of(chains[part.layer], works.get(dense, part.input))
         layers = {key: part.layer for each in batch.values() for key, (part, _) in each.items()}
         times = self.engine.times(works, rounds=ROUNDS, warmup=WARMUP, around=self._around, layers=layers)
         for dense, each in batch.items():
+            # All times as if the machine were as fast as when the dense layer was first measured.
             drift = self._cache[dense].median / times[dense].median if dense in self._cache else 1.0
             for key in each:
                 times[key] = times[key] * drift

@@ -1,4 +1,4 @@
-"""Networks that torch itself runs: eagerly, compiled, on a graphics card."""
+"""Networks that torch runs: eagerly, compiled, or on a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 
 class Eager(Running):
-    """Torch as it is, one kernel after the other, on the device where the network is."""
+    """Eager torch, one kernel after the other, on the network's own device."""
 
     name: ClassVar[str] = "torch"
     summary: ClassVar[str] = "eager torch"
@@ -37,7 +37,7 @@ class Eager(Running):
 
 
 class Compiled(Eager):
-    """Torch with `torch.compile`; compiling takes seconds for each layer and minutes for a network."""
+    """`torch.compile`; compiling takes seconds for a layer and minutes for a network."""
 
     name: ClassVar[str] = "compile"
     summary: ClassVar[str] = "torch.compile"
@@ -53,7 +53,7 @@ class Compiled(Eager):
 
 
 class Cuda(Eager):
-    """Eager torch on the first CUDA device; networks are copied there."""
+    """Eager torch on the first CUDA device; networks are copied to it."""
 
     name: ClassVar[str] = "cuda"
     summary: ClassVar[str] = "eager torch on a CUDA device"
@@ -75,7 +75,7 @@ class Cuda(Eager):
 
 
 def _own_code(module: nn.Module) -> Callable[..., Any]:
-    """A function of the module with a code object of its own: torch.compile keeps at most eight results for each."""
+    """The module as a function with its own code object: torch.compile keeps at most eight results for each."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return module(*args, **kwargs)

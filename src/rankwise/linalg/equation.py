@@ -68,7 +68,7 @@ def _order(terms: tuple[Sized, ...], result: str) -> tuple[tuple[int, int, str, 
     """
     left, order = list(terms), []
     while len(left) > 1:
-        i, j = min(combinations(range(len(left)), 2), key=lambda pair: _pair_size(left, *pair, result))
+        i, j = min(combinations(range(len(left)), 2), key=lambda pair: _pair_size(left, pair[0], pair[1], result))
         (a, _), (b, _), sizes = left[i], left[j], _sizes(left[i], left[j])
         kept = _kept(left, i, j, result)
         if len(left) == 2 and set(kept) == set(result):
