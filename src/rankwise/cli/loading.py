@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def load_network(out: Output, named: Network, seed: int, folder: Path | None = None, fold: bool = False) -> nn.Module:
-    """The dense network, with what would be found out after the work told before it.
+    """The dense network; a network or folder that cannot be saved is refused here, before the work.
 
     Args:
         out: where messages go.
-        named: as the command line says.
-        seed: of the weights that are not given.
+        named: from the command line.
+        seed: for weights that are not given.
         folder: where the network will be saved.
         fold: whether batch norms are folded.
     """
@@ -35,7 +35,7 @@ def load_network(out: Output, named: Network, seed: int, folder: Path | None = N
     with out.step("loading the network"):
         network = folded(named.load()) if fold else named.load()
         if folder is not None:
-            state_of(network)  # what cannot be saved
+            state_of(network)  # raises for state that cannot be saved
     named.warn(out)
     return network
 
@@ -49,15 +49,15 @@ def load_networks(
     folds: bool = False,
     folder: Path | None = None,
 ) -> dict[str, nn.Module]:
-    """{"dense": ..., "compressed": ...}, the latter where there is an artifact.
+    """{"dense": ..., "compressed": ...}, the latter only with an artifact.
 
     Args:
         out: where messages go.
         named: the dense network.
         artifact: folder of the compressed one.
-        seed: of the weights that are not given.
-        folds: whether batch norms of the dense network are folded as the artifact's are: that is not its gain.
-        folder: that another artifact will be written to.
+        seed: for weights that are not given.
+        folds: fold the dense network's batch norms as the artifact's are, so that folding is not counted as a gain.
+        folder: where another artifact will be written.
     """
     import torch
 
