@@ -13,20 +13,20 @@ import torch
 
 from ..files import Stream, read_bytes, replacing, shown, told
 
-VERSION = 2  # since which they end with the sha256 of what stands before
+VERSION = 2  # the first version that ends with the sha256 of what stands before
 _SEAL = b"\nrankwise checkpoint sha256 "
 
 
 def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint, all of it or nothing: after an error the one before is still there.
+    """Write a checkpoint as a whole: after an error the one before is still there.
 
     Args:
         path: the file.
-        run: what tells this training from others, in plain values.
+        run: what identifies this training, in plain values.
         state: tensors, numbers, text and containers of them.
 
     Raises:
-        OSError: naming the file, where it cannot be written, as on a full disk.
+        OSError: naming the file, if it cannot be written, as on a full disk.
     """
     with replacing(path) as new, Stream(new) as stream:
         torch.save({"rankwise": VERSION, "run": dict(run), "state": dict(state)}, stream)  # type: ignore[arg-type]
@@ -38,10 +38,10 @@ def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[st
 
     Args:
         path: the file.
-        run: what the training that reads it is; None to take it from any.
+        run: must be the one that it was written with; None to accept any.
 
     Raises:
-        ValueError: where there is no such file, it is damaged, or of another training; the message says what differs.
+        ValueError: if there is no such file, or it is damaged or of another training; the message says what differs.
     """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; start without resuming")

@@ -1,4 +1,4 @@
-"""The best state of a network so far, by a figure that training does not see."""
+"""The best state of a network so far, by its loss on samples that training does not see."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Guard:
         self.best = _copied(model)
 
     def __call__(self, loss: float) -> bool:
-        """Take the network as it is now, with its held-out loss; whether it is the best so far."""
+        """Judge the network's present state by its held-out loss; returns whether it is the best so far."""
         if not loss < self.loss:
             self.waited += 1
             return False
