@@ -34,18 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A session and the data at hand.
-
-    Attributes:
-        out: where messages go.
-        session: the network on its way to a smaller one.
-        data: calibration data, or None.
-        test: held-out data, or None.
-        file: where statistics are stored.
-        batch: samples in a batch.
-        judging: what networks are judged by.
-        searched: data that searches were judged on.
-    """
+    """A session, calibration data and held-out data if there are any, and the data that searches were judged on."""
 
     out: Output
     session: Session
@@ -74,12 +63,8 @@ class Job:
     ) -> Job:
         """Load everything that the command names, before any long work begins.
 
-        Args:
-            out, judging, work: as for the class and its session.
-            named, data, seed, fold, method: from the command line.
-            wishes: arguments of `choose`; None if nothing is chosen.
-            folder: the artifact will be written there.
-            gradients: whether statistics need gradients whatever the wishes are.
+        `wishes` are arguments of `choose`, the artifact will be written to `folder`, and `gradients` asks for
+        statistics of gradients whatever the wishes are.
         """
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
@@ -158,13 +143,7 @@ class Job:
             )
 
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None, engine: Engine | None, batch: int) -> Plan:
-        """Choose formats and ranks.
-
-        Args:
-            wishes: arguments of `choose`.
-            shrink: as for `Session.plan`.
-            engine, batch: measures a latency budget for so many samples; None without one.
-        """
+        """Choose formats and ranks as `Session.plan` does; `engine` measures a latency budget, for `batch` samples."""
         self._check_share(shrink, METRICS[wishes["metric"]])
         return self.session.plan({**wishes, **self.times(engine, batch), **self.tries(wishes)}, shrink)
 

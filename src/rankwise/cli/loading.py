@@ -15,15 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_network(out: Output, named: Network, seed: int, folder: Path | None = None, fold: bool = False) -> nn.Module:
-    """The dense network; a network or folder that cannot be saved is refused here, before the work.
-
-    Args:
-        out: where messages go.
-        named: from the command line.
-        seed: for weights that are not given.
-        folder: where the network will be saved.
-        fold: whether batch norms are folded.
-    """
+    """The dense network, its missing weights drawn by the seed; what cannot be saved is refused before the work."""
     import torch
 
     from ..running.state import state_of
@@ -49,15 +41,9 @@ def load_networks(
     folds: bool = False,
     folder: Path | None = None,
 ) -> dict[str, nn.Module]:
-    """{"dense": ..., "compressed": ...}, the latter only with an artifact.
+    """{"dense": ..., "compressed": ...}, the latter only with an artifact; another one will be written to `folder`.
 
-    Args:
-        out: where messages go.
-        named: the dense network.
-        artifact: folder of the compressed one.
-        seed: for weights that are not given.
-        folds: fold the dense network's batch norms as the artifact's are, so that folding is not counted as a gain.
-        folder: where another artifact will be written.
+    With `folds`, the dense network's batch norms are folded as the artifact's are, so that folding is not a gain.
     """
     import torch
 

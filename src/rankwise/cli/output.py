@@ -39,10 +39,8 @@ class Output:
     143 for SIGTERM, after a line that says what was kept; 141 without a message if the reader of standard output has
     gone; 1 anything else.
 
-    Args:
-        json_file: where the JSON document goes; with `-` it goes to standard output, and tables to standard error.
-        debug: show the traceback of an error.
-        writes: files and folders that the command writes; None for those not asked for.
+    With `-` as `json_file` the JSON document goes to standard output, and tables go to standard error. `writes` are
+    the files and folders that the command writes.
     """
 
     def __init__(

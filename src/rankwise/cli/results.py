@@ -25,18 +25,7 @@ UNTIMED = Timing(engines=(), threads=1, batch=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Where a network is written, and how it is measured.
-
-    Attributes:
-        out: where messages go.
-        folder: the artifact's.
-        plan: the network's; None if it is not known.
-        seen: samples that were used, by use.
-        data: what figures come from.
-        timing: how latency is measured.
-        judging: what networks are judged by.
-        storage: how weights are stored.
-    """
+    """Where a network is written, and how it is measured; `data` gives the figures, `seen` is what was used before."""
 
     out: Output
     folder: Path

@@ -143,12 +143,7 @@ _FIGURES: dict[str, tuple[str, str, str]] = {
 
 
 def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table:
-    """Figures of one network, or of a dense and a compressed one side by side.
-
-    Args:
-        figures: `{"dense": {...}, "compressed": {...}}`; a figure that was not measured is absent.
-        batch: batch size that latency was measured with.
-    """
+    """Figures of one network, or of a dense and a compressed one side by side; `batch` is the latency's."""
     from ..evaluate import shown
 
     names = [name for name in ("dense", "compressed") if name in figures]

@@ -63,14 +63,7 @@ class Timing:
 
 
 def measure(out: Teller, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing, judging: Judging) -> Figures:
-    """Measure networks on the same data; what cannot be measured is absent, with a note that says why.
-
-    Args:
-        out: where notes go.
-        networks: by name; a second one is compared with the first.
-        data: with labels if accuracy shall be measured.
-        timing: how latency is measured.
-        judging: what judges networks.
+    """Measure networks on the same data, a second one beside the first; a note says what cannot be measured, and why.
 
     Returns:
         `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds with the interval of its median, and a

@@ -81,7 +81,7 @@ class Constraints:
         Args:
             sites: all of the network.
             curves: options by site name; a site that stays dense needs none.
-            fitted: makes the option that a pin names, with its error.
+            fitted: makes the option that a pin names.
             formats: replace registered ones of the same names.
 
         Raises:

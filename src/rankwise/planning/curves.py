@@ -61,15 +61,7 @@ def pinned(
     shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
 ) -> Option:
-    """The option that a pin names, with the error of its fit.
-
-    Args:
-        model: the dense network.
-        source: its statistics, or only its sites.
-        site: the pinned site.
-        wanted: the pin.
-        metric, shrink: how the fit measures errors.
-        formats: replace registered ones of the same names.
+    """The option that a pin of a site names, with the error of its fit.
 
     Raises:
         ValueError: for an invalid pin, or one that the site cannot have.

@@ -31,7 +31,7 @@ class MeasuredPrices(Prices):
         model, sites, formats: as for `Prices`.
         meter: measures and remembers; prices follow what it knows.
         options: those of all sites; as many are measured as are needed to estimate the others.
-        progress: wraps what is measured, for a progress bar.
+        progress: wraps what is measured.
 
     Raises:
         ValueError: naming the layer, if the engine cannot run it.

@@ -81,12 +81,7 @@ class Prices:
         return False
 
     def doubts(self, amounts: Mapping[str, float], fastest: Callable[[str], Plan | None]) -> bool:
-        """Whether budgets that seem impossible may be met after all, now that the cheapest network was examined.
-
-        Args:
-            amounts: the budgets.
-            fastest: makes the plan with the least of a unit; None if it saves nothing or does not exist.
-        """
+        """Whether budgets that seem impossible may be met after all, now that the `fastest` network was examined."""
         return False
 
     def settled(self, draft: Callable[[], Plan], amounts: Mapping[str, float]) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from ..formats.both_sides import curve, refuses
 from ..formats.weights import site_weight, weight_metrics
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
+from ..network.patterns import near
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Curve, Option, dense_option
@@ -104,8 +104,7 @@ def profile(
         raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
     wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)
     if unknown := sorted(wanted - sites.keys()):
-        near = difflib.get_close_matches(unknown[0], list(sites), n=5, cutoff=0.4) or list(sites)[:5]
-        raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {', '.join(near)}")
+        raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {near(unknown[0], list(sites))}")
     metric = get_metric(metric)
     if metric.needs_gradients and not _is_auto(formats):
         _check_splits(candidates, metric, [site for site in sites.values() if site.name in wanted])

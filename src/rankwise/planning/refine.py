@@ -45,7 +45,7 @@ def refined(
         for _ in range(ROUNDS):
             if not fitted:
                 return planner
-            plan = planner.draft(request)
+            plan = planner.draft(request)  # new errors may move it to other ranks, which need fits of their own
             wanted = [pair for name in sorted(fitted) for pair in _worth(planner, plan, name, request.amounts)]
             todo = [(name, option) for name, option in wanted if (name, option.format) not in done]
             if not todo:

@@ -40,14 +40,7 @@ def check_budgets(
 
 
 def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str]) -> str:
-    """How much of a unit is in layers that stay dense, by reason, the largest share first; "" if none is.
-
-    Args:
-        prices: the network's.
-        sites: the network's.
-        unit: the budget's.
-        reasons: by site name, why it stays dense.
-    """
+    """How much of a unit is in sites that stay dense for some reasons, the largest share first; "" if none is."""
     total = prices.dense[unit] or 1
     shares = {name: prices.of(sites[name], [dense_option(sites[name])], unit)[0] / total for name in reasons}
     others = {name: cost / total for name, cost in prices[unit].beside().items() if cost}

@@ -82,6 +82,8 @@ def norms(bond: Bond) -> tuple[Tensor, Tensor]:
 
 
 def _balance_chain(chain: LowRank) -> None:
+    # A bond's scales have a closed form while all others are fixed, so sweep over the bonds until none moves. In
+    # float64, written back once: rounding would otherwise add up.
     found = bonds(chain)
     layers = {id(side.layer): side.layer for bond in found for side in (*bond.writers, *bond.readers)}
     weights = {key: read(layer).double() for key, layer in layers.items()}

@@ -8,14 +8,11 @@ from torch import Tensor, nn
 
 
 class Guard:
-    """Keeps the state with the least held-out loss; the state at the start counts, so training never ends below it.
+    """Keeps the state with the least held-out loss, from the start on, so training never ends with a worse network.
 
     Args:
         model: the network.
-        loss: its held-out loss now.
-
-    Raises:
-        ValueError: if that is not finite.
+        loss: its held-out loss now; a ValueError if it is not finite.
 
     Example:
         >>> import torch

@@ -38,12 +38,7 @@ def double(U_GNR: Tensor) -> Tensor:
 
 
 def srip(U_GNR: Tensor, iterations: int = 2) -> Tensor:
-    """A lower bound of `sigma_max(U^T U - I)` with gradients, by power iterations from a random vector.
-
-    Args:
-        U_GNR: the factor.
-        iterations: how often `v <- (U^T U - I) v` is applied, at least 2, as published.
-    """
+    """A lower bound of `sigma_max(U^T U - I)` with gradients: `v <- (U^T U - I) v`, twice as published, v random."""
     M_GRR = excess(U_GNR)
     v_GR1 = torch.randn(*M_GRR.shape[:-1], 1, dtype=M_GRR.dtype, device=M_GRR.device)
     for _ in range(iterations - 1):
@@ -131,12 +126,7 @@ class WeightSchedule:
 
 
 class KeptOrthogonal(Technique):
-    """`OrthogonalPenalty` with a weight that follows a schedule, as a technique of `Loop`.
-
-    Args:
-        kind, weight: as for `OrthogonalPenalty`.
-        schedule: as for `WeightSchedule`.
-    """
+    """`OrthogonalPenalty` with a weight that follows a `WeightSchedule`, as a technique of `Loop`."""
 
     def __init__(self, kind: str, weight: float, schedule: str = "constant") -> None:
         self.kind, self.weight, self.schedule = kind, weight, schedule

@@ -87,8 +87,8 @@ class Samples:
         """Numbers of the samples to train on, and of those held out.
 
         Args:
-            held_out: share of them; at least one sample, at most `most`.
-            seed: which ones.
+            held_out: share to hold out; at least one sample, at most `most`.
+            seed: chooses them.
 
         Raises:
             ValueError: for a share that is not between 0 and 1, or if nothing is left to train on.

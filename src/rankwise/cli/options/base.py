@@ -14,14 +14,7 @@ from ..output import Output
 
 
 def option(panel: str | None, spec: str, help: str, shown: bool = True) -> Any:
-    """An option in a panel of the help.
-
-    Args:
-        panel: None for the first one.
-        spec: its names, and what its value is called: "-o --out FILE".
-        help: its text.
-        shown: whether the help shows its default.
-    """
+    """An option in a panel of the help; `spec` holds its names and what its value is called: "-o --out FILE"."""
     words = spec.split()
     flags = [word for word in words if word.startswith("-")]
     of = " ".join(words[len(flags) :]) or None

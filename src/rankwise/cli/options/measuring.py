@@ -84,15 +84,9 @@ class Timed(Measuring):
         check_engine_name(self.engine, where=f"--engine {self.engine!r}: ")
 
     def measuring(self, timed: bool, figures: bool = False) -> Engine | None:
-        """The engine that measures a latency budget, asked for before any long work begins; None without one.
+        """The engine that measures a latency budget, if there is one (`timed`); refuses options without effect.
 
-        Args:
-            timed: whether there is a latency budget.
-            figures: whether threads and batch also serve the figures.
-
-        Raises:
-            ValueError: for options that have no effect.
-            ImportError: for an engine that is not installed.
+        With `figures`, threads and batch also serve the figures.
         """
         if not timed:
             given = {"--engine": self.engine != "torch"}

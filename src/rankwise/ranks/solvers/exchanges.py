@@ -39,6 +39,7 @@ def repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: T
     """Exchange single options while a limit is broken, at the least loss per share of the limits won back."""
     rows_S, chosen_S, scale_U = torch.arange(len(chosen_S)), chosen_S.clone(), limits_U.clamp_min(1.0)
     while True:
+        # Each round lowers the excess, so the loop ends.
         over_U = total_cost(costs_USO, chosen_S) - limits_U
         if float(over_U.max()) <= 0:
             return chosen_S
