@@ -1,4 +1,4 @@
-"""The flow, once: find -> collect -> choose -> shrink -> choose -> factorise, which checks its result."""
+"""The flow, written once: find -> collect -> choose -> shrink -> choose -> factorise, which checks its result."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ class Clock:
 
 @dataclass(kw_only=True)
 class Session:
-    """One network on its way to a smaller one; a verb that needs statistics collects them, once.
+    """One network on its way to a smaller one; the first verb that needs statistics collects them.
 
     Attributes:
         model: the dense network.
-        sites: found in it; once statistics are collected, those that the data reached.
-        example: an input that it was looked at with.
-        data: calibration batches, None where there are none.
+        sites: what can be factorised; after collecting, only what the data reached.
+        example: the input that sites were found with.
+        data: calibration batches, or None.
         method: "sequential" or "one-shot".
-        gradients: whether statistics that are collected need gradients.
-        only: names of the sites that statistics are collected of; None for all.
-        given: reads statistics that are there already, perhaps of other data.
-        collected: what is done with statistics that were collected.
+        gradients: whether to collect statistics of gradients too.
+        only: names of the sites to collect statistics of; None for all.
+        given: reads existing statistics, perhaps of other data.
+        collected: called with statistics once they are collected.
         sampling: which rows of the data are used.
-        work: what is done, and where it is kept.
+        work: the parts that are done, and where they are kept.
         progress: wraps batches and sites, for progress bars.
-        name: of the data, in messages.
+        name: the data's, for messages.
         clock: seconds of each verb.
     """
 
@@ -95,7 +95,7 @@ class Session:
 
     @property
     def statistics(self) -> Statistics:
-        """Statistics that were given, else collected."""
+        """The statistics, given or else collected."""
         if self._statistics is None:
             self._statistics = self._collect() if self.given is None else self.given()
         return self._statistics
@@ -118,12 +118,12 @@ class Session:
         return stats
 
     def source(self, wishes: Mapping[str, Any]) -> Statistics | Sites:
-        """What a plan by these arguments of `choose` is made from."""
+        """What a plan with these arguments of `choose` is made from."""
         asked = Asked.of(**wishes)
         return self.statistics if asked.metric.needs_statistics or asked.needs_gradients else self.sites
 
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None) -> Plan:
-        """Choose formats and ranks; where `share_for` finds a share of the weight metric, once more with it.
+        """Choose formats and ranks; if `share_for` then finds another share of the weight metric, choose again with it.
 
         Args:
             wishes: arguments of `choose`.
@@ -143,18 +143,18 @@ class Session:
             return choose(self.model, source, shrink=share, done=done, progress=self.progress, **wishes)
 
     def plans(self, wishes: Mapping[str, Any], keeps: Sequence[Mapping[str, float]], nested: bool) -> list[Plan]:
-        """One plan for every budget of `keeps`, each inside the one before if `nested`; `wishes` are as for `plan`."""
+        """One plan per budget of `keeps`, each inside the one before if `nested`; `wishes` as for `plan`."""
         source = self.source(wishes)
         with self.clock("choose"):
             return pareto(self.model, source, keeps=keeps, nested=nested, progress=self.progress, **wishes)
 
     def share_for(self, plan: Plan, wanted: float | str | None) -> Any:
-        """The share of the weight metric that the fits of a plan are to have.
+        """The share of the weight metric that the fits of a plan shall have.
 
         Args:
-            plan: with the share that it was made with.
-            wanted: a share; "auto" for what the data as held-out samples choose; None for the plan's own, or as "auto"
-                where one-shot fits follow given statistics and there is data.
+            plan: records the share that it was made with.
+            wanted: a share; "auto" to choose it on the data as held-out samples; None for the plan's own, or as "auto"
+                for one-shot fits on given statistics with data.
         """
         if wanted is not None and wanted != "auto":
             return wanted
@@ -182,30 +182,24 @@ class Session:
         formats: Mapping[str, Format] | None = None,
         step: Callable[[str], None] = lambda site: None,
     ) -> nn.Module:
-        """The factorised network, checked; `formats` and `step` are those of `rankwise.factorise`."""
+        """The factorised network, checked; `formats` and `step` as for `rankwise.factorise`."""
         with self.clock("factorise"):
             return self._factorised(plan, self.method, formats=formats, step=step, done=self.work.of(LAYERS))
 
     def trial(self, plan: Plan, method: str | None = None) -> nn.Module:
-        """The network of a plan that may not be the last one; nothing is kept of it."""
+        """The network of a plan that is only tried; nothing is stored."""
         return self._factorised(plan, method or self.method)
 
     def _factorised(self, plan: Plan, method: str, **options: Any) -> nn.Module:
+        metric, needed = plan.fit_metric, plan.fit_metric.needs_gradients
         if method == "one-shot":
-            source = self.statistics if plan.fit_metric.needs_statistics else self.sites
-            return factorise(self.model, plan, source, **options)
-        return factorise(
-            self.model,
-            plan,
-            self.statistics if plan.fit_metric.needs_gradients else self.sites,
-            data=self.data,
-            example=self.example,
-            **vars(self.sampling),
-            **options,
-        )
+            needed = metric.needs_statistics
+        else:
+            options |= {"data": self.data, "example": self.example, **vars(self.sampling)}
+        return factorise(self.model, plan, self.statistics if needed else self.sites, **options)
 
     def release(self) -> None:
-        """Forget the statistics, to make room: sequentially layers are fitted to moments of their own."""
+        """Free the memory of the statistics: sequential fits collect moments of their own."""
         self._statistics = None
 
 
@@ -216,8 +210,8 @@ class CompressReport:
     Attributes:
         sites: what could be factorised.
         plan: what was chosen, and why.
-        dense, compressed: parameters, MACs and bytes, counted on the two networks.
-        seconds: of each verb.
+        dense, compressed: parameters, MACs and bytes of the two networks.
+        seconds: time by verb.
     """
 
     sites: Sites
@@ -256,19 +250,19 @@ def compress(
     """Compress a trained network with unlabelled samples and a budget; no gradient step.
 
     Args:
-        model: the dense network; left exactly as it was.
-        data: a few hundred samples, as any re-iterable of batches without labels.
+        model: the dense network; it is not changed.
+        data: a few hundred samples without labels, in any iterable of batches that can be iterated again.
         keep: the budgets, for instance {"macs": 0.5}; see `choose`.
         method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot".
-        stats: statistics collected before, of these or other data; collected from `data` by default, with gradients
-            where metric or rule need them.
-        shrink: share of the weight metric in that of the statistics, 0 to 1. By default 0; one-shot with `stats` what
-            `choose_shrinkage` finds on `data`.
-        example: an input that MACs are counted for and a latency is measured with, as for `find`; by default the first
-            sample of the data, or the whole first batch where a single sample does not stand for it.
-        checkpoint: folder that statistics, curves, plan and factorised layers are kept in, each as soon as it is done.
-            It stays when all is done: delete it once the result is saved.
-        resume: go on from there; with the same arguments the result is the same to the bit as without a stop.
+        stats: statistics collected before, of these or other data; by default collected from `data`, with gradients
+            if metric or rule need them.
+        shrink: share of the weight metric, 0 to 1. By default 0; for one-shot with `stats` what `choose_shrinkage`
+            finds on `data`.
+        example: input for counting MACs and measuring latency, as for `find`; by default the first sample of the data,
+            or the whole first batch if one sample cannot stand for it.
+        checkpoint: folder for statistics, curves, plan and factorised layers, each written as soon as it is done.
+            Delete it once the result is saved.
+        resume: resume from the checkpoint; with the same arguments the result is the same to the bit.
         progress: wraps batches and sites, for progress bars.
         **options: positions, seed and mask of `collect`; rule, evaluate, formats, metric, include, ignore, pin, floor,
             cap, tie, round_to of `choose`, and for a latency budget engine and threads.
@@ -277,9 +271,9 @@ def compress(
         The compressed network, of the same class, and a report.
 
     Raises:
-        ValueError: as `collect`, `choose` and `factorise` do; the model is unchanged then. For a checkpoint that is
-            missing, damaged or of another run, or data that is different each time.
-        OSError: if the checkpoint cannot be begun; one that cannot be written later on is logged.
+        ValueError: as for `collect`, `choose` and `factorise`; the model is unchanged. Also for a checkpoint that is
+            missing, damaged or from another run, or data that differs between passes.
+        OSError: if the checkpoint cannot be begun; a later failure to write it is logged.
 
     Example:
         >>> import torch
@@ -316,7 +310,7 @@ def compress(
         work=work,
         progress=progress,
     )
-    assert session.statistics is not None  # in every metric: layers that the data never reach stay dense
+    assert session.statistics is not None  # collected for every metric: layers that the data never reach stay dense
     plan = session.plan({"keep": keep, **constraints, **({"example": example} if asked.is_timed else {})}, shrink)
     if method == "sequential" and not plan.fit_metric.needs_gradients:
         session.release()
@@ -334,7 +328,7 @@ def compress(
 
 @contextmanager
 def _visits(plan: Plan, progress: Progress | None) -> Iterator[Callable[[str], None]]:
-    """What is called as each site begins, so that a bar over the sites moves on; at the end it is full."""
+    """A function to call as each site begins, which moves a progress bar on; at the end the bar is full."""
     visits = iter([] if progress is None else progress(plan.factorised, "factorise"))
 
     def step(site: str) -> None:

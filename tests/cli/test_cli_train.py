@@ -78,7 +78,7 @@ def test_from_trained_weights_and_named_layers(project: Path, cli: Callable[...,
 @pytest.mark.parametrize(
     "more, message",
     [
-        (("--resume",), "name it with --checkpoint"),
+        (("--resume",), "needs a file to resume from"),
         (("--orthogonal", "hard:2"), "orthogonal 'hard:2'"),
         (("--expand", "cp"), "'cp' is not one of"),
         (("--device", "nowhere"), "--device 'nowhere' cannot be used"),

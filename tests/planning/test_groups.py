@@ -106,7 +106,7 @@ def test_pins_and_bounds_hold_for_the_group(net: Net, curves: Any) -> None:
     "constraints, message",
     [
         ({"tie": "blok1.conv1"}, "pattern 'blok1.conv1' matches no site; near names are: block1.conv1"),
-        ({"tie": "head"}, "tie 'head' matches site 'head' alone; a group needs two or more"),
+        ({"tie": "head"}, "tie 'head' matches only site 'head'; a group needs two or more"),
         ({"tie": ["block1.*", "*.conv2"]}, "'block1.conv2' is tied by 'block1.*' and '*.conv2'; keep one"),
         (
             {"tie": "*.conv1"},
@@ -115,10 +115,9 @@ def test_pins_and_bounds_hold_for_the_group(net: Net, curves: Any) -> None:
         ),
         (
             {"tie": TIE, "ignore": PAIR[1]},
-            "'block1.conv1' and 'block1.conv2' are tied by 'block1.conv?', but nothing is left to choose for the "
-            "second: ignored",
+            "'block1.conv1' and 'block1.conv2' are tied by 'block1.conv?', but the second has no choice: ignored",
         ),
-        ({"tie": TIE, "pin": {PAIR[0]: "svd:4"}}, "left to choose for the second: pinned by 'block1.conv1'"),
+        ({"tie": TIE, "pin": {PAIR[0]: "svd:4"}}, "the second has no choice: pinned by 'block1.conv1'"),
         (
             {"tie": TIE, "pin": {PAIR[0]: "svd:4", PAIR[1]: "svd:5"}},
             "'block1.conv1' and 'block1.conv2' are tied by 'block1.conv?', but no format and ranks are allowed",

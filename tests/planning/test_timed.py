@@ -293,8 +293,8 @@ def test_compress(net: tuple[nn.Module, rw.Sites]) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"engine": "onnxruntime", "threads": 4}, "engine= and threads= of choose is for latency budgets alone"),
-        ({"example": EXAMPLE}, "example= of choose is for latency budgets alone"),
+        ({"engine": "onnxruntime", "threads": 4}, "engine= and threads= of choose is only for latency budgets"),
+        ({"example": EXAMPLE}, "example= of choose is only for latency budgets"),
         ({"minimise": "latency"}, "minimise='latency' has no effect without target_drop"),
     ],
 )

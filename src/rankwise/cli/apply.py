@@ -43,7 +43,7 @@ def apply(
         way.check()
         figured, share, judging = timing.timing(), parse_shrink(shrink), judged.judging()
         wanted, selection = Plan.load(plan), Selection.of(way.importance)
-        from ..planning.prices import recount
+        from ..planning.prices import recount  # imports torch: what is spelled wrong is reported before
 
         job = Job.start(
             out,
@@ -57,7 +57,6 @@ def apply(
             gradients=wanted.fit_metric.needs_gradients,
         )
         wanted = job.shrunk(recount(job.session.model, wanted, job.session.sites), share)
-        # Batches that are too small for the timing are found out before the work, not after.
-        job.measured_on.example(timing.latency_batch)
+        job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
         small = job.factorise(wanted, selection)
         finish(job, small, wanted, out_folder, command="apply", timing=figured, storage=way.storage)

@@ -1,4 +1,4 @@
-"""`rankwise collect`: statistics as a file in its own right, for people who never see the data."""
+"""`rankwise collect`: statistics in a file, for people who may not see the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 StatsOut = Annotated[Path, plain("-o --out FILE", "The statistics file to write.", shown=False)]
 Rows = Annotated[
     bool,
-    plain("--rows", "Write rows of activations where they are smaller than a moment of them: as private as the data."),
+    plain("--rows", "Write rows of activations where they take less room than moments: as private as the data."),
 ]
 Gradients = Annotated[
     bool,
@@ -74,11 +74,7 @@ def collect(
 
 
 def _wanted(sites: Sites, ignore: Sequence[str], rows: bool) -> list[str]:
-    """The layers that statistics are collected of.
-
-    Raises:
-        ValueError: where one of them has too many inputs for a moment, unless rows may be kept.
-    """
+    """The layers to collect statistics of; without rows, a ValueError for one with too many inputs for a moment."""
     from ..statistics.moments import LARGEST_DENSE
 
     ignored = {site.name for site in sites.select(ignore)}

@@ -1,4 +1,4 @@
-"""Commands that receive their options in groups: frozen dataclasses whose fields are what typer reads."""
+"""Commands whose options come in groups: frozen dataclasses whose fields typer reads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ KEYWORD = Parameter.KEYWORD_ONLY
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command as typer wants it, with every option a parameter of its own.
+    """A command for typer: the fields of each group take the group's place in the signature.
 
     Args:
         function: takes groups (dataclasses of options), and single options beside them.
-
-    Returns:
-        A function with the fields of the groups in its signature, in their order, in place of the groups.
 
     Example:
         >>> from rankwise.cli.options.base import Telling
@@ -44,7 +41,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             made[name] = kind(**{field.name: options.pop(field.name) for field in fields(kind)})
         function(**made, **options)
 
-    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # where inspect looks first
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # read by inspect before anything else
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 

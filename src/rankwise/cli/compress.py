@@ -1,4 +1,4 @@
-"""`rankwise compress`: all steps in a row, from a network and data to an artifact and its figures."""
+"""`rankwise compress`: all steps, from a network and data to an artifact and its figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Checkpoint:
     resume: Annotated[bool, output("--resume", "Resume from --checkpoint; begin where there is none yet.")] = False
 
     def work(self, out: Output, out_folder: Path) -> Work:
-        """What there is to go on from."""
+        """The checkpoint to resume from and to update."""
         from ..work import MANIFEST, Work
 
         folder = self.checkpoint
@@ -80,7 +80,7 @@ def compress(
         timing.check()
         figured, share, judging = timing.timing(), budget.share(), budget.judging()
         wishes = budget.wishes(judging.fit)
-        from ..planning.wishes import Asked  # which imports torch: what is written wrongly is told before
+        from ..planning.wishes import Asked  # imports torch: what is spelled wrong is reported before
 
         work = checkpoint.work(out, out_folder)
         out.if_stopped(lambda: _kept(work))
@@ -99,8 +99,7 @@ def compress(
             method=way.method,
             work=work,
         )
-        # Batches that are too small for the timing are found out before the work, not after.
-        job.measured_on.example(timing.latency_batch)
+        job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
         job.begin(_identity(job, wishes, budget, way, timing if timed else None))
         plan = job.plan(wishes, share, engine, timing.latency_batch)
         small = job.factorise(plan, selection)
@@ -111,7 +110,7 @@ def compress(
 def _identity(
     job: Job, wishes: dict[str, Any], budget: Budget, way: Factorising, timing: TimedAndFigured | None
 ) -> dict[str, Any]:
-    """The options that decide what comes out, as a checkpoint knows them."""
+    """The options that decide the result: a checkpoint resumes only with the same."""
     from ..files import digest
 
     judged = None
@@ -131,7 +130,7 @@ def _identity(
 
 
 def _kept(work: Work) -> str:
-    """What a run that is stopped leaves for the next."""
+    """What a stopped run leaves behind, for its last message."""
     if work.folder is None:
         return "nothing was written; with --checkpoint FOLDER a run that is stopped can be resumed"
     return f"checkpoint {work.folder} holds {work.told()}; the same command with --resume resumes from there"

@@ -62,7 +62,7 @@ def demo(run: Run, out_folder: DemoOut = Path("demo-out"), threads: Threads = 1)
 
 
 def _job(out: Output, network: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], seed: int) -> Job:
-    """The network with some digits, without their labels."""
+    """A job with the network and some digits without labels."""
     import torch
 
     from ..demo import CALIBRATION
@@ -93,7 +93,7 @@ def _job(out: Output, network: nn.Module, images: Tensor, test: tuple[Tensor, Te
 
 
 def _short(path: Path) -> Path:
-    """The path from here, where it lies below."""
+    """The path relative to the working directory if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

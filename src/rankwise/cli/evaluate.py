@@ -37,7 +37,7 @@ def evaluate(
         figured, judging = timing.timing(), judged.judging()
         from ..artifact import read, stored_bytes
         from ..factorisation.check import check_loaded
-        from ..figures.held_out import Judged as Compared
+        from ..figures.held_out import Compared
         from ..figures.measured import measure
         from .loading import load_networks
         from .tables import figures_table, roofline_table, storage_table

@@ -65,27 +65,23 @@ class Target:
     ] = None
 
     def prepared(self, network: nn.Module) -> nn.Module:
-        """The network with what the options want done before it is exported."""
+        """The network folded and absorbed as the options ask."""
         from ..artifact import read
         from ..export import absorbed, folded
 
-        # What an artifact has folded, the dense network beside it has too.
+        # If the artifact's batch norms are folded, so are the dense network's, for a fair comparison.
         fold = self.fold or (self.artifact is not None and bool(read(self.artifact).folds))
         network = folded(network) if fold else network
         return absorbed(network) if self.absorb else network
 
     def writer(self, target: str, axes: str | dict[str, list[int]] | None, calibration: Any) -> Write:
-        """The function that writes a network for a target.
-
-        Raises:
-            ValueError: for an option that the target does not have.
-        """
+        """The function that writes a network for a target; a ValueError for options that the target does not have."""
         from ..export import executorch, onnx, pt2
 
         if self.opset is not None and target != "onnx":
-            raise ValueError(f"--opset {self.opset} is of ONNX; {target} has no operator sets")
+            raise ValueError(f"--opset {self.opset} is for onnx; {target} has no operator sets")
         if target == "executorch" and axes not in (None, "none"):
-            raise ValueError("--dynamic-axes is of onnx and pt2; memory of an executorch file is planned for one size")
+            raise ValueError("--dynamic-axes is for onnx and pt2; an executorch file plans its memory for one size")
         common: Mapping[str, Any] = {"dtype": self.dtype, "calibration": calibration}
         if target == "executorch":
             return partial(executorch, **common)
@@ -121,10 +117,8 @@ def export(network: Network, file: File, target: Target, data: OneInput, run: Ru
         example = data.example(dense, network.model, run.seed, shape)
         if artifact is not None:
             check_loaded(dense, networks["compressed"], example)
-        inputs = None
-        if target.calibration is not None:
-            how = data.how(run.seed)
-            source = target.calibration
+        inputs, how = None, data.how(run.seed)
+        if (source := target.calibration) is not None:
             inputs = load_data(source, how, network=dense, model=network.model, samples=target.samples).inputs
         write = target.writer(kind, axes, inputs)
 
@@ -147,7 +141,7 @@ def _exported(
     target: str,
     threads: int,
 ) -> list[dict[str, Any]]:
-    """Write the last of the networks to the file, the others beside it for a while, and time all of them."""
+    """Write the last network to the file and the others to a temporary folder, and time all of them."""
     from ..export.runners import times
     from ..figures.measured import NOTHING_FACTORISED, all_dense
     from ..running.arguments import arguments
@@ -161,7 +155,7 @@ def _exported(
             with out.step(f"exporting {name}"):
                 try:
                     files[name] = write(networks[name], Path(folder) / f"{name}{file.suffix}")
-                except ValueError as error:  # the file that was asked for is there all the same
+                except ValueError as error:  # the file that was asked for is written already
                     out.note(f"the {name} network was not exported beside it: {error}")
         timed = files
         if beside and all_dense(networks[wanted]):
@@ -173,7 +167,7 @@ def _exported(
 
 
 def _row(name: str, file: Path, times: Mapping[str, Latency]) -> dict[str, Any]:
-    """A file, its size, its time, and of the compressed network's how much faster it is than the dense one's."""
+    """The size and time of a file; for the compressed network also its speed-up over the dense one."""
     row: dict[str, Any] = {"network": name, "bytes": file.stat().st_size, "milliseconds": None}
     if name in times:
         row["milliseconds"] = times[name].median * 1e3
@@ -184,11 +178,7 @@ def _row(name: str, file: Path, times: Mapping[str, Latency]) -> dict[str, Any]:
 
 
 def parse_axes(texts: list[str] | None) -> str | dict[str, list[int]] | None:
-    """`image=2,3` as `{"image": [2, 3]}`; `auto`, `none`, or None as they are.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    """`image=2,3` as `{"image": [2, 3]}`; `auto`, `none` and None unchanged."""
     if not texts:
         return None
     if texts in (["auto"], ["none"]):

@@ -54,7 +54,7 @@ def formats(tell: Telling, name: Name = None, conv: Conv = None, linear: Linear 
                 "One in full: rankwise formats NAME. For one layer: rankwise formats --conv 64,64,3"
                 if site is None
                 else "Of the ranks that Rankwise would try, those nearest to half of the MACs, without the bias. "
-                "The errors depend on the network: rankwise plan."
+                "Errors depend on the network: see rankwise plan."
             )
         out.result("formats", {"formats": described})
 
@@ -104,7 +104,7 @@ def _overview(described: list[dict[str, Any]], width: int) -> RenderableType:
 
 
 def _unbroken(text: str) -> str:
-    """The text with "1×1" for "1 x 1", which a cell would break."""
+    """The text with "1×1" for "1 x 1", so that a cell does not break it."""
     return re.sub(r"\b(\w) x (?=\w\b)", "\\1\u00d7", text)
 
 

@@ -56,7 +56,7 @@ class Healing:
     resume: Annotated[bool, training("--resume", "Resume from --checkpoint.")] = False
 
     def arguments(self, data: Data, dense: nn.Module) -> dict[str, Any]:
-        """The same as keyword arguments of `rankwise.heal`."""
+        """Keyword arguments of `rankwise.heal`."""
         options = {**vars(self), "logits": False if self.regression else None}
         del options["regression"]
         options["minutes"] = MINUTES if self.minutes is None and self.epochs is None else self.minutes
@@ -79,9 +79,9 @@ def heal(
 
     Example: [bold]rankwise heal nets.py:build pictures/ --weights net.pth --artifact out/ -o healed/[/bold]
 
-    A part of DATA is not trained on and judges (validation): the closest network to the dense one is what is written,
-    and that is never further away than the one you had. With [bold]--checkpoint FILE[/bold] a run that was stopped can
-    be resumed with [bold]--resume[/bold] and otherwise the same options.
+    A part of DATA is held out for validation: of all networks on the way, the one closest to the dense network is
+    written, never one further away than yours. With [bold]--checkpoint FILE[/bold] a stopped run can be resumed with
+    [bold]--resume[/bold] and otherwise the same options.
     """
     with run.output(writes=[out_folder]) as out:
         out.if_stopped(lambda: checkpoint_told(how.checkpoint, "blocks"))
@@ -106,7 +106,7 @@ def heal(
             **how.arguments(source, dense),
             classes_dim=judged.classes_dim,
             evaluate=judge,
-            progress=_progress(out),
+            progress=progress_of(out, "distance"),
             batch=data.batch,
             seed=run.seed,
         )
@@ -127,9 +127,11 @@ def heal(
         out.result("heal", {**result.document(figures, run.seed), "healing": told})
 
 
-def _progress(out: Output) -> Callable[[str, Look], None]:
+def progress_of(out: Output, measure: str) -> Callable[[str, Look], None]:
+    """Says at every look how far a training is, and what its validation samples come to."""
+
     def progress(stage: str, look: Look) -> None:
-        out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation distance {look.held_out:.5g}")
+        out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation {measure} {look.held_out:.5g}")
 
     return progress
 
@@ -141,7 +143,7 @@ def _told(healing: HealReport, before: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gains(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What the network was judged by, before and after."""
+    """Every figure that judges the network, before and after."""
     from ..evaluate import shown
 
     lines = []

@@ -20,8 +20,8 @@ def inspect(network: Network, data: OneInput, run: Run) -> None:
     Example: [bold]rankwise inspect torchvision:resnet18 --weights resnet18.pth --input-shape 3,224,224[/bold]
 
     [dim]break-even[/dim] is the rank below which two thin layers are cheaper than the layer. [dim]stable rank[/dim]
-    ‖W‖²/σ₁² and [dim]effective rank[/dim] exp(entropy of σ) say how many directions the weight uses: far below
-    break-even, a layer has something to give.
+    ‖W‖²/σ₁² and [dim]effective rank[/dim] exp(entropy of σ) say how many directions the weight uses: a layer far
+    below break-even compresses well.
     """
     with run.output() as out:
         import torch

@@ -1,4 +1,4 @@
-"""A command's session: what it loads from the files that are named, and what it says on the way."""
+"""A command's session: what it loads from the named files, and what it says on the way."""
 
 from __future__ import annotations
 
@@ -34,18 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A session and the data at hand.
-
-    Attributes:
-        out: where messages go.
-        session: the network on its way to a smaller one.
-        data: calibration data, None where a plan needs none.
-        test: held-out data, None where the user has none.
-        file: where statistics are stored.
-        batch: samples in a batch.
-        judging: what networks are judged by.
-        searched: data that a search was judged on.
-    """
+    """A session, calibration data and held-out data if there are any, and the data that searches were judged on."""
 
     out: Output
     session: Session
@@ -74,14 +63,8 @@ class Job:
     ) -> Job:
         """Load everything that the command names, before any long work begins.
 
-        Args:
-            out: where messages go.
-            named, data, seed, fold, method: as the command line says.
-            judging: what networks are judged by.
-            wishes: arguments of `choose`; None where nothing is chosen.
-            folder: of the artifact.
-            work: what is done already.
-            gradients: whether statistics need them, whatever the wishes are.
+        `wishes` are arguments of `choose`, the artifact will be written to `folder`, and `gradients` asks for
+        statistics of gradients whatever the wishes are.
         """
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
@@ -120,36 +103,29 @@ class Job:
 
     @property
     def measured_on(self) -> Data:
-        """The data that figures come from: held-out data, the calibration samples, or where there are none a shape."""
+        """The data that figures come from: held-out data, else calibration samples, else random inputs."""
         return self.test or self.data or random_data(self.session.example, self.batch)
 
     def begin(self, options: Mapping[str, Any]) -> None:
-        """Say in the checkpoint what this run is of.
-
-        Args:
-            options: those of the command that decide what comes out, beside MODEL and DATA.
+        """Record MODEL, DATA and the options that decide the result in the checkpoint.
 
         Raises:
-            ValueError: where the checkpoint is of another run.
+            ValueError: if the checkpoint belongs to another run.
         """
         from ..files import digest, sha256_of
 
         session, path = self.session, self.file.path
         if session.work.folder is None:
             return
-        of_file = sha256_of(path) if self.file.stored and path else None
         used = {
             "seed": session.sampling.seed,
             "example": digest(session.example, loose=True),
-            "statistics": of_file,
+            "statistics": sha256_of(path) if self.file.stored and path else None,
         }
         session.work.begin(session.model, None if self.data is None else self.data.pairs, {**options, **used})
 
     def seen(self) -> dict[str, Seen]:
-        """Samples that were used, by use: not those of calibration where a file of statistics was read, which has none.
-
-        Asked for when the work is done.
-        """
+        """Samples that were used so far, by use; a statistics file that was read does not tell those of calibration."""
         from ..running.seen import Seen
 
         own = [] if self.data is None else [self.data]
@@ -159,7 +135,7 @@ class Job:
         return {use: each for use, each in found.items() if each.samples or use == "calibration"}
 
     def _check_share(self, shrink: float | str | None, metric: FitMetric) -> None:
-        """Refuse `--shrink auto` where nothing chooses a share."""
+        """Refuse `--shrink auto` if there is nothing to choose a share by."""
         if shrink == "auto" and (not self.file.stored or self.data is None or not metric.shrinkable):
             raise ValueError(
                 "--shrink auto chooses on DATA how far to trust statistics of other data: name DATA and an existing "
@@ -167,14 +143,7 @@ class Job:
             )
 
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None, engine: Engine | None, batch: int) -> Plan:
-        """Choose formats and ranks.
-
-        Args:
-            wishes: arguments of `choose`.
-            shrink: as for `Session.plan`.
-            engine: measures a latency budget, for `batch` samples; None where there is none.
-            batch: see there.
-        """
+        """Choose formats and ranks as `Session.plan` does; `engine` measures a latency budget, for `batch` samples."""
         self._check_share(shrink, METRICS[wishes["metric"]])
         return self.session.plan({**wishes, **self.times(engine, batch), **self.tries(wishes)}, shrink)
 
@@ -191,19 +160,19 @@ class Job:
         return self.session.plans({**wishes, **self.times(engine, batch), **self.tries(wishes)}, keeps, nested)
 
     def shrunk(self, plan: Plan, shrink: float | str | None) -> Plan:
-        """A plan that is there already, with the share of the weight metric that its fits are to have."""
+        """An existing plan with the share of the weight metric that its fits shall have."""
         self._check_share(shrink, plan.fit_metric)
         return replace(plan, shrink=self.session.share_for(plan, shrink))
 
     def times(self, engine: Engine | None, batch: int) -> dict[str, Any]:
-        """The arguments `example` and `engine` of `choose`, where latency is a budget."""
+        """The arguments `example` and `engine` of `choose`, for a latency budget."""
         return {} if engine is None else {"example": self.measured_on.example(batch), "engine": engine}
 
     def tries(self, wishes: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments `evaluate` and `drop` of `choose`, where the wishes need them.
+        """The arguments `evaluate` and `drop` of `choose`, if the wishes need them.
 
         Raises:
-            ValueError: if there is no data to try anything on.
+            ValueError: if there is no data to try plans on.
         """
         found: dict[str, Any] = {}
         network = self.session.model
@@ -220,16 +189,15 @@ class Job:
                 raise ValueError("--target-drop measures on data; name --test or DATA")
             judged = self.judging.judged(self.out, network, data)
             judge = judged.measures[0]
-            own = f"{data.name}, the calibration samples themselves (name others with --test)"
-            where = data.name if self.test else own
-            self.out.say(f"target: at most {judge.points(wishes['target_drop'])} lost on {where}")
+            own = "" if self.test else ", the calibration samples themselves (name others with --test)"
+            self.out.say(f"target: at most {judge.points(wishes['target_drop'])} lost on {data.name}{own}")
             self.out.say(f"judged by {judge.title}, {judge.direction}")
             self.searched.append(data)
             found["drop"] = self.trials(judged.batches(judge, data), judge)
         return found
 
     def trials(self, batches: Iterable[Any], measure: Measure, method: str | None = None) -> Trials:
-        """What tries a plan on batches by a measure; `method` is by default that of the session."""
+        """What tries plans on batches by a measure; `method` is the session's by default."""
         from ..evaluate import Trials
 
         return Trials(self.session.model, partial(self.session.trial, method=method), batches, measure)
@@ -256,11 +224,7 @@ class Job:
 
 
 def method_for(method: str, data: Data | None) -> str:
-    """The method that `--method` stands for: without DATA there is only one.
-
-    Raises:
-        ValueError: for "sequential" without DATA.
-    """
+    """The method that `--method` stands for; without DATA only one-shot is possible."""
     if method == "sequential" and data is None:
         raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
     if method == "auto":
@@ -283,7 +247,7 @@ def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: 
 
 
 def _found(out: Output, network: nn.Module, example: Any, asked: Asked) -> Sites:
-    """What can be factorised, where that leaves room for the budgets."""
+    """What can be factorised; a ValueError if no plan of it can meet the budgets."""
     from ..network.find import find
     from ..planning.unmet import check_budgets
 

@@ -15,15 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_network(out: Output, named: Network, seed: int, folder: Path | None = None, fold: bool = False) -> nn.Module:
-    """The dense network, with what would be found out after the work told before it.
-
-    Args:
-        out: where messages go.
-        named: as the command line says.
-        seed: of the weights that are not given.
-        folder: where the network will be saved.
-        fold: whether batch norms are folded.
-    """
+    """The dense network, its missing weights drawn by the seed; what cannot be saved is refused before the work."""
     import torch
 
     from ..running.state import state_of
@@ -35,7 +27,7 @@ def load_network(out: Output, named: Network, seed: int, folder: Path | None = N
     with out.step("loading the network"):
         network = folded(named.load()) if fold else named.load()
         if folder is not None:
-            state_of(network)  # what cannot be saved
+            state_of(network)  # raises for state that cannot be saved
     named.warn(out)
     return network
 
@@ -49,15 +41,9 @@ def load_networks(
     folds: bool = False,
     folder: Path | None = None,
 ) -> dict[str, nn.Module]:
-    """{"dense": ..., "compressed": ...}, the latter where there is an artifact.
+    """{"dense": ..., "compressed": ...}, the latter only with an artifact; another one will be written to `folder`.
 
-    Args:
-        out: where messages go.
-        named: the dense network.
-        artifact: folder of the compressed one.
-        seed: of the weights that are not given.
-        folds: whether batch norms of the dense network are folded as the artifact's are: that is not its gain.
-        folder: that another artifact will be written to.
+    With `folds`, the dense network's batch norms are folded as the artifact's are, so that folding is not a gain.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a command tells: tables for people, one JSON document for programs, and one clear line for an error."""
+"""The output of a command: tables for people, one JSON document for programs, one clear line for an error."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rich.console import Console, RenderableType
 
 from .stopping import CLOSED_PIPE, Kept, close_quietly, exit_code, stoppable
 
-# A pipe or a log file has no width of its own; tables of layer names need more than the usual 80 columns.
+# A pipe or a log file has no width; tables of layer names need more than the usual 80 columns.
 WIDTH_WITHOUT_TERMINAL = 150
-LONGEST = 4000  # characters of an error: the names of a hundred layers
+LONGEST = 4000  # characters in an error: the names of a hundred layers
 
 
 class _Relay(logging.Handler):
-    """Shows what the library announces: how much memory it will take, what it cannot do the fast way."""
+    """Shows what the library logs: how much memory it will take, what it has to do the slow way."""
 
     def __init__(self, output: Output) -> None:
         super().__init__(logging.INFO)
@@ -36,14 +36,11 @@ class Output:
     """The output of one command, as a context: an error inside becomes one line and an exit code.
 
     Exit codes: 0 fine; 2 the user's input cannot be used (`ValueError`, a missing file or package); 130 for Ctrl-C and
-    143 for SIGTERM, after a line that says what was kept; 141, without a word, where nobody reads standard output any
-    more; 1 anything else.
+    143 for SIGTERM, after a line that says what was kept; 141 without a message if the reader of standard output has
+    gone; 1 anything else.
 
-    Args:
-        json_file: where the JSON document goes, None for nowhere; with `-` it goes to standard output and the tables
-            go to standard error.
-        debug: show the traceback of an error.
-        writes: files and folders that the command writes; None for one that was not asked for.
+    With `-` as `json_file` the JSON document goes to standard output, and tables go to standard error. `writes` are
+    the files and folders that the command writes.
     """
 
     def __init__(
@@ -79,7 +76,7 @@ class Output:
             self._stop(error)
         if isinstance(error, BrokenPipeError):
             self._hang_up(error)
-        # typer.Exit is a RuntimeError, yet means what it says.
+        # typer.Exit is a RuntimeError, but not a failure.
         if isinstance(error, Exception) and not isinstance(error, typer.Exit):
             self._fail(error)
         if error is None and self._document is not None:
@@ -94,11 +91,11 @@ class Output:
                 self._hang_up(problem)
 
     def if_stopped(self, told: Callable[[], str | None]) -> None:
-        """Set what is said of a command that is stopped before it has written its files, None for the usual words."""
+        """Set the message for a command that is stopped before it has written its files; None for the usual one."""
         self._kept.further = told
 
     def say(self, text: str) -> None:
-        """Print a line for people, as it is."""
+        """Print a line for people, without markup."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -111,7 +108,7 @@ class Output:
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:
-        """Show what is going on while it goes on; nothing is left behind, and nothing is shown without a terminal."""
+        """Show what is going on while it lasts; nothing without a terminal."""
         if not self.errors.is_terminal:
             yield
             return
@@ -119,7 +116,7 @@ class Output:
             yield
 
     def track(self, batches: Iterable[Any], text: str) -> Iterator[Any]:
-        """Run over `batches` behind a progress bar: what the library's functions take as `progress`."""
+        """Iterate over `batches` with a progress bar: what the library's functions take as `progress`."""
         from rich.progress import track
 
         total = len(batches) if isinstance(batches, Sized) else None
@@ -138,7 +135,7 @@ class Output:
             yield lambda name: progress.update(task, advance=1, description=f"{text} {name}")
 
     def result(self, command: str, document: Mapping[str, Any]) -> None:
-        """Set the JSON document, written when the command has ended well."""
+        """Set the JSON document, which is written if the command ends well."""
         from .version import version
 
         self._document = {"command": command, "rankwise": version(), **document}
@@ -189,7 +186,7 @@ class Output:
 
 
 class _Console(Console):
-    """A console that leaves it to `Output` what happens when nobody reads any more."""
+    """A console that leaves a closed pipe to `Output`."""
 
     def on_broken_pipe(self) -> None:
         """Called while the error is handled."""

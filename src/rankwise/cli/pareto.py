@@ -15,7 +15,6 @@ from .parsing import parse_shares
 
 if TYPE_CHECKING:
     from ..evaluate import Measure
-    from ..figures.held_out import Judged
     from ..plan import Plan
     from .job import Job
 
@@ -48,6 +47,7 @@ def pareto(
     [bold]rankwise apply[/bold].
     """
     with run.output(writes=[out_folder, data.stats]) as out:
+        from ..figures.held_out import Compared
         from .job import Job
         from .tables import pareto_table
 
@@ -63,17 +63,17 @@ def pareto(
         judge = _judge(job, plans, rows) if measure else None
         _write(out_folder, plans, along, rows, judge)
         out.show(pareto_table(rows, judge))
-        compared = _compared(job) if measure else None
-        if compared is not None:
-            out.say(compared.text)
-        out.say(f"plans and picture: {out_folder}/")
         result = {"folder": out_folder, "rows": rows, "plans": [plan.to_dict() for plan in plans]}
-        result |= {} if compared is None else compared.document()
-        out.result("pareto", result if judge is None else {**result, "measures": {judge.key: judge.document()}})
+        if judge is not None:
+            compared = Compared.of(job.measured_on, job.seen())
+            out.say(compared.text)
+            result |= {**compared.document(), "measures": {judge.key: judge.document()}}
+        out.say(f"plans and picture: {out_folder}/")
+        out.result("pareto", result)
 
 
 def _judge(job: Job, plans: Sequence[Plan], rows: Sequence[dict[str, Any]]) -> Measure:
-    """What the networks of all plans are judged by; what they come to is added to their rows."""
+    """Build and judge the network of every plan, and add the figure to its row; returns the measure."""
     if not job.measured_on.real:
         raise ValueError("--measure runs the networks on data; name --test or DATA")
     judged = job.judging.judged(job.out, job.session.model, job.measured_on)
@@ -82,12 +82,6 @@ def _judge(job: Job, plans: Sequence[Plan], rows: Sequence[dict[str, Any]]) -> M
     for plan, row in zip(job.out.track(plans, "measuring"), rows, strict=True):
         row[judge.key] = trials.value(plan)
     return judge
-
-
-def _compared(job: Job) -> Judged:
-    from ..figures.held_out import Judged
-
-    return Judged.of(job.measured_on, job.seen())
 
 
 def _row(plan: Plan, along: str) -> dict[str, Any]:

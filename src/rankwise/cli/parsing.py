@@ -1,4 +1,4 @@
-"""Texts of the command line as the library takes them: budgets, rules, ranks, shares."""
+"""Values on the command line as the library takes them: budgets, rules, ranks, shares."""
 
 from __future__ import annotations
 
@@ -28,11 +28,7 @@ def check_names(rule: str, floor_rule: str | None, formats: Iterable[str], pins:
 
 
 def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:
-    """All budgets together, None for none.
-
-    Raises:
-        ValueError: where one cannot be read, or is named twice.
-    """
+    """All budgets, each named once; None for none."""
     budgets: dict[str, float | int] = {}
     for text in texts or ():
         ((name, amount),) = parse_keep(text).items()
@@ -43,11 +39,7 @@ def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:
 
 
 def parse_shares(along: str, at: str) -> list[dict[str, float | int]]:
-    """`macs` and `0.5,0.7` as budgets, the largest first.
-
-    Raises:
-        ValueError: for an unknown budget, or what is no share.
-    """
+    """`macs` and `0.5,0.7` as budgets, the largest first."""
     budgets = [parse_keep(f"{along}={share}") for share in parse_names(at, "--at")]
     if not all(isinstance(budget[along], float) for budget in budgets):
         raise ValueError(f"--at {at!r}: shares lie above 0 and are at most 1.0")
@@ -55,7 +47,7 @@ def parse_shares(along: str, at: str) -> list[dict[str, float | int]]:
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule of that name, settings after a colon."""
+    """The rule of a name with settings after a colon."""
     from ..ranks import get_rule
 
     try:
@@ -65,7 +57,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def parse_floor(text: str | None) -> Rule | None:
-    """The rule of that name, where it can be a floor."""
+    """The rule of a name, which must be able to be a floor."""
     from ..ranks import get_floor
 
     try:
@@ -77,10 +69,7 @@ def parse_floor(text: str | None) -> Rule | None:
 def parse_keep(text: str) -> dict[str, float | int]:
     """`macs=0.5`, `macs=50%`, `params=1.5M`: a fraction of the dense count as a float, an absolute number as an int.
 
-    `latency=8ms` is a number of microseconds.
-
-    Raises:
-        ValueError: where the budget is unknown or not a positive number.
+    `latency=8ms` becomes a number of microseconds.
     """
     name, _, value = text.partition("=")
     if name not in BUDGETS or not value:
@@ -147,7 +136,7 @@ def parse_ranks(texts: Iterable[str] | None, option: str) -> dict[str, int | flo
 
 
 def _assignment(text: str, option: str, example: str) -> tuple[str, str]:
-    # A pattern may be a regular expression with "=" in it, a value may not.
+    # A pattern may be a regular expression with "=" in it; a value never has one.
     pattern, _, value = text.rpartition("=")
     if not pattern or not value:
         raise ValueError(f"{option} {text!r}: write {example}")
@@ -160,7 +149,7 @@ def parse_pins(texts: Iterable[str] | None) -> dict[str, str]:
 
 
 def _pin(text: str) -> tuple[str, str]:
-    # Both a pattern and the settings of a format may hold "=": a pin begins at the last one before FORMAT: or dense.
+    # A pattern and a format's settings may hold "=": the pin begins after the last one before FORMAT: or dense.
     if found := re.fullmatch(r"(.+)=(dense|\w+:.+)", text):
         return found[1], found[2]
     return _assignment(text, "--pin", "fc=svd:64, conv1=tucker2:16,16, fc=slr:k=64,sr=0.5,rr=0.5 or conv1=dense")
@@ -176,14 +165,14 @@ def parse_round_to(text: str) -> int | str:
 
 
 def check_method(method: str) -> str:
-    """The method, where it is one."""
+    """The method, if there is such a one."""
     if method not in METHODS:
         raise ValueError(f"--method {method!r} is not one of {', '.join(METHODS)}")
     return method
 
 
 def parse_shrink(text: str | None) -> float | str | None:
-    """A share from 0 to 1, `auto`, or None where none is given."""
+    """A share from 0 to 1, `auto`, or None."""
     if text is None or text == "auto":
         return text
     try:

@@ -14,11 +14,8 @@ def line_picture(points: Sequence[tuple[float, float]], *, x: str, y: str) -> st
     """A picture of points joined by a line, with labelled axes.
 
     Args:
-        points: pairs of finite numbers, in the order in which they are joined.
-        x, y: what the axes show.
-
-    Returns:
-        A complete SVG document.
+        points: pairs of finite numbers, joined in this order.
+        x, y: titles of the axes.
 
     Example:
         >>> line_picture([(0.5, 1.0), (0.3, 2.0)], x="share", y="error").count("<circle")
@@ -56,7 +53,7 @@ def line_picture(points: Sequence[tuple[float, float]], *, x: str, y: str) -> st
 
 
 def ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers, evenly spaced, from below the least value to above the largest; about five.
+    """About five round numbers, evenly spaced, from below the least value to above the largest.
 
     Example:
         >>> ticks([0.31, 0.88])

@@ -22,14 +22,14 @@ def plan(
 
     Example: [bold]rankwise plan nets.py:build pictures/ --weights net.pth --size 32 --keep macs=0.5 -o plan.yaml[/bold]
 
-    [bold]--rule[/bold] says how ranks are chosen, [bold]--target-drop 1.0[/bold] finds the smallest network that loses
-    no more than a point on [bold]--test[/bold].
+    [bold]--rule[/bold] chooses the ranks, [bold]--target-drop 1.0[/bold] finds the smallest network that loses no more
+    than a point on [bold]--test[/bold].
 
     [bold]--keep latency=0.6 --engine onnxruntime[/bold] plans for measured time, first of layers, then of the whole
     planned network.
 
-    With [bold]--stats FILE[/bold] the data is read once, and every further plan takes seconds. With
-    [bold]--metric weight --input-shape 3,32,32[/bold] no data is needed.
+    With [bold]--stats FILE[/bold] the data is read once, and every further plan takes seconds.
+    [bold]--metric weight --input-shape 3,32,32[/bold] needs no data.
     """
     with run.output(writes=[plan_file, data.stats]) as out:
         from .job import Job
@@ -38,7 +38,7 @@ def plan(
         timing.check()
         share, judging = budget.share(), budget.judging()
         wishes = budget.wishes(judging.fit)
-        from ..planning.wishes import Asked  # which imports torch: what is written wrongly is told before
+        from ..planning.wishes import Asked  # imports torch: what is spelled wrong is reported before
 
         engine = timing.measuring(Asked.of(**wishes).is_timed)
         job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes)

@@ -1,4 +1,4 @@
-"""What commands that make a network have in common at their end: it is written, measured, and told."""
+"""The end of every command that makes a network: write it, measure it, show it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..figures.held_out import Judged
+from ..figures.held_out import Compared
 from ..figures.judging import Judging
 from ..figures.measured import Figures, Timing, figures_of, measure
 from ..inputs.data import Data
@@ -25,18 +25,7 @@ UNTIMED = Timing(engines=(), threads=1, batch=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A network that is written to a folder, and what it is measured on.
-
-    Attributes:
-        out: where messages go.
-        folder: of the artifact.
-        plan: of the network, None where it is not known.
-        seen: samples that were used, by use.
-        data: what figures come from.
-        timing: how latency is measured.
-        judging: what networks are judged by.
-        storage: how weights are stored.
-    """
+    """Where a network is written, and how it is measured; `data` gives the figures, `seen` is what was used before."""
 
     out: Output
     folder: Path
@@ -48,7 +37,7 @@ class Result:
     storage: str = "plain"
 
     def save(self, small: nn.Module) -> None:
-        """Write the network before anything is measured: a problem with test data must not cost the work so far."""
+        """Write the network before it is measured: a problem with test data must not cost the work so far."""
         from ..artifact import save
 
         save(small, self.folder, plan=self.plan, seen=self.seen)
@@ -60,7 +49,7 @@ class Result:
         return measure(self.out, networks, self.data, timing=UNTIMED, judging=self.judging)
 
     def measured(self, dense: nn.Module, small: nn.Module, told: Mapping[str, Any] | None = None) -> Figures:
-        """Figures of both networks, which are written beside the network with what else is `told`."""
+        """Figures of both networks; they and what is `told` are written into the artifact."""
         from ..artifact import as_stored, save, stored_bytes
 
         networks = {"dense": dense, "compressed": as_stored(small, self.storage)}
@@ -81,24 +70,24 @@ class Result:
         }
 
     def show(self, figures: Figures, lines: Iterable[str]) -> None:
-        """Show the figures and further lines, and where the network is."""
+        """Show the figures, further lines, and where the artifact is."""
         from .tables import figures_table
 
         self.out.show(figures_table(figures, self.timing.batch))
         for line in lines:
             self.out.say(line)
-        self.out.say(f"artifact: {self.folder}")
+        self.out.say(f"artifact: {self.folder}  (rankwise.json, model.safetensors; loading does not need plan.yaml)")
 
-    def judged(self) -> Judged:
+    def judged(self) -> Compared:
         """What the figures were measured on."""
-        return Judged.of(self.data, self.seen)
+        return Compared.of(self.data, self.seen)
 
 
 def finish(
     job: Job, small: nn.Module, plan: Plan, folder: Path, *, command: str, timing: Timing, storage: str = "plain"
 ) -> None:
-    """Write the artifact, measure it, and show what came out."""
-    from .tables import figures_table, plan_table
+    """Write the artifact, measure it, and show the result."""
+    from .tables import plan_table
 
     out, session = job.out, job.session
     result = Result(
@@ -117,7 +106,5 @@ def finish(
     if plan.latency is not None:
         out.say(f"latency: {plan.latency}")
     out.say("")
-    out.show(figures_table(figures, timing.batch))
-    out.say(f"\n{result.judged().text}")
-    out.say(f"artifact: {folder}  (rankwise.json, model.safetensors; plan.yaml is not needed for loading)")
+    result.show(figures, [f"\n{result.judged().text}"])
     out.result(command, {**result.document(figures, session.sampling.seed), "plan": plan.to_dict()})

@@ -1,4 +1,4 @@
-"""Commands that are stopped from outside: one line that says what was kept, an exit code, and no file half written."""
+"""Commands that are stopped from outside: one line that says what was kept, an exit code, no half-written file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-CLOSED_PIPE = 128 + 13  # as the shell tells SIGPIPE
+CLOSED_PIPE = 128 + 13  # the shell's code for SIGPIPE
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ends the command as Ctrl-C does, so that everything is tidied up on the way out."""
+    """A signal that ends the command as Ctrl-C does: everything is tidied up on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP end what runs as Ctrl-C does; those that the caller ignores stay ignored."""
+    """Inside, SIGTERM and SIGHUP act as Ctrl-C does; a signal that the caller ignores stays ignored."""
     names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
     taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
@@ -42,15 +42,15 @@ def stoppable() -> Iterator[None]:
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """130 for Ctrl-C, 143 for SIGTERM: 128 and the number of the signal, as shells tell it."""
+    """130 for Ctrl-C, 143 for SIGTERM: 128 plus the number of the signal, as in shells."""
     return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
 class Kept:
-    """What a command leaves behind when it is stopped, found out by looking.
+    """What a stopped command leaves behind: it looks which of its files and folders have changed.
 
     Args:
-        targets: files and folders that it writes, each as a whole, None for none.
+        targets: files and folders that the command writes, each as a whole; None for none.
     """
 
     def __init__(self, targets: Iterable[Path | None]) -> None:
@@ -62,19 +62,14 @@ class Kept:
         by = signal.Signals(error.number).name if isinstance(error, Stopped) else "Ctrl-C"
         written = [str(target) for target, stamps in self._before.items() if _stamps(target) != stamps]
         if written:
-            kept = f"{', '.join(written)} was written before that and can be used; what was to follow is missing"
+            kept = f"{', '.join(written)} was written before that and can be used; later results are missing"
         else:
             kept = self.further() or "nothing was written; run the command again"
         return f"stopped by {by}: {kept}"
 
 
 def checkpoint_told(checkpoint: Path | None, first_stage: str) -> str | None:
-    """What a checkpoint holds for whoever goes on.
-
-    Args:
-        checkpoint: the file, None where none was asked for.
-        first_stage: what is added to its name for the first of two stages.
-    """
+    """What a checkpoint holds for a run that resumes; the first of two stages adds `first_stage` to the file's name."""
     from ..training.checkpoint import read_checkpoint
 
     if checkpoint is None:
@@ -87,7 +82,7 @@ def checkpoint_told(checkpoint: Path | None, first_stage: str) -> str | None:
 
 
 def close_quietly() -> None:
-    """Nobody reads standard output any more: what is still to be written goes nowhere."""
+    """Send the rest of standard output nowhere, once its reader has gone."""
     with suppress(OSError, ValueError):  # a stream without a file of its own, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -95,6 +90,6 @@ def close_quietly() -> None:
 
 
 def _stamps(target: Path) -> frozenset[tuple[str, int, int]]:
-    """What tells the files of a target from others of the same names."""
+    """Names, inodes and times of a target's files: what changes when they are replaced."""
     files = [path for path in (target, *target.rglob("*")) if path.is_file()]
     return frozenset((str(path), path.stat().st_ino, path.stat().st_mtime_ns) for path in files)

@@ -38,7 +38,7 @@ def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table
 
 
 def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
-    """Every row of a plan beside what the layer costs today; reasons where `width` columns have room for them."""
+    """Every row of a plan beside what the layer costs today, with reasons if `width` columns have room for them."""
     reasons = width >= WIDTH_FOR_REASONS
     table = _table(
         "layer", "format", right=("ranks", "params", "MACs", "of dense", "error"), wide="why" if reasons else None
@@ -64,7 +64,7 @@ def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
 
 
 def pareto_table(rows: Sequence[Mapping[str, Any]], judge: Measure | None = None) -> Table:
-    """One row for each budget; rows as `rankwise pareto --json` writes them."""
+    """One row per budget, from the rows that `rankwise pareto --json` writes."""
     from ..evaluate import shown
 
     measured = () if judge is None else (judge.title,)
@@ -90,7 +90,7 @@ def storage_table(storage: Storage) -> Table:
 
 
 def roofline_table(roofline: Roofline) -> Table:
-    """Every layer against the machine: what it computes and moves, how fast, and the share of what is possible."""
+    """What every layer computes and moves, how fast, and what share of the machine's limit that is."""
     table = _table("layer", "kind", right=("MMACs", "MB", "MACs / byte", "ms", "GMAC/s", "limit", "achieved"))
     for layer in roofline.layers:
         table.add_row(
@@ -113,7 +113,7 @@ def roofline_table(roofline: Roofline) -> Table:
 
 
 def exports_table(rows: Sequence[Mapping[str, Any]], threads: int) -> Table:
-    """Size and time of exported files; rows as `rankwise export --json` writes them, dense first."""
+    """Size and time of exported files, from the rows that `rankwise export --json` writes, dense first."""
     table = _table("", right=("bytes", "share", f"ms, threads {threads}", ""))
     for row in rows:
         share = "" if row is rows[0] else _compared(rows[0]["bytes"], row["bytes"], "share")
@@ -143,12 +143,7 @@ _FIGURES: dict[str, tuple[str, str, str]] = {
 
 
 def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table:
-    """Figures of one network, or of a dense one and a compressed one side by side.
-
-    Args:
-        figures: `{"dense": {...}, "compressed": {...}}`; a figure that was not measured is absent.
-        batch: samples in the batch that latency was measured with.
-    """
+    """Figures of one network, or of a dense and a compressed one side by side; `batch` is the latency's."""
     from ..evaluate import shown
 
     names = [name for name in ("dense", "compressed") if name in figures]
@@ -170,13 +165,13 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table
 
 
 def _title(judged: Mapping[str, Any], key: str, title: str) -> str:
-    """The title of a row, of an accuracy with the dimension of the classes."""
+    """The title of a row; an accuracy's includes the dimension of the classes."""
     accuracy = judged.get("measures", {}).get("accuracy")
     return f"{key.replace('top', 'top-')} {accuracy['title']}" if accuracy and key.startswith("top") else title
 
 
 def _judged(judged: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Title, unit and key of what networks were judged by beside accuracy; of several outputs also one for each."""
+    """Title, unit and key of every figure but accuracy that judges networks, with those of single outputs."""
     for key, measure in judged.get("measures", {}).items():
         if key in judged:
             yield measure["title"], measure["unit"], key
@@ -189,13 +184,11 @@ def _compared(dense: float | None, small: float | None, compare: str) -> str:
         return ""
     if compare == "points":
         return f"{small - dense:+.2f} points"
-    if dense == 0 or small == 0:
-        return ""
-    return f"{small / dense:.1%}"
+    return f"{small / dense:.1%}" if dense and small else ""
 
 
 def _cell(figures: Mapping[str, Any], key: str, form: str) -> str:
-    """A figure, with its interval where it has one."""
+    """A figure, with its interval if it has one."""
     value, interval = figures.get(key), figures.get(f"{key}_interval")
     if value is None:
         return ""
@@ -203,7 +196,7 @@ def _cell(figures: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def _speed(speedup: Mapping[str, float] | None) -> str:
-    """A speed-up in words; nothing where there is none."""
+    """A speed-up in words."""
     from ..evaluate import Ratio
 
     return "" if speedup is None else str(Ratio(**speedup))

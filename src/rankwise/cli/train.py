@@ -1,14 +1,14 @@
-"""`rankwise train`: train expanded with orthogonal factors, cut to the ranks that stand out of noise, train on."""
+"""`rankwise train`: train with orthogonal factors of full rank, cut to the ranks above the noise, train on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .heal import Checkpoint, Epochs
+from .heal import Checkpoint, Epochs, progress_of
 from .options.base import Out, Run, training
 from .options.choosing import Ignore, Include, Keep, Rule
 from .options.data import LearnedFrom, Network
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..figures.judging import Judging
     from ..figures.measured import Figures, Timing
     from ..inputs.data import Data
-    from ..training import Look, TrainReport
+    from ..training import TrainReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,8 @@ class Ranks:
         """Names of the layers to expand."""
         from ..planning.constraints import Constraints
 
-        free = Constraints(include=self.include or ("*",), ignore=self.ignore or ()).free(
-            sites := _sites(network, data)
-        )
+        sites = _sites(network, data)
+        free = Constraints(include=self.include or ("*",), ignore=self.ignore or ()).free(sites)
         return [name for name in sites if name in free]
 
 
@@ -83,7 +82,7 @@ class Training:
     optimiser: Annotated[str, training("--optimiser NAME", "adamw, or sgd with momentum.")] = "adamw"
     patience: Annotated[
         int | None,
-        training("--patience N", "Stop a training after so many looks at the held-out samples without a gain."),
+        training("--patience N", "Stop a training after N looks at the held-out samples without a gain."),
     ] = None
     checkpoint: Checkpoint = None
 
@@ -109,10 +108,9 @@ def train(
 
     Example: [bold]rankwise train nets.py:build pictures/ --size 32 --orthogonal soft:0.1 --epochs 20 -o out/[/bold]
 
-    From the weights of [bold]--weights FILE[/bold], or from new ones by [bold]--seed[/bold]. Ranks are those that stand
-    out of noise (EVBMF), scaled to [bold]--keep[/bold] where it is given. With [bold]--checkpoint FILE --resume[/bold]
-    the same command goes on wherever it was stopped and ends with the same network; torchrun runs it in several
-    processes.
+    Training starts from [bold]--weights FILE[/bold], or from random weights by [bold]--seed[/bold]. Ranks are those
+    above the noise (EVBMF), scaled to [bold]--keep[/bold] if it is given. With [bold]--checkpoint FILE --resume[/bold]
+    the same command resumes where it was stopped and ends with the same network; torchrun runs it in several processes.
     """
     with run.output(writes=[out_folder]) as out:
         out.if_stopped(lambda: checkpoint_told(how.checkpoint, "expanded"))
@@ -140,7 +138,7 @@ def train(
                 rule=parse_rule(ranks.rule),
                 keep=parse_budgets(ranks.keep),
                 resume=resume and _begun(out, how.checkpoint),
-                progress=_progress(out),
+                progress=progress_of(out, "loss"),
                 batch=data.batch,
                 seed=run.seed,
             )
@@ -160,7 +158,7 @@ def _finish(
     judging: Judging,
     seed: int,
 ) -> None:
-    """Write the network, measure it beside those it came from, and show what came out."""
+    """Write the network, measure it beside those it came from, and show the result."""
     from ..running.seen import Seen
     from .results import Result
     from .tables import plan_table
@@ -190,13 +188,6 @@ def _finish(
     out.result("train", {**result.document(figures, seed), "plan": report.plan.to_dict(), "training": told})
 
 
-def _progress(out: Output) -> Callable[[str, Look], None]:
-    def progress(stage: str, look: Look) -> None:
-        out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation loss {look.held_out:.5g}")
-
-    return progress
-
-
 def _sites(network: Any, data: Data) -> Any:
     from ..network.find import find
 
@@ -204,7 +195,7 @@ def _sites(network: Any, data: Data) -> Any:
 
 
 def _begun(out: Output, checkpoint: Path | None) -> bool:
-    """Whether there is something to go on from."""
+    """Whether there is a checkpoint to resume from."""
     if checkpoint is None:
         raise ValueError("--resume needs a file to resume from: --checkpoint FILE")
     there = checkpoint.with_name(f"{checkpoint.name}.expanded").exists()
@@ -220,7 +211,7 @@ def _device(name: str) -> str:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":  # torchrun tells every process which one it is
+    if name == "cuda":  # torchrun numbers the processes of a machine
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         torch.empty(0, device=name)

@@ -14,11 +14,11 @@ What = Annotated[Path, argument("PATH", "An artifact, statistics, a plan, or a c
 
 @command
 def verify(path: What, tell: Telling) -> None:
-    """Check an artifact, statistics, a plan or a checkpoint against what it says of itself.
+    """Check that an artifact, statistics, a plan or a checkpoint is complete and undamaged.
 
     Example: [bold]rankwise verify out/[/bold]
 
-    Checks checksums, every field, and that each tensor can be decoded. The network is not needed; loading compares it.
+    Checks checksums, every field, and that each tensor can be decoded. The network is not needed: loading compares it.
     Exit code 0 if everything is intact, 2 if something is missing or damaged.
     """
     with tell.output() as out:

@@ -3,6 +3,6 @@
 
 def version() -> str:
     """The version of Rankwise."""
-    from importlib.metadata import version as installed_version  # reads mail headers, which takes a while to import
+    from importlib.metadata import version as installed_version  # slow to import: it brings the email package
 
     return installed_version("rankwise")

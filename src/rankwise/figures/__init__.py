@@ -1,1 +1,1 @@
-"""Figures of networks on the data of a command line: counts, latency, what judges them, and what it was judged on."""
+"""Figures of networks on a command line's data: counts, latency, what judges them, which samples were used."""

@@ -1,4 +1,4 @@
-"""What figures were measured on: held-out samples only where none was used before, compared by content."""
+"""What figures were measured on: samples are held out if none was used before, compared by content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..inputs.data import Data
     from ..running.seen import Seen
 
-# Use of samples -> what to say of samples that were used so.
+# Use of samples -> what messages call them.
 USES = {
     "calibration": "calibration samples",
     "search": "samples that a search was judged on",
@@ -19,13 +19,13 @@ USES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Samples that figures come from, against those that were used before.
+class Compared:
+    """Samples that figures come from, compared with those that were used before.
 
     Attributes:
-        name: of the data.
+        name: the data's.
         held_out: whether it is known that none was used.
-        same: number of samples by use, of those uses that share any.
+        same: number of shared samples by use; uses that share none are left out.
         text: for people.
     """
 
@@ -35,13 +35,13 @@ class Judged:
     text: str
 
     @classmethod
-    def of(cls, data: Data, seen: Mapping[str, Seen], fix: str = "name others with --test") -> Judged:
+    def of(cls, data: Data, seen: Mapping[str, Seen], fix: str = "name others with --test") -> Compared:
         """Compare the samples of `data` with those that were seen.
 
         Args:
             data: what figures come from.
-            seen: samples by use, a key of `USES`; without "calibration" those of calibration are not known.
-            fix: what a user does about samples that were used before.
+            seen: samples by use, a key of `USES`; without "calibration" the calibration samples are not known.
+            fix: what a user can do about samples that were used before.
         """
         from ..running.seen import digests_of
 

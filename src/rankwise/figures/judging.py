@@ -1,4 +1,4 @@
-"""What networks are judged by: what `--metric` and `--classes-dim` say, else what fits outputs and labels."""
+"""What judges networks: what `--metric` and `--classes-dim` say, else what fits outputs and labels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TAKEN = ("params", "macs", "bytes", "top1", "top5", "measures")
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What fits the outputs of a network on some data.
+    """Measures that fit the outputs of a network on some data.
 
     Args:
-        outputs: of the dense network.
-        measures: the one that judges first.
-        labelled: whether the labels of the data are those of the outputs.
+        outputs: the dense network's.
+        measures: the one that judges comes first.
+        labelled: whether the data's labels are classes of these outputs.
         own: whether the first measure is the user's function.
     """
 
@@ -39,24 +39,17 @@ class Judged:
 
     @property
     def comparison(self) -> Measure:
-        """The one that judges where there are no labels: the user's own, or a comparison with the dense network."""
+        """The measure that judges without labels: the user's own, or a comparison with the dense network."""
         return next(each for each in self.measures if each.key != "accuracy")
 
     def batches(self, measure: Measure, data: Data) -> Iterable[Any]:
-        """What a measure runs over."""
+        """The batches that a measure runs over."""
         return data.pairs if measure.judge is not None and data.labelled else data.inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judging:
-    """What the user said.
-
-    Args:
-        fit: the metric of the fits.
-        own: the user's function.
-        name: a measure by name.
-        classes_dim: the dimension of the classes.
-    """
+    """What the user asked for: the metric of the fits, a function or a measure's name, the dimension of the classes."""
 
     fit: str = "input"
     own: Measure | None = None
@@ -68,12 +61,12 @@ class Judging:
         """The values of `--metric` and `--classes-dim`.
 
         Args:
-            metric: each the metric of the fits, the name of a measure, or `FILE.py:FUNCTION[:lower]`.
-            classes_dim: of the outputs.
+            metric: each one the metric of the fits, the name of a measure, or `FILE.py:FUNCTION[:lower]`.
+            classes_dim: dimension of the outputs that holds the classes.
             fits: whether the command fits anything.
 
         Raises:
-            ValueError: for an unknown name, two of a kind, or a function that is not there.
+            ValueError: for an unknown name, two of a kind, or a function that does not exist.
         """
         said: dict[str, Any] = {}
         for text in metric or ():
@@ -86,11 +79,7 @@ class Judging:
         return cls(classes_dim=classes_dim, **said)
 
     def check(self, network: nn.Module, data: Data) -> None:
-        """Try the user's function on the first batch, before any long work.
-
-        Raises:
-            ValueError: where it fails, or there is nothing to judge on.
-        """
+        """Try the user's function on the first batch, before any long work; a ValueError if it fails or has no data."""
         if self.own is None and self.name is None:
             return
         if not data.real:
@@ -100,7 +89,7 @@ class Judging:
             self.own(network, network, [(inputs, labels) if data.labelled else inputs])
 
     def judged(self, out: Teller, network: nn.Module, data: Data) -> Judged:
-        """What fits a network on data; a note says why labels that there are do not serve."""
+        """The measures that fit a network on data; a note says why labels cannot be used."""
         from ..evaluate import Outputs, measure, measures_for
 
         inputs, labels = next(iter(data.pairs))
@@ -110,16 +99,13 @@ class Judging:
             raise ValueError(
                 f"--metric accuracy needs labels of the network's classes, which {data.name} does not have"
             )
-        if self.name is not None:
-            return Judged(outputs=outputs, measures=(measure(self.name, outputs),), labelled=labelled, own=False)
-        fitting = measures_for(outputs, labelled)
-        if self.own is None:
-            return Judged(outputs=outputs, measures=fitting, labelled=labelled, own=False)
-        others = [each for each in fitting if each.key != self.own.key]
-        return Judged(outputs=outputs, measures=(self.own, *others), labelled=labelled, own=True)
+        measures = (measure(self.name, outputs),) if self.name else tuple(measures_for(outputs, labelled))
+        if self.own is not None:
+            measures = (self.own, *(each for each in measures if each.key != self.own.key))
+        return Judged(outputs=outputs, measures=measures, labelled=labelled, own=self.own is not None)
 
     def for_plans(self, out: Teller, network: nn.Module, data: Data) -> Measure:
-        """What rules that try plans compare them by: the user's own, else what grows as the errors do."""
+        """The measure for rules that try plans: the user's own, else one that grows as the errors do."""
         from ..evaluate import measure_of_plans
 
         judged = self.judged(out, network, data)
@@ -132,7 +118,7 @@ class Judging:
 
         if not data.labelled:
             return False
-        # Labels counted from folders are right only where every class has its folder.
+        # Labels counted from folders are right only if every class has its folder.
         if data.classes is not None and outputs.classes != data.classes:
             outs = f"{outputs.classes} outputs" if outputs.classes else f"outputs that are {outputs}"
             out.note(
@@ -153,10 +139,10 @@ class Judging:
 def figures_by(
     out: Teller, networks: Mapping[str, nn.Module], data: Data, judging: Judging
 ) -> dict[str, dict[str, Any]]:
-    """What networks come to by the measures that fit the first of them; what cannot be measured is absent, with a note.
+    """Judge networks by the measures that fit the first of them; what cannot be measured is absent, with a note.
 
     Returns:
-        Values by network and key; that of the last network has beside them `measures`, which says what they are.
+        Values by network and key; the last network's also hold `measures`, which describes them.
     """
     from ..evaluate import accuracy, compared
 
@@ -171,7 +157,7 @@ def figures_by(
             if each.key == "accuracy":
                 pairs = out.track(data.pairs, f"accuracy, {name}")
                 top = tried(out, "accuracy", partial(accuracy, network, pairs, outputs=judged.outputs)) or {}
-                # With five classes or fewer, the label is always among the best five.
+                # With five classes or fewer, the best five always include the label.
                 classes = judged.outputs.classes or 2
                 found[name] |= {key: value for key, value in top.items() if int(key.removeprefix("top")) < classes}
             elif each.judge is not None:
@@ -201,5 +187,5 @@ def _own(text: str, fits: bool) -> Measure:
     function = load_function(spec, "--metric", "the name of a metric")
     name = spec.rpartition(":")[2]
     if name in TAKEN:
-        raise ValueError(f"--metric {text!r}: figures have a {name!r} already; call the function something else")
+        raise ValueError(f"--metric {text!r}: there is a figure {name!r} already; rename the function")
     return Measure.own(function, higher=DIRECTIONS.get(direction), name=name)

@@ -1,4 +1,4 @@
-"""Networks measured side by side: counts, latency, and what fits their outputs."""
+"""Networks measured side by side: counts, latency, and measures that fit their outputs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Timing:
 
     @classmethod
     def of(cls, engines: str, threads: int, batch: int) -> Timing:
-        """What the options of the command line say; `auto` is both engines where onnxruntime is installed.
+        """From the options of the command line; `auto` is torch, and onnxruntime if it is installed.
 
         Raises:
-            ValueError: for an unknown engine, a device that is not there, or a number below 1.
+            ValueError: for an unknown engine, a missing device, or a number below 1.
             ImportError: for an engine that is not installed.
         """
         if threads < 1 or batch < 1:
@@ -52,29 +52,22 @@ class Timing:
             from ..latency import get_engine
 
             for name in names:
-                get_engine(name)  # one that is not installed is found out before the work, not after
+                get_engine(name)  # a missing engine fails here, before the work
         return cls(engines=names, threads=threads, batch=batch)
 
     def document(self) -> dict[str, Any]:
-        """For `--json`: how it was measured, and what the machine had to do right after it."""
+        """For `--json`: how it was measured, and the load of the machine right after it."""
         from ..timing.load import cores, load
 
         return {**asdict(self), "load": load(), "cores": cores()}
 
 
 def measure(out: Teller, networks: Mapping[str, nn.Module], data: Data, *, timing: Timing, judging: Judging) -> Figures:
-    """Measure networks on the same data; what cannot be measured is absent, with a note that says why.
-
-    Args:
-        out: where notes go.
-        networks: by name; of two, the second is compared with the first.
-        data: with labels where accuracy shall be measured.
-        timing: how latency is measured.
-        judging: what networks are judged by.
+    """Measure networks on the same data, a second one beside the first; a note says what cannot be measured, and why.
 
     Returns:
-        `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds with the interval of its median, of a
-        second network its speed-up as well; accuracy in percent.
+        `{"dense": {"params": ..., "top1": ...}, ...}`; latency in milliseconds with the interval of its median, and a
+        second network's speed-up; accuracy in percent.
     """
     from ..evaluate import size
 
@@ -120,7 +113,7 @@ def all_dense(network: nn.Module) -> bool:
 def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
     """What the artifact stores: the figures, what they were measured on, and the shape of an input."""
     shape = getattr(data.example(), "shape", None)
-    # The directory itself says how many bytes it has; this file is among them.
+    # The bytes of an artifact include this very file: they are counted, not stored.
     told = {
         name: {key: value for key, value in each.items() if (name, key) != ("compressed", "bytes")}
         for name, each in figures.items()
@@ -132,7 +125,7 @@ def figures_of(figures: Figures, data: Data) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    """Six digits of every number: what is measured has no more."""
+    """Round every number to six digits: measurements are no more precise."""
     if isinstance(value, dict):
         return {key: _short(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -141,7 +134,7 @@ def _short(value: Any) -> Any:
 
 
 def input_shape_of(artifact: Path) -> str | None:
-    """The shape of an input that the artifact was measured with, as `--input-shape` takes it."""
+    """The input shape that the artifact was measured with, as `--input-shape` takes it."""
     from ..artifact import read
 
     shape = read(artifact).figures.get("input_shape")

@@ -1,4 +1,4 @@
-"""What shows a person how far the work is, as far as measuring asks it: the output of a command."""
+"""Where measuring reports its progress: the output of a command."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Teller(Protocol):
         """Print a line that should not be missed."""
 
     def step(self, text: str) -> AbstractContextManager[None]:
-        """Show what is going on while it goes on."""
+        """Show what is going on while it lasts."""
 
     def track(self, batches: Iterable[Any], text: str) -> Iterator[Any]:
-        """Run over `batches` behind a progress bar."""
+        """Iterate over `batches` with a progress bar."""
 
 
 def tried(teller: Teller, what: str, run: Callable[[], Value]) -> Value | None:
-    """The figure, or None and a note: one figure that cannot be had does not cost the others."""
+    """The figure, or None and a note: one figure that cannot be measured does not cost the others."""
     try:
         return run()
     except ValueError as error:

@@ -33,7 +33,6 @@ class Data:
     Args:
         name: what the user called it.
         samples: number of samples; None if only a pass over them would tell.
-        labelled: whether `pairs` has labels.
         classes: number of class folders; None for labels stored as numbers.
         labels: what messages call the labels.
         prepared: how inputs were made, for people.

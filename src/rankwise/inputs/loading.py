@@ -188,17 +188,9 @@ def _batch(tensors: Sequence[Tensor], normalise: Normalise, name: str) -> Tensor
 def load_example(
     data: Data | str | None, input_shape: str | None, options: DataOptions, model: str, network: nn.Module
 ) -> Any:
-    """One input of the network, from the data if there is any, else random numbers of a shape.
+    """One input of the network: from the data, loaded or as DATA of the command line, else random numbers of a shape.
 
-    Args:
-        data: loaded data, or DATA of the command line, or None.
-        input_shape: `3,224,224`; networks of torchvision have a usual one.
-        options: how to read the data.
-        model: MODEL of the command line.
-        network: is called with the input.
-
-    Raises:
-        ValueError: if nothing says what an input looks like.
+    Networks of torchvision have a usual shape; a ValueError if nothing says what an input looks like.
     """
     if isinstance(data, Data):
         return data.example()

@@ -7,10 +7,10 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..network.patterns import near
 from .checkpoints import load_weights
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
 
 
 def load_artifact(spec: str, folder: Path) -> nn.Module:
-    """The compressed network in `folder`, on a fresh model of `spec`; the artifact holds all weights.
-
-    Raises:
-        ValueError: if the folder holds no artifact, a broken one, or one of another network.
-    """
+    """The compressed network in `folder`, on a fresh model of `spec`; the artifact holds all weights."""
     from ..artifact import load
 
     return load(load_model(spec), folder).eval()
@@ -58,8 +54,7 @@ def torchvision_model(name: str) -> nn.Module:
     models = import_torchvision().models
     names = models.list_models()
     if name not in names:
-        near = get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
-        raise ValueError(f"torchvision has no model {name!r}; near names: {', '.join(near)}")
+        raise ValueError(f"torchvision has no model {name!r}; near names: {near(name, names)}")
     builder = models.get_model_builder(name)
     # Detection and segmentation models download the weights of their backbone unless told not to.
     accepted = inspect.signature(builder).parameters
@@ -78,16 +73,7 @@ def user_model(spec: str) -> nn.Module:
 
 
 def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
-    """The function that `FILE.py:FUNCTION` names.
-
-    Args:
-        spec: the text on the command line.
-        what: the argument it was given for, for messages.
-        others: what else that argument may be, for messages.
-
-    Raises:
-        ValueError: if there is no such file or function.
-    """
+    """The function that `FILE.py:FUNCTION` names; `what` is the argument it is for, `others` what else that may be."""
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
         raise ValueError(f"{what} {spec!r} is neither {others} nor FILE.py:FUNCTION (nets.py:build)")
@@ -98,8 +84,7 @@ def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
-        near = get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
-        raise ValueError(f"{path} has no function {name!r}; it has: {', '.join(near) or 'no functions at all'}")
+        raise ValueError(f"{path} has no function {name!r}; it has: {near(name, known) or 'no functions at all'}")
     return function
 
 

@@ -6,10 +6,10 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..network.patterns import near
 from .arrays import Stored, arrays_in, tensor_of
 from .pictures import PICTURES, pixels_of, read_picture
 from .pixels import white_of
@@ -178,8 +178,7 @@ def from_torchvision(name: str, root: Path, split: str) -> Source:
     datasets = import_torchvision().datasets
     known = [key for key in datasets.__all__ if inspect.isclass(getattr(datasets, key))]
     if name not in known:
-        near = get_close_matches(name, known, n=5, cutoff=0.4) or known[:5]
-        raise ValueError(f"torchvision has no data set {name!r}; near names: {', '.join(near)}")
+        raise ValueError(f"torchvision has no data set {name!r}; near names: {near(name, known)}")
     kind = getattr(datasets, name)
     parameters = inspect.signature(kind).parameters
     options: dict[str, Any] = {"root": str(root)} if "root" in parameters else {}

@@ -1,4 +1,4 @@
-"""Plans: for every site its format, its ranks, and why; and the options they are chosen from."""
+"""Plans: the format and ranks of every site, and why; and the options they are chosen from."""
 
 from .done import Done
 from .options import Curve, Option, dense_option, option_of

@@ -1,4 +1,4 @@
-"""What a verb finds done and adds to."""
+"""Results that a verb finds done and adds to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ Value = TypeVar("Value")
 
 
 class Done(Protocol[Value]):
-    """What was made before, by the name of its site; a dictionary is one."""
+    """Results by site, made before or now; a dictionary is one."""
 
     def __contains__(self, site: object, /) -> bool:
-        """Whether it was made."""
+        """Whether the site's result exists."""
 
     def __getitem__(self, site: str, /) -> Value:
-        """What was made."""
+        """The site's result."""
 
     def __setitem__(self, site: str, value: Value, /) -> None:
-        """Keep what is made now."""
+        """Keep a new result."""

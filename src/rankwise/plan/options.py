@@ -1,4 +1,4 @@
-"""The ways to build a site, and the one that a row of a plan has chosen."""
+"""Options, the ways to build a site."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Curve = tuple[Option, ...]
 
 
 def dense_option(site: Site) -> Option:
-    """The site as it is."""
+    """The option to leave the site dense."""
     return Option(format=DENSE, ranks=(), params=site.params, macs=site.macs, error=0.0)
 
 
 def option_of(row: PlanRow) -> Option:
-    """What a row of a plan chooses."""
+    """The option that a row of a plan chooses."""
     return Option(format=row.format, ranks=row.ranks, params=row.params, macs=row.macs, error=row.error or 0.0)

@@ -1,4 +1,4 @@
-"""A plan: for every site its format, its ranks, and why; a YAML file that a person can read, edit and re-apply."""
+"""A plan: the format and ranks of every site, and why; a YAML file that a person can read, edit and re-apply."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 # First line of a plan's file, a YAML comment: its digest shows whether a person edited the file.
 _WRITTEN = "# written by Rankwise, what follows has sha256 "
 DENSE = "dense"
-LARGEST = 8 << 20  # bytes of a file; a thousand layers have 200 kB
-
+LARGEST = 8 << 20  # bytes of a file; a thousand layers take 200 kB
 
 logger = logging.getLogger("rankwise")
 
@@ -33,11 +32,11 @@ class PlanRow:
 
     Attributes:
         site: qualified name.
-        format: name of the format, or "dense" for a site that stays as it is.
+        format: name of the format, or "dense".
         ranks: ranks of the format, () for a dense site.
-        params: parameters of the built layer, bias included.
+        params: parameters of the built layer, with its bias.
         macs: multiply-accumulates of the built layer for the example input.
-        error: predicted relative squared error of the site's output, 0 for a dense site, None where not predicted.
+        error: predicted relative squared error of the site's output; 0 for a dense site, None without a prediction.
         why: reason for the choice.
     """
 
@@ -52,22 +51,21 @@ class PlanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLatency:
-    """What one forward takes on an engine, in milliseconds.
+    """Milliseconds of one forward on an engine.
 
     Attributes:
-        engine: that runs the network, such as "onnxruntime".
-        device: that it runs on.
-        threads: of the CPU.
-        dense: of the dense network, measured.
-        predicted: of the planned network, from its layers.
-        measured: of the planned network as a whole, beside the dense one; of a roofline it is computed, as all is.
+        engine: runs the network, such as "onnxruntime".
+        device: what it runs on.
+        threads: CPU threads.
+        dense: the dense network, measured.
+        predicted: the planned network, from its layers.
+        measured: the planned network as a whole, beside the dense one; a roofline computes all figures.
         low, high: 95 % confidence interval of `measured`, from rounds in which both networks ran.
-        blind: of the planned network, from its layers alone: before networks of this very model that were measured
-            corrected what is predicted.
-        corrections: how many did, before this one.
+        blind: the prediction from layers alone, before measured networks of this very model corrected it.
+        corrections: how many networks corrected it.
 
     Raises:
-        ValueError: for a figure that is not above 0; predictions may be negative.
+        ValueError: for a figure that is not above 0; only predictions may be negative.
     """
 
     engine: str
@@ -85,7 +83,7 @@ class PlannedLatency:
         for name in ("engine", "device"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"plan: the latency's {name} must be a name, not {shown(getattr(self, name))}")
-        for name in ("predicted", "blind", "low", "high", "corrections"):  # below 0 where layers alone promise too much
+        for name in ("predicted", "blind", "low", "high", "corrections"):  # negative if layers alone promise too much
             value = getattr(self, name)
             if not is_finite(value) and (name in ("predicted", "corrections") or value is not None):
                 raise ValueError(f"plan: the latency's {name} must be a number, not {shown(value)}")
@@ -107,7 +105,7 @@ class PlannedLatency:
         return f"{self._predicted()}, {took}, dense {self.dense:.3g} ms, {where}"
 
     def _predicted(self) -> str:
-        """What was predicted, how far that was from what came out, and what the layers alone said."""
+        """The predictions, and how far they were from the measurement."""
         if self.blind is None:
             return f"predicted {self.predicted:.3g} ms"
         if not self.corrections:
@@ -125,14 +123,14 @@ class Plan(Mapping[str, PlanRow]):
 
     Attributes:
         rows: one row per site, in execution order.
-        keep: the budget as it was asked, for instance {"macs": 0.5}.
+        keep: the budget as the user gave it, for instance {"macs": 0.5}.
         dense: counts of the dense network, for instance {"params": ..., "macs": ...}; "latency" in microseconds.
         planned: the same counts of the compressed network.
         metric: "input", "diagonal", "fisher" or "weight".
-        shrink: share of the weight metric in the input metric, from 0 to 1; one-shot fits use it.
+        shrink: share of the weight metric, from 0 to 1; one-shot fits use it.
         rule: the rule that chose the ranks.
         fingerprint: structure of the network that the plan was made for.
-        latency: predicted and measured, where latency was a budget.
+        latency: predicted and measured, for a latency budget.
 
     Raises:
         ValueError: for an unknown metric, a share outside 0 to 1, or a site with more than one row.
@@ -174,7 +172,7 @@ class Plan(Mapping[str, PlanRow]):
 
     @property
     def fit_metric(self) -> FitMetric:
-        """The metric as an object, which says what it needs."""
+        """The metric as an object."""
         return get_metric(self.metric)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,7 +186,7 @@ class Plan(Mapping[str, PlanRow]):
         """A plan from plain values.
 
         Raises:
-            ValueError: naming the field that is missing, unknown or of a wrong type, or an unknown metric.
+            ValueError: naming a field that is missing, unknown or of a wrong type, or an unknown metric.
         """
         values = _fields_of(cls, plain, "plan", required={"rows"})
         if not isinstance(values["rows"], list):
@@ -233,7 +231,7 @@ class Plan(Mapping[str, PlanRow]):
         return cls.from_dict(plain)
 
     def save(self, path: str | Path) -> None:
-        """Write the YAML file, and its folder if there is none; an older file is replaced as a whole.
+        """Write the YAML file, and its folder if needed; an older file is replaced as a whole.
 
         Raises:
             OSError: naming the file, if it cannot be written.
@@ -244,7 +242,7 @@ class Plan(Mapping[str, PlanRow]):
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a YAML file; a note says where it was edited after Rankwise had written it.
+        """Read a YAML file; a note says if it was edited after Rankwise had written it.
 
         Raises:
             ValueError: naming the file, if it cannot be read or holds no plan.
@@ -262,7 +260,7 @@ def site_of(row: PlanRow, sites: Sites) -> Site:
     """The site that a row is about.
 
     Raises:
-        ValueError: if the row names none (near names are listed), or by another name than its first, or by a pattern.
+        ValueError: if the row names no site (with near names), an alias of one, or a pattern.
     """
     if row.site in sites:
         return sites[row.site]
@@ -272,7 +270,7 @@ def site_of(row: PlanRow, sites: Sites) -> Site:
                 f"plan row {row.site!r}: this is an alias of site {site.name!r}, whose row stands for both; "
                 f"name that one"
             )
-    names = ", ".join(repr(site.name) for site in sites.select([row.site]))  # raises where nothing matches
+    names = ", ".join(repr(site.name) for site in sites.select([row.site]))  # raises if nothing matches
     raise ValueError(f"plan row {row.site!r}: this is a pattern, a row is for one site; name each by a row: {names}")
 
 
@@ -302,5 +300,5 @@ def _row(plain: object, index: int) -> PlanRow:
         raise ValueError(
             f"{where}: a dense site has no ranks, but {shown(list(ranks))} stand there; name a format or clear them"
         )
-    # an edited row may leave out the counts: they follow from the ranks and are recomputed when the plan is applied
+    # An edited row may leave out the counts: they follow from the ranks when the plan is applied.
     return PlanRow(**{"params": 0, "macs": 0, **values, "ranks": tuple(ranks)})

@@ -1,1 +1,1 @@
-"""From statistics to a plan: curves, constraints, prices, and the search for what meets the budgets."""
+"""From statistics to a plan: curves, constraints, prices, and the search for a plan that meets the budgets."""

@@ -1,4 +1,4 @@
-"""Budgets: what users may write, as plain numbers."""
+"""Budgets as users write them, read into plain numbers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch import nn
 
 from .units import COUNTED, UNITS
 
-# No network has fewer parameters, MACs or bytes than this: a smaller number is meant as per cent.
-PER_CENT = 100
+PER_CENT = 100  # no network has so few parameters, MACs or bytes: up to here a number is meant as per cent
 _THOUSANDS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
 def check_keep(keep: Any) -> dict[str, int | float]:
     """Budgets as plain numbers: a fraction of the dense count as a float up to 1, else a whole number.
 
-    A latency may be written with its unit, and is a number of microseconds then.
+    A latency written with its unit becomes a number of microseconds.
 
     Raises:
         ValueError: for no budget, an unknown unit, or an amount that is neither a fraction nor a whole number above 0.
@@ -50,11 +49,7 @@ def check_keep(keep: Any) -> dict[str, int | float]:
 
 
 def check_units(model: nn.Module, keep: Mapping[str, int | float]) -> None:
-    """Refuse a number of counts that was meant as a share in per cent.
-
-    Raises:
-        ValueError: with what to write instead.
-    """
+    """Raise a ValueError for a number of parameters, MACs or bytes that was meant in per cent."""
     sizes = [parameter.numel() for parameter in model.parameters() if not nn.parameter.is_lazy(parameter)]
     if sum(sizes) <= 10 * PER_CENT:
         return  # a network this small may really be meant
@@ -69,7 +64,7 @@ def check_units(model: nn.Module, keep: Mapping[str, int | float]) -> None:
 
 
 def is_measured(keep: Mapping[str, Any] | None) -> bool:
-    """Whether a budget is one that an engine has to measure."""
+    """Whether an engine has to measure one of the budgets."""
     return any(UNITS[name].is_measured for name in keep or {})
 
 
@@ -88,7 +83,7 @@ def _meant(amount: object) -> int | float | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number of any library; booleans do not count."""
+    """Whether a value is a real number of any library, and not a boolean."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Curves, budgets, constraints and a rule to a plan."""
+"""From curves, budgets, constraints and a rule to a plan."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ if TYPE_CHECKING:
 
 @verb
 def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes]) -> Plan:
-    """Choose format and ranks of every site by a rule; the default lets the layers together keep the most.
+    """Choose format and ranks of every site by a rule; the default keeps as much as possible of all layers together.
 
     `max prod_i (1 - error_i(option_i))  subject to  sum_i cost_i(option_i) + cost of all the rest <= budget`
 
     Args:
         model: the dense network.
-        source: statistics of it, or only its sites for `metric="weight"`.
-        keep: "params", "macs", "bytes", "latency", one or several, each with a fraction of the dense count (a float up
-            to 1) or a number (of a latency a time, "8ms"); all are met. Rules that need no budget may do without.
+        source: its statistics, or only its sites for `metric="weight"`.
+        keep: budgets, all met: "params", "macs", "bytes", "latency", each with a fraction of the dense count (a float
+            up to 1) or a number (for latency a time, "8ms"). Some rules need no budget.
         rule: how ranks are chosen: a name of `RULES`, with settings after a colon ("energy:share=0.99"), or a `Rule`.
-        floor_rule: a rule whose wish is the least that every factorised site gets, for instance "stable_rank".
-        evaluate: tries a plan and tells its loss, 0 for the dense network, such as `evaluate.Trials`; for rules that
-            have to try something.
-        target_drop: give the smallest network that loses no more than this, in the unit of `drop`.
-        drop: measures what a plan loses, on held-out data, for `target_drop`; such as `evaluate.Trials` of "agreement"
+        floor_rule: a rule for the least rank of every factorised site, for instance "stable_rank".
+        evaluate: returns the loss of a plan, 0 for the dense network, such as `evaluate.Trials`; for rules that try
+            plans.
+        target_drop: choose the smallest network that loses no more than this, in the unit of `drop`.
+        drop: measures the loss of a plan on held-out data, for `target_drop`; such as `evaluate.Trials` of "agreement"
             (percentage points).
-        minimise: "params", "macs", "bytes" or "latency": what is smallest, for `target_drop`; `keep` then holds
-            further budgets.
-        formats: formats to choose from, per site: names, objects, or objects by name; "auto" for all there are. By
-            default svd, spatial_svd and tucker2, whose curves need no fits.
+        minimise: "params", "macs", "bytes" or "latency": what `target_drop` makes smallest; `keep` holds further
+            budgets.
+        formats: formats to choose from for each site: names, objects, or objects by name; "auto" for all. By default
+            svd, spatial_svd and tucker2, whose curves need no fits.
         metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
-            (the same, outputs weighed by the gradients of the loss; needs statistics with gradients) or "weight"; or an
-            object of `rankwise.metrics.METRICS`.
-        shrink: share of the weight metric in the metric, 0 to 1, for statistics of other data; the plan keeps it
-            for `factorise`, and `choose_shrinkage` finds it. Given curves have to be made with the same one.
+            (the same with outputs weighted by the gradients of the loss; needs statistics with gradients) or "weight";
+            or an object of `rankwise.metrics.METRICS`.
+        shrink: share of the weight metric, 0 to 1, for statistics of other data; `choose_shrinkage` finds it, and the
+            plan keeps it for `factorise`. Given curves must be made with the same share.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:"). Embeddings
             and heads of language models stay dense unless a pattern other than "*" matches them: `["*", "lm_head"]`.
         ignore: patterns of sites that stay dense.
-        pin: pattern to "dense", "format:rank[,rank]" or (format, ranks), with the format's name or the object;
-            "slr:k=16,sr=0.5,rr=0.5" where a format has such parameters.
+        pin: pattern to "dense", "format:rank[,rank]" or (format, ranks), with the format's name or object; or to
+            "slr:k=16,sr=0.5,rr=0.5", for formats with such parameters.
         floor: pattern to the least rank, a number or a fraction of the largest.
-        cap: pattern to the largest rank, likewise; a capped site cannot stay dense, unless it is ignored.
-        tie: patterns; all sites that one of them matches get the same format and ranks. They must have one shape.
-        round_to: ranks are multiples of this; "auto", the default, is 8 where the smaller side is at least 128, else 1,
-            and 16 where latency is a budget.
-        curves: result of `profile`, to try several budgets without computing it again; `formats` and `round_to` are
-            those that it was made with, and cannot be given once more.
-        done: as for `profile`, where no curves are given.
-        refine: fit formats whose curves are estimates thoroughly near the ranks that the budget asks for, and decide
-            with those errors; formats with a closed form need none of it.
+        cap: pattern to the largest rank, likewise; a capped site cannot stay dense unless it is ignored.
+        tie: patterns; all sites that match one get the same format and ranks. They must have one shape.
+        round_to: ranks are multiples of this; "auto", the default, is 8 if the smaller side is at least 128, else 1,
+            and 16 for a latency budget.
+        curves: result of `profile`, to try several budgets without computing it again; it fixes `formats` and
+            `round_to`.
+        done: as for `profile`, without given curves.
+        refine: fit formats whose curves are estimates thoroughly near the ranks that the budget asks for, and decide by
+            those errors; formats with a closed form need no such fits.
         example: an input of the batch size that latency is measured with, as for `find`; for a latency budget.
         engine: where it is measured: "torch", "compile", "onnxruntime", "executorch", "cuda", "roofline:FILE.yaml".
-        threads: of the CPU, for a latency budget.
+        threads: CPU threads, for a latency budget.
         progress: wraps the sites, for a progress bar.
 
     Returns:
@@ -73,9 +73,9 @@ def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes
     Raises:
         TypeError: for an argument that does not exist.
         ImportError: for an engine that is not installed.
-        ValueError: for a budget that cannot be met (with the least that can), an unknown rule or pattern (with near
-            names), contradicting constraints, an unknown format or metric, a rule without what it needs or for a format
-            that it does not apply to, a share outside 0 to 1, curves that do not belong to the network and metric.
+        ValueError: for a budget that cannot be met (with the least possible), an unknown rule or pattern (with near
+            names), contradicting constraints, an unknown format or metric, a rule that lacks what it needs or does not
+            apply to a format, a share outside 0 to 1, or curves of another network or metric.
 
     Example:
         >>> import torch, rankwise as rw

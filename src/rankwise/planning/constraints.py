@@ -1,4 +1,4 @@
-"""Constraints: which options they leave to each site, and the reason if they leave no choice."""
+"""Constraints: the options that they leave to each site, and the reason if they leave no choice."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Constraints:
     """What a user asks of the sites that patterns name.
 
     Attributes:
-        include: patterns of the sites that may be factorised. Embeddings and heads of language models are included by
-            a pattern other than "*" alone: `["*", "lm_head"]` is everything and the head.
+        include: patterns of the sites that may be factorised. Embeddings and heads of language models need a pattern
+            other than "*": `["*", "lm_head"]` is everything and the head.
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks), where
             the format is a name or an object.
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise.
-        tie: patterns; all sites of one get the same format and ranks.
+        tie: patterns; all sites that match one get the same format and ranks.
     """
 
     include: str | Sequence[str] = ("*",)
@@ -39,30 +39,22 @@ class Constraints:
 
     @property
     def patterns(self) -> list[str]:
-        """All of them."""
+        """All patterns."""
         several = [[each] if isinstance(each, str) else each for each in (self.include, self.ignore, self.tie)]
         return [*several[0], *several[1], *self.pin, *self.floor, *self.cap, *several[2]]
 
     @property
     def pinned_formats(self) -> dict[str, Format]:
-        """Formats that pins hold as objects, by name."""
+        """Formats that pins name as objects, by name."""
         held = [wanted[0] for wanted in self.pin.values() if isinstance(wanted, (tuple, list)) and wanted]
         return {format.name: format for format in held if isinstance(format, Format)}
 
     def free(self, sites: Sites) -> set[str]:
-        """Names of the sites that are included and not ignored.
-
-        Raises:
-            ValueError: for a pattern that matches nothing.
-        """
+        """Names of the sites that are included and not ignored."""
         return {site.name for site in sites.included(self.include)} - {site.name for site in sites.select(self.ignore)}
 
     def reasons(self, sites: Sites) -> dict[str, str]:
-        """Why each site stays dense, "" where it may be factorised.
-
-        Raises:
-            ValueError: for a pattern that matches nothing.
-        """
+        """Why each site stays dense; "" if it may be factorised."""
         matched = {site.name for site in sites.select(self.include)}
         included = {site.name for site in sites.included(self.include)}
         ignored = {site.name for site in sites.select(self.ignore)}
@@ -84,16 +76,13 @@ class Constraints:
         fitted: Callable[[Site, Pin], Option],
         formats: Mapping[str, Format] | None = None,
     ) -> dict[str, tuple[Curve, str]]:
-        """Each site's remaining options, and the reason where a constraint left no choice.
+        """By site name the remaining options, and the reason if a constraint left no choice.
 
         Args:
             sites: all of the network.
             curves: options by site name; a site that stays dense needs none.
-            fitted: the option that a pin names, with its error.
-            formats: in place of the usual ones of the same names.
-
-        Returns:
-            Options and reason by site name.
+            fitted: makes the option that a pin names.
+            formats: replace registered ones of the same names.
 
         Raises:
             ValueError: for a pattern that matches nothing, or constraints that contradict each other.
@@ -118,7 +107,7 @@ class Constraints:
         return result
 
     def _pinned(self, sites: Sites, ignored: set[str]) -> dict[str, str]:
-        """Site name to the pattern that pins it."""
+        """The pattern that pins each pinned site."""
         pinned: dict[str, str] = {}
         for pattern, wanted in self.pin.items():
             for site in sites.select([pattern]):
@@ -159,10 +148,7 @@ def _allowed(site: Site, option: Option, value: float, least: bool, formats: Map
 def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...] | dict[str, float]]:
     """Format and ranks of a pin, written "dense", "svd:16", "tucker2:8,12" or ("tucker2", (8, 12)).
 
-    Or a format and what its literature calls its parameters, "slr:k=16,sr=0.5,rr=0.5", as a mapping.
-
-    Raises:
-        ValueError: for anything else.
+    Parameters as the format's literature names them, "slr:k=16,sr=0.5,rr=0.5", become a mapping.
     """
     error = ValueError(f'a pin is "dense" or "format:rank[,rank]", for instance "svd:16", not {wanted!r}')
     if isinstance(wanted, str):

@@ -1,4 +1,4 @@
-"""Check the curves and pins that a user gives: do they belong to the network, and what do they cost?"""
+"""Check the curves and pins that a user gives: do they belong to the network, and are their counts right?"""
 
 from __future__ import annotations
 
@@ -19,17 +19,7 @@ from .profile import site_metric
 
 
 def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str], metric: str | FitMetric) -> None:
-    """Refuse curves that lack a site, or whose counts are not those of the layers that would be built.
-
-    Args:
-        curves: by site name.
-        sites: of the network.
-        free: names of the sites that may be factorised.
-        metric: of the errors.
-
-    Raises:
-        ValueError: naming the sites.
-    """
+    """Refuse curves that lack one of the `free` sites, or whose counts are wrong for the layers to build."""
     needed = [site for site in sites.values() if site.name in free and not site.dense_because]
     if missing := [repr(site.name) for site in needed if site.name not in curves]:
         raise ValueError(
@@ -47,11 +37,7 @@ def check_curves(curves: Mapping[str, Curve], sites: Sites, free: Collection[str
 def check_option(
     site: Site, option: Option, metric: str | FitMetric, formats: Mapping[str, Format] | None = None
 ) -> None:
-    """Refuse an option whose counts are not those of the layer that would be built.
-
-    Raises:
-        ValueError: with both counts.
-    """
+    """Refuse an option whose counts differ from those of the layer that would be built."""
     if option.format == DENSE:
         right = site.params, site.macs
     else:
@@ -75,15 +61,7 @@ def pinned(
     shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
 ) -> Option:
-    """The option that a pin names, with the error of its fit.
-
-    Args:
-        model: the dense network.
-        source: statistics of it, or only its sites.
-        site: that is pinned.
-        wanted: the pin.
-        metric, shrink: of the fit.
-        formats: in place of the usual ones of the same names.
+    """The option that a pin of a site names, with the error of its fit.
 
     Raises:
         ValueError: for an invalid pin, or one that the site cannot have.

@@ -17,9 +17,9 @@ class SiteGroup:
     """Sites that are decided together; most groups hold a single one.
 
     Attributes:
-        curves: options by site name; at one place of all curves stand the same format and ranks.
-        reasons: site name to the reason where a constraint left no choice, else "".
-        pattern: that ties the sites; "" for a single one.
+        curves: options by site name; all curves have the same format and ranks at the same place.
+        reasons: by site name, why a constraint left no choice, else "".
+        pattern: the pattern that ties the sites; "" for a single one.
     """
 
     curves: Mapping[str, Curve]
@@ -41,12 +41,12 @@ class SiteGroup:
         return {(option.format, option.ranks): place for place, option in enumerate(self.options)}
 
     def own(self, option: Option) -> dict[str, Option]:
-        """What an option of the group is for each of its sites."""
+        """What an option of the group means for each of its sites."""
         place = self._places[option.format, option.ranks]
         return {name: curve[place] for name, curve in self.curves.items()}
 
     def told(self, why: str) -> str:
-        """The reason of a rule, with the word that it is about the whole group."""
+        """A rule's reason, marked as one for the whole group."""
         return f"tied by {self.pattern!r}, of {len(self.curves)} layers together: {why}" if self.pattern else why
 
 
@@ -69,12 +69,12 @@ def summed(options: Sequence[Option]) -> Option:
 def group_sites(
     sites: Sites, options: Mapping[str, tuple[Curve, str]], tie: str | Sequence[str] = ()
 ) -> tuple[SiteGroup, ...]:
-    """Every site in one group, in execution order of the groups' first sites.
+    """Groups that hold every site once, in execution order of their first sites.
 
     Args:
         sites: all of the network.
-        options: what the constraints leave to each site, and the reason if nothing is left to choose.
-        tie: patterns; the sites of each get one format and the same ranks.
+        options: what the constraints leave to each site, and the reason if there is no choice.
+        tie: patterns; the sites that match one get the same format and ranks.
 
     Raises:
         ValueError: for a pattern that matches one site or none, sites that differ in shape or are tied twice, or a
@@ -84,7 +84,7 @@ def group_sites(
     for pattern in [tie] if isinstance(tie, str) else tie:
         members = sites.select([pattern])
         if len(members) == 1:
-            raise ValueError(f"tie {pattern!r} matches site {members[0].name!r} alone; a group needs two or more")
+            raise ValueError(f"tie {pattern!r} matches only site {members[0].name!r}; a group needs two or more")
         for site in members:
             if site.name in tied:
                 raise ValueError(f"site {site.name!r} is tied by {tied[site.name][0]!r} and {pattern!r}; keep one")
@@ -101,14 +101,14 @@ def group_sites(
 
 
 def _group(pattern: str, options: Mapping[str, tuple[Curve, str]]) -> SiteGroup:
-    """A group of the options that all its sites have."""
+    """The group of tied sites, with the options that all of them have."""
     reasons = {name: reason for name, (_, reason) in options.items()}
     free = [name for name, reason in reasons.items() if not reason]
     decided = [name for name, reason in reasons.items() if reason]
     if free and decided:
         raise ValueError(
-            f"sites {free[0]!r} and {decided[0]!r} are tied by {pattern!r}, but nothing is left to choose for the "
-            f"second: {reasons[decided[0]]}; ask the same of both, or tie others"
+            f"sites {free[0]!r} and {decided[0]!r} are tied by {pattern!r}, but the second has no choice: "
+            f"{reasons[decided[0]]}; constrain both alike, or tie others"
         )
     by_form = {
         name: {(option.format, option.ranks): option for option in curve} for name, (curve, _) in options.items()
@@ -120,7 +120,7 @@ def _group(pattern: str, options: Mapping[str, tuple[Curve, str]]) -> SiteGroup:
         left = set(common)
         other = next(name for name, own in forms if not (left := left & own.keys()))
         raise ValueError(
-            f"sites {first!r} and {other!r} are tied by {pattern!r}, but no format and ranks are allowed to all sites "
+            f"sites {first!r} and {other!r} are tied by {pattern!r}, but no format and ranks are allowed for all sites "
             f"up to the second; change their pins, floors or caps, or tie others"
         )
     curves = {name: tuple(own[form] for form in shared) for name, own in by_form.items()}

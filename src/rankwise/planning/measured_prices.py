@@ -1,4 +1,4 @@
-"""Prices that an engine tells: layer by layer while plans are made, as a whole before they are given out."""
+"""Prices measured on an engine: layer by layer while plans are made, the whole network before one is returned."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from ..timing.clock import NOISE
 from .prices import Options, Prices
 from .units import Latency
 
-# Vector units take 16 numbers at once (AVX-512; two steps of AVX2, four of NEON): between two multiples of it a rank
-# costs what the next multiple costs.
+# Vector units take 16 numbers at once (AVX-512; two steps of AVX2, four of NEON): a rank between two multiples costs as
+# much as the next multiple.
 VECTOR = 16
-# At most this many whole networks are built and measured for one plan.
-CHECKS = 5
-# A prediction within this share of the measurement is not corrected further.
-NEAR = 0.05
+CHECKS = 5  # whole networks built and measured for one plan, at most
+NEAR = 0.05  # a prediction within this share of the measurement is not corrected further
 
 
 class MeasuredPrices(Prices):
-    """Prices with latency among them; options that are not faster than the dense layer are left out of plans.
+    """Prices with latency among them; plans leave out options that are not faster than the dense layer.
 
     Args:
         model, sites, formats: as for `Prices`.
-        meter: measures; it remembers, and prices follow what it knows.
-        options: of all sites; as many are measured as it takes to tell the others.
-        progress: wraps what is measured, for a progress bar.
+        meter: measures and remembers; prices follow what it knows.
+        options: those of all sites; as many are measured as are needed to estimate the others.
+        progress: wraps what is measured.
 
     Raises:
         ValueError: naming the layer, if the engine cannot run it.
@@ -53,7 +51,7 @@ class MeasuredPrices(Prices):
         super().__init__(model, sites, formats, [Latency(meter, sites)])
 
     def usable(self, options: Options, *, certain: bool = False) -> Options:
-        """See `Prices.usable`: what is faster than the dense layer; where a cap forbids that layer, everything."""
+        """See `Prices.usable`: what is faster than the dense layer; everything if a cap forbids that layer."""
         left, table = {}, self.meter.table
         for name, (curve, why) in options.items():
             if not why and any(option.format == DENSE for option in curve):
@@ -63,7 +61,7 @@ class MeasuredPrices(Prices):
         return left
 
     def learn(self, plan: Plan) -> bool:
-        """See `Prices.learn`: options that were estimated as too fast are chosen first, and found out."""
+        """See `Prices.learn`: options whose estimates are too fast are chosen first, so measuring corrects them."""
         chosen = [(row.site, option_of(row)) for row in plan.factorised]
         if all(pair in self.meter.table for pair in chosen):
             return False
@@ -81,11 +79,9 @@ class MeasuredPrices(Prices):
     def settled(self, draft: Callable[[], Plan], amounts: Mapping[str, float]) -> Plan:
         """See `Prices.settled`; the planned network is built and run beside the dense one.
 
-        Where it takes longer or less than its layers said, what options save is corrected and the plan is made again.
-
-        Returns:
-            Of the plans that were measured and keep to the budget the one with the least error; its `latency` holds
-            what was predicted and measured.
+        If it takes longer or less than its layers said, what options save is corrected and the plan made again. Of the
+        measured plans within the budget the one with the least error is returned; its `latency` holds prediction and
+        measurement.
 
         Raises:
             ValueError: for a budget that cannot be met, with the least that was reached.
@@ -103,7 +99,7 @@ class MeasuredPrices(Prices):
                 break
             plan = replace(plan, latency=self.meter.check(plan))
             checked.append(plan)
-            if _measured(plan) <= limit * (1 + NOISE) and _is_near(plan):  # a budget is kept up to noise
+            if _measured(plan) <= limit * (1 + NOISE) and _is_near(plan):  # a budget is met up to noise
                 break
         kept = [plan for plan in checked if _measured(plan) <= limit * (1 + NOISE)]
         if not kept:
@@ -117,12 +113,12 @@ class MeasuredPrices(Prices):
 
 
 def _measured(plan: Plan) -> float:
-    """Microseconds of a plan that was measured."""
+    """Microseconds of a measured plan."""
     assert plan.latency is not None
     return 1000 * plan.latency.measured
 
 
 def _is_near(plan: Plan) -> bool:
-    """Whether a plan takes what it was predicted to take."""
+    """Whether a plan takes about as long as predicted."""
     planned = plan.planned[Latency.name]
     return abs(_measured(plan) - planned) <= NEAR * planned

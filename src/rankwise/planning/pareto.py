@@ -47,25 +47,22 @@ def pareto(
     nested: bool = True,
     **wishes: Any,
 ) -> list[Plan]:
-    """One plan for every budget; nothing is profiled twice.
+    """One plan for every budget, in their order, from one profile.
 
-    Nested plans share their factors: a site that is factorised at a large budget keeps its format at all smaller ones,
-    and no rank grows as the budget falls. That costs some error against plans of their own.
+    Nested plans share their factors: a site factorised at a large budget keeps its format at all smaller ones, and no
+    rank grows as the budget falls. The error is then somewhat larger than with independent plans.
 
     Args:
-        model: the dense network. Or a planner, which may be used again; budgets and rule follow it then.
-        source: statistics of it, or only its sites for `metric="weight"`.
+        model: the dense network; or a planner, followed by budgets and rule.
+        source: its statistics, or only its sites for `metric="weight"`.
         rule: as for `choose`.
-        keeps: budgets, each as for `choose`, the largest first where plans are nested.
-        nested: whether each plan has to lie inside the one before.
-        **wishes: as for `choose`; of a planner only its `floor`, a rule.
-
-    Returns:
-        The plans in the order of the budgets.
+        keeps: budgets, each as for `choose`; for nested plans the largest first.
+        nested: whether each plan must lie inside the one before.
+        **wishes: as for `choose`; for a planner only `floor`, a rule.
 
     Raises:
-        TypeError: for an argument that does not exist, or that chooses the budgets itself.
-        ValueError: as `choose` does; of nested plans the formats of larger ones may be the reason.
+        TypeError: for an argument that does not exist, or that sets a budget itself.
+        ValueError: as for `choose`; nested plans may fail because of the formats of larger ones.
 
     Example:
         >>> import torch, rankwise as rw

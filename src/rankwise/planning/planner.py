@@ -1,4 +1,4 @@
-"""All that plans of one network have in common, whatever their rule and budget: curves, constraints, prices."""
+"""What all plans of one network share, whatever their rule and budget: curves, constraints, prices."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
     "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
 )
-# Where prices are measured, a plan is made again this often, or until nothing that it chose is an estimate.
+# With measured prices a plan is made again until nothing that it chose is an estimate, at most this often.
 ROUNDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Makes plans of one network; only what is requested differs between them, and nothing is computed twice.
+    """Makes plans of one network for any request; nothing is computed twice.
 
     Attributes:
         model: the dense network.
-        sites: of it.
-        metric: of the errors.
+        sites: its sites.
+        metric: how errors are measured.
         shrink: share of the weight metric in it.
-        options: site name to the options that the constraints leave, and the reason where they leave no choice.
-        prices: of the options, and how they become known.
-        spectra: singular values that the ranks of a format cut at a site.
+        options: by site name, the options that the constraints leave, and the reason if they leave no choice.
+        prices: what options cost, and how that becomes known.
+        spectra: singular values that the ranks of a format cut off, by site and format.
         importance: Fisher energy of a site.
-        fitted: the error of an option of a site, from a thorough fit.
-        evaluate: tries a plan; None where nothing can be tried.
-        tie: patterns; all sites of one get the same format and ranks.
-        formats: in place of the usual ones of the same names.
+        fitted: the error of a site's option, from a thorough fit.
+        evaluate: tries a plan; None if plans cannot be tried.
+        tie: patterns; all sites that match one get the same format and ranks.
+        formats: replace registered ones of the same names.
     """
 
     model: nn.Module
@@ -92,12 +92,9 @@ class Planner:
 
         Args:
             model: the dense network.
-            source: statistics of it, or only its sites.
+            source: its statistics, or only its sites.
             constraints: instead of include, ignore, pin, floor, cap and tie.
-            **wishes: as for `choose`; latency is among the prices where there is an `example` to measure it with.
-
-        Raises:
-            ValueError: as `choose` does.
+            **wishes: as for `choose`; an `example` adds latency to the prices.
         """
         asked = Asked.of(**wishes)
         return cls.asked(model, source, asked if constraints is None else replace(asked, constraints=constraints))
@@ -105,7 +102,7 @@ class Planner:
     @classmethod
     @exclusive
     def asked(cls, model: nn.Module, source: Statistics | Sites, asked: Asked) -> Planner:
-        """`of` for arguments that were read."""
+        """As `of`, for arguments that are read already."""
         model, metric, shrink, constraints = unwrap(model), asked.metric, asked.shrink, asked.constraints
         sites = source.sites if isinstance(source, Statistics) else source
         sites.check_structure(model)
@@ -142,7 +139,7 @@ class Planner:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
             moments = source.require(name, gradients=True)
-            # Fits that correct no means have errors of the means too.
+            # Fits that do not correct the mean of the output have its error too.
             if not metric.corrects_bias or sites[name].looks_up:
                 moments = moments.uncentred()
             return fisher_energy(site_weight(model, sites[name]), moments)
@@ -171,12 +168,12 @@ class Planner:
 
     @cached_property
     def groups(self) -> tuple[SiteGroup, ...]:
-        """The sites as rules see them, those that are tied as one; ValueError for ties that cannot be."""
+        """The sites as rules see them, tied ones as one; a ValueError for ties that are impossible."""
         return group_sites(self.sites, self.options, self.tie)
 
     @exclusive
     def plan(self, request: Request) -> Plan:
-        """The plan to give out: a `draft`, which is checked as a whole where prices are measured.
+        """The final plan: a `draft`, checked as a whole if prices are measured.
 
         Raises:
             ValueError: for a budget that cannot be met, or a rule that lacks something or does not apply to a format.
@@ -185,10 +182,10 @@ class Planner:
 
     @exclusive
     def draft(self, request: Request) -> Plan:
-        """The plan of a rule, within budgets where there are some; nothing that it chooses has an estimated price.
+        """The plan of a rule within the budgets; nothing that it chooses has an estimated price.
 
         Raises:
-            ValueError: as `plan` does; no refusal rests on estimates.
+            ValueError: as for `plan`, but never because of an estimate.
         """
         try:
             return self._certain(request)
@@ -205,12 +202,12 @@ class Planner:
         return self._usable(certain=True)._chosen(request)
 
     def _usable(self, *, certain: bool = False) -> Planner:
-        """A planner of the options that may save something."""
+        """The planner restricted to options that may save something."""
         options = self.prices.usable(self.options, certain=certain)
         return self if options is self.options else replace(self, options=options)
 
     def _fastest(self, request: Request, unit: str) -> Plan | None:
-        """The plan with the least of a unit; None where it saves nothing, or something else forbids it."""
+        """The plan with the least of a unit; None if it saves nothing, or something else forbids it."""
         least = self.least(unit, request.amounts) * (1 + 1e-6)
         if least >= 1:
             return None
@@ -242,7 +239,7 @@ class Planner:
     def problem(
         self, limits: Mapping[str, float], floor: FreeRule | None = None, within: Plan | None = None
     ) -> Problem:
-        """What a rule has to decide within limits of the whole network; `floor` and `within` as for `Request`."""
+        """What a rule must decide within limits on the whole network; `floor` and `within` as for `Request`."""
         sites = []
         for group in self.groups:
             options = group.options
@@ -265,11 +262,7 @@ class Planner:
         )
 
     def least(self, unit: str, keep: Mapping[str, float] | None = None) -> float:
-        """The least share of a unit that any plan within the budgets has, as far as is known now.
-
-        Raises:
-            ValueError: if the budgets themselves cannot be met.
-        """
+        """The least share of a unit that a plan within the budgets can have, as far as is known now."""
         return self._usable()._least(unit, keep)
 
     def _least(self, unit: str, keep: Mapping[str, float] | None) -> float:
@@ -304,7 +297,7 @@ class Planner:
         )
 
     def trial(self, chosen: Mapping[str, Option]) -> Plan:
-        """A plan of the given options, each of a site or of those tied to it, all other sites dense."""
+        """A plan with the given options, each for a site and those tied to it; all other sites are dense."""
         groups = {group.name: group for group in self.groups}
         built = {name: own for first, option in chosen.items() for name, own in groups[first].own(option).items()}
         rows = [

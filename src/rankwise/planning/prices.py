@@ -1,4 +1,4 @@
-"""What options cost in the units of budgets, and how that becomes known."""
+"""What options cost in the units of budgets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ from .units import COUNTED, Unit
 NEEDS_EXAMPLE = (
     "a latency budget is measured: pass an input as example=, and engine= and threads= for what will run the network"
 )
-# Options of a site, and the reason where a constraint leaves no choice.
-Options = Mapping[str, tuple[Curve, str]]
+Options = Mapping[str, tuple[Curve, str]]  # by site, its options and the reason if a constraint leaves no choice
 
 
 class Prices:
     """Prices that follow from the structure of the network: they are known before any plan is made.
 
-    Prices that have to be measured are a subclass, which learns from the plans that it sees; a planner asks both alike.
+    A subclass measures prices and learns from the plans that it sees; a planner asks both alike.
 
     Args:
         model: the dense network.
-        sites: of it.
-        formats: in place of the usual ones of the same names.
-        measured: units beside those that are counted.
+        sites: its sites.
+        formats: replace registered ones of the same names.
+        measured: units beside the counted ones.
 
     Attributes:
         units: by name.
@@ -52,7 +51,7 @@ class Prices:
         self.dense = self.planned(())
 
     def planned(self, rows: Sequence[PlanRow]) -> dict[str, float]:
-        """Counts of the network that rows make."""
+        """Counts of the network that these rows describe."""
         return {name: unit.planned(rows) for name, unit in self.units.items()}
 
     def of(self, site: Site, options: Sequence[Option], unit: str) -> Sequence[float]:
@@ -60,7 +59,7 @@ class Prices:
         return self[unit].costs(site, options)
 
     def rest(self, unit: str) -> float:
-        """What the network costs beside its sites; a time may be negative, as layers take longer alone."""
+        """Cost of the network outside its sites; a time may be negative, as layers take longer alone."""
         return self.dense[unit] - sum(self.of(site, [dense_option(site)], unit)[0] for site in self._sites.values())
 
     def limit(self, unit: str, amount: float) -> float:
@@ -74,44 +73,34 @@ class Prices:
         return self.units[unit]
 
     def usable(self, options: Options, *, certain: bool = False) -> Options:
-        """The options that, as far as is known now, may save something.
-
-        Args:
-            options: of all sites.
-            certain: leave out those whose prices are estimates.
-        """
+        """The options of all sites that may save something, as far as is known; if `certain`, without estimates."""
         return options
 
     def learn(self, plan: Plan) -> bool:
-        """Find out the prices of what a plan chose; whether one of them was an estimate."""
+        """Find out the prices of what a plan chose; returns whether one of them was an estimate."""
         return False
 
     def doubts(self, amounts: Mapping[str, float], fastest: Callable[[str], Plan | None]) -> bool:
-        """Whether a budget that cannot be met might be met after all, now that the cheapest network was looked at.
-
-        Args:
-            amounts: the budgets.
-            fastest: makes the plan with the least of a unit; None if that saves nothing, or no plan exists.
-        """
+        """Whether budgets that seem impossible may be met after all, now that the `fastest` network was examined."""
         return False
 
     def settled(self, draft: Callable[[], Plan], amounts: Mapping[str, float]) -> Plan:
-        """The plan to give out, for budgets that `draft` makes plans for."""
+        """The final plan, from `draft`, which makes plans for these budgets."""
         return draft()
 
 
 def counts(
     model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = (), formats: Mapping[str, Format] | None = None
 ) -> dict[str, float]:
-    """Parameters, MACs for the example input, and bytes as stored, each tensor once, of the network that rows make."""
+    """Parameters, MACs and stored bytes of the network that these rows describe."""
     return {unit.name: unit(model, sites, formats).planned(rows) for unit in COUNTED}
 
 
 def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
-    """The plan with the counts that its formats and ranks have on these sites, after a person edited it.
+    """Count an edited plan again: what its formats and ranks cost at these sites.
 
     Raises:
-        ValueError: for a site that does not exist, an unknown format, or ranks that are not legal.
+        ValueError: for a site that does not exist, an unknown format, or illegal ranks.
     """
     model, rows, metric = unwrap(model), [], get_metric(plan.metric)
     for row in plan.rows:
@@ -125,6 +114,6 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
         cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
     dense, planned = counts(model, sites), counts(model, sites, rows)
-    if tuple(rows) != plan.rows:  # another network than the one that was measured
+    if tuple(rows) != plan.rows:  # its latency was measured on another network
         return replace(plan, rows=tuple(rows), dense=dense, planned=planned, latency=None)
     return replace(plan, dense={**plan.dense, **dense}, planned={**plan.planned, **planned})

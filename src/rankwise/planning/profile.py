@@ -1,8 +1,7 @@
-"""Statistics and formats to curves: for every site the options it has, each with its cost and predicted error."""
+"""From statistics and formats to curves: the options of every site, with their cost and predicted error."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from ..formats.both_sides import curve, refuses
 from ..formats.weights import site_weight, weight_metrics
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
+from ..network.patterns import near
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Curve, Option, dense_option
@@ -31,11 +31,7 @@ DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
 
 
 def rank_step(site: Site, round_to: int | str) -> int:
-    """Ranks are multiples of this: "auto" is 8 where the smaller side is at least 128, else 1.
-
-    Raises:
-        ValueError: as `check_step` does.
-    """
+    """Ranks are multiples of this; "auto" is 8 if the smaller side is at least 128, else 1."""
     check_step(round_to)
     if round_to == "auto":
         return 8 if min(site.out_features // site.groups, site.weight_shape[1]) >= 128 else 1
@@ -43,11 +39,7 @@ def rank_step(site: Site, round_to: int | str) -> int:
 
 
 def check_step(round_to: int | str) -> None:
-    """Refuse an invalid step between ranks.
-
-    Raises:
-        ValueError: for anything but "auto" or a number above 0.
-    """
+    """Raise a ValueError for a step between ranks that is not "auto" or a number above 0."""
     whole = isinstance(round_to, Integral) and not isinstance(round_to, bool) and round_to > 0
     if round_to != "auto" and not whole:
         raise ValueError(f'round_to must be "auto" or a number above 0, not {round_to!r}')
@@ -56,11 +48,7 @@ def check_step(round_to: int | str) -> None:
 def site_metric(
     source: Statistics | Sites, site: Site, metric: str | FitMetric, model: nn.Module, shrink: float = 0.0
 ) -> TwoSided:
-    """The metric of a site, shrunk towards the weight metric.
-
-    Raises:
-        ValueError: if the metric is unknown, or needs statistics that are not there.
-    """
+    """The metric of a site, shrunk towards the weight metric; a ValueError if it needs statistics and has none."""
     metric = get_metric(metric)
     if not metric.needs_statistics:
         return TwoSided(inputs=weight_metrics(site, next(model.parameters()).device))
@@ -84,25 +72,25 @@ def profile(
     done: Done[Curve] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> dict[str, Curve]:
-    """The options of every site: dense, and whatever costs less and is not beaten in both cost and error.
+    """The options of every site: dense, and all that cost less and are not beaten in both cost and error.
 
     `error(option) = ||G^(1/2) (W - V) Sigma^(1/2)||_F^2 / ||G^(1/2) W Sigma^(1/2)||_F^2`
 
     Args:
         model: the dense network.
         source: statistics, or only the sites for `metric="weight"`.
-        formats: the formats to consider, names or objects, in any order; "auto" for all there are. Of those whose
-            curves are fitted, a format is dropped at a site after one fit if the others clearly beat it there.
-        metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (beside it the
-            moment of the loss's gradients at the output) or "weight" (Frobenius).
-        shrink: share of the weight metric in the metric, 0 to 1; see `choose_shrinkage`.
+        formats: the formats to consider, names or objects, in any order; "auto" for all. A format whose curve needs
+            fits is dropped at a site after one fit if others clearly beat it there.
+        metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (with the moment of
+            the loss's gradients at the output) or "weight" (Frobenius).
+        shrink: share of the weight metric, 0 to 1; see `choose_shrinkage`.
         round_to: ranks are multiples of this.
-        only: names of the sites to consider; the others get no curve but their dense option.
-        done: curves that were made with the same arguments, by site; those that are missing are added.
+        only: names of the sites to consider; the others only get their dense option.
+        done: curves by site that were made with the same arguments; missing ones are added.
         progress: wraps the sites, for a progress bar.
 
     Returns:
-        Curve by site name; a site that has to stay dense has one option.
+        Curve by site name; a site that must stay dense has one option.
 
     Raises:
         ValueError: for an unknown format, metric or site (with near names), a share outside 0 to 1, missing
@@ -116,8 +104,7 @@ def profile(
         raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
     wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)
     if unknown := sorted(wanted - sites.keys()):
-        near = difflib.get_close_matches(unknown[0], list(sites), n=5, cutoff=0.4) or list(sites)[:5]
-        raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {', '.join(near)}")
+        raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {near(unknown[0], list(sites))}")
     metric = get_metric(metric)
     if metric.needs_gradients and not _is_auto(formats):
         _check_splits(candidates, metric, [site for site in sites.values() if site.name in wanted])
@@ -136,7 +123,7 @@ def profile(
                 rivals = partial(_least_error, tuple(options))
                 for ranks, error in curve(format, site, weight, two_sided, rank_step(site, round_to), rivals):
                     cost = format.cost(site, ranks, bias)
-                    # any factors of an embedding, which multiplies nothing, add MACs; they save parameters
+                    # An embedding multiplies nothing: its factors save parameters, although they add MACs.
                     if cost.params < site.params and (cost.macs < site.macs or not site.macs):
                         options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
         curves[site.name] = tuple(options)
@@ -148,8 +135,8 @@ def profile(
 def in_order(formats: Iterable[Format]) -> list[Format]:
     """Formats in the order in which their curves are made, whatever order a user wrote them in.
 
-    What is fitted is compared with what has a closed form, and with what is fitted before it: a format whose curve
-    costs many fits is dropped after one where the others clearly beat it.
+    Closed forms come first: a format whose curve needs many fits is compared with all before it, and dropped after one
+    fit if they clearly beat it.
     """
     places = {name: place for place, name in enumerate(FORMATS)}
     return sorted(formats, key=lambda one: (one.estimates, places.get(one.name, len(places)), one.name))
@@ -160,7 +147,7 @@ def _is_auto(formats: SomeFormats) -> bool:
 
 
 def _check_splits(formats: Sequence[Format], metric: FitMetric, sites: Sequence[Site]) -> None:
-    """Refuse a format that was named, suits some site, and none of those in a metric that weighs the outputs."""
+    """Refuse a named format that suits some sites, but none of them in a metric that weights outputs."""
     for format in formats:
         suited = [site for site in sites if format.refuses(site) is None]
         reasons = [refuses(format, site, metric) for site in suited]
@@ -169,7 +156,7 @@ def _check_splits(formats: Sequence[Format], metric: FitMetric, sites: Sequence[
 
 
 def _least_error(options: Sequence[Option], cost: Cost) -> float:
-    """The best of the options with no more MACs, or with no more parameters: the one that is easier to beat."""
+    """The least error at no more MACs, or at no more parameters: the larger one, which is easier to beat."""
     by_macs = min((option.error for option in options if option.macs <= cost.macs), default=math.inf)
     by_params = min((option.error for option in options if option.params <= cost.params), default=math.inf)
     return max(by_macs, by_params)

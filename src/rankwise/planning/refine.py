@@ -1,4 +1,4 @@
-"""Replace the errors of quick fits by those of thorough fits, near the ranks that a plan chooses."""
+"""Replace the errors of quick fits by those of thorough fits near the ranks that a plan chooses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from ..ranks.budgeted import Knapsack
 from .planner import Planner
 from .request import Request
 
-# A format is fitted too if its error, at no greater cost, is at most this many times that of the chosen one.
-NEAR = 1.35
-# The plan is made again with the new errors at most this often.
-ROUNDS = 4
+NEAR = 1.35  # a rival is fitted too if its error, at no greater cost, is at most this many times the chosen one's
+ROUNDS = 4  # how often the plan is made again with new errors, at most
 
 
 def refined(
@@ -23,17 +21,16 @@ def refined(
     requests: Iterable[Request],
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> Planner:
-    """The planner with curves that are right near the ranks that its plans choose.
+    """The planner with curves that are exact near the ranks that its plans choose.
 
     Curves of formats without a closed form come from quick fits, whose errors are too large by a share that differs
-    between formats (up to a third) and changes little along a curve. So where a site has such options, the chosen one
-    and its closest rivals are fitted thoroughly, each curve is scaled to go through its fit, and the plan is made
-    again; each format is fitted at most once at a site.
+    between formats (up to a third) and changes little along a curve. So at sites with such options, the chosen one and
+    its closest rivals are fitted thoroughly, each curve is scaled to go through its fit, and the plan is made again;
+    each format is fitted at most once at a site.
 
     Args:
-        planner: what makes the plans; as it is if no curve needs fits.
-        requests: for the plans. In the place of a rule that tries plans, whose tries would be of errors that are about
-            to change, the knapsack chooses.
+        planner: makes the plans; returned unchanged if no curve needs fits.
+        requests: for the plans. The knapsack replaces a rule that tries plans, as the errors are about to change.
         progress: wraps the fits, for a progress bar.
     """
     fitted = {
@@ -48,7 +45,7 @@ def refined(
         for _ in range(ROUNDS):
             if not fitted:
                 return planner
-            plan = planner.draft(request)
+            plan = planner.draft(request)  # new errors may move it to other ranks, which need fits of their own
             wanted = [pair for name in sorted(fitted) for pair in _worth(planner, plan, name, request.amounts)]
             todo = [(name, option) for name, option in wanted if (name, option.format) not in done]
             if not todo:
@@ -67,7 +64,7 @@ def _is_estimate(option: Option, formats: Mapping[str, Format]) -> bool:
 
 
 def _worth(planner: Planner, plan: Plan, name: str, keep: Mapping[str, float]) -> Iterator[tuple[str, Option]]:
-    """Of a site that the plan factorises the chosen option, and the best of each format that comes near it."""
+    """At a site that the plan factorises, the chosen option, and the best one of each format that comes near it."""
     row, options = plan[name], planner.options[name][0]
     if row.format == DENSE:
         return
@@ -86,8 +83,8 @@ def _worth(planner: Planner, plan: Plan, name: str, keep: Mapping[str, float]) -
 
 
 def _through(options: Curve, option: Option, error: float) -> Curve:
-    """The options with the curve of one format scaled so that an option has the given error."""
-    if not 0 < error < option.error:  # one lucky quick fit says nothing about the others
+    """The options, with the curve of one format scaled so that `option` has the given error."""
+    if not 0 < error < option.error:  # one lucky quick fit says nothing about the rest of the curve
         return options
     share = error / option.error
     return tuple(replace(o, error=o.error * share) if o.format == option.format else o for o in options)

@@ -1,4 +1,4 @@
-"""What is asked of one plan."""
+"""What is asked of one plan: rule, budgets, floor, larger plan."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Request:
     Attributes:
         rule: how ranks are chosen.
         keep: the budgets, all met; None for none.
-        floor: a rule whose wish is the least that every site gets, unless it stays dense.
-        within: a larger plan; where it factorises a site, the format stays and no rank grows.
+        floor: a rule for the least rank of every site that does not stay dense.
+        within: a larger plan; sites that it factorises keep their format, and no rank grows.
 
     Raises:
         ValueError: for an invalid budget.
@@ -40,18 +40,11 @@ class Request:
 
     @property
     def amounts(self) -> dict[str, float]:
-        """The budgets by unit; empty where there are none."""
+        """The budgets by unit; empty without budgets."""
         return dict(self.keep or {})
 
     def check(self, evaluate: Callable[[Plan], float] | None) -> None:
-        """Refuse a rule that lacks what it needs, before any long work begins.
-
-        Args:
-            evaluate: what tries plans.
-
-        Raises:
-            ValueError: naming what is missing.
-        """
+        """Raise a ValueError for a rule that lacks what it needs, before any long work begins."""
         if self.keep is None and self.rule.needs_budget:
             raise ValueError(f"rule {self.rule.name!r} needs a budget, for instance keep={{'macs': 0.5}}")
         if self.rule.needs_evaluate and evaluate is None:

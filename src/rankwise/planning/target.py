@@ -1,4 +1,4 @@
-"""The smallest network whose loss stays within what a user allows."""
+"""The smallest network whose loss stays within a target."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from .planner import Planner
 from .request import Request
 from .units import UNITS
 
-# The search ends when the share of the dense count is known to one per cent.
-TOLERANCE = 0.01
+TOLERANCE = 0.01  # the search ends when the share of the dense count is known to one per cent
 
 _log = logging.getLogger("rankwise")
 
@@ -25,12 +24,12 @@ def smallest(
 
     `min share  subject to  drop(plan(share)) <= target`
 
-    The loss need not grow evenly as the share falls; what is returned was measured and is within the target, and a
-    plan one per cent of the dense count smaller was measured and is not, or cannot be had.
+    The loss need not grow evenly as the share falls. The returned plan was measured and is within the target; a plan
+    smaller by one per cent of the dense count was measured and is not, or does not exist.
 
     Args:
         planner: makes plans.
-        request: for each of them; its budgets are further ones, all met.
+        request: what else is asked of each plan; its budgets are met too.
         drop: measures the loss of a plan on held-out data, 0 for the dense network.
         target: the loss that is allowed, in the unit of `drop`, 0 or more.
         minimise: name of the unit.
@@ -72,7 +71,7 @@ def smallest(
         middle = (low + high) / 2
         try:
             plan = planned(middle)
-        except ValueError:  # a whole network may take longer than the sum of its layers
+        except ValueError:  # `least` sums layers; a whole network may take longer
             low = middle
             continue
         if lost(plan) <= target:

@@ -1,4 +1,4 @@
-"""The units of budgets, in one table: how each counts a network and its options, and how its amounts are written."""
+"""The units of budgets: how each counts a network and its options, and how its amounts are written."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ _SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 class Unit(ABC):
     """What a budget limits; an instance counts one network.
 
-    A subclass says how it is counted, and by its class attributes how it is written: `name` in budgets, `title` after
-    an amount, `whole` for what shares are of, `rounding` for how far a plan's figure may be above its limit,
-    `is_measured` where an engine tells it instead of the structure, `idle` for why a site without cheaper options
-    stays dense.
+    A subclass says how to count. Its class attributes: `name` in budgets, `title` after an amount, `whole` for what
+    shares are shares of, `rounding` for how far a plan's figure may exceed its limit, `is_measured` if an engine
+    measures it, `idle` for why a site without cheaper options stays dense.
     """
 
     name: ClassVar[str]
@@ -37,19 +36,19 @@ class Unit(ABC):
 
     @abstractmethod
     def planned(self, rows: Sequence[PlanRow]) -> float:
-        """Of the network that rows make; of the dense one where there are none."""
+        """Amount of the network that rows describe; without rows, of the dense one."""
 
     @abstractmethod
     def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
-        """Of every option of a site."""
+        """Amount of every option of a site."""
 
     def beside(self) -> Mapping[str, float]:
-        """Known costs of layers that are not sites, by name."""
+        """Known amounts of layers that are not sites, by name."""
         return {}
 
     @staticmethod
     def read(amount: Any) -> Any:
-        """An amount as a number, where it may be written as text."""
+        """An amount as a number, if it may be written as text."""
         return amount
 
     @staticmethod
@@ -63,8 +62,8 @@ class Counted(Unit):
 
     Args:
         model: the dense network.
-        sites: of it.
-        formats: in place of the usual ones of the same names.
+        sites: its sites.
+        formats: replace registered ones of the same names.
     """
 
     def __init__(self, model: nn.Module, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
@@ -109,7 +108,7 @@ class Bytes(Counted):
 
     def __init__(self, model: nn.Module, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
         super().__init__(model, sites, formats)
-        self._freed: dict[str, float] = {}  # site -> bytes that go with it
+        self._freed: dict[str, float] = {}  # site -> bytes that are freed when it is replaced
 
     def planned(self, rows: Sequence[PlanRow]) -> float:
         built = self._built(rows)
@@ -124,7 +123,7 @@ class Bytes(Counted):
         return tuple([own if option.format == DENSE else self._chain(site, option) for option in options])
 
     def _chain(self, site: Site, built: Option | PlanRow) -> int:
-        """Of a chain: numbers of the weight's width, and indices."""
+        """Bytes of a chain: numbers of the weight's width, and indices."""
         width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
         format = get_format(built.format, self._formats)
         return built.params * width + 4 * format.indices(site, tuple(built.ranks))
@@ -136,15 +135,15 @@ class Clock(Protocol):
     dense: float
 
     def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
-        """Of every option."""
+        """Microseconds of every option."""
 
 
 class Latency(Unit):
-    """Microseconds of one forward, where an engine tells them.
+    """Microseconds of one forward, as an engine measures them.
 
     Args:
-        clock: tells them.
-        sites: of the network.
+        clock: knows them.
+        sites: the network's.
     """
 
     name = "latency"

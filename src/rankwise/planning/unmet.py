@@ -1,4 +1,4 @@
-"""Why a budget cannot be met: where the rest of the network is, and why it cannot be factorised."""
+"""Why a budget cannot be met: which layers stay dense, and why."""
 
 from __future__ import annotations
 
@@ -16,20 +16,14 @@ from .constraints import Constraints
 from .prices import Prices
 from .units import UNITS
 
-# How many groups of layers are named, and how many layers of each.
-GROUPS = 4
-NAMED = 3
+GROUPS, NAMED = 4, 3  # groups of layers that a message names, and layers of each
 NO_SITE = "no kind of layer that can be factorised"
 
 
 def check_budgets(
     model: nn.Module, sites: Sites, keep: Mapping[str, float | str] | None, constraints: Constraints
 ) -> None:
-    """Refuse a budget that the layers that stay dense already exceed, before anything is collected.
-
-    Raises:
-        ValueError: naming these layers.
-    """
+    """Raise a ValueError for a budget that layers which stay dense exceed already, before anything is collected."""
     reasons = {name: reason for name, reason in constraints.reasons(sites).items() if reason}
     amounts = {unit: amount for unit, amount in check_keep(keep).items() if not UNITS[unit].is_measured} if keep else {}
     prices = Prices(unwrap(model), sites) if amounts else None
@@ -46,22 +40,13 @@ def check_budgets(
 
 
 def remainder(prices: Prices, sites: Sites, unit: str, reasons: Mapping[str, str]) -> str:
-    """How much of a unit is in layers that stay dense, grouped by reason, the largest share first; "" if none is.
-
-    Args:
-        prices: of the network.
-        sites: of it.
-        unit: of the budget.
-        reasons: site name to why it stays dense.
-    """
+    """How much of a unit is in sites that stay dense for some reasons, the largest share first; "" if none is."""
     total = prices.dense[unit] or 1
     shares = {name: prices.of(sites[name], [dense_option(sites[name])], unit)[0] / total for name in reasons}
     others = {name: cost / total for name, cost in prices[unit].beside().items() if cost}
     groups: dict[str, list[str]] = defaultdict(list)
-    for name, reason in reasons.items():
-        groups[re.sub(r"\d+|'[^']*'", "", reason)].append(
-            name
-        )  # reasons that differ only in numbers and names count as one
+    for name, reason in reasons.items():  # reasons that differ only in numbers and names count as one
+        groups[re.sub(r"\d+|'[^']*'", "", reason)].append(name)
     lines = [(sum(shares[name] for name in names), reasons[names[0]], names) for names in groups.values()]
     if (rest := prices.rest(unit) / total) > 0:
         lines.append((rest, NO_SITE, list(others)))

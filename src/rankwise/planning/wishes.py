@@ -1,4 +1,4 @@
-"""What a user asks of plans: the keyword arguments of `choose`, read into one value and checked before any work."""
+"""The keyword arguments of `choose`, read into one value and checked before any work."""
 
 from __future__ import annotations
 
@@ -63,10 +63,7 @@ class Wishes(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """`Wishes` as one value: names are objects, defaults are filled in.
-
-    Attributes are the arguments of `choose`; include, ignore, pin, floor, cap and tie together are the constraints.
-    """
+    """The arguments of `choose` as one value: objects for names, defaults filled in, constraints put together."""
 
     keep: Mapping[str, float] | None = None
     rule: Rule = field(default_factory=Knapsack)
@@ -131,7 +128,7 @@ class Asked:
 
     @property
     def known_formats(self) -> dict[str, Format]:
-        """The formats that are named or given as objects, by name."""
+        """The formats that are asked for, by name."""
         return {**get_formats(self.formats or ()), **self.constraints.pinned_formats}
 
     @property
@@ -141,21 +138,16 @@ class Asked:
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether the statistics have to hold gradients."""
+        """Whether the statistics must hold gradients."""
         return self.metric.needs_gradients or self.rule.needs_gradients
 
     @property
     def is_timed(self) -> bool:
-        """Whether a budget is measured on an engine."""
+        """Whether an engine has to measure a budget."""
         return is_measured(self.keep) or (self.target_drop is not None and is_measured({self.minimise: 1.0}))
 
     def check(self, model: nn.Module) -> None:
-        """Refuse what is wrong as far as the network's structure tells, without running it.
-
-        Raises:
-            ImportError: for an engine that is not installed.
-            ValueError: as `choose` does.
-        """
+        """Refuse whatever is wrong by the network's structure alone, without running it; errors as for `choose`."""
         check_wishes(model, self)
         if (self.target_drop is None) != (self.drop is None):
             raise ValueError("target_drop and drop go together: how much may be lost, and what measures it")
@@ -170,7 +162,7 @@ class Asked:
         if not self.is_timed and any(given.values()):
             idle = " and ".join(f"{name}=" for name, is_given in given.items() if is_given)
             raise ValueError(
-                f"{idle} of choose is for latency budgets alone; add keep={{'latency': 0.5}}, or leave it out"
+                f"{idle} of choose is only for latency budgets; add keep={{'latency': 0.5}}, or leave it out"
             )
         if self.is_timed:
             if self.example is None:
@@ -184,14 +176,7 @@ class Asked:
 
 
 def check_wishes(model: nn.Module, asked: Asked) -> None:
-    """Refuse patterns that match no layer, and budgets that no network of this size can be meant to have.
-
-    Args:
-        model: the network, whose layers' names patterns are compared with.
-        asked: of its plans.
-
-    Raises:
-        ValueError: naming the first that is wrong, and what there is.
+    """Refuse patterns that match no layer of the network, and budgets meant in per cent.
 
     Example:
         >>> check_wishes(nn.Sequential(nn.Linear(2, 2)), Asked.of(ignore="head"))
@@ -204,11 +189,7 @@ def check_wishes(model: nn.Module, asked: Asked) -> None:
 
 
 def check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Refuse patterns that match no layer of a kind that can be factorised.
-
-    Raises:
-        ValueError: naming the pattern, and near names.
-    """
+    """Raise a ValueError for a pattern that matches no layer of a kind that can be factorised, with near names."""
     layers = [name for name, part in unwrap(model).named_modules(remove_duplicate=False) if site_kind(part)]
     for pattern in patterns:
         if layers and not matching(pattern, layers):

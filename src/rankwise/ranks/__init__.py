@@ -1,4 +1,4 @@
-"""Rules that choose ranks, by name in `RULES`; they see curves, budgets and constraints, never data or models."""
+"""Rules that choose ranks, by name in `RULES`; they see options and budgets, never data or models."""
 
 from __future__ import annotations
 
@@ -56,11 +56,7 @@ def get_rule(rule: str | Rule) -> Rule:
 
 
 def get_floor(rule: str | Rule | None) -> FreeRule | None:
-    """A rule that can be the floor below another one.
-
-    Raises:
-        ValueError: for a rule that cannot decide for one site alone.
-    """
+    """A rule that can be the floor below another one; a ValueError for a rule that needs a budget itself."""
     if rule is None:
         return None
     floor = get_rule(rule)

@@ -1,4 +1,4 @@
-"""What a rule that chooses ranks is given, and what it gives back."""
+"""What a rule is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Pick(NamedTuple):
-    """The chosen option of a site: its place among them, and the reason for a person to read."""
+    """The chosen option of a site: its index, and the reason for a person to read."""
 
     option: int
     why: str
@@ -27,16 +27,15 @@ class Candidates:
     Attributes:
         name: qualified name.
         options: what the constraints leave, at least one.
-        costs: unit to the cost of every option in it.
-        dense: the site as it is, also where a cap forbids that.
-        spectra: singular values that each rank of a format cuts off, by the format's name; computed when first asked
-            for, and a ValueError where a format has none.
-        importance: Fisher energy of the site, what the loss would rise by if only the mean of its output were left;
-            computed when first asked for, and a ValueError where the statistics hold no gradients; of tied sites their
-            mean.
-        kind: of the layer, such as "conv2d"; "" where it is not known.
+        costs: by unit, the cost of every option.
+        dense: the dense option, even if a cap forbids it.
+        spectra: singular values that each rank of a format cuts off, by the format's name; computed on the first call,
+            a ValueError if a format has none.
+        importance: Fisher energy of the site: how much the loss would rise if only the mean of its output were left,
+            for tied sites their mean; computed on the first call, a ValueError if the statistics hold no gradients.
+        kind: kind of the layer, such as "conv2d"; "" if it is not known.
         members: how many tied sites it stands for; counts and errors are sums over them.
-        idle: why it stays dense where nothing else is among the options.
+        idle: why it stays dense if that is its only option.
     """
 
     name: str
@@ -52,15 +51,15 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What has to be decided: one option of every site, within all limits.
+    """What to decide: one option of every site, within all limits.
 
     `min loss(o)  subject to  sum_i cost_iu(o_i) <= limit_u` for every unit u
 
     Attributes:
         sites: in execution order.
-        limits: unit to what all sites together may cost; empty where there is no budget.
-        plan: makes a plan of some sites' options, all others dense; for `evaluate`.
-        evaluate: tries a plan and tells its loss, 0 for the dense network; None where nothing can be tried.
+        limits: by unit, what all sites together may cost; empty without a budget.
+        plan: makes a plan from some sites' options, all others dense; for `evaluate`.
+        evaluate: returns the loss of a plan, 0 for the dense network; None if plans cannot be tried.
     """
 
     sites: tuple[Candidates, ...]
@@ -76,7 +75,7 @@ class Problem:
         )
 
     def shares(self, site: Candidates) -> list[float]:
-        """One price for every option: the sum of its shares of the limits; parameters where there is no limit."""
+        """One price for every option: the sum of its shares of the limits; without limits, its parameters."""
         if not self.limits:
             return [float(option.params) for option in site.options]
         scaled = [(site.costs[unit], max(limit, 1.0)) for unit, limit in self.limits.items()]
@@ -84,7 +83,7 @@ class Problem:
 
 
 class Rule(ABC):
-    """A way to choose ranks. Rules see options, budgets and spectra; what they must try they hand to `evaluate`.
+    """A way to choose ranks. Rules see options, budgets and spectra; plans that they want to try go to `evaluate`.
 
     A rule is a frozen dataclass whose fields are its settings, each with a default.
     """
@@ -104,7 +103,7 @@ class Rule(ABC):
         """
 
     def __str__(self) -> str:
-        """The rule as `rankwise.choose` takes it: its name, and the settings that are not the default."""
+        """The rule as `rankwise.choose` takes it: its name, and settings that differ from the default."""
         changed = [
             f"{field.name}={str(value).lower() if isinstance(value, bool) else value}"
             for field in fields(self)  # type: ignore[arg-type]
@@ -114,7 +113,7 @@ class Rule(ABC):
 
 
 def described(site: Candidates, index: int) -> str:
-    """The reason that fits any rule: what the option's error and cost are."""
+    """A reason for any rule: the option's error and cost."""
     option = site.options[index]
     if option.format == DENSE:
         if len(site.options) == 1:

@@ -1,4 +1,4 @@
-"""How much the losses of each kind of layer matter, found by trying plans: Bayesian optimisation over a knapsack."""
+"""Bayesian optimisation over a knapsack: try plans to find how much the losses of each kind of layer matter."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ class Bayesian(Rule):
 
     Layers of one type (kind, and last part of the name, such as `q_proj` or `conv1`) at a similar depth are a group,
     whose losses count `m_g` times in the knapsack. A Gaussian process with expected improvement proposes the next
-    multipliers, on a logarithmic scale. The first trial is the knapsack itself, and the best plan that was tried is
-    returned, so the loss is never worse than its.
+    multipliers, on a logarithmic scale. The first trial is the knapsack itself and the best tried plan is returned, so
+    the result is never worse than the knapsack's.
 
-    The published search varies the share that each group keeps, and refuses what misses the budget; here the
-    knapsack meets all budgets exactly whatever the multipliers are, so that no trial is lost, and ranks still differ
-    within a group.
+    The published search varies the share that each group keeps and rejects plans over the budget. Here the knapsack
+    meets all budgets whatever the multipliers are: no trial is wasted, and ranks still differ within a group.
 
     Args:
-        trials: plans to try, at least 1; the loss is what `evaluate` tells.
+        trials: plans to try, at least 1.
         depths: groups of depth, at least 1.
         most: multipliers lie between 1 / most and most; above 1.
-        startup: trials at random before the process proposes, that of the knapsack among them; at least 1.
-        seed: of the proposals.
-        study: a file that keeps the trials; where it exists the search goes on, and `trials` counts those in it. Only
-            one search at a time may use it.
+        startup: random trials before the process proposes, the knapsack's included; at least 1.
+        seed: random seed of the proposals.
+        study: a file that keeps the trials; an existing search is resumed, and `trials` counts those in it. Only one
+            search at a time may use it.
 
     Raises:
         ValueError: for a setting outside its range, or a study of another network, budget or other candidates.
@@ -95,7 +94,7 @@ class Bayesian(Rule):
         ]
 
     def groups(self, sites: Sequence[Candidates]) -> list[str]:
-        """For every site the name of its group, such as "conv2d conv1 at depth 2 of 4"; "" where it has no choice."""
+        """For every site the name of its group, such as "conv2d conv1 at depth 2 of 4"; "" without a choice."""
         free = [site.name for site in sites if len(site.options) > 1]
         depths = {name: self.depths * place // len(free) + 1 for place, name in enumerate(free)}
         return [

@@ -1,4 +1,4 @@
-"""The default rule: what all sites together keep of their outputs is largest within the budgets."""
+"""The default rule: all sites together keep as much of their outputs as the budgets allow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import ClassVar
 from .base import Candidates, Pick, Problem, Rule, described
 from .solvers import least_loss
 
-# An option that loses everything has a finite loss: plans that need it are compared, too.
-LEAST_KEPT = 1e-6
+LEAST_KEPT = 1e-6  # an option that loses everything gets a finite loss, so that plans that need it can be compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knapsack(Rule):
     """`max prod_i (1 - error_i(o_i))  subject to  sum_i cost_iu(o_i) <= limit_u`: multipliers, then exchanges.
 
-    The errors are relative squared errors of the sites' outputs, and `1 - error` is the share of the energy that a site
-    keeps. What passes through one site after the other keeps about the product, so that a site which loses nearly all
-    of its output costs more than many that lose a little each; a sum of errors would not tell them apart. It needs
-    no run of the network, and every option of every format takes part.
+    The errors are relative squared errors of the sites' outputs; `1 - error` is the share of the energy that a site
+    keeps. A signal that passes through all sites keeps about the product. So a site that loses nearly all of its output
+    costs more than many that lose a little each; a sum of errors would not tell them apart. The rule never runs the
+    network, and works for every format.
 
     Example:
         >>> str(Knapsack())
@@ -36,12 +35,12 @@ class Knapsack(Rule):
 
 
 def losses(site: Candidates) -> list[float]:
-    """The loss of every option of a site; of tied ones, whose errors are added up, that of their mean."""
+    """The loss of every option of a site; for tied sites, whose errors are sums, each has the loss of their mean."""
     return [site.members * loss(option.error / site.members) for option in site.options]
 
 
 def loss(error: float) -> float:
-    """`-log(1 - error)`, for sums that stand for the product of what sites keep.
+    """`-log(1 - error)`: the sum over sites stands for the product of what they keep.
 
     Example:
         >>> round(loss(0.5), 3), round(loss(1.0), 3)
@@ -50,8 +49,13 @@ def loss(error: float) -> float:
     return -math.log(max(1 - error, LEAST_KEPT))
 
 
+def check_limits(problem: Problem) -> None:
+    """Raise a BudgetError if no plan meets the limits."""
+    least(problem, [[0.0] * len(site.options) for site in problem.sites])
+
+
 def least(problem: Problem, losses: Sequence[Sequence[float]]) -> list[Pick]:
-    """Picks with the least sum of any losses of the sites' options, within the problem's limits."""
+    """Picks with the least sum of losses, within the problem's limits; a BudgetError if there are none."""
     costs = [list(site.costs.values()) for site in problem.sites]
     chosen = least_loss(losses, costs, list(problem.limits.values()))
     return [Pick(index, described(site, index)) for site, index in zip(problem.sites, chosen, strict=True)]

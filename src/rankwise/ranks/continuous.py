@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from .base import Candidates, Pick, Problem, Rule, described
-from .solvers import least_loss
+from .budgeted import check_limits
 from .solvers.exchanges import fill, fits, repaired
 from .solvers.one_budget import pareto
 from .solvers.padding import tables
 
 LOSSES = ("budget", "product")
 LEARNING_RATE = 0.1
-# The softmax begins as it is and ends this much sharper.
-COLDEST = 0.05
+COLDEST = 0.05  # temperature of the softmax at the end; it begins at 1
 # Step of the multipliers for a budget broken by its whole amount, and the curvature that damps their oscillation.
 ASCENT, CURVATURE = 0.02, 1.0
 
@@ -30,22 +29,22 @@ ASCENT, CURVATURE = 0.02, 1.0
 class Continuous(Rule):
     """`min over alpha  sum_i p_i . error_i` within all budgets, `p_i = softmax(alpha_i)` over the options of a site.
 
-    With `loss="budget"` each budget has a multiplier, raised while the expected cost is above its limit (an augmented
+    With `loss="budget"` each budget has a multiplier, raised while the expected cost exceeds its limit (an augmented
     Lagrangian), so the search ends at the budget. With `loss="product"`, the published one,
 
         min  (sum_i p_i . error_i) * sum_i (p_i . cost_i / max cost_i)^beta,
 
-    the budget takes no part, and one factor can vanish whatever the other does. Both sharpen the softmax as they go,
-    begin with few candidates and repeat with those around the largest weight, until options are neighbours. The
-    largest weights are then a plan, which exchanges of single options repair and fill up to the budgets.
+    the budget plays no role, and one factor can vanish whatever the other does. Both sharpen the softmax as they go,
+    begin with few candidates, and repeat with those around the largest weight until options are neighbours. The largest
+    weights make a plan, which exchanges of single options repair and fill up to the budgets.
 
-    No data and no model take part: what is minimised is a sum of the curves' errors.
-    `training.RankSearch` has the form that trains weights too.
+    The rule sees no data and no model: it minimises a sum of the curves' errors. `training.RankSearch` trains weights
+    too.
 
     Args:
         loss: "budget" or "product".
-        candidates: of each site at a time, at least 3.
-        steps: of the descent for each set of candidates, at least 1.
+        candidates: candidates of a site at a time, at least 3.
+        steps: steps of the descent for each set of candidates, at least 1.
         beta: exponent of the cost in the product, above 0.
 
     Raises:
@@ -73,11 +72,10 @@ class Continuous(Rule):
             raise ValueError(f"rule 'continuous': beta is {self.beta}; it must be above 0 and finite")
 
     def choose(self, problem: Problem) -> list[Pick]:
-        costs = [list(site.costs.values()) for site in problem.sites]
-        limits = list(problem.limits.values())
-        least_loss([[0.0] * len(site.options) for site in problem.sites], costs, limits)  # tells what cannot be met
+        check_limits(problem)
         errors = [[option.error for option in site.options] for site in problem.sites]
-        losses_SO, costs_USO, limits_U = tables(errors, costs, limits)
+        costs = [list(site.costs.values()) for site in problem.sites]
+        losses_SO, costs_USO, limits_U = tables(errors, costs, list(problem.limits.values()))
         largest_S = self.largest(problem, losses_SO, costs_USO, limits_U)
         chosen_S = repaired(losses_SO, costs_USO, limits_U, largest_S)
         if not fits(costs_USO, limits_U, chosen_S):
@@ -89,9 +87,10 @@ class Continuous(Rule):
         ]
 
     def largest(self, problem: Problem, losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tensor:
-        """The option with the largest weight of each site, after all rounds."""
-        paths = [_path(problem, site) for site in problem.sites]
-        spans = [(0.0, len(path) - 1.0) for path in paths]  # places on the paths that are still in question
+        """Each site's option with the largest weight, after all rounds."""
+        # Options that no other beats in price and error, by ascending price; and the places on them still in question.
+        paths = [pareto(problem.shares(site), [option.error for option in site.options]) for site in problem.sites]
+        spans = [(0.0, len(path) - 1.0) for path in paths]
         multipliers_U = torch.zeros_like(limits_U)
         worst = losses_SO.where(losses_SO < math.inf, 0).amax(1).sum().clamp_min(torch.finfo(torch.float64).tiny)
         while True:
@@ -109,7 +108,7 @@ class Continuous(Rule):
             costs_USK = costs_USO.gather(2, options_SK.expand(len(costs_USO), -1, -1))
             p_SK, multipliers_U = self.descent(errors_SK, costs_USK, limits_U, barred_SK, multipliers_U)
             best_S = p_SK.argmax(1)
-            if all(grid[-1] - grid[0] < len(grid) for grid in grids):  # neighbours, all of them
+            if all(grid[-1] - grid[0] < len(grid) for grid in grids):  # all candidates are neighbours
                 return options_SK.gather(1, best_S[:, None])[:, 0]
             spans = [_around(grid, int(best)) for grid, best in zip(grids, best_S, strict=True)]
 
@@ -117,13 +116,9 @@ class Continuous(Rule):
     def descent(
         self, errors_SK: Tensor, costs_USK: Tensor, limits_U: Tensor, barred_SK: Tensor, multipliers_U: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The weights p of the candidates after all steps, S x K, and the multipliers.
+        """The weights p of the candidates after all steps, S x K, and the multipliers, which begin as given.
 
-        Args:
-            errors_SK, costs_USK: of the candidates; the largest errors of all options add up to 1.
-            limits_U: of the units.
-            barred_SK: candidates that cannot be chosen.
-            multipliers_U: to begin with.
+        Errors are scaled so that the sites' largest ones add up to 1; barred candidates cannot be chosen.
         """
         largest_US = costs_USK.amax(2).clamp_min(1.0)
         alpha_SK = torch.zeros_like(errors_SK, requires_grad=True)
@@ -136,6 +131,7 @@ class Continuous(Rule):
             if self.loss == "product":
                 objective = error * (expected_US / largest_US).pow(self.beta).sum()
             else:
+                # The augmented Lagrangian of `over <= 0`; its curvature damps the oscillation of the multipliers.
                 over_U = expected_US.sum(1) / limits_U.clamp_min(1.0) - 1
                 price_U = (multipliers_U + CURVATURE * over_U).clamp_min(0)
                 objective = error + price_U.square().sum() / (2 * CURVATURE)
@@ -146,13 +142,8 @@ class Continuous(Rule):
         return (alpha_SK / COLDEST).masked_fill(barred_SK, -math.inf).softmax(1).detach(), multipliers_U
 
 
-def _path(problem: Problem, site: Candidates) -> list[int]:
-    """Options that no other beats in price and error, by ascending price."""
-    return pareto(problem.shares(site), [option.error for option in site.options])
-
-
 def _grid(span: tuple[float, float], count: int) -> list[int]:
-    """Places spread evenly over a span, ends included.
+    """Places spread evenly over a span, with both ends.
 
     Example:
         >>> _grid((0, 9), 4), _grid((3, 5), 4)
@@ -163,7 +154,7 @@ def _grid(span: tuple[float, float], count: int) -> list[int]:
 
 
 def _around(grid: list[int], best: int) -> tuple[float, float]:
-    """From the neighbour before to the neighbour after; halfway to both where that is still more than one place."""
+    """The span from halfway to the candidate before to halfway to the one after."""
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     return (low + grid[best]) / 2, (grid[best] + high) / 2
 

@@ -1,4 +1,4 @@
-"""Ranks in proportion to the root of what a site holds for what it costs: a closed form.
+"""Ranks in proportion to the root of a site's effective rank over its cost: a closed form.
 
 Letters: K singular values.
 """
@@ -14,7 +14,7 @@ import torch
 
 from ..plan import DENSE
 from .base import Candidates
-from .free import SpectralRule
+from .free import SpectralRule, formats_of
 from .spectra import Unfolding
 
 
@@ -22,9 +22,9 @@ from .spectra import Unfolding
 class DRank(SpectralRule):
     """`k_i = sqrt(R_i / omega_i) T / sum_j sqrt(R_j omega_j)`: R effective rank, omega cost of one rank, T budget.
 
-    It minimises `sum_i R_i / k_i` within the budget. R is the exponential of the entropy of `sigma^2 / sum sigma^2`.
-    Where a site reaches what dense costs, it stays dense and the others share what is left; the factor that all ranks
-    have in common is then found by bisection. Formats with one rank only.
+    It minimises `sum_i R_i / k_i` within the budget. R is the exponential of the entropy of `sigma^2 / sum sigma^2`. A
+    site whose rank would cost as much as dense stays dense, and the others share what is left; bisection then finds the
+    common factor of all ranks. Only for formats with one rank.
 
     Source: "Layer-wise dynamic rank for compressing large language models" (D-Rank), 2025, arXiv 2509.25622.
     """
@@ -38,7 +38,7 @@ class DRank(SpectralRule):
 
     def scales(self, site: Candidates, prices: Sequence[float]) -> list[float]:
         weights = {}
-        for format in dict.fromkeys(option.format for option in site.options if option.format != DENSE):
+        for format in formats_of(site):
             wanted = self.wanted(site, format)
             if len(wanted) > 1:
                 raise ValueError(
@@ -51,20 +51,17 @@ class DRank(SpectralRule):
         ]
 
     def wish(self, site: Candidates, index: int) -> str:
-        formats = dict.fromkeys(option.format for option in site.options if option.format != DENSE)
-        return "effective rank of the energy " + " or ".join(f"{self.wanted(site, name)[0]:.4g}" for name in formats)
+        wanted = " or ".join(f"{self.wanted(site, name)[0]:.4g}" for name in formats_of(site))
+        return f"effective rank of the energy {wanted}"
 
 
 def allocate(information: Sequence[float], costs: Sequence[float], budget: float) -> list[float]:
-    """The closed form itself: `k_i` for R, omega and T.
+    """The closed form itself: real ranks `k_i` for R, omega and T.
 
     Args:
         information: R of every site.
         costs: omega of every site, the cost of one rank.
-        budget: T, in the unit of the costs; `sum_i k_i omega_i` is exactly that.
-
-    Returns:
-        Real ranks.
+        budget: T, in the unit of the costs, equal to `sum_i k_i omega_i`.
 
     Example:
         >>> [round(rank, 2) for rank in allocate([100, 50, 400], [8192, 8192, 15104], 3e6)]

@@ -1,4 +1,4 @@
-"""Rank by energy: as many singular values as hold a share of the whole.
+"""Rank by energy: as many singular values as hold a share of the total.
 
 Letters: K singular values.
 """
@@ -19,13 +19,13 @@ from .spectra import Unfolding
 class Energy(SpectralRule):
     """`min r  subject to  sum_{i <= r} sigma_i^p >= share sum_i sigma_i^p`, p = 2 if `squared`, else 1.
 
-    With p = 2, `1 - share` is the relative squared error of the layer's output (metric "input") or weight (metric
-    "weight") as `svd`; of `tucker2`, whose two ranks both cut, it is at most twice that in the weight metric. Groups of
-    a convolution are added up because they share one rank.
+    With p = 2 and `svd`, `1 - share` is the relative squared error of the layer's output (metric "input") or weight
+    (metric "weight"); with `tucker2`, whose two ranks both cut, the error in the weight metric is at most twice that.
+    Groups of a convolution are added up because they share one rank.
 
     Args:
-        share: of the energy to keep, above 0 and at most 1.
-        squared: squares of the singular values, or the values themselves.
+        share: share of the energy to keep, above 0 and at most 1.
+        squared: whether energy is the square of a singular value, or the value itself.
 
     Raises:
         ValueError: for a share outside that range.

@@ -1,4 +1,4 @@
-"""Rank by how many directions a weight really uses: effective rank and stable rank.
+"""Rank by the number of directions that a weight uses: effective rank and stable rank.
 
 Letters: K singular values.
 """
@@ -22,8 +22,8 @@ def _mean(ranks: Sequence[float]) -> float:
 class EffectiveRank(SpectralRule):
     """`r = exp(-sum_i p_i log p_i)` with `p_i = sigma_i / sum_j sigma_j`; the mean over a convolution's groups.
 
-    It counts directions by their entropy and so keeps most of a flat spectrum: a cautious rule. With a budget it shares
-    the ranks in these proportions.
+    It counts directions by their entropy and so keeps most of a flat spectrum: a cautious rule. Within a budget ranks
+    have these proportions.
 
     Source: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
     """
@@ -39,7 +39,7 @@ class EffectiveRank(SpectralRule):
 class StableRank(SpectralRule):
     """`r = sum_i sigma_i^2 / sigma_1^2`: energy in units of the strongest direction; the mean over groups.
 
-    Far below the effective rank where one direction dominates: too bold alone, useful as a floor below another rule.
+    If one direction dominates, it is far below the effective rank: too bold alone, useful as a floor.
 
     Source: Rudelson and Vershynin, "Sampling from large matrices: an approach through geometric functional analysis",
     2007, arXiv math/0503442.

@@ -1,4 +1,4 @@
-"""The least loss of the network, as far as second derivatives tell: each site's error times what its output matters."""
+"""The least loss of the network by second derivatives: each site's error times how much its output matters."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from .budgeted import least
 class Fisher(Rule):
     """`min sum_i E_i error_i(o_i)` within all budgets, `E_i = 1/2 trace(G_i W_i Sigma_i W_i^T)` the Fisher energy.
 
-    `E_i error_i` is the loss that the option costs, to second order and with all other sites dense: in the metric
-    "fisher" the error is measured in the same `G`, in others it is taken to spread over the outputs as they are. So
-    errors of different sites are comparable without a single try. Losses of several sites are taken to add up.
+    `E_i error_i` is the loss that the option costs, to second order and with all other sites dense. The metric "fisher"
+    measures the error in the same `G`; in other metrics it is assumed to spread over the outputs as the outputs
+    themselves do. So errors of different sites are comparable without trying a plan. Losses of sites are assumed to add
+    up.
 
     Attributes:
-        power: exponent of the energies; 0 treats all layers the same. Below 1 they are trusted less, because second
-            derivatives say too little about large errors.
+        power: exponent of the energies, 0 to 1; 0 treats all layers the same. Below 1 they are trusted less, because
+            second derivatives say little about large errors.
 
     Source: the Kronecker-factored Fisher information of Martens, Grosse, 2015, arXiv 1503.05671, and Grosse, Martens,
     2016, arXiv 1602.01407, in the place of the errors of `knapsack`.

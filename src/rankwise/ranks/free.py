@@ -1,4 +1,4 @@
-"""Rules that say how much rank each site needs by itself; a budget, if there is one, scales all sites equally.
+"""Rules that say how much rank each site needs by itself; a budget scales all sites equally.
 
 Such a rule gives every option the scale `s_o` up to which it is enough: with ranks `r` and wanted ranks `w` that is
 `s_o = min_j r_j / w_j`. Without a budget every site takes the cheapest option with `s_o >= 1`; with budgets the
@@ -15,25 +15,24 @@ from typing import ClassVar
 
 from ..plan import DENSE
 from .base import Candidates, Pick, Problem, Rule
-from .solvers import least_loss
+from .budgeted import check_limits
 from .spectra import Unfolding
 
-# Wanted ranks are real numbers; an option that misses one by rounding is enough.
-SLACK = 1e-9
+SLACK = 1e-9  # wanted ranks are real numbers: an option that misses one by rounding is enough
 
 
 class FreeRule(Rule):
-    """A rule whose wish for one site depends on that site alone. It can also be a floor below another rule."""
+    """A rule that decides for each site alone. It can also be a floor below another rule."""
 
     needs_budget: ClassVar[bool] = False
 
     @abstractmethod
     def scales(self, site: Candidates, prices: Sequence[float]) -> list[float]:
-        """For every option of a site the scale up to which it is enough; infinite for dense.
+        """The scale up to which each option of a site with a choice is enough; infinite for dense.
 
         Args:
-            site: with two options at least.
-            prices: of the options, as `Problem.shares` gives them.
+            site: with at least two options.
+            prices: prices of the options, as from `Problem.shares`.
 
         Raises:
             ValueError: if the rule does not apply to a format.
@@ -41,17 +40,17 @@ class FreeRule(Rule):
 
     @abstractmethod
     def wish(self, site: Candidates, index: int) -> str:
-        """What the rule asked for where it took this option, in words."""
+        """What the rule asked for when it took this option, in words."""
 
     def pick(self, site: Candidates, scales: Sequence[float], prices: Sequence[float], scale: float) -> int:
-        """The option for a scale: the cheapest that is enough, or the nearest to it."""
+        """The option for a scale: the cheapest that is enough, else the one that comes nearest."""
         enough = [index for index, own in enumerate(scales) if own >= scale]
         if not enough:
             return max(range(len(scales)), key=scales.__getitem__)
         return min(enough, key=lambda index: (prices[index], site.options[index].error))
 
     def enough(self, site: Candidates) -> list[bool]:
-        """Which options satisfy the rule as it is, for its use as a floor."""
+        """Which options satisfy the rule unscaled, for its use as a floor."""
         if len(site.options) == 1:
             return [True]
         prices = [float(option.params) for option in site.options]
@@ -76,7 +75,8 @@ class FreeRule(Rule):
             # The first step whose plan is over a limit; the one before is the largest that is not.
             over = bisect_left(steps, True, key=lambda step: not problem.fits(picks(step)))
             if over == 0:
-                self._refuse(problem)
+                check_limits(problem)
+                raise ValueError(f"rule {self.name!r} finds no plan within all budgets together; take rule 'knapsack'")
             scale = steps[over - 1]
         return [Pick(index, self._why(site, index)) for site, index in zip(problem.sites, picks(scale), strict=True)]
 
@@ -87,36 +87,23 @@ class FreeRule(Rule):
         end = ": dense, as nothing cheaper is enough" if option.format == DENSE else f", error {option.error:.2%}"
         return f"{self.name}: {self.wish(site, index)}{end}"
 
-    def _refuse(self, problem: Problem) -> None:
-        costs = [list(site.costs.values()) for site in problem.sites]
-        least_loss([[0.0] * len(site.options) for site in problem.sites], costs, list(problem.limits.values()))
-        raise ValueError(f"rule {self.name!r} finds no plan within all budgets together; take rule 'knapsack'")
-
 
 class SpectralRule(FreeRule):
-    """A free rule that reads the wanted rank off the singular values that the rank cuts."""
+    """A free rule whose wanted rank follows from the singular values that the rank cuts off."""
 
     @abstractmethod
     def rank(self, groups: Sequence[Unfolding]) -> float:
-        """The wanted rank, a real number; 0 where the values give no reason to factorise: all of them are wanted.
-
-        Args:
-            groups: the unfolding of each group of the layer.
-        """
+        """The wanted rank, a real number, from the unfolding of each group of the layer; 0 asks for the full rank."""
 
     def wanted(self, site: Candidates, format: str) -> list[float]:
-        """The wanted ranks of a format.
-
-        Raises:
-            ValueError: naming the rule, if it does not apply to the format.
-        """
+        """The wanted ranks of a format; a ValueError names the rule if it does not apply."""
         try:
             return [self.rank(groups) for groups in site.spectra(format)]
         except ValueError as error:
             raise ValueError(f"rule {self.name!r}: {error}") from None
 
     def scales(self, site: Candidates, prices: Sequence[float]) -> list[float]:
-        wanted = {format: self.wanted(site, format) for format in _formats(site)}
+        wanted = {format: self.wanted(site, format) for format in formats_of(site)}
         full = {format: [_full(groups) for groups in site.spectra(format)] for format in wanted}
         return [
             math.inf
@@ -130,7 +117,7 @@ class SpectralRule(FreeRule):
 
     def wish(self, site: Candidates, index: int) -> str:
         option = site.options[index]
-        formats = _formats(site) if option.format == DENSE else [option.format]
+        formats = formats_of(site) if option.format == DENSE else [option.format]
         asked = []
         for format in formats:
             pairs = zip(self.wanted(site, format), site.spectra(format), strict=True)
@@ -138,7 +125,8 @@ class SpectralRule(FreeRule):
         return "rank " + " or ".join(asked)
 
 
-def _formats(site: Candidates) -> list[str]:
+def formats_of(site: Candidates) -> list[str]:
+    """The formats among a site's options."""
     return list(dict.fromkeys(option.format for option in site.options if option.format != DENSE))
 
 

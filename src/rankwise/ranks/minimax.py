@@ -1,4 +1,4 @@
-"""No site worse than any other: the largest error as small as the budgets allow."""
+"""The largest error of any site as small as the budgets allow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .free import FreeRule
 class Minimax(FreeRule):
     """`min max_i error_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u`: bisection on the common threshold.
 
-    The published rule compares `sigma_{r+1} / sigma_1`; here it is the relative squared error of each site's output in
-    the metric, which every format has; of tied sites their mean.
+    The published rule compares `sigma_{r+1} / sigma_1`; this one the relative squared errors of the sites' outputs in
+    the metric, which every format has; for tied sites the mean.
 
     Source: Liebenwein, Maalouf, Gal, Feldman, Rus, "Compressing Neural Networks: Towards Determining the Optimal
     Layer-wise Decomposition", 2021, arXiv 2107.11442 (ALDS).

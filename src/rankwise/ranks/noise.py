@@ -1,12 +1,12 @@
-"""Rank by noise: the singular values that stand out of what a random matrix would have.
+"""Rank by noise: the singular values above those of a random matrix.
 
-A trained weight is not signal plus white noise, so on the weight alone these rules are heuristics. On the whitened
-weight they have a reason: a layer's weight estimated by least squares from N inputs has an error with covariance
-`sigma^2 Sigma^(-1) / N` in each row, so that `W Sigma^(1/2)` is the true matrix plus white noise, which is the model
-that both rules assume. A rank of a convolution with groups is the largest over its groups.
+A trained weight is not signal plus white noise, so on the weight alone these rules are heuristics. The whitened weight
+justifies them: a weight estimated by least squares from N inputs has an error with covariance
+`sigma^2 Sigma^(-1) / N` in each row, so `W Sigma^(1/2)` is the true matrix plus white noise, the model of both rules.
+A convolution with groups gets the largest rank of its groups.
 
-Where nothing stands out, no direction is better than another and a low rank loses most: such a site stays dense, and
-where a budget scales all wishes down, its wish is the full rank, so that it is the last one to be cut.
+If all values are noise, no direction is better than another and a low rank loses most. Such a site stays dense; if a
+budget scales all ranks down, it asks for the full rank, so it is cut last.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .spectra import Unfolding
 class Evbmf(SpectralRule):
     """`r = #{i : sigma_i > s sqrt(M x)}`, `s^2` the noise variance of least free energy, M the longer side.
 
-    On the weight's unfoldings in the metric "weight", on the whitened ones in the metric "input": of a pair of layers
-    (`svd`) that by outputs, of `tucker2` those by outputs and by channels.
+    It reads the weight's unfoldings in the metric "weight", the whitened ones in "input": by outputs for `svd`, by
+    outputs and by channels for `tucker2`.
 
     Args:
         weakening: w in `int(full - w (full - r))`, above 0 and at most 1: how far to go in one of several stages.
-        empty: "dense" leaves a site dense in which all is noise, or cuts it last; "one" gives it rank 1.
-        compat: the popular port's results, which depend on the scale of the weights and need L <= M.
+        empty: "dense" leaves a site that is all noise dense, or cuts it last; "one" gives it rank 1.
+        compat: give the popular port's results, which depend on the scale of the weights and need L <= M.
 
     Raises:
         ValueError: for a setting outside its range.
@@ -71,7 +71,7 @@ class Evbmf(SpectralRule):
 class GavishDonoho(SpectralRule):
     """`r = #{i : sigma_i > omega(beta) median(sigma)}`, beta the aspect ratio: the best hard threshold for white noise.
 
-    A site in which nothing stands out stays dense, or is cut last.
+    A site that is all noise stays dense, or is cut last.
 
     Source: Gavish and Donoho, "The Optimal Hard Threshold for Singular Values is 4/sqrt(3)", 2014, arXiv 1305.5870.
     """

@@ -1,4 +1,4 @@
-"""The least loss of the whole network, as far as trying one site at a time can tell."""
+"""The least loss of the whole network, estimated by factorising one site at a time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from ..plan import DENSE, Option
 from .base import Candidates, Pick, Problem, Rule
 from .budgeted import least
 
-# Losses and errors below it are rounding; their logarithms are needed.
-TINY = 1e-12
+TINY = 1e-12  # losses and errors below are rounding; it keeps their logarithms finite
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity(Rule):
-    """`min sum_i loss_i(o_i)` within all budgets, `loss_i` that of the network with site i alone factorised.
+    """`min sum_i loss_i(o_i)` within all budgets, `loss_i` the network's loss with only site i factorised.
 
-    A few options of each site, spread evenly in the logarithm of their errors, are tried; between them the logarithm of
-    the loss is taken to be linear in that of the error, beyond them proportional to the error, as a loss that is
-    quadratic around the dense network is. So every option of every format gets a loss, and one try serves all budgets
-    where `evaluate` remembers what it was asked. Losses of several sites together are taken to add up.
+    A few options of each site are tried, spread evenly in the logarithm of their errors. Between them the logarithm of
+    the loss is assumed linear in that of the error; beyond them the loss is proportional to the error, as if it were
+    quadratic around the dense network. So every option of every format gets a loss, and if `evaluate` remembers its
+    answers, one try serves all budgets. Losses of sites are assumed to add up.
 
     Args:
         probes: options of each site to try, at least 1.
 
     Raises:
-        ValueError: for less than one probe.
+        ValueError: for fewer probes.
 
     Source: the probes of Yuan et al., "ASVD: Activation-aware Singular Value Decomposition for Compressing Large
     Language Models", 2023, arXiv 2312.05821; the interpolation in the error and the knapsack are ours.
@@ -64,7 +63,7 @@ class Sensitivity(Rule):
         return [0.0 if option.format == DENSE else interpolated(tried, option.error) for option in site.options]
 
     def _probed(self, options: Sequence[Option]) -> list[Option]:
-        """Options whose errors are spread evenly in logarithm, ends included; of equal errors the cheaper one."""
+        """Options whose errors are spread evenly in logarithm, with both ends; of equal errors the cheaper one."""
         ordered = sorted(
             (option for option in options if option.format != DENSE), key=lambda option: (option.error, option.params)
         )
@@ -78,7 +77,7 @@ class Sensitivity(Rule):
 
 
 def interpolated(tried: Sequence[tuple[float, float]], error: float) -> float:
-    """The loss at an error between points that were tried; it never falls with the error.
+    """The loss at an error, between points that were tried; it never falls as the error grows.
 
     Args:
         tried: pairs (error, loss), by ascending error.

@@ -1,10 +1,10 @@
-"""The singular values that the ranks of a format cut off: of the weight's unfoldings, whitened by the metric.
+"""The singular values that the ranks of a format cut off, from the weight's unfoldings, whitened by the metric.
 
-A rank of `svd` and of `pivoted_svd` cuts off singular values of the weight with all inputs in one dimension; the two
-ranks of `tucker2` those of the unfoldings by outputs and by channels; the rank of `spatial_svd` those of the matrix
-(outputs, columns) x (channels, rows). In the input metric the matrix is multiplied by `Sigma^(1/2)`, or, where a rank
-cuts only some modes of the input, by the roots of the nearest product of one moment for these modes and one for the
-others. Of a tied embedding, which has svd alone, the matrix is that of the start of its fit.
+A rank of `svd` and `pivoted_svd` cuts off singular values of the weight with all inputs in one dimension; the two ranks
+of `tucker2` those of the unfoldings by outputs and by channels; the rank of `spatial_svd` those of the matrix
+(outputs, columns) x (channels, rows). In the input metric the matrix is multiplied by `Sigma^(1/2)`; if a rank cuts
+only some modes of the input, by the roots of the nearest product of a moment of these modes and one of the others. For
+a tied embedding, which only has svd, it is the matrix that its fit starts from.
 
 Letters: G groups, T outputs per group, C channels, Q taps, D = C * Q inputs, K singular values.
 """
@@ -33,8 +33,8 @@ class Unfolding:
     """Singular values of a matrix, and its size without rows and columns of zeros.
 
     Attributes:
-        values_K: descending, float64, on the CPU; min(rows, columns) of them at most.
-        rows, columns: that are not zero.
+        values_K: descending, float64, on the CPU; at most min(rows, columns).
+        rows, columns: numbers of rows and columns that are not zero.
     """
 
     values_K: Tensor
@@ -42,21 +42,17 @@ class Unfolding:
     columns: int
 
 
-# For each rank of a format: the unfoldings of all groups.
-Spectra = tuple[tuple[Unfolding, ...], ...]
+Spectra = tuple[tuple[Unfolding, ...], ...]  # for each rank of a format, the unfoldings of all groups
 
 
 def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: Format) -> Spectra:
-    """Singular values of the unfoldings that the ranks of a format cut.
+    """For each rank of a format, the unfolding that it cuts in each group.
 
     Args:
         site: the layer.
         weight: its weight, O x I/G [x kh x kw].
-        metrics: of each group.
-        format: says which unfoldings these are.
-
-    Returns:
-        For each rank one unfolding for each group.
+        metrics: one for each group.
+        format: says which unfoldings its ranks cut.
 
     Raises:
         ValueError: for a format whose ranks do not cut singular values of an unfolding.
@@ -69,7 +65,7 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
         fit = [each.name for each in FORMATS.values() if not each.refuses(site) and each.cuts(site) is not None]
         raise ValueError(
             f"site {site.name!r}: the ranks of {format} cut no singular values; choose among "
-            f"{', '.join(fit)}, or take a rule that sees errors alone, such as knapsack"
+            f"{', '.join(fit)}, or take a rule that sees only errors, such as knapsack"
         )
     pairs = list(zip(grouped(site, weight), metrics, strict=True))
     return tuple(
@@ -82,18 +78,18 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
 
 
 def joined(spectra: Sequence[Spectra]) -> Spectra:
-    """Of sites that share their ranks: for each rank the unfoldings of all of them, as if they were groups of one."""
+    """The spectra of sites that share their ranks, as if they were groups of one site."""
     return tuple(tuple(chain.from_iterable(unfoldings)) for unfoldings in zip(*spectra, strict=True))
 
 
 def _outputs(W_TCQ: Tensor, metric: Metric) -> Unfolding:
-    """Of `W Sigma^(1/2)`, T x D."""
+    """The unfolding of `W Sigma^(1/2)`, T x D."""
     W_TD = W_TCQ.flatten(1)
     return _unfolding(energies(W_TD, metric), W_TD)
 
 
 def _inputs(W_TCQ: Tensor, metric: Metric) -> Unfolding:
-    """Of the C x (T Q) unfolding between the roots of the moments of both parts of the inputs, D = C Q."""
+    """The C x (T Q) unfolding between the roots of the moments of both parts of the inputs, D = C Q."""
     sizes = W_TCQ.shape[1:]
     taps_QQ = metric.marginal(sizes, (1,))
     taps_QQ = taps_QQ / taps_QQ.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)

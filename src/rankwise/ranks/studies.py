@@ -17,11 +17,10 @@ from ..files import digest, shown, told
 if TYPE_CHECKING:
     from optuna import Study
 
-# Of the study's identity, and of every finished trial's number, parameters and loss.
-_SEAL, _LOSS = "sha256", "loss"
-# What Optuna raises over a file whose rows are not those that it wrote.
+_SEAL, _LOSS = "sha256", "loss"  # the digest is of the study's identity, or of a trial's number, parameters and loss
+# What Optuna raises for a file with rows that it did not write.
 _BROKEN = (KeyError, TypeError, AttributeError, AssertionError, sqlite3.Error)
-# Errors of the same candidates differ by rounding between machines and thread counts, between networks by far more.
+# Errors of the same candidates differ by rounding between machines and thread counts; other networks differ far more.
 SAME = 1e-3
 
 _log = logging.getLogger("rankwise")
@@ -33,7 +32,7 @@ def open_study(path: str, identity: Mapping[str, Any]) -> Iterator[Study]:
 
     Args:
         path: an SQLite file, created if missing; "" for a study in memory.
-        identity: what the study is about, as plain values; stored with a new one.
+        identity: what the study is about, in plain values; stored with a new one.
 
     Raises:
         ValueError: for a file that is not a study, or a study of something else, naming what differs.
@@ -42,14 +41,13 @@ def open_study(path: str, identity: Mapping[str, Any]) -> Iterator[Study]:
     from sqlalchemy.exc import SQLAlchemyError
 
     broken = (SQLAlchemyError, optuna.exceptions.OptunaError, *_BROKEN)
-
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = None
     try:
         if path and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"study {path!r}: there is no folder {str(Path(path).parent)!r}; make it first")
-        with told(f"study {path!r} is no study file, or damaged", "name another", *broken):
+        with told(f"study {path!r} is not a study file, or damaged", "name another", *broken):
             _check_pages(path)
             storage = optuna.storages.RDBStorage(f"sqlite:///{path}") if path else optuna.storages.InMemoryStorage()
             study = optuna.create_study(storage=storage, study_name="rankwise", load_if_exists=True)
@@ -88,12 +86,12 @@ def minimise(
 
     Args:
         study: holds the trials so far.
-        loss: of numbers by name.
+        loss: function of numbers by name.
         first: the first trial.
         most: the largest number.
-        trials: finished ones in all, those of the study included.
+        trials: number of finished trials at the end, with those of the study.
         startup: trials before the process proposes.
-        seed: of the proposals.
+        seed: random seed of the proposals.
 
     Returns:
         The numbers with the least loss of all trials.
@@ -123,7 +121,7 @@ def minimise(
 
 
 def _check_pages(path: str) -> None:
-    """Refuse a file whose pages are not those of a database, before anything is written to it."""
+    """Refuse a file that is not an intact database, before anything is written to it."""
     if path and Path(path).is_file() and Path(path).stat().st_size:
         with closing(sqlite3.connect(f"file:{quote(str(Path(path).absolute()))}?mode=ro", uri=True)) as database:
             (found,) = database.execute("PRAGMA integrity_check(1)").fetchone()
@@ -132,7 +130,7 @@ def _check_pages(path: str) -> None:
 
 
 def _settle(study: Study) -> None:
-    """Compare finished trials with their sha256; end those that a stop left running, which fail without a loss."""
+    """Check finished trials against their sha256; end trials that a stop left running, as failed if without a loss."""
     import optuna
 
     states = optuna.trial.TrialState

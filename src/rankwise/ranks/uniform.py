@@ -1,4 +1,4 @@
-"""The same share of every site: the baseline that every other rule has to beat."""
+"""The same share of every site: the baseline that other rules must beat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Uniform(FreeRule):
     every format. As a floor it asks for at least that share.
 
     Args:
-        ratio: of each site's parameters to keep, above 0 and at most 1.
+        ratio: share of each site's parameters to keep, above 0 and at most 1.
 
     Raises:
         ValueError: for a ratio outside that range.

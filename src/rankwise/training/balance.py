@@ -1,4 +1,4 @@
-"""Balance factorised layers: equal norms on both sides of every bond, so that gradient steps are well conditioned.
+"""Balance factorised layers: equal norms on both sides of every bond make gradient steps well conditioned.
 
 Letters: O outputs, I inputs, G groups.
 """
@@ -18,19 +18,19 @@ from ..layers.modules import GroupedLinear, TransposedLinear
 from ..layers.nested import Bands, Branches
 from ..running.exclusive import exclusive
 
-# Every sweep at least halves the distance from the optimum in a chain of four layers.
+# In a chain of four layers, every sweep at least halves the distance from the optimum.
 SWEEPS, CLOSE = 200, 1e-7
 
 
 class Side(NamedTuple):
-    """A layer at one end of a bond, and for each of its channels there the channel of the bond."""
+    """A layer at one end of a bond, and which channel of the bond each of its channels is."""
 
     layer: Any
     channels: Tensor
 
 
 class Bond(NamedTuple):
-    """The layers that write some channels and those that read them."""
+    """The channels between layers, with the layers that write and that read them."""
 
     size: int
     writers: list[Side]
@@ -40,17 +40,14 @@ class Bond(NamedTuple):
 @torch.no_grad()
 @exclusive
 def balance_(model: nn.Module) -> nn.Module:
-    """Scale the channels between the layers of every factorised layer, so that both sides have the same norm.
+    """Scale the channels inside every factorised layer until both sides of each have the same norm.
 
     `min over s > 0 of sum_l ||W_l||^2`, where channel c of a bond is written by `W_l[c] / s_c` and read by
-    `s_c W_(l+1)[:, c]`; at the minimum the norms of both are equal. The function of the network stays as it is. Bonds
-    behind a module that arranges channels, or hands some on as they are, are left alone.
+    `s_c W_(l+1)[:, c]`; at the minimum both norms are equal. The network computes the same function. Bonds behind a
+    module that rearranges channels or passes some through are left alone.
 
     Args:
-        model: a factorised network, changed in place.
-
-    Returns:
-        The model.
+        model: a factorised network, changed in place and returned.
 
     Example:
         >>> import rankwise as rw
@@ -79,12 +76,14 @@ def bonds(chain: LowRank) -> list[Bond]:
 
 
 def norms(bond: Bond) -> tuple[Tensor, Tensor]:
-    """Of each channel of a bond: the norm of the weights that write it, and of those that read it."""
+    """For each channel of a bond, the norm of the weights that write it and of those that read it."""
     weights = {id(side.layer): read(side.layer).double() for side in (*bond.writers, *bond.readers)}
     return _norms(bond, weights)
 
 
 def _balance_chain(chain: LowRank) -> None:
+    # A bond's scales have a closed form while all others are fixed, so sweep over the bonds until none moves. In
+    # float64, written back once: rounding would otherwise add up.
     found = bonds(chain)
     layers = {id(side.layer): side.layer for bond in found for side in (*bond.writers, *bond.readers)}
     weights = {key: read(layer).double() for key, layer in layers.items()}
@@ -101,7 +100,7 @@ def _balance_chain(chain: LowRank) -> None:
 
 
 def _balance_bond(bond: Bond, weights: dict[int, Tensor], biases: dict[int, Tensor], changed: set[int]) -> float:
-    """Scale the channels of one bond; how far they were from balance, as a logarithm."""
+    """Scale the channels of one bond and return how far they were from balance, as a logarithm."""
     written, is_read = _norms(bond, weights)
     used = (written > 0) & (is_read > 0)
     scale = torch.where(used, (written / is_read).sqrt(), 1.0)
@@ -146,7 +145,7 @@ def _plain(module: nn.Module) -> bool:
 
 
 def _writers(module: nn.Module) -> list[Side]:
-    """The layers whose outputs a module hands on, unless it moves them about."""
+    """The layers that make a module's outputs, unless it rearranges them."""
     if _plain(module):
         weight = read(module)
         return [Side(module, torch.arange(len(weight), device=weight.device))]
@@ -159,7 +158,7 @@ def _writers(module: nn.Module) -> list[Side]:
 
 
 def _readers(module: nn.Module) -> list[Side]:
-    """The layers that read a module's inputs, unless it hands these on as well."""
+    """The layers that read a module's inputs, unless it also passes these through."""
     if _plain(module):
         weight, groups = read(module), getattr(module, "groups", 1)
         return [Side(module, torch.arange(groups * weight.shape[1], device=weight.device))]

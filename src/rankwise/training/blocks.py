@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,16 +19,16 @@ from .modes import evaluating, recorded, relative_error
 
 
 class BlockReconstruction:
-    """How far the blocks of a network are from those of the dense one, with gradients that stay inside each block.
+    """Distance of a network's blocks from the dense network's, with gradients that stay inside each block.
 
         sum_b ||D_b - S_b(x_b)||^2 / ||D_b||^2
 
-    D_b is what block b of the dense network gives, x_b what the small network's blocks before it give, without
-    gradient. One forward of both networks and one backward train all blocks, and as each sees the errors before it, it
+    D_b is the output of the dense network's block b, x_b the output of the small network's blocks before it, without
+    gradient. One forward of both networks and one backward train all blocks; as each sees the errors before it, it
     learns to repair them.
 
     Args:
-        dense: the network to follow; it runs in eval mode and is left as it was.
+        dense: the network to follow; it runs in eval mode and is not changed.
         small: the factorised network.
         blocks: qualified names of modules that both have, or "auto"; see `find_blocks`.
 
@@ -58,11 +58,7 @@ class BlockReconstruction:
             module_at(self.small, name)
 
     def __call__(self, inputs: Any) -> Tensor:
-        """The loss of one batch.
-
-        Raises:
-            ValueError: naming the block whose outputs have other shapes in the two networks.
-        """
+        """The loss of one batch; a ValueError names a block whose outputs differ in shape between the networks."""
         with (
             torch.no_grad(),
             evaluating(self.dense),
@@ -88,15 +84,9 @@ class BlockReconstruction:
 
 @exclusive
 def find_blocks(model: nn.Module) -> list[str]:
-    """The repeated blocks of a network that hold factorised layers.
+    """Qualified names of the repeated blocks of a network that hold factorised layers; no block is inside another.
 
-    Children of a `Sequential` or `ModuleList`, however deep; where a child of the network has none inside, the child.
-
-    Args:
-        model: a factorised network.
-
-    Returns:
-        Qualified names; no block is inside another.
+    Blocks are children of a `Sequential` or `ModuleList`, however deep, else the network's own children.
 
     Example:
         >>> find_blocks(nn.Linear(2, 2))
@@ -128,23 +118,19 @@ def _is_factorised(module: nn.Module) -> bool:
 
 @contextmanager
 def _cut(model: nn.Module, names: Sequence[str], compare: Any) -> Iterator[None]:
-    """No gradient passes into a block's inputs; its outputs are compared at once, before anything changes them."""
-    handles = []
+    """Stop gradients at the inputs of each block; compare its outputs at once, before anything changes them."""
 
     def detach(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        # A copy: a block that works in place must not change what the block before it is compared by.
+        # A copy, as a block that works in place must not change the outputs that the block before it is compared by.
         return map_tensors(lambda t: t.detach().clone(), args), map_tensors(lambda t: t.detach().clone(), kwargs)
 
-    try:
+    with ExitStack() as hooks:
         for name in names:
             block = module_at(model, name)
-            handles.append(block.register_forward_pre_hook(own_thread(detach), with_kwargs=True))
+            hooks.callback(block.register_forward_pre_hook(own_thread(detach), with_kwargs=True).remove)
 
             def hook(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 compare(name, output)
 
-            handles.append(block.register_forward_hook(own_thread(hook)))
+            hooks.callback(block.register_forward_hook(own_thread(hook)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

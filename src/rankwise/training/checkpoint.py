@@ -13,20 +13,14 @@ import torch
 
 from ..files import Stream, read_bytes, replacing, shown, told
 
-VERSION = 2  # since which they end with the sha256 of what stands before
+VERSION = 2  # the first version that ends with the sha256 of what stands before
 _SEAL = b"\nrankwise checkpoint sha256 "
 
 
 def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint, all of it or nothing: after an error the one before is still there.
+    """Write a checkpoint as a whole: after an OSError, as on a full disk, the one before is still there.
 
-    Args:
-        path: the file.
-        run: what tells this training from others, in plain values.
-        state: tensors, numbers, text and containers of them.
-
-    Raises:
-        OSError: naming the file, where it cannot be written, as on a full disk.
+    `run` identifies the training, in plain values; `state` is tensors, numbers, text and containers of them.
     """
     with replacing(path) as new, Stream(new) as stream:
         torch.save({"rankwise": VERSION, "run": dict(run), "state": dict(state)}, stream)  # type: ignore[arg-type]
@@ -36,12 +30,9 @@ def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any
 def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the state from a checkpoint. Nothing in the file is executed.
 
-    Args:
-        path: the file.
-        run: what the training that reads it is; None to take it from any.
-
     Raises:
-        ValueError: where there is no such file, it is damaged, or of another training; the message says what differs.
+        ValueError: if there is no such file, it is damaged, or it was not written for `run`; the message says what
+            differs. None accepts any.
     """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; start without resuming")

@@ -1,4 +1,4 @@
-"""Factors that no step of an optimiser leads away from orthonormal ones.
+"""Factors that stay orthonormal whatever steps an optimiser makes.
 
 Letters: G groups, N rows, R columns of a factor (its rank).
 
@@ -28,17 +28,14 @@ def constrain_(model: nn.Module, map: str = "cayley") -> nn.Module:
     """Parametrise the factors so that every step of an optimiser leaves them orthonormal.
 
     A skew-symmetric matrix moves each factor along the orthogonal matrices, `U = base cayley(X - X^T)`, by
-    `torch.nn.utils.parametrizations.orthogonal`. Factors that are not orthonormal become the nearest one in its sense.
+    `torch.nn.utils.parametrizations.orthogonal`, which also makes factors orthonormal that are not.
 
     Args:
-        model: with chains of `expand_`, changed in place; make optimisers afterwards, over `original` parameters.
+        model: with chains of `expand_`, changed in place and returned; make optimisers afterwards.
         map: "cayley", "matrix_exp" or "householder".
 
-    Returns:
-        The model.
-
     Raises:
-        ValueError: for another map, factors that two layers share, or that are constrained already.
+        ValueError: for another map, or factors that two layers share or that are constrained already.
 
     Example:
         >>> import rankwise as rw
@@ -58,7 +55,7 @@ def constrain_(model: nn.Module, map: str = "cayley") -> nn.Module:
         if parametrize.is_parametrized(factor.layer, "weight"):
             raise ValueError("the factors are constrained already; release_ them first")
         if owners[id(factor.layer.weight)] > 1:
-            raise ValueError("a factor is shared by two layers, which a constraint would part; take a penalty instead")
+            raise ValueError("two layers share a factor, which a constraint would separate; use a penalty instead")
     for factor in found:
         with torch.random.fork_rng():  # the parametrisation completes bases by random vectors
             parametrize.register_parametrization(factor.layer, "weight", _Orthonormal(factor, map))
@@ -67,7 +64,7 @@ def constrain_(model: nn.Module, map: str = "cayley") -> nn.Module:
 
 @exclusive
 def release_(model: nn.Module) -> nn.Module:
-    """Take the parametrisation of `constrain_` off; the factors keep their values and are plain parameters again."""
+    """Remove the parametrisation of `constrain_`; the factors keep their values and are plain parameters again."""
     for factor in factors(model):
         if parametrize.is_parametrized(factor.layer, "weight"):
             parametrize.remove_parametrizations(factor.layer, "weight", leave_parametrized=True)
@@ -99,7 +96,7 @@ class _Orthonormal(nn.Module):
         self.factor = factor
 
     def forward(self, free_GNR: Tensor) -> Tensor:
-        with torch.autocast(free_GNR.device.type, enabled=False):  # in bfloat16 it would be orthonormal to 1 % only
+        with torch.autocast(free_GNR.device.type, enabled=False):  # in bfloat16 it is orthonormal only to 1 %
             return self.factor.stored(self.orthogonal(free_GNR), self.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:

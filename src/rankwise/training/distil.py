@@ -1,4 +1,4 @@
-"""A loss that the dense network's own answers give, without labels."""
+"""A loss from the dense network's own answers, without labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .modes import evaluating, recorded, relative_error
 
 
 class Distillation:
-    """How far a network's answers are from those of the dense one.
+    """Distance of a network's answers from the dense network's.
 
     With z the outputs of the network, d those of the dense one, and T = temperature:
 
@@ -25,17 +25,17 @@ class Distillation:
         ||z - d||^2 / ||d||^2                                                         otherwise
 
     mean over samples, pixels or tokens, and over several outputs; plus `feature_weight` times the mean relative squared
-    error at `features`, plus `label_weight` times the cross entropy of labels, where they are given. The dense network
-    runs in eval mode without gradients and is left as it was.
+    error at `features`, plus `label_weight` times the cross entropy of labels, if they are given. The dense network
+    runs in eval mode without gradients and is not changed.
 
     Args:
         dense: the network to follow.
-        temperature: of the softened answers, above 0.
+        temperature: softens the answers; above 0.
         logits: whether outputs are scores of classes; by default what `Outputs` decides for the first batch.
-        classes_dim: the dimension of the classes, where it cannot be told.
+        classes_dim: the dimension of the classes, if it cannot be inferred.
         features: qualified names of modules whose outputs shall agree as well; these need `of`.
-        feature_weight: of their error.
-        label_weight: of the labels' cross entropy.
+        feature_weight: weight of their error.
+        label_weight: weight of the labels' cross entropy.
 
     Raises:
         ValueError: for numbers out of range or unknown features.
@@ -70,7 +70,7 @@ class Distillation:
         self.temperature, self.logits, self.classes_dim = temperature, logits, classes_dim
         self._outputs: Outputs | None = None
         self.features, self.feature_weight, self.label_weight = tuple(features), feature_weight, label_weight
-        with recorded(self.dense, self.features):  # unknown names are found out now
+        with recorded(self.dense, self.features):  # raises for unknown names
             pass
 
     def __call__(self, inputs: Any, outputs: Any, labels: Tensor | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class Distillation:
             labels: class numbers, one for each row of scores.
 
         Raises:
-            ValueError: where the dense network's output has another shape, or there are features.
+            ValueError: if the dense network's output has another shape, or there are features.
         """
         if self.features:
             raise ValueError("features are read inside the network; use distil.of(small, inputs) instead")
@@ -108,11 +108,7 @@ class Distillation:
             return call(self.dense, inputs)
 
     def outputs(self, inputs: Any, labels: Tensor | None = None) -> Outputs:
-        """What the dense network's outputs are taken for, decided once.
-
-        Raises:
-            ValueError: where they should be scores of classes and are not.
-        """
+        """What the dense network's outputs are, decided once; a ValueError if they cannot be the scores they should."""
         if self._outputs is None:
             if self.logits is False:
                 self._outputs = Outputs(kind="values", why="you said so")
@@ -131,13 +127,13 @@ class Distillation:
                 loss = loss + self.label_weight * F.cross_entropy(scores.flatten(0, -2), rows)
             return loss
         if labels is not None and self.label_weight:
-            raise ValueError(f"labels teach scores of classes alone; the outputs are {kind} ({kind.why})")
+            raise ValueError(f"labels teach only scores of classes; the outputs are {kind} ({kind.why})")
         theirs = {name: leaf for name, leaf in leaves_of(answers) if leaf.is_floating_point()}
         ours = dict(leaves_of(outputs))
         if not theirs or not theirs.keys() <= ours.keys():
             raise ValueError(
                 f"the dense network returned {described(answers)}, the small one {described(outputs)}; a network "
-                "learns from one of the same outputs"
+                "learns from one with the same outputs"
             )
         return torch.stack([relative_error(*_alike(ours[name], theirs[name])) for name in theirs]).mean()
 
@@ -147,11 +143,11 @@ class Distillation:
 
 
 def _alike(outputs: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32 or better, where they have one shape."""
+    """Two tensors of one shape, in float32 or better."""
     if outputs.shape != answers.shape:
         raise ValueError(
             f"the dense network gives outputs of shape {list(answers.shape)}, the small one {list(outputs.shape)}; "
-            "a network learns from one of the same outputs"
+            "a network learns from one with the same outputs"
         )
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     return outputs, answers.to(outputs)

@@ -1,10 +1,10 @@
-"""Layers as chains of factors at full rank, and chains as layers again: the function stays, its parameters change.
+"""Layers as chains of factors at full rank, and back: the network computes the same with other parameters.
 
 Letters: G groups, T outputs per group, C channels per group, Q taps, D = C * Q inputs, R full rank.
 
 Sources: De Lathauwer, De Moor, Vandewalle, "A Multilinear Singular Value Decomposition", 2000 (the bases); He, Jiang,
 Wu, "Convolutional Neural Network Compression Based on Low-Rank Decomposition", 2024, arXiv 2408.16289 (training with
-more parameters than the layer has, in factors that are kept orthonormal; that the factors are these is our reading).
+more parameters than the layer has, in factors kept orthonormal; which factors these are is our reading).
 """
 
 from __future__ import annotations
@@ -46,20 +46,16 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
         tucker2:  W = G x_T A x_C B,   A^T A = I,  B^T B = I      A: T x T, B: C x C, the core G as large as W
         svd:      W = A (A^T W)  or  W = (W B) B^T                 the smaller side as a square orthonormal factor
 
-    The factor that is not orthonormal, the core, has the singular values of the layer's unfoldings. With `tucker2` a
-    k x k kernel gets the first form, linear layers and 1 x 1 kernels the second; with `svd` all of them get the second.
+    The core, the factor that is not orthonormal, has the singular values of the layer's unfoldings. With `tucker2` a
+    k x k kernel gets the first form, linear layers and 1 x 1 kernels the second; with `svd` all layers the second.
     A layer of T outputs and C channels grows by T^2 + C^2 numbers, or by the square of its smaller side.
 
     Args:
-        model: changed in place; make optimisers afterwards.
-        sites: of it, from `rankwise.find`.
+        model: changed in place and returned; make optimisers afterwards.
+        sites: its sites, from `rankwise.find`.
         format: "tucker2" or "svd".
-        only: patterns of the layers; those among them that cannot be factorised stay as they are, as do embeddings that
-            share their weight with a linear layer, and all embeddings and heads of language models that "*" alone
-            matches.
-
-    Returns:
-        The model.
+        only: patterns of the layers. Unchanged stay those that cannot be factorised, embeddings that share their weight
+            with a linear layer, and embeddings and language model heads that only "*" matches.
 
     Raises:
         ValueError: for another format, a pattern that matches nothing, or if there is nothing to expand.
@@ -81,7 +77,7 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
         reason = named[0].dense_because or SHARED.get(named[0].role) or named[0].unless_named
         raise ValueError(f"nothing to expand; site {named[0].name!r} must stay as it is: {reason}")
     fitted = [(site, full_rank(site, site_weight(model, site), format), site_bias(model, site)) for site in chosen]
-    # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it
+    # Building a layer draws initial values, soon overwritten: the caller's random numbers must not depend on it.
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
         for site, factors, bias in fitted:
             form = get_format(factors.format)
@@ -112,17 +108,14 @@ def full_rank(site: Site, weight: Tensor, format: str) -> Factors:
 def merge_(model: nn.Module) -> nn.Module:
     """Replace every chain by one dense layer: the product of its factors, and the bias.
 
-    Exact up to rounding, for chains of any format. What comes out is a network like that before `expand_`, which
-    `rankwise.find`, `choose` and `factorise` take.
+    Exact up to rounding, for chains of any format. The result is a network as before `expand_`, for `rankwise.find`,
+    `choose` and `factorise`.
 
     Args:
-        model: changed in place.
-
-    Returns:
-        The model.
+        model: changed in place and returned.
 
     Raises:
-        ValueError: if it has no chain, or one that shares its factors with another.
+        ValueError: if it has no chain, or one that shares its factors with an embedding.
 
     Example:
         >>> import rankwise as rw
@@ -171,7 +164,7 @@ def _layer_like(chain: Any, bias: bool, options: dict[str, Any]) -> Any:
         return Conv1D(chain.nf, chain.nx).to(**options)
     if not is_convolution(kind):
         return nn.Linear(chain.in_features, chain.out_features, bias, **options)
-    # Each direction is held by one of the layers, the others are 1 wide there and move by 1.
+    # One layer of the chain has the size, stride, padding and dilation of a direction; in all others they are trivial.
     parts: list[Any] = [part for part in chain.modules() if is_convolution(site_kind(part))]
     dims = len(chain.kernel_size)
 
@@ -191,5 +184,5 @@ def _layer_like(chain: Any, bias: bool, options: dict[str, Any]) -> Any:
 
 
 def _basis(matrix_GNM: Tensor) -> Tensor:
-    """Orthonormal eigenvectors of `M M^T`, those of the largest singular values first, G x N x N."""
+    """Orthonormal eigenvectors of `M M^T`, largest singular values first, G x N x N."""
     return torch.stack([eigh(matrix_NM @ matrix_NM.mT)[1] for matrix_NM in matrix_GNM])

@@ -1,4 +1,4 @@
-"""The factors of chains that are to be orthonormal, as matrices.
+"""The factors of chains that shall be orthonormal, as matrices.
 
 Letters: G groups, N rows, R columns of a factor (its rank).
 """
@@ -20,12 +20,12 @@ from ..running.guards import unwrap
 
 @dataclass(frozen=True)
 class Factor:
-    """A layer of a chain whose weight, read as an N x R matrix for each group, is to have orthonormal columns.
+    """A layer of a chain whose weight, as an N x R matrix for each group, shall have orthonormal columns.
 
     Attributes:
         layer: the layer.
-        groups: of the chain.
-        first: whether it stands before the core, so that its rows are the ranks, and not its columns.
+        groups: the chain's.
+        first: whether it stands before the core, so that its rows are the ranks, not its columns.
     """
 
     layer: Any
@@ -33,13 +33,13 @@ class Factor:
     first: bool
 
     def matrix(self, weight: Tensor | None = None) -> Tensor:
-        """G x N x R, of a weight as the layer stores it, by default its own; gradients flow through it."""
+        """G x N x R, from a weight as the layer stores it, by default its own; gradients flow through it."""
         rows = self._swapped(self.layer.weight if weight is None else weight).flatten(1)
         rows = rows.reshape(self.groups, -1, rows.shape[1])
         return rows.mT if self.first else rows
 
     def stored(self, matrix_GNR: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The inverse: a matrix as the layer stores it, whose weight with the outputs first has this shape."""
+        """The inverse: a matrix as the layer stores it; `shape` is the weight's with the outputs first."""
         rows = matrix_GNR.mT if self.first else matrix_GNR
         return self._swapped(rows.reshape(shape))
 
@@ -48,13 +48,10 @@ class Factor:
 
 
 def factors(model: nn.Module) -> list[Factor]:
-    """The factors of all chains that are to be orthonormal, which their formats name: all layers but the core.
+    """The factors of all chains that shall be orthonormal, as their formats say; a ValueError if there are none.
 
-    The core of `tucker2` is the layer with the kernel, that of `svd` the layer with the larger side of the weight, so
-    that these are the factors that `expand_` makes orthonormal.
-
-    Raises:
-        ValueError: if there are none.
+    These are all layers but the core: in `tucker2` the layer with the kernel, in `svd` the layer with the larger side
+    of the weight, as in `expand_`.
     """
     found: dict[int, Factor] = {}
     for chain in unwrap(model).modules():
@@ -77,7 +74,7 @@ def excess(U_GNR: Tensor) -> Tensor:
 @torch.no_grad()
 @exclusive
 def deviation(model: nn.Module) -> float:
-    """Mean over the factors of `||U^T U - I||_F / sqrt(G R)`: 0 where all are orthonormal."""
+    """Mean over the factors of `||U^T U - I||_F / sqrt(G R)`: 0 if all are orthonormal."""
     matrices = [factor.matrix().double() for factor in factors(model)]
     squares = [float(excess(U_GNR).square().sum()) / (len(U_GNR) * U_GNR.shape[-1]) for U_GNR in matrices]
     return sum(map(math.sqrt, squares)) / len(squares)

@@ -1,4 +1,4 @@
-"""The best state of a network so far, by a figure that training does not see."""
+"""The best state of a network so far, by its loss on samples that training does not see."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from torch import Tensor, nn
 
 
 class Guard:
-    """Keeps the state with the least held-out loss; the state at the start counts, so training never ends below it.
+    """Keeps the state with the least held-out loss, from the start on, so training never ends with a worse network.
 
     Args:
         model: the network.
-        loss: its held-out loss now.
-
-    Raises:
-        ValueError: if that is not finite.
+        loss: its held-out loss now; a ValueError if it is not finite.
 
     Example:
         >>> import torch
@@ -37,7 +34,7 @@ class Guard:
         self.best = _copied(model)
 
     def __call__(self, loss: float) -> bool:
-        """Take the network as it is now, with its held-out loss; whether it is the best so far."""
+        """Judge the network's present state by its held-out loss; returns whether it is the best so far."""
         if not loss < self.loss:
             self.waited += 1
             return False

@@ -1,11 +1,10 @@
-"""Heal a factorised network: what its dense original answers on unlabelled samples tells it what to repair."""
+"""Heal a factorised network: train it to answer as its dense original does on unlabelled samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,42 +18,36 @@ from ..running.copying import copied
 from ..running.guards import unwrap
 from ..running.outputs import check_labels
 from ..running.verbs import verb
-from .augment import Augment, augmentation
+from .augment import Augment, augmentation, named
 from .balance import balance_
 from .blocks import BlockReconstruction
 from .distil import Distillation
 from .loop import Loop
 from .modes import trainable
-from .options import Look, LoopOptions, LoopReport, with_limit
+from .options import LoopOptions, LoopReport, with_limit
 from .samples import Prepare, Samples
-from .together import shared, together
+from .stages import Stages
+from .together import together
 
-# Share of the time for block-wise reconstruction, if it is asked for.
-BLOCKS = 0.2
-# How many samples decide what kind of outputs the network has.
-FEW = 8
-Progress = Callable[[str, Look], None]
+BLOCKS = 0.2  # share of the time for block-wise reconstruction, if it is asked for
+FEW = 8  # samples that decide what kind of outputs the network has
 
 
 @dataclass(frozen=True, kw_only=True)
-class Healing:
+class Healing(Stages):
     """Further options of `heal`.
 
     Attributes:
         logits: whether outputs are scores of classes; by default what `evaluate.Outputs` decides.
-        classes_dim: the dimension of the classes, where it cannot be told.
-        temperature: of the softened answers.
+        classes_dim: the dimension of the classes, if it cannot be inferred.
+        temperature: softens the answers.
         features: modules whose outputs shall agree in the second stage as well.
-        checkpoint: file to resume from; the first stage has its own beside it, with ".blocks".
-        resume: resume from there.
     """
 
     logits: bool | None = None
     classes_dim: int | None = None
     temperature: float = 2.0
     features: Sequence[str] = ()
-    checkpoint: str | Path | None = None
-    resume: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +55,13 @@ class HealReport:
     """What `heal` did.
 
     Attributes:
-        before, after: how far the network is from the dense one on held-out samples, before and after: divergence in
-            nats, relative squared error where outputs are no scores, or what it loses by a measure of your own. The
-            second is never larger.
-        judge: which of them.
-        stages: "blocks" and "distillation", those that there were, with all looks at the held-out samples.
-        samples: that were trained on.
-        held_out: samples that judged.
-        parameters: numbers that were trained.
+        before, after: distance from the dense network on held-out samples: divergence in nats, relative squared error
+            if outputs are not scores, or the loss by your own measure. It is never larger after healing.
+        judge: which of these.
+        stages: "distillation", and before it "blocks" if asked for.
+        samples: number of samples trained on.
+        held_out: number of samples that judged.
+        parameters: number of trained parameters.
     """
 
     before: float
@@ -105,28 +97,26 @@ def heal(
     blocks: bool | float | Sequence[str] = False,
     train: str = "factors",
     evaluate: Measure | Judge | None = None,
-    progress: Progress | None = None,
     **options: Any,
 ) -> tuple[nn.Module, HealReport]:
     """Train a factorised network to answer as the dense one does; no labels are needed.
 
-    Balance the factors, where asked for train all blocks side by side on the dense network's activations, then
-    everything on its answers. The state that is closest to the dense network on held-out samples is what comes back; if
-    training helped nowhere, that is the start.
+    Balance the factors; if asked for, train all blocks side by side on the dense network's activations; then train
+    everything on its answers. The state closest to the dense network on held-out samples is returned; if training did
+    not help, that is the start.
 
     Args:
-        small: the factorised network; left as it was.
-        dense: the network it was made from; left as it was.
+        small: the factorised network; it is not changed.
+        dense: the network it was made from; it is not changed.
         data: samples as for `Samples.of`: a batch, batches, or a map-style Dataset of inputs.
         labels: class numbers, one for each sample; without them only the dense network teaches.
         augment: random changes of a batch: "flip,crop,mixup" or some of these for pictures, or a function.
         prepare: what is done to each batch, such as normalising bytes.
         blocks: whether blocks learn by themselves first; the share of the time for it, or the names of the blocks.
         train: "factors" (with biases and normalisations) or "all" parameters.
-        evaluate: what judges on the held-out samples instead of the distance: a function `(model, batches) -> number`,
+        evaluate: judges on the held-out samples instead of the distance: a function `(model, batches) -> number`,
             higher is better unless its attribute `higher_is_better` is False, or an `evaluate.Measure`.
-        progress: called with the stage and each look at the held-out samples.
-        **options: further ones, of `Healing` (logits, classes_dim, temperature, features, checkpoint, resume) and of
+        **options: of `Healing` (logits, classes_dim, temperature, features, checkpoint, resume, progress) and of
             `LoopOptions`: epochs, minutes (10 epochs if neither is given), batch, optimiser, rate, clip, held_out,
             patience, seed, ...
 
@@ -151,16 +141,13 @@ def heal(
     how: Healing
     wanted: LoopOptions
     how, wanted = parted(with_limit(options), Healing, LoopOptions)
-    change = augmentation(augment)
-    if labels is not None and isinstance(augment, str) and "mixup" in augment:
-        raise ValueError(f"augment {augment!r} mixes pictures, whose labels cannot be mixed; leave out mixup or labels")
+    change = augmentation(augment, labelled=labels is not None)
     samples = Samples.of(data, labels=labels, prepare=prepare)
     shares = _shares(blocks)
-    named = "a function" if callable(augment) else augment
-    identity: dict[str, Any] = {
+    run: dict[str, Any] = {
         "networks": digest([dict(network.state_dict()) for network in (small, dense)]),
         "train": train,
-        "augment": named,
+        "augment": named(augment),
     }
     healed = balance_(copied(small))
     parameters = trainable(healed, train)
@@ -169,7 +156,7 @@ def heal(
     few = samples.batch(torch.arange(min(len(samples), FEW)))
     is_scores = all(each.outputs(*few).has_scores for each in (judge, distil))
     if labels is not None and not is_scores:
-        raise ValueError(f"labels teach scores of classes alone; the outputs are {judge.outputs(*few)}")
+        raise ValueError(f"labels teach only scores of classes; the outputs are {judge.outputs(*few)}")
     if samples.labels is not None:
         check_labels(samples.labels, judge.outputs(*few).classes)
     own = None if evaluate is None else _Lost(evaluate, dense)
@@ -177,22 +164,17 @@ def heal(
     if shares["blocks"]:
         names = "auto" if isinstance(blocks, (bool, float, int)) else blocks
         reconstruction = BlockReconstruction(dense, healed, names)
-        identity["blocks"] = reconstruction.blocks
+        run["blocks"] = reconstruction.blocks
         losses["blocks"] = lambda inputs, _: reconstruction(inputs)
     losses["distillation"] = lambda inputs, labels: distil.of(healed, inputs, labels)
-    identity["distillation"] = [how.temperature, is_scores, list(how.features), labels is not None]
+    run["distillation"] = [how.temperature, is_scores, list(how.features), labels is not None]
     if own is not None:
-        identity["judge"] = own.measure.key
+        run["judge"] = own.measure.key
 
     reports: dict[str, LoopReport] = {}
-    with together(parameters[0].device):
+    with together(device := parameters[0].device):
         for stage, loss in losses.items():
-            file = None if how.checkpoint is None else Path(how.checkpoint)
-            going_on = how.resume
-            if file is not None and stage == "blocks":
-                file = file.with_name(f"{file.name}.blocks")
-            elif file is not None and reports:  # stopped in the first stage, or between the two
-                going_on = how.resume and bool(shared(file.exists(), parameters[0].device))
+            place = "first" if stage == "blocks" else "second" if reports else "only"
             loop = Loop(
                 healed,
                 loss,
@@ -202,10 +184,7 @@ def heal(
                 evaluate=own,
                 parameters=parameters,
                 augment=change,
-                checkpoint=file,
-                resume=going_on,
-                run={"stage": stage, **identity},
-                progress=None if progress is None else lambda look, stage=stage: progress(stage, look),
+                **how.keeping(stage, run, device, place),
             )
             reports[stage] = loop.run()
     first, last = next(iter(reports.values())), reports["distillation"]
@@ -242,5 +221,5 @@ class _Lost:
 def _shares(blocks: bool | float | Sequence[str]) -> dict[str, float]:
     share = float(blocks) if isinstance(blocks, float) else BLOCKS * bool(blocks)
     if not 0 <= share < 1:
-        raise ValueError(f"blocks is {blocks}; as a share of the time it is from 0 to below 1")
+        raise ValueError(f"blocks is {blocks}; a share of the time is at least 0 and below 1")
     return {"blocks": share, "distillation": 1 - share}

@@ -30,33 +30,32 @@ from .together import rank, shared, together, world, wrapped
 
 Loss = Callable[[Any, "Tensor | None"], Tensor]
 Evaluate = Callable[[nn.Module, list[Any]], float]
-# The most steps between two looks at the held-out samples, unless asked for more.
-LONGEST = 200
+LONGEST = 200  # steps between two looks at the held-out samples, unless asked for more
 
 
 class Loop:
-    """Minimise a loss over samples; the best state by the held-out samples is what stays.
+    """Minimise a loss over samples; the state that is best on the held-out samples is kept.
 
-    Everything random in step t follows from (seed, t), so a training that is limited by epochs and goes on from its
+    Everything random in step t follows from (seed, t), so a training limited by epochs that is resumed from its
     checkpoint ends with the same numbers as one that was never stopped. Under torchrun every process takes its share of
     each batch and the first one writes.
 
     Args:
         model: the network, trained in place, in eval mode (see `LoopOptions.statistics`).
-        loss: `loss(inputs, labels)` of a batch, which runs the network itself; labels are None where samples have none.
+        loss: `loss(inputs, labels)` of a batch, which runs the network itself; labels may be None.
         samples: what to train on.
         options: how.
-        judge: like `loss`, on held-out samples; the loss itself by default.
-        evaluate: instead of it what gives a loss of the network on all held-out batches together, pairs (inputs,
-            labels) where there are labels.
-        parameters: those to train; all by default.
+        judge: like `loss`, on held-out samples; by default the loss itself.
+        evaluate: instead of `judge`: the loss of a network on all held-out batches together, which are inputs or pairs
+            (inputs, labels).
+        parameters: those to train; by default all.
         augment: random changes of a batch.
-        penalties: further losses that need no data, such as of weights: functions without arguments.
+        penalties: further losses that need no data: functions without arguments.
         techniques: what else the training does, see `Technique`.
         **keeping: checkpoint, resume, run and progress of `Keeping`.
 
     Attributes:
-        plan: of the first technique that chose one, after `run`.
+        plan: from the first technique that chose one, after `run`.
 
     Raises:
         ValueError: for options that do not fit, or a checkpoint that is missing, damaged or of another training.
@@ -111,7 +110,7 @@ class Loop:
         """Train.
 
         Raises:
-            ValueError: if the loss is not finite: the network is back in its best state, as is the checkpoint.
+            ValueError: if the loss is not finite; network and checkpoint then hold the best state.
             OSError: if a checkpoint cannot be written; the one before is still there.
         """
         devices = [self.device] if self.device.type == "cuda" else []
@@ -137,7 +136,7 @@ class Loop:
 
     @property
     def share(self) -> float:
-        """How much of the training is done."""
+        """Share of the training that is done."""
         done = [0.0]
         if self.options.epochs is not None:
             done.append(self.step / max(round(self.options.epochs * self.epoch_steps), 1))
@@ -152,7 +151,7 @@ class Loop:
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of an epoch; samples that do not fill a last batch wait for another epoch."""
+        """Steps in an epoch; samples that do not fill a last batch are left out of it."""
         return max(len(self.training) // (self.options.batch * world()), 1)
 
     def _begin(self) -> None:
@@ -215,7 +214,7 @@ class Loop:
             raise ValueError(
                 f"step {self.step} has a loss of {float(loss.detach()):.4g} and a gradient of norm {float(norm):.4g}: "
                 f"the training diverges at a rate of {self.options.rate:g}; choose a smaller one. The network is back "
-                f"in its best state, of held-out loss {self.guard.loss:.4g}"
+                f"in its best state, with a held-out loss of {self.guard.loss:.4g}"
             )
         self.optimiser.step()
         return loss.detach()
@@ -231,17 +230,15 @@ class Loop:
     @torch.no_grad()
     def _judged(self) -> float:
         total, count = 0.0, 0
+        stored = self.samples.batches(self.held_out, 2 * self.options.batch)
+        batches = ((prepared(self.model, inputs), labels) for inputs, labels in stored)
         with evaluating(self.model):
             if self.evaluate is not None:
-                pairs = [
-                    (prepared(self.model, inputs), labels)
-                    for inputs, labels in self.samples.batches(self.held_out, 2 * self.options.batch)
-                ]
-                whole = [inputs if labels is None else (inputs, labels) for inputs, labels in pairs]
+                whole = [inputs if labels is None else (inputs, labels) for inputs, labels in batches]
                 return shared(self.evaluate(self.model, whole), self.device)
-            for inputs, labels in self.samples.batches(self.held_out, 2 * self.options.batch):
+            for inputs, labels in batches:
                 size = samples_in(inputs)
-                total += size * float(self.judge(prepared(self.model, inputs), labels))
+                total += size * float(self.judge(inputs, labels))
                 count += size
         return shared(total / count, self.device)
 
@@ -267,14 +264,13 @@ class Loop:
 
 
 class _Step(nn.Module):
-    """The loss of a batch as a forward, which is what several processes need."""
+    """The loss of a batch as the forward of a module, which is what DistributedDataParallel wraps."""
 
     def __init__(self, loop: Loop) -> None:
         super().__init__()
         self.model, self.loop = loop.model, loop
-        amp, device = loop.options.amp, loop.device.type
-        self.amp = device == "cuda" and torch.cuda.is_bf16_supported() if amp is None else amp
-        self.kind = device
+        amp, self.kind = loop.options.amp, loop.device.type
+        self.amp = self.kind == "cuda" and torch.cuda.is_bf16_supported() if amp is None else amp
 
     def forward(self, inputs: Any, labels: Tensor | None) -> Tensor:
         with torch.autocast(self.kind, torch.bfloat16, enabled=self.amp):
@@ -286,6 +282,6 @@ class _Step(nn.Module):
 
 
 def _outline(model: nn.Module) -> str:
-    """What tells networks of other layers apart."""
+    """A digest of names and shapes: networks with other layers have another one."""
     shapes = "\n".join(f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items())
     return hashlib.sha256(shapes.encode()).hexdigest()[:16]

@@ -1,10 +1,10 @@
-"""What a step of training needs of a network: its mode, which parameters move, what modules inside it give."""
+"""What training needs of a network: its mode, which parameters move, the outputs of modules inside."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,18 +19,15 @@ WHICH = ("factors", "all")
 
 
 def trainable(model: nn.Module, which: str = "factors") -> list[nn.Parameter]:
-    """The parameters that healing trains.
+    """The parameters that healing trains: floating-point ones, each once, whether or not they require gradients.
 
     Args:
         model: a factorised network.
-        which: "factors" for those of factorised layers, and every vector beside them (biases, scales of
+        which: "factors" for the parameters of factorised layers and every vector beside them (biases, scales of
             normalisations); "all" for everything.
 
-    Returns:
-        Floating-point parameters, each once; whether they require gradients is left to the caller.
-
     Raises:
-        ValueError: for another word, or where "factors" finds no factorised layer.
+        ValueError: for another word, or if "factors" finds no factorised layer.
 
     Example:
         >>> optimiser = torch.optim.AdamW(trainable(nn.Linear(2, 2), "all"))
@@ -58,12 +55,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def learning(model: nn.Module, parameters: Sequence[nn.Parameter], statistics: bool = False) -> Iterator[nn.Module]:
-    """Eval mode, as the network will run, with gradients for the given parameters alone; everything is restored.
+    """Eval mode, as the network will run, with gradients for the given parameters only; everything is restored.
 
-    Args:
-        model: the network.
-        parameters: of it, those to train.
-        statistics: put batch norms into train mode, so that they normalise by the batch and follow its statistics.
+    With `statistics` batch norms are in train mode: they normalise by the batch and follow its statistics.
     """
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     moving = {id(parameter) for parameter in parameters}
@@ -85,10 +79,10 @@ def learning(model: nn.Module, parameters: Sequence[nn.Parameter], statistics: b
 def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, deque[Any]]]:
     """What the named modules return while the block runs, in the order of their calls.
 
-    Outputs are copies, which later in-place operations do not reach; gradients flow through them.
+    Outputs are copies, safe from later in-place operations; gradients flow through them.
 
     Raises:
-        ValueError: for an unknown name, with near ones.
+        ValueError: for an unknown name, with similar ones.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
@@ -98,25 +92,18 @@ def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, deque
         torch.Size([4, 3])
     """
     kept: dict[str, deque[Any]] = {name: deque() for name in names}
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name, outputs in kept.items():
 
             def keep(module: nn.Module, args: Any, output: Any, outputs: deque[Any] = outputs) -> None:
                 outputs.append(map_tensors(Tensor.clone, output))
 
-            handles.append(module_at(model, name).register_forward_hook(own_thread(keep)))
+            hooks.callback(module_at(model, name).register_forward_hook(own_thread(keep)).remove)
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> Tensor:
-    """`||got - wanted||^2 / ||wanted||^2`, in float32 or better.
-
-    Raises:
-        ValueError: for two shapes.
+    """`||got - wanted||^2 / ||wanted||^2`, in float32 or better; a ValueError for different shapes.
 
     Example:
         >>> relative_error(torch.ones(2), 2 * torch.ones(2))

@@ -22,20 +22,20 @@ class LoopOptions:
     """How to train.
 
     Attributes:
-        epochs: passes over the samples, also parts of one; None for no limit.
-        minutes: wall-clock limit; None for no limit. At least one of the two is needed, the first one reached ends it.
-        batch: samples in a step, of each process.
+        epochs: passes over the samples, also a fraction; None for no limit.
+        minutes: wall-clock limit; None for no limit. At least one limit is needed; the first one reached ends it.
+        batch: samples in a step of each process.
         optimiser: "adamw" or "sgd" (Nesterov, momentum 0.9).
         rate: the largest learning rate.
-        weight_decay: of the optimiser.
+        weight_decay: the optimiser's.
         warmup: share of the training in which the rate rises.
         clip: largest norm of the gradient.
         held_out: share of the samples that judge and are not trained on, at most 1,024 of them.
         every: steps between two looks at the held-out samples; by default an epoch, at most 200.
-        patience: stop after this many looks without a gain; None to continue.
-        statistics: batch norms follow the batches, instead of staying as they are.
+        patience: stop after so many looks without a gain; None never stops.
+        statistics: whether batch norms follow the batches; by default they do not change.
         amp: bfloat16 in the forward; by default on a GPU that has it.
-        seed: of the held-out samples, the orders and every step.
+        seed: random seed.
     """
 
     epochs: float | None = None
@@ -64,29 +64,29 @@ class LoopOptions:
                 raise ValueError(f"{name} is {value}; it must be above 0")
 
     def part(self, share: float) -> LoopOptions:
-        """The same for a part of the epochs and minutes."""
+        """The same options with a share of the epochs and minutes."""
         limits = {name: getattr(self, name) for name in ("epochs", "minutes")}
         return replace(self, **{name: limit and share * limit for name, limit in limits.items()})
 
 
 def with_limit(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `LoopOptions` with 10 epochs where no limit is given."""
+    """Options of `LoopOptions`, with 10 epochs if no limit is given."""
     none = options.get("epochs") is None and options.get("minutes") is None
     return {**options, "epochs": 10} if none else dict(options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """Where a training keeps what it has done, and whom it tells.
+    """How a training is kept and followed.
 
     Attributes:
         checkpoint: file to write at every look.
         resume: resume from that file.
-        run: what else tells this training from others, in plain values; a checkpoint of another one is refused.
+        run: what else identifies this training, in plain values; a checkpoint of another one is refused.
         progress: called with every `Look`.
 
     Raises:
-        ValueError: for a resumption without a file.
+        ValueError: for resuming without a file.
     """
 
     checkpoint: str | Path | None = None
@@ -101,8 +101,8 @@ class Keeping:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """A look at the held-out samples: steps and seconds so far, share of the training that is done, the mean loss of
-    the steps since the last look (None before the first), and the held-out loss."""
+    """A look at the held-out samples: steps, seconds and share of the training so far, mean loss of the steps since the
+    last look (None at the start), and the held-out loss."""
 
     step: int
     seconds: float
@@ -116,10 +116,10 @@ class LoopReport:
     """What a training did.
 
     Attributes:
-        before, after: held-out loss at the start, and of the network that is given back.
+        before, after: held-out loss at the start, and of the returned network.
         steps: optimiser steps.
-        seconds: wall clock, of all runs that it took.
-        looks: at the held-out samples, the start first.
+        seconds: wall clock of all runs that it took.
+        looks: all looks at the held-out samples, from the start on.
     """
 
     before: float

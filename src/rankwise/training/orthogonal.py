@@ -9,7 +9,6 @@ Orthogonality Regularization and Singular Value Sparsification", 2020, arXiv 200
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .factors import excess, factors
+from .schedule import check_warmup, ramp
 from .technique import Step, Technique
 
 SCHEDULES = ("constant", "cosine")
@@ -33,17 +33,12 @@ def soft(U_GNR: Tensor) -> Tensor:
 
 
 def double(U_GNR: Tensor) -> Tensor:
-    """`||U^T U - I||_F^2 + ||U U^T - I||_F^2`; of a matrix that is not square one of the two cannot be 0."""
+    """`||U^T U - I||_F^2 + ||U U^T - I||_F^2`; for a matrix that is not square, one of the two cannot be 0."""
     return soft(U_GNR) + soft(U_GNR.mT)
 
 
 def srip(U_GNR: Tensor, iterations: int = 2) -> Tensor:
-    """`sigma_max(U^T U - I)` by power iterations from a random vector, a lower bound of it that gradients flow through.
-
-    Args:
-        U_GNR: the factor.
-        iterations: of `v <- (U^T U - I) v`, at least 2; the published number is 2.
-    """
+    """A lower bound of `sigma_max(U^T U - I)` with gradients: `v <- (U^T U - I) v`, twice as published, v random."""
     M_GRR = excess(U_GNR)
     v_GR1 = torch.randn(*M_GRR.shape[:-1], 1, dtype=M_GRR.dtype, device=M_GRR.device)
     for _ in range(iterations - 1):
@@ -62,7 +57,7 @@ class OrthogonalPenalty:
     Args:
         model: with chains of `expand_`.
         kind: "soft", "double" or "srip".
-        weight: of the penalty; a schedule may change it.
+        weight: weight of the penalty; a schedule may change it.
         normalise: divide the penalty of each factor by the square of its rank, `p(U) / R^2`.
 
     Raises:
@@ -81,13 +76,13 @@ class OrthogonalPenalty:
     def __init__(self, model: nn.Module, kind: str = "soft", weight: float = 1e-2, normalise: bool = False) -> None:
         if kind not in KINDS:
             raise ValueError(f"penalty {kind!r} is not one of {', '.join(KINDS)}; constrain_ keeps factors orthonormal")
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"the weight of a penalty is {weight}; it is a number from 0 on")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"the weight of a penalty is {weight}; it must be 0 or more")
         self.kind, self.weight, self.normalise = kind, weight, normalise
         self.factors = factors(model)
 
     def __call__(self) -> Tensor:
-        """The penalty of the factors as they are."""
+        """The penalty of the factors now."""
         total: Any = 0.0
         for factor in self.factors:
             U_GNR = factor.matrix()
@@ -121,28 +116,17 @@ class WeightSchedule:
     def __init__(self, penalty: OrthogonalPenalty, kind: str = "constant", warmup: float = 0.0) -> None:
         if kind not in SCHEDULES:
             raise ValueError(f"schedule {kind!r} is not one of {', '.join(SCHEDULES)}")
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is {warmup}; it is a share of the training from 0 to below 1")
+        check_warmup(warmup)
         self.penalty, self.kind, self.warmup, self.most = penalty, kind, warmup, penalty.weight
 
     def __call__(self, share: float) -> float:
         """Set the weight for a share of the training, 0 to 1, and return it."""
-        factor = 1.0
-        if share < self.warmup:
-            factor = share / self.warmup
-        elif self.kind == "cosine":
-            factor = (1 + math.cos(math.pi * min((share - self.warmup) / (1 - self.warmup), 1.0))) / 2
-        self.penalty.weight = factor * self.most
+        self.penalty.weight = ramp(share, self.warmup, falls=self.kind == "cosine") * self.most
         return self.penalty.weight
 
 
 class KeptOrthogonal(Technique):
-    """`OrthogonalPenalty` with a weight that follows a schedule, as a technique of `Loop`.
-
-    Args:
-        kind, weight: as for `OrthogonalPenalty`.
-        schedule: as for `WeightSchedule`.
-    """
+    """`OrthogonalPenalty` with a weight that follows a `WeightSchedule`, as a technique of `Loop`."""
 
     def __init__(self, kind: str, weight: float, schedule: str = "constant") -> None:
         self.kind, self.weight, self.schedule = kind, weight, schedule

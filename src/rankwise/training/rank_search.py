@@ -1,4 +1,4 @@
-"""Ranks and weights in turn: the weights move towards a mixture of their own factorisations, the mixture towards data.
+"""Ranks and weights in turn: weights move towards a mixture of their own factorisations, the mixture towards data.
 
 Letters: K candidates of a site.
 """
@@ -32,31 +32,30 @@ from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics.moments import identity_metrics
 
-# What weights say of a candidate that is not there at all, as a logarithm.
-ABSENT = -1e4
+ABSENT = -1e4  # logarithm of a weight that has vanished
 
 
 class RankSearch:
     """`p_i = softmax(alpha_i)` over candidates of each site, `W^_i = sum_r p_i^(r) W_i^(r)` the mixture of their fits.
 
-    Two losses take turns, with two optimisers: that of the weights on `penalty()`, which needs no data,
+    Two optimisers take turns. One moves the weights on `penalty()`, which needs no data,
 
         sum_i ||W_i - W^_i||_F^2 * L_r,    L_r = mean_i (sum_r p_i^(r) cost_i^(r) / dense cost_i)^beta = share(),
 
-    and that of `parameters()`, the alphas, on a loss of the network with the mixtures as weights, times `share()`. As a
-    layer is linear in its weight, such a network costs what the dense one does. `refit()` makes the fits anew.
+    the other moves `parameters()`, the alphas, on a loss of the network with the mixtures as weights, times `share()`.
+    A layer is linear in its weight, so such a network costs as much as the dense one. `refit()` renews the fits.
 
     Args:
         model: the network; its weights are the W.
-        sites: of it.
-        candidates: options of each site, spread evenly over those that no other beats, dense among them; at least 2.
+        sites: its sites.
+        candidates: number of options of each site, spread evenly over the best ones, dense included; at least 2.
         formats: formats to choose from.
         constraints: which sites take part.
-        unit: "macs" or "params": the cost.
+        unit: the cost, "macs" or "params".
         beta: exponent of the cost.
 
     Raises:
-        ValueError: for less than two candidates, an unknown unit, or if no site can be factorised.
+        ValueError: for fewer than two candidates, an unknown unit, or if no site can be factorised.
 
     Example:
         >>> import torch, rankwise as rw
@@ -86,7 +85,7 @@ class RankSearch:
     ) -> None:
         if candidates < 2:
             raise ValueError(f"candidates is {candidates}; at least 2 are needed, dense among them")
-        counts = {each.name: each for each in (Macs, Params)}  # of single layers, whatever the rest of the network is
+        counts = {each.name: each for each in (Macs, Params)}  # these do not depend on the rest of the network
         if unit not in counts:
             raise ValueError(f"unit {unit!r} is not one of {', '.join(counts)}")
         self.model, self.sites, self.beta = unwrap(model), sites, beta
@@ -114,11 +113,11 @@ class RankSearch:
         return list(self.alphas.values())
 
     def weights(self, name: str) -> Tensor:
-        """p of a site's candidates, K."""
+        """p over a site's candidates, K."""
         return self.alphas[name].softmax(0)
 
     def mixture(self, name: str) -> Tensor:
-        """`W^ = sum_r p^(r) W^(r)` of a site, O x I/groups [x kernel]; differentiable in the alphas."""
+        """A site's `W^ = sum_r p^(r) W^(r)`, O x I/groups [x kernel]; differentiable in the alphas."""
         fits = self.fits[name]
         return torch.tensordot(self.weights(name).to(fits.dtype), fits, 1)
 
@@ -131,7 +130,7 @@ class RankSearch:
         }
 
     def share(self) -> Tensor:
-        """L_r: the expected share of the dense cost, to the power of beta, mean over the sites; above 0, at most 1."""
+        """L_r: mean over the sites of the expected share of the dense cost, to the power of beta."""
         shares = []
         for name, options in self.options.items():
             site = self.sites[name]
@@ -141,13 +140,9 @@ class RankSearch:
         return torch.stack(shares).pow(self.beta).mean()
 
     def distance(self) -> Tensor:
-        """`sum_i ||W_i - W^_i||_F^2`, differentiable in the weights alone."""
-        return torch.stack(
-            [
-                (read(self.model.get_submodule(name)) - self.mixture(name).detach()).square().sum()
-                for name in self.options
-            ]
-        ).sum()
+        """`sum_i ||W_i - W^_i||_F^2`, differentiable only in the weights."""
+        weights = {name: read(self.model.get_submodule(name)) for name in self.options}
+        return torch.stack([(W - self.mixture(name).detach()).square().sum() for name, W in weights.items()]).sum()
 
     def penalty(self) -> Tensor:
         """`distance() * share()`, the loss of the weights."""
@@ -155,7 +150,7 @@ class RankSearch:
 
     @exclusive
     def refit(self) -> None:
-        """Fit all candidates to the weights as they are now, and bring their predicted errors up to date."""
+        """Fit all candidates to the present weights, and update their predicted errors."""
         for name, options in self.options.items():
             site, weight = self.sites[name], site_weight(self.model, self.sites[name])
             dtype = read(self.model.get_submodule(name)).dtype
@@ -166,7 +161,7 @@ class RankSearch:
             )
 
     def plan(self, keep: Mapping[str, float] | None = None) -> Plan:
-        """The candidates of the largest weights; within budgets those of the largest product of weights.
+        """The candidates with the largest weights; within budgets those with the largest product of weights.
 
         `max sum_i log p_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u`
 
@@ -188,7 +183,7 @@ class RankSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Likeliest(Rule):
-    """The options with the largest product of weights, for `RankSearch.plan`."""
+    """The options with the largest product of weights."""
 
     name: ClassVar[str] = "rank_search"
     summary: ClassVar[str] = "the largest product of the weights that a search has found"
@@ -200,7 +195,7 @@ class _Likeliest(Rule):
         logs = [self.logs.get(site.name, (0.0,)) for site in problem.sites]
         picks = least(problem, [[-log for log in own] for own in logs])
         return [
-            Pick(pick.option, f"rank_search: weight {_weight(own[pick.option])}, {described(site, pick.option)}")
+            Pick(pick.option, f"rank_search: weight {math.exp(own[pick.option]):.2g}, {described(site, pick.option)}")
             for site, pick, own in zip(problem.sites, picks, logs, strict=True)
         ]
 
@@ -209,11 +204,7 @@ class _Likeliest(Rule):
 
 
 def _spread(curve: Curve, count: int, costs: Sequence[float]) -> Curve:
-    """So many of the options that no other beats in cost and error, evenly spread, the cheapest and dense included."""
+    """`count` of the options that no other beats in cost and error, evenly spread, with the cheapest and dense."""
     path = pareto(costs, [option.error for option in curve])
     places = sorted({round((len(path) - 1) * k / (count - 1)) for k in range(count)})
     return tuple(curve[path[place]] for place in places)
-
-
-def _weight(log: float) -> str:
-    return f"{math.exp(log):.2g}"

@@ -15,17 +15,17 @@ from .technique import Step, Technique
 
 
 class RanksInTurn(Technique):
-    """Before every step of the weights one of the alphas; the weights are drawn towards the mixtures of their fits.
+    """Step the alphas before every step of the weights, and draw the weights towards the mixtures of their fits.
 
-    The alphas follow `loss(f(x; W^), y) share()` on the batch of the step, the weights what the loop minimises, and
-    `weight * penalty()` beside it. The plan is made of the best state's weights.
+    The alphas follow `loss(f(x; W^), y) share()` on the batch of the step, the weights the loss of the loop plus
+    `weight * penalty()`. The plan is made from the weights of the best state.
 
     Args:
-        search: of the network that is trained.
-        loss: of outputs and labels; labels are None where samples have none.
+        search: over the network that is trained.
+        loss: function of outputs and labels, which may be None.
         rate: learning rate of the alphas.
-        weight: of the penalty.
-        every: steps after which all candidates are fitted anew.
+        weight: weight of the penalty.
+        every: steps between two fits of all candidates.
         keep: budgets of the plan.
 
     Example:
@@ -52,7 +52,7 @@ class RanksInTurn(Technique):
         keep: Mapping[str, float] | None = None,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every is {every}; candidates are fitted anew after at least 1 step")
+            raise ValueError(f"every is {every}; it must be at least 1 step")
         self.search, self.loss, self.weight, self.every, self.keep = search, loss, weight, every, keep
         self.optimiser = torch.optim.Adam(search.parameters(), lr=rate)
         self._called = _Called(search.model)
@@ -64,7 +64,7 @@ class RanksInTurn(Technique):
         mixed = {f"model.{name}": weight for name, weight in self.search.mixed().items()}
         outputs = torch.func.functional_call(self._called, mixed, (step.inputs,))
         alphas = self.search.parameters()
-        # The weights get no gradient here: theirs is that of the step.
+        # Not backward(): the weights must get their gradient from the step alone.
         gradients = torch.autograd.grad(self.loss(outputs, step.labels) * self.search.share(), alphas)
         for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient
@@ -94,7 +94,7 @@ class RanksInTurn(Technique):
 
 
 class _Called(nn.Module):
-    """A network as a function of one batch, whatever its shape."""
+    """A network as a function of one batch of any kind."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

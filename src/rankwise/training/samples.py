@@ -1,4 +1,4 @@
-"""Samples that training draws from: one by one in a new order each epoch, a part of them held out."""
+"""Samples to train on: one by one, in a new order each epoch, with a part held out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Samples:
     """Samples by number.
 
     Args:
-        read: gives the samples of some numbers as a batch.
-        count: of the samples.
-        labels: one for each sample, None without.
+        read: returns the samples of some numbers as a batch.
+        count: number of samples.
+        labels: one for each sample, or None.
         prepare: what is done to each batch, such as normalising bytes.
 
     Example:
@@ -58,7 +58,7 @@ class Samples:
             cache_limit: the most bytes of batches kept in memory.
 
         Raises:
-            ValueError: where batches have other shapes than the first one or are too large, or labels another number.
+            ValueError: if batches differ in shape or are too large, or there are more or fewer labels than samples.
         """
         if isinstance(data, Samples):
             return data
@@ -87,8 +87,8 @@ class Samples:
         """Numbers of the samples to train on, and of those held out.
 
         Args:
-            held_out: share of them; at least one sample, at most `most`.
-            seed: which ones.
+            held_out: share to hold out; at least one sample, at most `most`.
+            seed: chooses them.
 
         Raises:
             ValueError: for a share that is not between 0 and 1, or if nothing is left to train on.
@@ -108,7 +108,7 @@ class Samples:
 
 
 def derived(seed: int, *what: object) -> int:
-    """A seed for one thing of many: of an epoch's order, of a step.
+    """A seed for one thing of many: an epoch's order, a step.
 
     Example:
         >>> derived(0, "step", 1) == derived(0, "step", 1) != derived(0, "step", 2)
@@ -119,7 +119,7 @@ def derived(seed: int, *what: object) -> int:
 
 
 def permutation(count: int, seed: int, *what: object) -> Tensor:
-    """An order that is always the same for the same arguments."""
+    """A random order, the same for the same arguments."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, *what)))
 
 
@@ -128,7 +128,7 @@ def _has(tensor: Tensor, count: int) -> bool:
 
 
 def _together(data: Batches, limit: int) -> Any:
-    """All batches as one; tensors without a dimension for the samples are those of the first batch."""
+    """All batches as one; tensors without a dimension of samples come from the first batch."""
     kept: list[Any] = []
     size = 0
     for batch in data:
@@ -138,7 +138,7 @@ def _together(data: Batches, limit: int) -> Any:
                 f"the batches need more than {limit:,} bytes in memory (cache_limit); pass a Dataset of single "
                 "samples, or bytes with prepare="
             )
-        # a loader may fill the same tensors again
+        # A loader may fill the same tensors again.
         kept.append(batch if data.is_kept else map_tensors(Tensor.clone, batch))
     if len(kept) == 1:
         return kept[0]

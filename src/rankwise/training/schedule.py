@@ -32,13 +32,12 @@ class Cosine:
     """
 
     def __init__(self, optimiser: Optimizer, warmup: float = 0.05) -> None:
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is {warmup}; it is a share of the training from 0 to below 1")
+        check_warmup(warmup)
         self.optimiser, self.warmup = optimiser, warmup
         self.rates = [group["lr"] for group in optimiser.param_groups]
 
     def __call__(self, share: float) -> float:
-        """Set the rates for a share of the training, 0 to 1; returns that of the first group."""
+        """Set the rates for a share of the training, 0 to 1; returns the first group's."""
         factor = self.factor(share)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = factor * rate
@@ -46,6 +45,17 @@ class Cosine:
 
     def factor(self, share: float) -> float:
         """Share of the largest rate."""
-        if share < self.warmup:
-            return share / self.warmup
-        return (1 + math.cos(math.pi * min((share - self.warmup) / (1 - self.warmup), 1.0))) / 2
+        return ramp(share, self.warmup)
+
+
+def check_warmup(warmup: float) -> None:
+    """Raise a ValueError unless a warm-up is a share of the training."""
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is {warmup}; it is a share of the training, at least 0 and below 1")
+
+
+def ramp(share: float, warmup: float, falls: bool = True) -> float:
+    """Rise from 0 to 1 during the warm-up, then fall to 0 along a cosine, or stay at 1."""
+    if share < warmup:
+        return share / warmup
+    return (1 + math.cos(math.pi * min((share - warmup) / (1 - warmup), 1.0))) / 2 if falls else 1.0

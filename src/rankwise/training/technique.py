@@ -1,4 +1,4 @@
-"""What a training does beside following its loss; `Loop` asks every technique in turn and knows none of them."""
+"""What a training does beside minimising its loss; `Loop` calls every technique in turn and knows none of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Step:
     """A step that is about to be made.
 
     Attributes:
-        number: of the step, from 0.
-        share: of the training that is done, from 0 to 1.
-        inputs, labels: the batch, as the network takes it; labels are None where samples have none.
+        number: number of the step, from 0.
+        share: share of the training that is done, from 0 to 1.
+        inputs, labels: the batch, as the network takes it; labels may be None.
     """
 
     number: int
@@ -28,7 +28,7 @@ class Step:
 
 
 class Technique:
-    """One technique; a subclass says what it does, and everything that it leaves out is nothing.
+    """One technique; what a subclass does not override does nothing.
 
     Example:
         >>> class Decay(Technique):
@@ -43,33 +43,29 @@ class Technique:
         """Prepare the network, before there is an optimiser; parametrisations change its parameters here."""
 
     def before_step(self, step: Step) -> None:
-        """Whatever a step needs; the random numbers drawn here follow from seed and step."""
+        """Prepare a step; random numbers drawn here follow from seed and step."""
 
     def penalty(self) -> Tensor | None:
-        """What is added to the loss of a step, with gradients; None for nothing."""
+        """A term to add to the loss of a step, with gradients; None for nothing."""
         return None
 
     def finish(self, model: nn.Module) -> Plan | None:
-        """Undo what `begin` did to the network, which is in its best state; a technique that chooses ranks says which.
+        """Undo what `begin` did to the network, which is in its best state; return a plan if ranks were chosen.
 
-        It is not called where a training ends by an error.
+        It is not called if the training ends with an error.
         """
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold for the technique to go on as if it had never been stopped."""
+        """What a checkpoint must hold for the technique to resume as if it had never been stopped."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore from a checkpoint."""
 
 
 class Penalty(Technique):
-    """A loss that needs no data, such as of weights.
-
-    Args:
-        function: of no arguments.
-    """
+    """A loss that needs no data, such as a function of the weights, as a technique."""
 
     def __init__(self, function: Callable[[], Tensor]) -> None:
         self.function = function

@@ -1,4 +1,4 @@
-"""Several processes that train one network, started by torchrun; one process alone needs none of it."""
+"""Several processes that train one network, started by torchrun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def together(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started, unless that was done already or there is only this one."""
+    """Join the processes that torchrun started, unless they are joined already or there is only this one."""
     wanted = int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available()
     if not wanted or dist.is_initialized():
         yield
@@ -27,7 +27,7 @@ def together(device: torch.device) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Number of this process, 0 for one alone."""
+    """Number of this process; 0 for a single one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -46,9 +46,9 @@ def shared(value: float, device: torch.device) -> float:
 
 
 def wrapped(step: nn.Module, device: torch.device) -> nn.Module:
-    """The module whose forward gives the loss; among several processes gradients are averaged in its backward."""
+    """The module whose forward gives the loss; with several processes its backward averages the gradients."""
     if world() == 1:
         return step
     devices = [device.index] if device.type == "cuda" else None
-    # Blocks that learn side by side leave out what stands between them.
+    # When blocks learn side by side, the parameters between them get no gradient.
     return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)

@@ -1,4 +1,4 @@
-"""From chains of full rank to chains of low rank: EVBMF says what stands out of noise, and a fit cuts there."""
+"""From chains of full rank to chains of low rank: EVBMF finds what is above the noise, and a fit cuts there."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def truncate(
     data: Iterable[Any] | None = None,
     round_to: int | str = 1,
 ) -> tuple[nn.Module, Plan]:
-    """Merge every chain of full rank and factorise it at the rank that its weight asks for.
+    """Merge every chain of full rank and factorise it at the rank that its weight needs.
 
-    The ranks are those of the rule on the unfoldings of the merged weights: for EVBMF the number of singular values
-    above the noise. As long as the factors are orthonormal these are the singular values of the cores.
+    The rule sees the unfoldings of the merged weights; for EVBMF the rank is the number of singular values above the
+    noise. If the factors are orthonormal, these are the singular values of the cores.
 
     Args:
-        model: with chains of `expand_`, left as it was; every chain keeps its format.
-        example: a batch for which MACs are counted.
+        model: with chains of `expand_`; it is not changed. Every chain keeps its format.
+        example: a batch for counting MACs.
         rule: "evbmf", with settings after a colon ("evbmf:weakening=0.6,empty=one"), or any other rule.
         keep: budget for the whole network, as a share of it with its chains merged: all ranks are scaled alike, up or
-            down, to the largest that meet it. A rule that needs a budget gets it as it is.
-        data: batches of inputs; the layers are then fitted one after the other to what the network computes on them,
-            else to their weights.
+            down, to the largest that meet it. A rule that needs a budget uses it directly.
+        data: batches of inputs: layers are fitted one after the other to what the network computes on them; None fits
+            them to their weights.
         round_to: ranks are multiples of this, rounded up.
 
     Returns:
@@ -73,7 +73,7 @@ def truncate(
 
 
 def _curves(model: nn.Module, sites: Sites, formats: Mapping[str, str], round_to: int | str) -> dict[str, Curve]:
-    """Of each site the options of its own format; a site without one stays dense."""
+    """Every site's options in its own format; a site without one stays dense."""
     own = {name: formats.get(name) for name in sites}
     curves: dict[str, Curve] = {}
     for format in dict.fromkeys(formats.values()):

@@ -1,4 +1,4 @@
-"""How options are written, and how a command tells what it has done."""
+"""How options are declared, and the options of a command's output."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from ..output import Output
 
 
 def option(panel: str | None, spec: str, help: str, shown: bool = True) -> Any:
-    """An option of a panel of the help.
-
-    Args:
-        panel: None for the first one.
-        spec: its names, and what its value is called: "-o --out FILE".
-        help: for people.
-        shown: whether help shows the default.
-    """
+    """An option in a panel of the help; `spec` holds its names and what its value is called: "-o --out FILE"."""
     words = spec.split()
     flags = [word for word in words if word.startswith("-")]
     of = " ".join(words[len(flags) :]) or None
@@ -43,21 +36,18 @@ Out = Annotated[Path, plain("-o --out DIR", "Folder for the artifact and plan.ya
 
 @dataclass(frozen=True, kw_only=True)
 class Telling:
-    """How a command tells what it has done."""
+    """How a command reports."""
 
-    json: Annotated[
-        str | None,
-        output("--json FILE", "Also write all figures as JSON; - for standard output."),
-    ] = None
+    json: Annotated[str | None, output("--json FILE", "Also write all figures as JSON; - for standard output.")] = None
     debug: Annotated[bool, output("--debug", "Show the traceback of an error.")] = False
 
     def output(self, writes: Iterable[Path | None] = ()) -> Output:
-        """The output of the command, as a context; `writes` names its files and folders."""
+        """The command's output, as a context; `writes` are the files and folders that it writes."""
         return Output(self.json, debug=self.debug, writes=writes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Telling):
-    """The same, and the seed."""
+    """How a command reports, and its random seed."""
 
     seed: Annotated[int, output("--seed N", "Random seed.")] = 0

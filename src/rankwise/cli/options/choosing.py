@@ -1,4 +1,4 @@
-"""Budgets and constraints, and how a plan is carried out."""
+"""Options of budgets and constraints, and of carrying out a plan."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Shrink = Annotated[
     budget(
         "--shrink SHARE",
         "Share of the weight metric, 0 to 1, for statistics of other data; auto: chosen on DATA as held-out "
-        "samples, which is the default for one-shot from a file with DATA.",
+        "samples, the default for one-shot from a file with DATA.",
     ),
 ]
 
@@ -64,8 +64,8 @@ class Limits:
         float | None,
         budget(
             "--target-drop POINTS",
-            "Find the smallest network that loses no more: points of accuracy where there are labels, else of "
-            "agreement, hundredths of a relative error or a cosine, or what --metric counts in.",
+            "Find the smallest network that loses no more: points of accuracy with labels, else points of agreement, "
+            "hundredths of a relative error or a cosine, or the unit of --metric.",
         ),
     ] = None
     minimise: Annotated[
@@ -137,7 +137,7 @@ class Choosing:
     shrink: Shrink = None
 
     def judging(self) -> Judging:
-        """What networks are judged by, and the metric of the fits."""
+        """What judges networks, and the metric of the fits."""
         from ...figures.judging import Judging
 
         return Judging.of(self.metric, self.classes_dim)
@@ -147,11 +147,7 @@ class Choosing:
         return parse_shrink(self.shrink)
 
     def wishes(self, metric: str) -> dict[str, Any]:
-        """The keyword arguments of `rankwise.choose`; `metric` is that of the fits.
-
-        Raises:
-            ValueError: naming the option whose text cannot be read.
-        """
+        """The keyword arguments of `rankwise.choose`; `metric` is the metric of the fits."""
         names, pins = parse_names(self.formats, "--formats"), parse_pins(self.pin)
         check_names(self.rule, self.floor_rule, names, pins)
         return {
@@ -174,7 +170,7 @@ class Budget(Choosing, Limits):
     """What the network may cost, and how formats and ranks are chosen for it."""
 
     def wishes(self, metric: str) -> dict[str, Any]:
-        """See `Choosing.wishes`; refuses a rule without the budget that it needs, and options without effect."""
+        """As `Choosing.wishes`; refuses a rule without the budget that it needs, and options without effect."""
         keep = parse_budgets(self.keep)
         wishes = super().wishes(metric) | {"keep": keep, "target_drop": self.target_drop, "minimise": self.minimise}
         if keep is None and self.target_drop is None and wishes["rule"].needs_budget:
@@ -206,9 +202,9 @@ class Factorising:
         str | None,
         budget(
             "--importance NAME",
-            "Importance by which slr selects neurons: weight, activation, cost (change of the loss of labels, or "
-            "of own answers, to first order), curvature (to second order, exact where it is largest); with :published "
-            "the factors stay those of the SVD. By default what they add to the layer's output.",
+            "Importance by which slr selects neurons: weight, activation, cost (first-order change of the loss on "
+            "labels, or on the network's own answers), curvature (second-order, exact where it is largest); :published "
+            "keeps the factors of the SVD. By default what they add to the layer's output.",
         ),
     ] = None
     fold: Fold = False

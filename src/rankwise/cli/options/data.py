@@ -1,4 +1,4 @@
-"""The dense network, and data: which, and how it is read."""
+"""Options of the dense network, of the data, and of reading it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Network:
         return load_model(self.model, self.weights)
 
     def warn(self, out: Output) -> None:
-        """Say that a network of torchvision without a weights file knows nothing: Rankwise downloads none."""
+        """Say that a torchvision network without a weights file is untrained: Rankwise downloads no weights."""
         from ...inputs.models import is_torchvision
 
         if self.weights is None and is_torchvision(self.model):
@@ -94,12 +94,12 @@ class Reading:
         bool,
         data(
             "--example-batch",
-            "Count and check for the whole first batch; by default for one sample, where that is possible.",
+            "Count and check with the whole first batch, not with one sample.",
         ),
     ] = False
 
     def how(self, seed: int) -> DataOptions:
-        """The same as the library's value."""
+        """These options as the library takes them."""
         from ...inputs.data import DataOptions
 
         names = {field.name for field in fields(DataOptions)}
@@ -108,13 +108,13 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class OneInput(Reading):
-    """What an input looks like, where that is all a command wants of data."""
+    """What one input looks like, for commands that need no more of the data."""
 
     data: Annotated[str | None, data("--data DATA", DATA_HELP)] = None
     input_shape: InputShape = None
 
     def example(self, network: nn.Module, model: str, seed: int, shape: str | None = None) -> Any:
-        """An input of the network; `shape` is what to take where nothing is given."""
+        """An input of the network; `shape` is taken if the user gives neither data nor a shape."""
         from ...inputs.loading import load_example
 
         shape = self.input_shape or (None if self.data else shape)
@@ -123,14 +123,14 @@ class OneInput(Reading):
 
 @dataclass(frozen=True, kw_only=True)
 class Batched(Reading):
-    """The same, in batches."""
+    """How data is read, in batches."""
 
     batch: Annotated[int, data("--batch N", "Samples in a batch.")] = 64
 
     def load(
         self, data: str, network: nn.Module, model: str, *, seed: int, samples: int | None = None, split: str = "train"
     ) -> Data:
-        """Data as a network takes it; `samples` of it, chosen by the seed, None for all."""
+        """Data as the network takes it; `samples` of it, chosen by the seed, None for all."""
         from ...inputs.loading import load_data
 
         return load_data(data, self.how(seed), network=network, model=model, samples=samples, default_split=split)

@@ -1,4 +1,4 @@
-"""What networks are judged by, and how latency is measured."""
+"""Options of what judges networks, and of measuring latency."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Threads = Annotated[int, output("--threads N", "Threads when latency is measured
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What networks are judged by."""
+    """What judges networks."""
 
     metric: Annotated[str | None, data("--metric NAME", JUDGE_HELP, shown=False)] = None
     classes_dim: ClassesDim = None
 
     def judging(self) -> Judging:
-        """The same as the library's value."""
+        """These options as the library takes them."""
         from ...figures.judging import Judging
 
         return Judging.of(self.metric and [self.metric], self.classes_dim, fits=False)
@@ -67,7 +67,7 @@ class Figured(Measuring):
     ] = "auto"
 
     def timing(self) -> Timing:
-        """The same as the library's value."""
+        """These options as the library takes them."""
         from ...figures.measured import Timing
 
         return Timing.of(self.engines, self.threads, self.latency_batch)
@@ -84,15 +84,9 @@ class Timed(Measuring):
         check_engine_name(self.engine, where=f"--engine {self.engine!r}: ")
 
     def measuring(self, timed: bool, figures: bool = False) -> Engine | None:
-        """What measures a latency budget, None where there is none; asked for before any long work begins.
+        """The engine that measures a latency budget, if there is one (`timed`); refuses options without effect.
 
-        Args:
-            timed: whether there is one.
-            figures: whether threads and batch are those of figures as well.
-
-        Raises:
-            ValueError: for options that are given and have no effect.
-            ImportError: for an engine that is not installed.
+        With `figures`, threads and batch also serve the figures.
         """
         if not timed:
             given = {"--engine": self.engine != "torch"}
@@ -109,4 +103,4 @@ class Timed(Measuring):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedAndFigured(Timed, Figured):
-    """Both."""
+    """How a latency budget and the latency among the figures are measured."""

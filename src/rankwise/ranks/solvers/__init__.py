@@ -1,4 +1,4 @@
-"""One option per site, least total loss within any number of budgets.
+"""One option per site with the least total loss within any number of budgets.
 
 `min sum_i loss_i(o_i)  subject to  sum_i cost_iu(o_i) <= limit_u` for every unit u
 """
@@ -17,23 +17,20 @@ from .exchanges import fits, least_shares
 from .one_budget import knapsack, multiplier
 from .padding import Costs, tables
 
-# Within one budget exchanges come near enough to the best plan of more sites: one of them leaves little slack.
+# With more sites, exchanges come near enough to the best plan within one budget: a single site leaves little slack.
 FEW_SITES = 8
 
 
 def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
-    """The chosen option of every site.
+    """The index of the chosen option of every site.
 
     Args:
-        losses: of the options, for every site.
-        costs: of the options, for every site and unit: `costs[site][unit][option]`.
-        limits: of the units; none, one or several.
-
-    Returns:
-        One option index per site, within all limits.
+        losses: `losses[site][option]`.
+        costs: `costs[site][unit][option]`.
+        limits: one for each unit; may be empty.
 
     Raises:
-        BudgetError: naming the first budget that no plan meets together with those before it, and the least found.
+        BudgetError: for the first budget that no plan meets together with those before it, with the least possible.
 
     Example:
         >>> least_loss([[5, 1, 0], [2, 1, 0]], [[[1, 2, 4], [1, 4, 2]], [[1, 2, 4], [1, 4, 2]]], [5, 6])
@@ -46,10 +43,8 @@ def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits
         chosen = knapsack(own, losses, limit)
         if len(losses) > FEW_SITES or limit == math.inf:
             return chosen
-        chosen_S, multipliers_U = (
-            torch.tensor(chosen),
-            torch.tensor([multiplier(own, losses, limit)], dtype=torch.float64),
-        )
+        chosen_S = torch.tensor(chosen)
+        multipliers_U = torch.tensor([multiplier(own, losses, limit)], dtype=torch.float64)
         losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
     else:
         losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
@@ -61,7 +56,7 @@ def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits
 
 
 def _cheapest(costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
-    """A plan with the least of the last unit within the limits of all others; its cost meets the last limit too."""
+    """A plan within all limits: with the least cost in the last unit that the other limits allow."""
     last = len(limits) - 1
     chosen = least_loss([units[last] for units in costs], [units[:last] for units in costs], limits[:last])
     least = sum(units[last][index] for units, index in zip(costs, chosen, strict=True))

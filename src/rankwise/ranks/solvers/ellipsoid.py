@@ -1,9 +1,9 @@
 """Several budgets: multipliers by the ellipsoid method, then exchanges.
 
-For given multipliers `lambda_u >= 0` each site decides alone, `min loss + sum_u lambda_u cost_u`; the dual function of
-the multipliers is concave and piecewise linear, and the ellipsoid method finds its maximum without step sizes. Of the
-plans seen on the way the best that meets all limits and the last few are repaired, and exchanges of one site and of two
-fill what they leave.
+For given multipliers `lambda_u >= 0` each site decides alone, `min loss + sum_u lambda_u cost_u`. The dual function of
+the multipliers is concave and piecewise linear, and the ellipsoid method finds its maximum without step sizes. The best
+plan on the way that meets all limits and the last few plans are repaired; exchanges of one site and of two fill the
+slack that they leave.
 
 Letters: S sites, O options (the longest list; shorter ones padded with infinite losses), U units.
 
@@ -21,22 +21,14 @@ from torch import Tensor
 
 from .exchanges import exchange_pairs, fill, fits, repaired, total_cost, total_loss
 
-# Steps end when no multiplier left in the ellipsoid can raise the dual function by this share of the loss.
-GAP = 1e-6
+GAP = 1e-6  # steps end when no multiplier in the ellipsoid can raise the dual function by this share of the loss
 STEPS = 500
-# So many of the last plans are repaired and filled beside the best one.
-LAST = 2
-# Exchanges of two sites are tried while all pairs of their options are at most this many, some seconds' work.
-PAIRED = 20_000_000
+LAST = 2  # so many of the last plans are repaired and filled beside the best one
+PAIRED = 20_000_000  # up to so many pairs of options, some seconds' work, exchanges of two sites are tried
 
 
 def several_budgets(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[Tensor, Tensor]:
-    """The best plan that multipliers, repairs and exchanges find, and the multipliers.
-
-    Args:
-        losses_SO, costs_USO, limits_U: the problem.
-        start_S: a plan within the limits.
-    """
+    """The best plan that multipliers, repairs and exchanges find, and the multipliers; `start_S` meets the limits."""
     passed, multipliers_U = multipliers(losses_SO, costs_USO, limits_U, start_S)
     candidates = [
         fill(losses_SO, costs_USO, limits_U, repaired(losses_SO, costs_USO, limits_U, chosen_S)) for chosen_S in passed
@@ -51,21 +43,19 @@ def several_budgets(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, star
 
 
 def multipliers(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Multipliers that maximise the dual function, and plans on the way to them.
+    """The best plan within the limits on the way and the last few plans; and multipliers that maximise the dual.
 
-    Args:
-        losses_SO, costs_USO, limits_U: the problem.
-        start_S: a plan within the limits.
-
-    Returns:
-        The best plan within the limits that was passed and the last few, within or not; the multipliers.
+    `dual(lambda) = min_o sum_i loss_i(o_i) + sum_u lambda_u (cost_u(o) - limit_u)`, at most the loss of any plan within
+    the limits. The ellipsoid `{x : (x - centre)^T P^-1 (x - centre) <= 1}` always holds the best multipliers; each step
+    cuts it through its centre and takes the smallest ellipsoid around the half that is left.
     """
     U = len(limits_U)
     scale_U = limits_U.clamp_min(1.0)
-    scaled_USO, limits_U = costs_USO / scale_U[:, None, None], limits_U / scale_U
+    scaled_USO, limits_U = costs_USO / scale_U[:, None, None], limits_U / scale_U  # units become comparable
     best_S, best = start_S, total_loss(losses_SO, start_S)
     last: deque[Tensor] = deque(maxlen=LAST)
-    # At the optimum no multiplier takes more than the loss of a plan with slack, divided by that slack.
+    # For the start, `dual <= loss - lambda slack`, and at the optimum dual is at least the sum of all least losses: so
+    # each multiplier lies between 0 and `most`. The first ellipsoid is the smallest one around that box.
     slack_U = (limits_U - total_cost(scaled_USO, start_S)).clamp_min(1e-6)
     most_U = (best - float(losses_SO.amin(1).sum())) / slack_U
     centre_U, P_UU = most_U / 2, torch.diag(U * (most_U / 2).square())
@@ -81,9 +71,10 @@ def multipliers(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S:
                 best_S, best = chosen_S, loss
             if not any(torch.equal(chosen_S, seen_S) for seen_S in last):
                 last.append(chosen_S)
-            cut_U = -over_U  # the dual function rises towards what is over its limit
-        else:
+            cut_U = -over_U  # `over` is a supergradient: the dual function is only higher where `over . x` grows
+        else:  # a multiplier below 0: only points with a larger one are of interest
             cut_U = -torch.eye(U, dtype=torch.float64)[int(centre_U.argmin())]
+        # The most that the dual function can rise by inside the ellipsoid.
         length = math.sqrt(max(float(cut_U @ P_UU @ cut_U), 0.0))
         if length <= (GAP * best if inside else 0):
             break

@@ -1,4 +1,4 @@
-"""The best plan of all, where the dual function leaves few that can be better than the one at hand.
+"""The best plan of all, if the dual function leaves few plans that can be better than the one at hand.
 
 Letters: S sites, O options (the longest list; shorter ones padded with infinite losses), U units, K combinations.
 """
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from .exchanges import total_loss
 
-# Up to this many combinations of some sites' options are looked at: 200,000 sums take milliseconds.
-ENUMERABLE = 200_000
+ENUMERABLE = 200_000  # combinations of some sites' options to look at, at most; their sums take milliseconds
 
 
 def improved(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor, multipliers_U: Tensor) -> Tensor:
     """The best plan of all, if few enough can be better than `chosen`; else `chosen`.
 
-    `loss >= dual + sum_i reduced_i(o_i)` for every plan within the limits, with `reduced = loss + lambda cost` less its
-    least in the site: what is more than the plan at hand is above the dual function need not be looked at.
+    With `reduced = loss + lambda cost` less its least in the site, `loss >= dual + sum_i reduced_i(o_i)` for every plan
+    within the limits. So a plan can only be better if its reduced losses add up to less than `loss(chosen) - dual`,
+    which leaves few options of each site.
     """
     U = len(limits_U)
     reduced_SO = losses_SO + torch.tensordot(multipliers_U, costs_USO, 1)
@@ -30,8 +30,8 @@ def improved(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: T
     reduced_K, losses_K = torch.zeros(2, 1, dtype=torch.float64)
     costs_UK = torch.zeros(U, 1, dtype=torch.float64)
     rest_US = costs_USO.where(losses_SO < math.inf, math.inf).amin(2)
-    rest_US = rest_US.sum(1, keepdim=True) - rest_US.cumsum(1)  # the least that the sites after each cost
-    steps: list[tuple[Tensor, Tensor]] = []  # of each site: the combination before, and the option added to it
+    rest_US = rest_US.sum(1, keepdim=True) - rest_US.cumsum(1)  # the least cost of all sites after each
+    steps: list[tuple[Tensor, Tensor]] = []  # for each site, the combination before and the option added to it
     for site, (losses_O, reduced_O) in enumerate(zip(losses_SO, reduced_SO, strict=True)):
         options = (reduced_O <= gap).nonzero()[:, 0]
         if len(options) * len(losses_K) > ENUMERABLE:

@@ -1,4 +1,4 @@
-"""What a solver says of budgets that cannot be met."""
+"""The error for budgets that cannot be met."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class BudgetError(ValueError):
 
     Attributes:
         unit: number of the budget.
-        least: what the cheapest plan within the budgets before it costs.
+        least: cost of the cheapest plan within the budgets before it.
     """
 
     def __init__(self, unit: int, limit: float, least: float) -> None:

@@ -1,4 +1,4 @@
-"""Exchanges of options within several limits: repair what breaks one, fill what is left of all, two sites at once.
+"""Exchanges of options within limits: repair a plan that breaks one, fill slack, exchange two sites at once.
 
 Letters: S sites, O options (the longest list; shorter ones padded with infinite losses), U units.
 """
@@ -36,13 +36,14 @@ def least_shares(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tens
 
 
 def repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
-    """Exchange single options while a limit is broken: the least loss for each share of the limits that is won back."""
+    """Exchange single options while a limit is broken, at the least loss per share of the limits won back."""
     rows_S, chosen_S, scale_U = torch.arange(len(chosen_S)), chosen_S.clone(), limits_U.clamp_min(1.0)
     while True:
+        # Each round lowers the excess, so the loop ends.
         over_U = total_cost(costs_USO, chosen_S) - limits_U
         if float(over_U.max()) <= 0:
             return chosen_S
-        won_SO = torch.zeros_like(losses_SO)
+        won_SO = torch.zeros_like(losses_SO)  # less excess over all limits; an exchange may also add to one
         for costs_SO, over, scale in zip(costs_USO, over_U, scale_U, strict=True):
             after_SO = costs_SO - costs_SO[rows_S, chosen_S, None] + over
             won_SO += (over.clamp_min(0) - after_SO.clamp_min(0)) / scale
@@ -55,7 +56,7 @@ def repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: T
 
 
 def fill(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
-    """Exchange single options while one lowers the loss within the limits; the largest gain first."""
+    """Exchange single options while that lowers the loss within the limits, the largest gain first."""
     rows_S, chosen_S = torch.arange(len(chosen_S)), chosen_S.clone()
     while True:
         slack_U = limits_U - total_cost(costs_USO, chosen_S)
@@ -69,7 +70,7 @@ def fill(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tenso
 
 
 def exchange_pairs(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
-    """Choose two sites anew, all others kept, while that lowers the loss: two sites alone are solved exactly."""
+    """Choose two sites anew, the best for both with all others fixed, while that lowers the loss."""
     chosen_S = chosen_S.clone()
     for _ in range(ROUNDS):
         improved = False

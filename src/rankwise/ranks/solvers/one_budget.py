@@ -2,13 +2,10 @@
 
 `min sum_i error_i(o_i)  subject to  sum_i cost_i(o_i) <= budget`, over options `o_i` of every site i.
 
-For a multiplier each site decides alone, and only options on the lower convex hull of its (cost, error) points are ever
-chosen; lowering the multiplier step by step therefore walks the hull edges in the order of their slope. Slack that the
-walk leaves is filled by the single exchange that helps most per step, among all options and not only those on hulls,
-and with few sites, where one of them can leave much slack, by exchanges of two sites at once.
-Few combinations are simply enumerated.
-
-Letters: S sites, O options (the longest list; shorter ones padded with infinite costs and errors).
+For a given multiplier each site decides alone, and chooses an option on the lower convex hull of its (cost, error)
+points. Lowering the multiplier step by step therefore walks the hull edges in the order of their slope. The slack that
+the walk leaves is filled by the single exchange that gains most, among all options and not only those on hulls; with
+few sites, each of which can leave much slack, also by exchanges of two sites. Few combinations are simply enumerated.
 
 Source: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988 (the multiplier).
 """
@@ -22,33 +19,26 @@ from itertools import combinations, pairwise
 import torch
 
 from .errors import BudgetError
+from .exchanges import ROUNDS, fill
+from .padding import tables
 
-# With more sites than this the slack that one of them leaves is too small a part for exchanges of two to matter.
-SITES_IN_PAIRS = 64
-ROUNDS = 8
-# Up to this many combinations are enumerated.
-ENUMERABLE = 20_000
+SITES_IN_PAIRS = 64  # with more sites one leaves so little slack that exchanges of two do not matter
+ENUMERABLE = 20_000  # combinations that are enumerated, at most
 
 
 def knapsack(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], budget: float) -> list[int]:
-    """The chosen option of every site.
+    """The index of the chosen option of every site; a BudgetError if even the cheapest ones exceed the budget.
 
     Args:
-        costs, errors: of every site's options, of which each site needs at least one.
+        costs, errors: `[site][option]`; each site has at least one option.
         budget: the largest allowed total cost.
-
-    Returns:
-        One option index per site, with total cost at most `budget`.
-
-    Raises:
-        BudgetError: if even the cheapest options cost more than the budget, with that cost.
 
     Example:
         >>> knapsack([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
         [1, 0]
     """
     paths = [pareto(*columns) for columns in zip(costs, errors, strict=True)]
-    # Only what nothing beats takes part: of each site the kept options by ascending cost.
+    # Options that another beats are left out; the others go by ascending cost and so by descending error.
     kept = [
         ([site_costs[index] for index in path], [site_errors[index] for index in path])
         for site_costs, site_errors, path in zip(costs, errors, paths, strict=True)
@@ -61,18 +51,18 @@ def knapsack(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]
     if math.prod(map(len, paths)) <= ENUMERABLE:
         chosen = _exact(kept, budget)
     else:
-        chosen = _fill(kept, _walk(kept, hulls, chosen, cost, budget), budget)
+        chosen = _walk(kept, hulls, chosen, cost, budget)
+        problem = tables([errors for _, errors in kept], [[costs] for costs, _ in kept], [budget])
+        chosen = fill(*problem, torch.tensor(chosen)).tolist()
         if 1 < len(kept) <= SITES_IN_PAIRS:
             chosen = _exchange_pairs(kept, chosen, budget)
     return [path[index] for path, index in zip(paths, chosen, strict=True)]
 
 
 def multiplier(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], budget: float) -> float:
-    """The multiplier with the largest dual function: the slope of the hull edge on which the walk reaches the budget.
+    """The multiplier that maximises the dual function: the slope of the hull edge on which the walk meets the budget.
 
-    Args:
-        costs, errors: of every site's options.
-        budget: the largest allowed total cost; 0 where even the least errors cost no more.
+    It is 0 if even the least errors cost no more than the budget.
 
     Example:
         >>> multiplier([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
@@ -92,8 +82,7 @@ def multiplier(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float
     return 0.0
 
 
-# Of every site: the costs, ascending, and the errors, descending, of its options.
-Columns = tuple[list[float], list[float]]
+Columns = tuple[list[float], list[float]]  # costs of a site's options, ascending, and their errors, descending
 
 
 def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
@@ -107,7 +96,7 @@ def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
 
 
 def hull(costs: Sequence[float], errors: Sequence[float], path: Sequence[int] | None = None) -> list[int]:
-    """Indices of the lower convex hull, by ascending cost and descending error; `path` is what `pareto` gives."""
+    """Indices of the lower convex hull, by ascending cost and descending error; `path` is the result of `pareto`."""
     kept: list[int] = []
     slopes: list[float] = []  # errors removed per cost on the edge that ends at each kept option but the first
     for index in pareto(costs, errors) if path is None else path:
@@ -124,7 +113,7 @@ def hull(costs: Sequence[float], errors: Sequence[float], path: Sequence[int] | 
 def _walk(
     sites: Sequence[Columns], hulls: Sequence[list[int]], chosen: list[int], cost: float, budget: float
 ) -> list[int]:
-    """Go along the edges of all hulls in the order of their slopes, as far as the budget allows."""
+    """Walk the edges of all hulls in the order of their slopes, as far as the budget allows."""
     edges = sorted(
         (
             ((errors[a] - errors[b]) / (costs[b] - costs[a]), site, b)
@@ -146,16 +135,16 @@ def _walk(
 
 
 def _exact(sites: Sequence[Columns], budget: float) -> list[int]:
-    """The best of all combinations, site by site; a combination that another beats in cost and error is dropped."""
+    """The best of all combinations, site by site; combinations that another beats in cost and error are dropped."""
     costs = errors = torch.zeros(1, dtype=torch.float64)
-    steps: list[tuple[list[int], int]] = []  # per site: the combinations that are kept, and how many options it has
+    steps: list[tuple[list[int], int]] = []  # per site, the combinations that are kept, and its number of options
     for site_costs, site_errors in sites:
         costs = (costs[:, None] + torch.tensor(site_costs, dtype=torch.float64)).flatten()
         errors = (errors[:, None] + torch.tensor(site_errors, dtype=torch.float64)).flatten()
         kept = pareto(costs.tolist(), errors.tolist())
         steps.append((kept, len(site_costs)))
         costs, errors = costs[kept], errors[kept]
-    place = int((costs <= budget).sum()) - 1  # the dearest that fits has the least error
+    place = int((costs <= budget).sum()) - 1  # the most expensive one that fits has the least error
     chosen = []
     for kept, count in reversed(steps):
         place, index = divmod(kept[place], count)
@@ -164,7 +153,10 @@ def _exact(sites: Sequence[Columns], budget: float) -> list[int]:
 
 
 def _exchange_pairs(sites: Sequence[Columns], chosen: list[int], budget: float) -> list[int]:
-    """Choose two sites anew, all others kept, while that lowers the error: two sites alone are solved exactly."""
+    """Choose two sites anew, the best for both with all others fixed, while that lowers the error.
+
+    Errors fall as costs rise, so the best partner of an option of one site is the other's most expensive one that fits.
+    """
     costs = [torch.tensor(site_costs, dtype=torch.float64) for site_costs, _ in sites]
     errors = [torch.tensor(site_errors, dtype=torch.float64) for _, site_errors in sites]
     chosen = list(chosen)
@@ -181,24 +173,3 @@ def _exchange_pairs(sites: Sequence[Columns], chosen: list[int], budget: float) 
         if not improved:
             break
     return chosen
-
-
-def _fill(sites: Sequence[Columns], chosen: list[int], budget: float) -> list[int]:
-    """Exchange single options while one lowers the error within the budget; the largest gain first."""
-    chosen, longest = list(chosen), max(len(costs) for costs, _ in sites)
-    padding = [[math.inf] * (longest - len(costs)) for costs, _ in sites]
-    costs_SO = torch.tensor([costs + pad for (costs, _), pad in zip(sites, padding, strict=True)], dtype=torch.float64)
-    errors_SO = torch.tensor(
-        [errors + pad for (_, errors), pad in zip(sites, padding, strict=True)], dtype=torch.float64
-    )
-    rows_S, chosen_S = torch.arange(len(sites)), torch.tensor(chosen)
-    cost = sum(costs[index] for (costs, _), index in zip(sites, chosen, strict=True))
-    while True:
-        gains_SO = errors_SO[rows_S, chosen_S, None] - errors_SO
-        gains_SO[costs_SO - costs_SO[rows_S, chosen_S, None] > budget - cost] = 0
-        site, index = divmod(int(gains_SO.argmax()), longest)
-        if float(gains_SO[site, index]) <= 0:
-            return chosen
-        cost += sites[site][0][index] - sites[site][0][chosen[site]]
-        chosen[site] = index
-        chosen_S[site] = index

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Of a site's options, for every unit.
-Costs = Sequence[Sequence[float]]
+Costs = Sequence[Sequence[float]]  # costs of a site's options, for every unit
 
 
 def tables(
     losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses S x O, infinite where a site has no such option, costs U x S x O, and limits U."""
+    """Losses S x O, infinite for options that a site does not have, costs U x S x O, and limits U."""
     longest = max(map(len, losses))
     padded = [[*site, *[math.inf] * (longest - len(site))] for site in losses]
     priced = [[[*unit, *[0.0] * (longest - len(unit))] for unit in units] for units in costs]
