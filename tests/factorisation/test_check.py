@@ -66,7 +66,7 @@ def test_a_chain_that_is_called_less_often_is_named() -> None:
 def test_a_weight_that_is_put_together_is_named() -> None:
     model, small, sites, plan = made()
     small.fc.register_forward_hook(lambda layer, args, output: output + 0 * layer.weight.sum())
-    with pytest.raises(ValueError, match=r"site 'fc' cannot be factorised: its dense weight is put together"):
+    with pytest.raises(ValueError, match=r"site 'fc' cannot be factorised: its dense weight is rebuilt"):
         check_result(model, small, sites, planned(plan), sites.example)
 
 

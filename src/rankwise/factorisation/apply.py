@@ -48,35 +48,35 @@ def factorise(
     done: Done[Layer] | None = None,
     **sequentially: Any,
 ) -> nn.Module:
-    """A copy of the model with the plan's sites factorised; the model itself is left as it was.
+    """A copy of the model with the plan's sites factorised; the model itself is unchanged.
 
     With `data` sequentially: `min E || y_dense - (V x_compressed + c) ||^2` for each site in execution order. With
-    statistics alone in one shot: `min ||(W - V) Cov(x)^(1/2)||_F`. With neither, in the weight metric. A plan that was
-    chosen in the weight metric counts no new biases, so that sequentially too none are added.
+    statistics alone in one shot: `min ||(W - V) Cov(x)^(1/2)||_F`. With neither, in the weight metric. A plan chosen in
+    the weight metric counts no new biases, so none are added, with `data` either.
 
     Args:
         model: the dense network.
         plan: from `choose`, or edited by hand.
-        stats: statistics for one-shot, or the sites for a plan in the weight metric; of a plan in the metric "fisher"
+        stats: statistics for one-shot, or the sites for a plan in the weight metric. The metric "fisher" needs
             statistics with gradients, also with `data`.
-        data: calibration batches for the sequential way.
-        shrink: one-shot, share of the weight metric in that of the statistics, 0 to 1; by default the plan's.
+        data: calibration batches, for sequential fits.
+        shrink: share of the weight metric in one-shot fits, 0 to 1; by default the plan's.
         step: called with each site's name before it is fitted.
-        formats: objects in place of the usual ones of the same names, such as a `SparseLowRank` with importance of its
-            own; as for `choose`.
-        example: what the networks are looked at with, as for `collect`, and the result is checked with; by default
-            what the sites were found with. Statistics from a file hold none.
-        done: layers that were fitted before with the same arguments, by site; they are put in as they are, and each
-            that is fitted now is added at once, so that a stopped run can go on. `compress` keeps them in a folder.
+        formats: objects that replace the registered ones of the same names, such as a `SparseLowRank` with its own
+            importance; as for `choose`.
+        example: the batch on which the networks are compared, as for `collect`; by default the one that the sites were
+            found with. Statistics from a file have none.
+        done: layers fitted before with the same arguments, by site: they are used as they are, and new ones are added
+            at once, so that a stopped run can resume. `compress` keeps them in a folder.
         **sequentially: positions, seed, mask, engine and spill_above of `Sequentially`, with data.
 
     Returns:
         A model of the same class, each planned site replaced by a chain of plain layers.
 
     Raises:
-        TypeError: for an argument that does not exist.
-        ValueError: if the plan belongs to another network, what it needs is missing, or `shrink` is given with data,
-            which the sequential way fits to as it is; nothing is changed then.
+        TypeError: for an unknown argument.
+        ValueError: if the plan belongs to another network, something that it needs is missing, or `shrink` is given
+            with data, whose own statistics are used.
 
     Example:
         >>> import torch, rankwise as rw
@@ -145,8 +145,8 @@ def factorise(
             )
     if example is not None:
         _check(model, compressed, plan, sites, example, known)
-    for row in plan.factorised:  # the copy was in eval mode when the chains were built
-        for name in (row.site, *sites[row.site].aliases):
+    for row in plan.factorised:  # the chains were built while the copy was in eval mode
+        for name in sites[row.site].names:
             compressed.get_submodule(name).train(model.get_submodule(name).training)
     return compressed
 
@@ -154,8 +154,8 @@ def factorise(
 def _check(
     model: nn.Module, compressed: nn.Module, plan: Plan, sites: Sites, example: Any, formats: Mapping[str, Format]
 ) -> None:
-    """Run the result once; MACs are compared where the plan's are those of this example."""
-    planned = {  # the plan may have been made for another example
+    """Run the result once and compare it with the plan, recounted because the plan may be for another example."""
+    planned = {
         row.site: get_format(row.format, formats).cost(site, row.ranks, site.chain_bias(plan.metric)).macs
         for row in plan.factorised
         for site in [sites[row.site]]
@@ -177,15 +177,12 @@ def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = 
 
 
 def check_plan(plan: Plan, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
-    """Refuse a plan that does not fit the network.
+    """Raise a ValueError that names the row of a plan that does not fit the network, and why.
 
     Args:
-        plan: for it.
+        plan: for the network.
         sites: of the network.
-        formats: in place of the usual ones of the same names.
-
-    Raises:
-        ValueError: naming the row and what is wrong with it.
+        formats: replace the registered ones of the same names.
     """
     for row in plan.rows:
         site = site_of(row, sites)

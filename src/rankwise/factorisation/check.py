@@ -1,4 +1,4 @@
-"""Check a factorised network against its plan: run it once and see that it computes, and costs, what the plan says."""
+"""Check a factorised network against its plan: run it once, and compare calls, values and MACs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def check_result(
     example: Any,
     alike: bool = True,
 ) -> None:
-    """Run a factorised network once and refuse it where it is not what its plan says.
+    """Run a factorised network once and raise where it does not follow its plan.
 
-    Every chain is called as often as the layer that it replaced, no weight of a chain is put together, nothing of the
-    dense network is read, and outputs are finite where those of the dense network are. Multiply-accumulates are counted
-    by operators, so that none is missed that runs beside the layers. Where a network sends its rows by their values, as
-    a mixture of experts does, each layer's are compared for the rows that it was given.
+    Every chain is called as often as the layer that it replaced, its dense weight is never rebuilt, no tensor of the
+    dense network is read, and outputs are finite where those of the dense network are. MACs are counted by operators,
+    so that work outside the layers counts too. Where rows go to layers by their values, as in a mixture of experts,
+    each layer's MACs are compared for the rows that it received.
 
     Args:
         dense: the network that was factorised.
@@ -43,7 +43,7 @@ def check_result(
         sites: of the dense network.
         planned: factorised site -> MACs of its chain by the plan.
         example: what the networks are called with.
-        alike: whether the example's MACs are those that the sites were counted with; they are compared then.
+        alike: whether the sites were counted with the same MACs as this example; only then are MACs compared.
 
     Raises:
         ValueError: naming the site, what is wrong and what to do.
@@ -77,32 +77,27 @@ def check_result(
         raise ValueError(f"the factorised {type(dense).__name__} {works_on_another(dense, reads.found)}")
     for name in planned:
         if name in made:
-            raise _wrong(name, "its dense weight is put together again in every forward")
-        found, before = (sum(seen.count[path] for path in (name, *sites[name].aliases)) for seen in (calls, wanted))
+            raise _wrong(name, "its dense weight is rebuilt in every forward")
+        found, before = (sum(seen.count[path] for path in sites[name].names) for seen in (calls, wanted))
         if found != before:
             raise _wrong(name, f"the network calls it {found} times instead of {before}")
-    if infinite and _finite(_output(dense, example)):
-        raise _wrong(infinite[0], "its outputs are not finite where those of the dense network are")
-    if not _finite(output) and _finite(_output(dense, example)):
-        raise ValueError("outputs of the factorised network are not finite where those of the dense network are")
+    if infinite or not _finite(output):
+        with pristine(dense):
+            comparable = _finite(call(dense, example))
+        if comparable and infinite:
+            raise _wrong(infinite[0], "its outputs are not finite where those of the dense network are")
+        if comparable:
+            raise ValueError("outputs of the factorised network are not finite where those of the dense network are")
     total = sites.total_macs + sum(macs - sites[name].macs for name, macs in planned.items())
     if alike and record.total_macs != total:
+        # Totals may differ for a good reason, such as other rows sent to experts: compare module by module.
         with Recorder(dense, by_operators=True) as own, pristine(dense):
             call(dense, example)
         _compare(own.macs, record.macs, wanted.numbers, calls.numbers, [sites[name] for name in planned], planned)
 
 
 def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
-    """`check_result` of a network whose chains are all that is known of its plan.
-
-    Args:
-        dense: the architecture, with any values.
-        result: the same with chains.
-        example: what the networks are called with.
-
-    Raises:
-        ValueError: as `check_result` does.
-    """
+    """`check_result` of a loaded network, whose plan is read from its chains; `dense` may have any values."""
     sites = find(dense, example)
     parts = {name: result.get_submodule(name) for name in sites}
     planned = {
@@ -122,19 +117,19 @@ def _compare(
     sites: Iterable[Site],
     planned: Mapping[str, int],
 ) -> None:
-    """Refuse counts that are not those of the plan for the numbers that each module was given.
+    """Raise where MACs, relative to the numbers that each module received, differ from the plan's.
 
     Args:
         before, after: MACs by module, in the dense and in the factorised network.
-        given_before, given_after: how many numbers each module was given.
-        sites: those that were factorised.
+        given_before, given_after: numbers that each module received.
+        sites: the factorised ones.
         planned: site -> MACs of its chain.
     """
-    inside = {site.name: (site.name, *site.aliases) for site in sites}
+    inside = {site.name: site.names for site in sites}
     for name, paths in inside.items():
         chain = sum(macs for owner, macs in after.items() if any(f"{owner}.".startswith(f"{path}.") for path in paths))
         now, then = (sum(given[path] for path in paths) for given in (given_after, given_before))
-        if chain * then != planned[name] * now:
+        if chain * then != planned[name] * now:  # chain / now != planned / then, without division
             macs = planned[name] * now // then if then else 0
             raise _wrong(name, f"its chain runs {chain:,} multiply-accumulates, its plan says {macs:,}")
     chains = tuple(f"{path}." for paths in inside.values() for path in paths)
@@ -143,18 +138,13 @@ def _compare(
         if not f"{owner}.".startswith(chains) and same and before[owner] != after[owner]:
             raise ValueError(
                 f"the factorised network runs {after[owner]:,} multiply-accumulates in {owner!r}, the dense one "
-                f"{before[owner]:,}: its forward does something else with the factorised layers; leave some dense with "
+                f"{before[owner]:,}: its forward treats the factorised layers differently; leave some dense with "
                 f"ignore=, first {next(iter(inside))!r}"
             )
 
 
 def _wrong(name: str, what: str) -> ValueError:
     return ValueError(f"site {name!r} cannot be factorised: {what}; leave it dense with ignore=[{name!r}]")
-
-
-def _output(model: nn.Module, example: Any) -> Any:
-    with pristine(model):
-        return call(model, example)
 
 
 def _finite(output: Any) -> bool:

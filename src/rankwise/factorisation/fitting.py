@@ -5,8 +5,8 @@ centred moments `A = Cov(x)` and `C = Cov(y, x)` this is the ordinary data-aware
 
     T = W + beta (C - W A) (A + e I)^-1,      c = mean(y) - V mean(x),
 
-so every format serves unchanged. The damping shrinks towards W. How far to follow the target (beta) is decided on
-held-out samples, because a target estimated from few rows fits their noise.
+so every format works unchanged. The damping e pulls the target towards W. How far to follow the target (beta) is
+decided on held-out samples, because a target estimated from few rows fits their noise.
 
 Letters: G groups, T outputs per group, D inputs per group.
 
@@ -28,10 +28,10 @@ from ..network.site import Site
 from ..statistics.moments import Moments
 
 BETAS = (0.0, 0.5, 1.0)
-# With fewer rows than this many per input dimension a regression target is not trusted at all.
+# With fewer rows than this per input dimension the target is never followed.
 LEAST_ROWS_PER_INPUT = 8
 TARGET_DAMPING = 1e-4
-# Nor where the variance is less than this part of the second moment per input: rounding of float32 products.
+# Nor where the mean variance per input is below this part of the second moment: that is float32 rounding.
 ROUNDING = 1e-6
 
 
@@ -47,7 +47,7 @@ def regression_target(weight_GTD: Tensor, moments: Moments) -> Tensor:
 
 
 def held_out_error(weight_GTD: Tensor, moments: Moments, held: Moments) -> float:
-    """`E|y - V x - c|^2` on the held-out samples, less a constant; `c` is from the fitted samples."""
+    """`E|y - V x - c|^2` on the held-out samples, up to a constant; `c` is from the fitted samples."""
     bias_GT = _bias(weight_GTD, moments)
     covariances, crosses = _centred(held)
     error = 0.0
@@ -60,7 +60,7 @@ def held_out_error(weight_GTD: Tensor, moments: Moments, held: Moments) -> float
 
 
 def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> float:
-    """The candidate whose target predicts the held-out outputs best; 0 where too few rows were seen."""
+    """The beta whose target predicts the held-out outputs best; 0 where too few rows were seen."""
     enough = fitted.count >= LEAST_ROWS_PER_INPUT * fitted.dim
     if held is None or not enough or fitted.second_GDD is None or held.second_GDD is None:
         return 0.0
@@ -87,12 +87,12 @@ def fit_site(
     Args:
         site: the site.
         weight: dense weight, O x I/G [x kh x kw], float64.
-        format: name of the format.
-        ranks: its ranks.
-        moments: of the inputs, with the dense network's outputs as targets.
+        format: its name.
+        ranks: of the format.
+        moments: of the inputs, with the dense network's outputs as targets; with gradients for the metric "fisher".
         beta: how far to follow the target, from 0 (the weight itself) to 1.
-        metric: "input", "diagonal" or "fisher", for which the moments hold gradients.
-        formats: in place of the usual ones of the same names.
+        metric: of the fit.
+        formats: replace the registered ones of the same names.
 
     Returns:
         The factors and the bias, O.

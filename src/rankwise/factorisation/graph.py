@@ -1,8 +1,8 @@
 """Run the dense and the compressed network side by side, node by node, each of them once.
 
-The graph from `torch.fx` only schedules: every module without a site is one node, and modules are called as they are in
-the two networks. Between two sites a whole segment runs batch by batch; only activations that a later segment reads are
-kept. While the two networks still agree on a value it is computed once.
+The graph from `torch.fx` is only a schedule: every module without a site is one node, and nodes call the modules of the
+two networks. Between two sites a whole segment runs batch by batch, and only activations that a later segment reads are
+kept. A value on which the two networks still agree is computed once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ..surgery.tracing import OwnTracer
 from .residual import Link, Repair, repair, schedule
 from .spill import ActivationStore
 
-# Names that tracing gives to tensors that are no inputs; the graph reads them.
+# Prefix of the attributes in which tracing stores tensors that are not inputs; the graph reads them.
 _CONSTANTS = "_tensor_constant"
-_DRAWS = "draws random numbers"  # of a node, found when the graph is checked
+_DRAWS = "draws random numbers"  # key of a node's meta data, set when the graph is checked
 
 
 class OtherOptionsError(ValueError):
@@ -36,35 +36,35 @@ class OtherOptionsError(ValueError):
 
 
 class Visitor(Protocol):
-    """What is done at each site, whichever way the networks are run."""
+    """What happens at each site, with either engine."""
 
     def observe(
         self, site: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
     ) -> None:
-        """Take a batch's input in the compressed network and output in the dense one, None where it never came there.
+        """Take a batch's input in the compressed network and output in the dense one, None where it never got there.
 
-        Of linear layers with padding `real` says which rows count, samples x positions.
+        `real` marks the rows that are not padding, samples x positions.
         """
 
     def is_done(self, site: str) -> bool:
-        """Whether its layer was fitted before, so that nothing has to be observed."""
+        """Whether its chain was fitted before, so that nothing has to be observed."""
 
     def finish(self, site: str) -> None:
-        """All batches were seen: put the fitted layer into the compressed network."""
+        """After all batches: fit, and put the chain into the compressed network."""
 
     def differs(self, module: str) -> bool:
-        """Whether a module of the compressed network is no longer the dense one's."""
+        """Whether a module of the compressed network holds chains already."""
 
 
 class _Same:
-    """Stands for a compressed value that is still the dense one."""
+    """In place of a compressed value that still equals the dense one."""
 
 
 SAME = _Same()
 
 
 class _Tracer(OwnTracer):
-    """Leaves every module closed that holds no site."""
+    """Traces into modules that hold a site; all others are one node each."""
 
     def __init__(self, open_modules: set[str]) -> None:
         super().__init__()
@@ -81,13 +81,14 @@ def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]
         model: in eval mode, under no_grad.
         example: what the model is called with.
         sites: qualified names of the modules that must be nodes.
-        linked: those whose output goes into an addition.
+        linked: the sites whose output goes into an addition.
     """
     sites = set(sites)
-    open_modules = {name.rpartition(".")[0] for name in sites}
-    open_modules |= {parent.rpartition(".")[0] for name in list(open_modules) for parent in _parents(name)}
+    parts = [name.split(".") for name in sites]
+    open_modules = {".".join(each[:depth]) for each in parts for depth in range(len(each))}
     try:
         arguments = bind(model, example)
+        # Options are fixed while tracing, so that a forward may branch on them; `_arguments` refuses other ones later.
         concrete = {name: value for name, value in arguments.items() if not _has_tensor(value)}
         randomness = Randomness(model)
         state = randomness.state()
@@ -95,7 +96,7 @@ def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]
         try:
             graph = _Tracer(open_modules).trace(model, concrete_args=concrete or None)
         finally:
-            attributes.restore(but=_CONSTANTS)  # a forward that keeps what it computes has kept proxies
+            attributes.restore(but=_CONSTANTS)  # a forward that keeps activations as attributes has kept proxies
         if randomness.drawn_since(state):
             return "random numbers that do not depend on the batch would be constants of the graph"
         _drop_constants(graph, arguments.keys() - concrete.keys())
@@ -113,7 +114,10 @@ def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]
 
 
 def _expected(model: nn.Module, example: Any, randomness: Randomness) -> list[Any]:
-    """The network's outputs; of the second call where the first has changed something, which a graph cannot follow."""
+    """The network's outputs: of the second call if the first changed attributes.
+
+    A forward that caches (a mask, a position table) may take another path the second time; the graph has one path.
+    """
     attributes = Attributes(model)
     randomness.seed(1)
     outputs = pytree.tree_leaves(call(model, example))
@@ -141,15 +145,15 @@ def run(
         dense, compressed: the two networks; the visitor changes the second.
         graph: of the dense one.
         batches: calibration data.
-        sites: qualified names of the sites.
-        linked: those whose output goes into an addition.
-        visitor: what to do at each site.
+        sites: their qualified names.
+        linked: the sites whose output goes into an addition.
+        visitor: observes and fits each site.
         cap: bytes of activations that are kept in memory.
         padding: which rows count.
         step: called with each site's name before it is fitted.
 
     Raises:
-        OtherOptionsError: if a batch has other options than the first; nothing was fitted then.
+        OtherOptionsError: if a batch has other options than the first, before anything is fitted.
         ValueError: if the network rejects a batch.
     """
     sites = set(sites)
@@ -158,17 +162,19 @@ def run(
     randomness = Randomness(dense, compressed)
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
     with ActivationStore(cap) as store:
-        fitted: fx.Node | None = None  # the last fitted site, whose compressed output is still to be computed
+        fitted: fx.Node | None = None  # the last fitted site; the next segment starts with its compressed output
         start = count = 0
-        real: list[Callable[[str, Tensor], Tensor | None]] = []  # of each batch
+        real: list[Callable[[str, Tensor], Tensor | None]] = []  # by batch
         seen = _noted(batches, lambda batch: real.append(padding.real(batch)))
         for cut, site in [(i, node) for i, node in enumerate(nodes) if node.op == "call_module"]:
             name = str(site.target)
             if name not in sites:
                 continue
             step(name)
+            # What later segments read. The site's own input is read once more, by the fitted chain.
             needed = {node for node in nodes[:cut] if last_use[node] > cut} | {site, *site.all_input_nodes}
-            # every input is a node of the graph, stored like any other value: the data is walked over only once
+            # The first segment stores the network's inputs like any other value: one pass over the data is enough,
+            # and a loader that shuffles or augments cannot give a site other samples.
             for index, arguments in enumerate(_arguments(dense, seen) if start == 0 else [{}] * count):
                 count = max(count, index + 1)
                 segment = _Segment(dense, compressed, visitor, store, index, arguments, randomness)
@@ -191,7 +197,7 @@ def _noted(batches: Batches, note: Callable[[Any], None]) -> Iterator[Any]:
 
 
 def _arguments(model: nn.Module, batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """The arguments of every batch, as long as the options among them are those of the first."""
+    """The arguments of every batch; all must have the options of the first."""
     first: dict[str, Any] = {}
     for index, batch in enumerate(batches):
         with _naming(model, index):
@@ -206,7 +212,7 @@ def _arguments(model: nn.Module, batches: Iterable[Any]) -> Iterator[dict[str, A
 
 @contextmanager
 def _naming(model: nn.Module, index: int) -> Iterator[None]:
-    """Errors of the network name the batch."""
+    """Let errors of the network name the batch."""
     try:
         yield
     except (DataError, torch.cuda.OutOfMemoryError):
@@ -216,7 +222,7 @@ def _naming(model: nn.Module, index: int) -> Iterator[None]:
 
 
 def bind(model: nn.Module, batch: Any) -> dict[str, Any]:
-    """The arguments of `forward` by name, defaults included; copies, for any node may write into them."""
+    """The arguments of `forward` by name, with defaults; tensors are copies, because nodes may write into them."""
     batch = apart(model, batch)
     signature = inspect.signature(model.forward)
     if isinstance(batch, Mapping):
@@ -235,7 +241,7 @@ def bind(model: nn.Module, batch: Any) -> dict[str, Any]:
 
 
 class _Segment:
-    """Values of one batch between two sites: node to (dense value, compressed value or SAME)."""
+    """The values of one batch between two sites: node -> (dense value, compressed value or SAME)."""
 
     def __init__(
         self,
@@ -263,7 +269,8 @@ class _Segment:
         inputs = [self.value(argument) for argument in node.all_input_nodes]
         agree = [compressed is SAME for _, compressed in inputs]
         same = all(agree) and not (node.op in ("call_module", "get_attr") and self.visitor.differs(str(node.target)))
-        if not same and any(agree):  # a shared value that is changed in place must be changed once per network
+        if not same and any(agree):
+            # The node runs once per network and may write into its inputs: a shared value needs a copy for each.
             for argument, (value, compressed) in zip(node.all_input_nodes, inputs, strict=True):
                 if compressed is SAME:
                     self._set(argument, value, pytree.tree_map_only(Tensor, torch.clone, value))
@@ -271,20 +278,22 @@ class _Segment:
             result = self._call(node, self.dense, 0)
             self._set(node, result, SAME if same else self._call(node, self.compressed, 1))
             return
+        # Both networks draw the same numbers here, and the stream goes on as if one of them had run.
         before = self.randomness.state()
         result = self._call(node, self.dense, 0)
         after = self.randomness.state()
-        self.randomness.restore(before)  # what is drawn is the same in both networks
+        self.randomness.restore(before)
         self._set(node, result, self._call(node, self.compressed, 1))
         self.randomness.restore(after)
 
     def site(self, node: fx.Node, link: Link | None) -> tuple[Tensor, Tensor, Repair | None]:
         """Input in the compressed network, output of the dense one, and what that should repair.
 
-        The compressed output comes after the fit.
+        The compressed output is computed after the fit, by `compress`.
         """
         layer = self.dense.get_submodule(str(node.target))
-        if layer._forward_hooks or layer._forward_pre_hooks:  # rows are those between the user's hooks
+        # The user's hooks may change input and output. They go on to the chain, so the fit needs the rows between them.
+        if layer._forward_hooks or layer._forward_pre_hooks:
             with _Inside(layer) as seen:
                 self._set(node, self._call(node, self.dense, 0), SAME)
             with _Inside(self.compressed.get_submodule(str(node.target))) as here:
@@ -293,9 +302,7 @@ class _Segment:
         y = self._call(node, self.dense, 0)
         self._set(node, y, SAME)
         x, compressed = self.value(node.all_input_nodes[0])
-        needed = None
-        if link is not None:
-            needed = repair(layer, y, *self.value(link.other), link.scale)
+        needed = None if link is None else repair(layer, y, *self.value(link.other), link.scale)
         return (x if compressed is SAME else compressed), y, needed
 
     def compress(self, node: fx.Node) -> None:
@@ -303,8 +310,8 @@ class _Segment:
         self._set(node, self.value(node)[0], self._call(node, self.compressed, 1))
 
     def keep(self, needed: set[fx.Node], compressed_only: Iterable[fx.Node]) -> None:
-        """Store what later segments read, and drop what they do not."""
-        for node in compressed_only:  # read once more, by the fitted layer
+        """Store what later segments read, and drop the rest."""
+        for node in compressed_only:  # only the chain reads it again: its dense value, often the larger part, can go
             if self.value(node)[1] is not SAME:
                 self._set(node, None, self.value(node)[1])
         for node in self.fresh & needed:
@@ -329,7 +336,7 @@ class _Segment:
 
 
 class _Inside:
-    """Catches what a layer itself gets and makes, after the user's hooks before it and before those after it."""
+    """Catches a layer's own input and output, between the user's hooks before and after it."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -361,7 +368,7 @@ def _apply(node: fx.Node, model: nn.Module, args: tuple[Any, ...], kwargs: dict[
 
 
 def _run_dense(model: nn.Module, nodes: list[fx.Node], arguments: Mapping[str, Any], randomness: Randomness) -> Any:
-    """Run a graph, and mark the nodes that draw random numbers."""
+    """Run a graph, and note in each node whether it draws random numbers."""
     values: dict[fx.Node, Any] = {}
     for node in nodes:
         node.meta[_DRAWS] = False
@@ -376,7 +383,7 @@ def _run_dense(model: nn.Module, nodes: list[fx.Node], arguments: Mapping[str, A
 
 
 def _drop_constants(graph: fx.Graph, tensors: Collection[str]) -> None:
-    """Remove the placeholders that `torch.fx` makes for fixed arguments and its checks; no other node reads them."""
+    """Remove the placeholders of fixed arguments and the checks that `torch.fx` adds; nothing else reads them."""
     dropped: dict[fx.Node, None] = {}
     for node in graph.nodes:
         fixed = node.op == "placeholder" and node.target not in tensors
@@ -384,11 +391,6 @@ def _drop_constants(graph: fx.Graph, tensors: Collection[str]) -> None:
             dropped[node] = None
     for node in reversed(dropped):
         graph.erase_node(node)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _has_tensor(value: Any) -> bool:

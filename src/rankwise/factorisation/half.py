@@ -1,8 +1,7 @@
-"""Fill chains in half precision so that what goes from factor to factor stays within its numbers.
+"""Fill chains in half precision so that the values between the factors stay in range.
 
-`y = U (V x)` with `|V x|` above 65,504 has no half-precision value, though `x` and `y` have. Factors may be scaled,
-`U / s (s V x)`, and `s` is a power of two, so that nothing is rounded by it. What the factors reach is read off a
-sample of inputs with the moments that were collected.
+In `y = U (V x)`, `|V x|` may exceed float16's 65,504 though `x` and `y` do not. The factors are scaled by a power of
+two, `U / s (s V x)`, which rounds nothing. How large `V x` gets is measured on inputs with the collected moments.
 
 Letters: G groups, N sampled rows, D inputs per group.
 """
@@ -22,27 +21,19 @@ from ..linalg.symmetric import cholesky
 from ..statistics.moments import Moments
 
 ROWS = 256
-# Between factors the sampled values stay in this range: real ones may be 16 times as large, and small ones exact.
+# The sampled values between factors stay in this range: below float16's limit by a factor of 16, above subnormals.
 LEAST, LARGEST = 2.0**-4, 2.0**12
-# Types whose numbers end above this need no care; float16 ends at 65,504.
+# A dtype whose largest number is above this needs no scaling.
 WIDE = 1e6
 
 
 def fill(format: Format, chain: LowRank, factors: Factors, bias: Tensor | None, moments: Moments | None) -> None:
-    """Set the values of a chain; in half precision factors are scaled by what their outputs reach.
-
-    Args:
-        format: of the chain.
-        chain: to fill.
-        factors: of the weight.
-        bias: of the chain.
-        moments: of its inputs; None where nothing is known of them.
-    """
+    """Set the values of a chain; in float16 its factors are scaled, unless the `moments` of its inputs are unknown."""
     dtype = next(chain.parameters()).dtype
     if moments is None or moments.one_hot or torch.finfo(dtype).max > WIDE:
         format.fill(chain, factors, bias)
         return
-    wide = copy.deepcopy(chain).double()
+    wide = copy.deepcopy(chain).double()  # scaled before it is rounded to half precision
     format.fill(wide, factors, bias)
     _scale(wide, _sampled(moments))
     with torch.no_grad():
@@ -52,17 +43,18 @@ def fill(format: Format, chain: LowRank, factors: Factors, bias: Tensor | None, 
 
 @torch.no_grad()
 def _scale(chain: LowRank, rows_GND: Tensor) -> None:
-    """Scale the factors of a plain chain; others are left as they are."""
+    """Scale the factors of a plain chain; a chain with other modules, or an inner bias, stays as it is."""
     layers: list[nn.Module] = list(chain)
     factors = [layer for layer in layers if site_kind(layer)]
     known = all(site_kind(layer) or isinstance(layer, (Arrange, Bias)) for layer in layers)
     last = layers.index(factors[-1]) if factors else 0
     if not known or any(isinstance(layer, Bias) or getattr(layer, "bias", None) is not None for layer in layers[:last]):
         return
+    # Each row is one patch: a kernel meets it at a single position.
     x = rows_GND.transpose(0, 1).reshape(rows_GND.shape[1], -1).to(next(chain.parameters()).device)
     if is_convolution(chain.kind):
         x = x.reshape(len(x), -1, *chain.kernel_size)
-    before = 1.0  # what the outputs of the factors so far are multiplied with
+    before = 1.0  # the scale of the previous factor's output, which the next factor must undo
     for layer in layers[:last]:
         x = layer(x)
         if layer not in factors:
@@ -82,7 +74,7 @@ def _multiply(layer: nn.Module, factor: float) -> None:
 
 
 def _sampled(moments: Moments) -> Tensor:
-    """Rows of the site's input, G x N x D: those that were kept, or normally distributed ones of the same moments."""
+    """Rows of the site's input, G x N x D: the stored ones, or normally distributed ones with the same moments."""
     if moments.rows_GND is not None:
         return moments.rows_GND[:, :ROWS].double()
     assert moments.second_GDD is not None

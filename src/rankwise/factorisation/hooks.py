@@ -1,4 +1,4 @@
-"""Run the two networks from the start for every site and stop at it: for networks whose graph cannot be traced."""
+"""Run both networks from the start for every site and stop at it: for networks whose graph cannot be traced."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def run(
     seed: int = 0,
     step: Callable[[str], None] = lambda site: None,
 ) -> None:
-    """Visit the sites in the given order; the arguments are those of `graph.run`.
+    """Visit the sites in the given order; arguments as for `graph.run`.
 
-    The cost grows with the square of the number of sites. Both networks draw the same random numbers for a batch: those
-    of `seed` and the batch's number.
+    The cost grows with the square of the number of sites. Both networks draw the same random numbers for a batch, from
+    `seed` plus its number.
     """
     order, randomness = list(sites), Randomness(dense, compressed)
     for site in order:
@@ -48,14 +48,15 @@ def run(
             x, needed = _input(compressed, site, batch, index), None
             if dense_link is not None and y is not None:
                 randomness.seed(seed + index)
-                once = Attributes(compressed)  # the batch has moved its state on already
+                # A third pass, which must not count as another batch of a network that keeps state between calls.
+                once = Attributes(compressed)
                 _, link = _output(compressed, site, order, True, batch, index)
                 once.restore()
                 if link is not None:
                     needed = repair(dense.get_submodule(site), y, dense_link.other, link.other, dense_link.scale)
             real = None if x is None else padding.real(batch)(site, x)
             visitor.observe(site, index, x, y, needed, real)
-        for each in state:  # every site sees the data from the start
+        for each in state:  # the next site sees the data from the start
             each.restore()
         visitor.finish(site)
 
@@ -70,11 +71,11 @@ def _output(
         raise _Reached
 
     def reached(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        caught.append(output.clone())  # it may be changed in place before the addition
+        caught.append(output.clone())  # the network may change it in place before the addition
         if not linked:
             stop()
 
-    # First of all hooks: it sees the layer's own output.
+    # Before all other hooks: it sees the layer's own output.
     handle = model.get_submodule(site).register_forward_hook(own_thread(reached), prepend=True)
     watcher = Watcher(model, [site] if linked else [], sites, stop)
     try:

@@ -1,4 +1,4 @@
-"""One-shot factorisation: every site on its own, from stored statistics or from the weight alone."""
+"""One-shot factorisation: every site by itself, from stored statistics or from the weight alone."""
 
 from __future__ import annotations
 
@@ -36,14 +36,13 @@ def one_shot(
     """Factorise `compressed`, a copy of `dense`, in place.
 
     Args:
-        dense: the dense network.
-        compressed: its copy.
+        dense, compressed: the networks.
         plan: what to build.
         sites: of the dense network.
-        stats: statistics; None fits in the weight metric, without a bias correction.
+        stats: None fits in the weight metric, without a bias correction.
         shrink: share of the weight metric in that of the statistics.
-        formats: in place of the usual ones of the same names.
-        done: layers that were fitted before; those that are missing are added.
+        formats: replace the registered ones of the same names.
+        done: layers that were fitted before; missing ones are added.
 
     Raises:
         ValueError: if the statistics miss a site.
@@ -65,7 +64,7 @@ def put_done(
     formats: Mapping[str, Format] | None,
     done: Done[Layer] | None,
 ) -> bool:
-    """Put a layer that was fitted before into `compressed`, under all names of the site; whether there is one."""
+    """Put a chain that was fitted before into `compressed`, under all names of the site; whether there is one."""
     if done is None or site.name not in done:
         return False
     format, bias = get_format(row.format, formats), site.chain_bias(metric)
@@ -75,7 +74,7 @@ def put_done(
 
 
 def note_done(chain: nn.Module, site: Site, done: Done[Layer] | None) -> None:
-    """Add a layer that was fitted now."""
+    """Add a chain that was fitted now."""
     if done is not None:
         done[site.name] = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
 
@@ -93,7 +92,7 @@ def factorise_site(
 ) -> None:
     """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
 
-    In the weight metric a layer without a bias gets none; where there are moments, it is fitted to them all the same.
+    A plan in the weight metric adds no bias, but the fit still uses moments where there are any.
     """
     format, weight, bias = get_format(row.format, formats), site_weight(dense, site), site_bias(dense, site)
     if moments is None:

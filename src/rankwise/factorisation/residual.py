@@ -1,13 +1,13 @@
 """Targets that also repair the residual stream.
 
-Where a site's output goes through a batch norm into an addition, `z = scale * y + shift + s`, the other summand `s` of
-the compressed network already differs from the dense one's. Fitting the site to
+A site's output may go through a batch norm into an addition, `z = scale * y + shift + s`, where the other summand `s`
+of the compressed network already differs from the dense one's. Fitting the site to
 
     y + (s_dense - s_compressed) / scale
 
-makes it correct what the blocks before it got wrong, instead of letting errors add up along the residual stream.
+corrects the errors of earlier blocks, which would otherwise add up along the residual stream.
 
-`watch` says which sites have such an addition; here it is found in the graph.
+`watch` finds the sites with such an addition; this module finds the addition in the graph.
 
 Letters: G groups, N rows, T outputs per group.
 """
@@ -22,23 +22,23 @@ from torch import Tensor, fx, nn
 from ..layers.kinds import spatial_dims
 
 ADD_NAMES = ("add", "add_", "__add__", "__iadd__", "__radd__")
-# By the spatial dimensions of the layer before it.
+# Place: spatial dimensions of the layer before the norm.
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# A channel that its batch norm scales down more than this against the others carries no usable correction.
+# Below this part of the largest scale, dividing by a channel's scale would blow its correction up.
 _SMALLEST_SCALE = 1e-2
-# Of a batch norm's outputs against the largest.
+# Error of a batch norm's outputs, relative to the largest.
 _ROUNDING = 1e-4
 
 
 class Link(NamedTuple):
-    """The other summand of the addition that a site's output goes into, and the scale on the way (None for 1)."""
+    """The other summand of the addition that a site's output goes into, and the scale before it (None for 1)."""
 
     other: Any
     scale: Tensor | None
 
 
 class Repair(NamedTuple):
-    """The other summand in both networks, and the scale on the way to it."""
+    """The other summand in both networks, and the scale before the addition."""
 
     dense: Tensor
     compressed: Tensor
@@ -46,10 +46,9 @@ class Repair(NamedTuple):
 
 
 def repair(layer: nn.Module, y: Tensor, dense: Any, compressed: Any, scale: Tensor | None) -> Repair | None:
-    """What a site's dense output `y` should repair; None where the summands are no tensors that differ.
+    """What a site's dense output `y` should repair; None where the summands are not two tensors, or still the same.
 
-    Nor is there anything where the scale is of another axis: a batch norm scales the second one of a linear layer's 3-d
-    output.
+    None, too, where a batch norm scales another axis than the outputs: the second one of a linear layer's 3-d output.
     """
     other_axis = scale is not None and y.dim() != spatial_dims(layer) + 2
     if not isinstance(dense, Tensor) or not isinstance(compressed, Tensor) or other_axis:
@@ -58,7 +57,7 @@ def repair(layer: nn.Module, y: Tensor, dense: Any, compressed: Any, scale: Tens
 
 
 def corrected(y_GNT: Tensor, dense_GNT: Tensor, compressed_GNT: Tensor, scale: Tensor | None) -> Tensor:
-    """`y + (s_dense - s_compressed) / scale`, for rows of them."""
+    """`y + (s_dense - s_compressed) / scale` by rows; channels with a tiny scale keep `y`."""
     difference_GNT = dense_GNT - compressed_GNT
     if scale is not None:
         usable = scale.abs() > _SMALLEST_SCALE * scale.abs().max()
@@ -68,7 +67,7 @@ def corrected(y_GNT: Tensor, dense_GNT: Tensor, compressed_GNT: Tensor, scale: T
 
 
 def schedule(graph: fx.Graph, model: nn.Module, linked: set[str]) -> tuple[list[fx.Node], dict[str, Link]]:
-    """The graph's nodes, other summands moved before the site they help, and the link of each site that has one.
+    """The graph's nodes, with other summands moved before the site that needs them, and the links by site.
 
     Args:
         graph: of the model.
@@ -95,7 +94,8 @@ def _link(site: fx.Node, model: nn.Module) -> Link | None:
     layer = model.get_submodule(str(site.target))
     scale, node = None, site
     while node.users:
-        user = next(iter(node.users))  # further ones, if any, read what an addition in place has made of it
+        # `watch` saw a single use. Further users in the graph read the sum that an addition in place left here.
+        user = next(iter(node.users))
         if user.op == "call_module":
             scale = times(scale, scale_of(model.get_submodule(str(user.target)), layer))
             node = user
@@ -106,7 +106,7 @@ def _link(site: fx.Node, model: nn.Module) -> Link | None:
 
 
 def _missing(node: fx.Node, done: set[fx.Node]) -> list[fx.Node]:
-    """The node and what it is computed from, as far as that is not done yet, in order."""
+    """The node and what it is computed from, without nodes that are done, in order."""
     found: dict[fx.Node, None] = {}
 
     def add(node: fx.Node) -> None:
@@ -120,15 +120,14 @@ def _missing(node: fx.Node, done: set[fx.Node]) -> list[fx.Node]:
 
 
 def passes(module: nn.Module, layer: nn.Module, x: Tensor, y: Any) -> bool:
-    """Whether a module has only scaled and shifted the outputs of a layer, each one by itself.
+    """Whether a module only scaled and shifted each output of a layer: a batch norm, or the identity.
 
-    It goes by what the module did, whatever its class: dropout and its like in eval mode give back what they get, and a
-    batch norm does what `scale_of` says.
+    The values decide, not the class: dropout in eval mode returns its input, and so may a user's own module.
 
     Args:
-        module: that was called.
-        layer: whose outputs it was called with.
-        x: these, as they were before the call.
+        module: the one that was called.
+        layer: the one whose outputs it was called with.
+        x: its input, as it was before the call.
         y: what it returned.
     """
     if not isinstance(y, Tensor) or y.shape != x.shape:
@@ -136,12 +135,13 @@ def passes(module: nn.Module, layer: nn.Module, x: Tensor, y: Any) -> bool:
     scale = scale_of(module, layer)
     if scale is None:
         return y is x or torch.equal(x, y)
+    # What is left after scaling must be one shift per channel: C x all other entries, constant along each row.
     moved = (y - x * scale.view(-1, *[1] * (x.dim() - 2))).transpose(0, 1).flatten(1)
     return bool((moved - moved[:, :1]).abs().max() <= _ROUNDING * y.abs().max())
 
 
 def scale_of(module: nn.Module, layer: nn.Module) -> Tensor | None:
-    """What a batch norm in eval mode multiplies each output of a layer with; None if it is no such norm."""
+    """The factors by which a batch norm in eval mode scales a layer's outputs; None for another module."""
     norm = _NORMS[spatial_dims(layer)]
     if not isinstance(module, norm) or module.running_var is None:
         return None
@@ -150,4 +150,5 @@ def scale_of(module: nn.Module, layer: nn.Module) -> Tensor | None:
 
 
 def times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The product of two scales, where None is 1."""
     return b if a is None else a if b is None else a * b

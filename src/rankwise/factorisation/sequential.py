@@ -1,8 +1,8 @@
-"""Sequential factorisation: every site is fitted to the dense outputs on the inputs it will really get.
+"""Sequential factorisation: every site is fitted to the dense outputs on the inputs that it will really get.
 
-Sites are visited in execution order. At each one the moments of the compressed prefix's activations and their cross
-moments with the dense network's outputs are collected, and the layer is fitted in closed form (see `fitting`). Each
-network runs over the data once where its graph can be traced; else both run from the start for every site.
+Sites are visited in execution order. At each one the moments of its inputs in the compressed network and their cross
+moments with the dense outputs are collected, and the site is fitted in closed form (see `fitting`). Each network runs
+over the data once where its graph can be traced; else both run from the start for every site.
 
 Letters: G groups, N rows, D inputs and T outputs per group.
 """
@@ -60,7 +60,7 @@ class Sequentially(Sampling):
     """Which rows sequential factorisation uses, and how it runs the networks.
 
     Attributes:
-        engine: "graph" runs each network once; "hooks" from the start for every site; "auto" the first where it can.
+        engine: "graph" runs each network once; "hooks" runs it from the start for every site; "auto" prefers the graph.
         spill_above: bytes of activations above which they go to memory-mapped files.
 
     Raises:
@@ -92,17 +92,16 @@ def sequential(
     """Factorise `compressed`, a copy of `dense`, in place.
 
     Args:
-        dense: the dense network, in eval mode, under no_grad.
-        compressed: its copy.
+        dense, compressed: the networks, in eval mode, under no_grad.
         plan: what to build.
         sites: of the dense network.
         batches: calibration data.
-        example: what stands for it.
+        example: a batch like the data.
         how: which rows are used, and how the networks are run.
         gradients: of the dense network, for a plan in the metric "fisher".
-        step: called with each site's name before its turn.
-        formats: in place of the usual ones of the same names.
-        done: layers that were fitted before; those that are missing are added.
+        step: called with each site's name before it is fitted.
+        formats: replace the registered ones of the same names.
+        done: layers that were fitted before; missing ones are added.
 
     Raises:
         ValueError: if the engine is "graph" and the network cannot be traced.
@@ -110,7 +109,7 @@ def sequential(
     rows = {row.site: row for row in plan.rows if row.format != DENSE}
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
-        site_weight(dense, sites[name])  # refuses weights that are not finite before anything is run
+        site_weight(dense, sites[name])  # raises for weights that are not finite, before anything runs
     own = partial(collect, dense, batches, example=example, positions=how.positions, seed=how.seed, mask=how.mask)
     visitor = _Visitor(
         dense,
@@ -125,7 +124,7 @@ def sequential(
         own,
         done,
     )
-    visitor.fit_first(shared, step)  # before the first of their calls
+    visitor.fit_first(shared, step)
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
         return
@@ -159,7 +158,7 @@ def _visit(
                 return
             except graph.OtherOptionsError as error:
                 reason = str(error)
-                visitor.start("")  # forget what the first site has seen
+                visitor.start("")  # drop what the first site has seen
         else:
             reason = traced
         if how.engine == "graph":
@@ -172,19 +171,23 @@ def _visit(
 
 
 def _called_again(dense: nn.Module, batches: Batches, order: Sequence[str]) -> list[str]:
-    """The sites that a batch calls several times though the example does not, such as one call for each part of it."""
+    """The sites that a batch calls several times though the example does not, such as once for each part of it."""
     with Calls(dense) as calls:
         call(dense, next(iter(batches)))
     return [name for name in order if calls.count[name] > 1]
 
 
 def _fitted_first(site: Site) -> bool:
-    """Whether a site is fitted on its dense inputs: it has several calls, or its inputs are no activations or pairs."""
+    """Whether a site is fitted on its dense inputs, before all others.
+
+    A chain that is called several times is put in place before its first call, when its later inputs are not known yet.
+    The inputs of a table are indices, and rows that the network picks are not pairs.
+    """
     return len(site.calls) > 1 or bool(site.aliases) or not site.multiplies or site.unpaired is not None
 
 
 class _Visitor:
-    """Collects the moments of one site after the other and puts the fitted layers into the compressed network."""
+    """Collects the moments of one site after the other and puts the chains into the compressed network."""
 
     def __init__(
         self,
@@ -206,14 +209,13 @@ class _Visitor:
         self.own = own  # collects moments of the dense network's inputs
         self.done = done
         self.changed: list[str] = []
-        self.odd: int | None = None  # number of a batch whose numbers no moments can be made of
+        self.odd: int | None = None  # number of the batch that moments could not be made from
         self.start("")
 
     def start(self, name: str) -> None:
-        """Turn to another site."""
+        """Turn to another site; "" for none."""
         self.current = name
-        site = self.sites[name] if name else None
-        taps = site.taps if site else 1
+        taps = self.sites[name].taps if name else 1
         self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
         self.unpaired = False
         self.seen = 0  # samples of this site
@@ -230,8 +232,8 @@ class _Visitor:
         if x is None or y is None or not self._paired(site, x, y):
             self.unpaired = True
             logger.warning(
-                "site %r, batch %d: its rows in the two networks are no pairs; it is fitted to the moments of its own "
-                "inputs",
+                "site %r, batch %d: its rows in the two networks cannot be paired; it is fitted to the moments of its "
+                "own inputs",
                 site,
                 batch,
             )
@@ -242,7 +244,7 @@ class _Visitor:
         wanted = positions_per_sample(self.sites[site], self.samples, self.positions)
         drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed, real)
         x_GND, y_GNT = drawn.of_inputs(layer, x), drawn.of_outputs(layer, y)
-        if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not where it broadcasts
+        if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not if it broadcasts
             others = drawn.of_outputs(layer, repair.dense), drawn.of_outputs(layer, repair.compressed)
             y_GNT = corrected(y_GNT, *others, repair.scale)
         held_N = self._held_out(batch, x_GND.shape[1], drawn).to(x_GND.device)
@@ -256,16 +258,13 @@ class _Visitor:
                 raise DataError(f"site {site!r}, batch {batch}: {error}") from error
 
     def _paired(self, site: str, x: Tensor, y: Tensor) -> bool:
-        """Whether input and output have the same rows, as they have in a call of one network."""
+        """Whether input and output have the same rows, as in a call of one network."""
         if not spatial_dims(self.dense.get_submodule(site)):
             return x.shape[:-1] == y.shape[:-1]
         return x.dim() == y.dim() and (x.dim() < len(self.sites[site].weight_shape) or len(x) == len(y))
 
     def _held_out(self, batch: int, rows: int, drawn: Drawn) -> Tensor:
-        """Which rows are held out: those of every fourth sample, so that it does not matter how samples are batched.
-
-        Where rows do not go by samples it is every fourth batch.
-        """
+        """Which rows are held out: every fourth sample, whatever the batch size; every fourth batch without samples."""
         sample_N = drawn.sample_of(rows)
         if sample_N is None:
             return torch.full((rows,), batch % HELD_OUT == HELD_OUT - 1)
@@ -284,12 +283,12 @@ class _Visitor:
         row, described = self.rows[site], self.sites[site]
         fitted, held = self.fitted.moments(), self.held.moments() if self.held.count else None
         with_bias = described.chain_bias(self.metric)
-        if not with_bias:  # the plan did not count one
+        if not with_bias:  # the plan did not count one: without it the mean must be fitted by the weight
             fitted, held = fitted.uncentred(), held and held.uncentred()
         weight = site_weight(self.dense, described)
         weight_GTD = weight.reshape(described.groups, -1, described.in_features)
         beta = choose_beta(weight_GTD, fitted, held)
-        moments = self.weighed(site, fitted if held is None else merge([fitted, held]))
+        moments = self.weighted(site, fitted if held is None else merge([fitted, held]))
         factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric, self.formats)
         format = get_format(row.format, self.formats)
         chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
@@ -299,7 +298,7 @@ class _Visitor:
         note_done(chain, described, self.done)
 
     def fit_first(self, sites: Sequence[str], step: Callable[[str], None]) -> None:
-        """Fit some sites to their weights, on moments that are collected at once."""
+        """Fit some sites to their weights, on moments collected in one pass."""
         missing = [name for name in sites if not self.is_done(name)]
         stats = self.own(only=missing) if missing else {}
         for name in sites:
@@ -309,7 +308,7 @@ class _Visitor:
 
     def fit_alone(self, site: str, moments: Moments) -> None:
         """Fit a site to its weight, on moments of the dense network's inputs."""
-        moments = self.weighed(site, moments)
+        moments = self.weighted(site, moments)
         described = self.sites[site]
         factorise_site(
             self.dense,
@@ -324,14 +323,14 @@ class _Visitor:
         self.changed += [site, *described.aliases]
 
     def _put_done(self, site: str) -> bool:
-        """Put in the layer that was fitted before; whether there is one."""
+        """Put in the chain that was fitted before; whether there is one."""
         described = self.sites[site]
         there = put_done(self.compressed, described, self.rows[site], self.metric, self.formats, self.done)
         self.changed += [site, *described.aliases] if there else []
         return there
 
-    def weighed(self, site: str, moments: Moments) -> Moments:
-        """The moments of a site's inputs with the gradients that the dense network has at its output."""
+    def weighted(self, site: str, moments: Moments) -> Moments:
+        """The moments of a site's inputs, with the dense network's gradients at its output."""
         return moments if self.gradients is None else replaced(moments, gradients=self.gradients[site].gradients)
 
     def differs(self, module: str) -> bool:

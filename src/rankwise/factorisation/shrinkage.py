@@ -1,4 +1,4 @@
-"""Statistics of other data: how far to trust them, decided on a few unlabelled samples of what the network will see.
+"""How far to trust statistics of other data, decided on a few unlabelled samples of the data the network will see.
 
 Letters: G groups, T outputs and D inputs per group.
 """
@@ -40,20 +40,20 @@ def choose_shrinkage(
     seed: int = 0,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
 ) -> float:
-    """The share of the weight metric whose one-shot fits have the least error on samples that the fits do not see.
+    """The share of the weight metric whose one-shot fits have the least error on held-out samples.
 
     `argmin over s of sum_i E ||(W_i - V_i(s)) (x - mu_i)||^2 / E ||W_i (x - E x)||^2` over the plan's factorised sites,
     with `x` from the held-out samples and `V_i(s)`, `mu_i` from the statistics. In the metric "fisher" outputs are
-    weighed by the gradients of the statistics. All sites have one share: each by
-    itself would follow the noise of few samples. The ranks are the plan's; choose them anew with the answer.
+    weighted by the gradients in the statistics. All sites share one number, because one per site would fit the noise of
+    few samples. The ranks are the plan's; choose again with the result.
 
     Args:
         model: the dense network.
-        plan: in any metric but the weight metric.
-        stats: of any data; what the fits see.
-        held_out: batches without labels of what the network will see, not among those that `stats` are from. A
-            hundred samples do: they decide one number.
-        shares: to try, from 0 (the statistics) to 1 (the weight metric); of equals the first is taken.
+        plan: in any metric but "weight".
+        stats: of any data; the fits use them.
+        held_out: unlabelled batches of the data that the network will see, none of them used for `stats`. A hundred
+            samples are enough.
+        shares: to try, from 0 (the statistics) to 1 (the weight metric); the first wins a tie.
         positions: output positions of each held-out sample to use, as for `collect`.
         seed: of the positions.
         progress: wraps the sites, for a progress bar.
@@ -62,7 +62,7 @@ def choose_shrinkage(
         One of `shares`, for `shrink=` of `choose`, `profile` and `factorise`.
 
     Raises:
-        ValueError: if the plan is in the weight metric or of another network, factorises nothing, or the statistics
+        ValueError: if the plan is in the weight metric or for another network, factorises nothing, or the statistics
             miss a site; if there are no shares, or one outside 0 to 1.
 
     Example:
@@ -78,7 +78,7 @@ def choose_shrinkage(
     metric = plan.fit_metric
     if not metric.shrinkable or not plan.factorised:
         why = "factorises nothing" if metric.shrinkable else f'is in the "{metric}" metric already'
-        raise ValueError(f"the plan {why}, so that there is nothing to shrink; choose one with statistics and a budget")
+        raise ValueError(f"the plan {why}, so there is nothing to shrink; choose one with statistics and a budget")
     if not shares:
         raise ValueError("no share to try; give at least one from 0 to 1, or leave out shares")
     stats.sites.check_structure(model)
@@ -100,12 +100,12 @@ def choose_shrinkage(
             errors[share] += output_error(change, whole, fitted, seen)
     best = min(errors, key=errors.__getitem__)
     told = ", ".join(f"{share:g}: {error / len(plan.factorised):.4f}" for share, error in errors.items())
-    logger.info("error of the sites' outputs on the samples that choose, by share of the weight metric: %s", told)
+    logger.info("error of the sites' outputs on the held-out samples, by share of the weight metric: %s", told)
     return best
 
 
 def output_error(change_GTD: Tensor, weight_GTD: Tensor, fitted: Moments, held: Moments) -> float:
-    """`E ||(W - V)(x - mu)||^2 / E ||W (x - E x)||^2` with `x` held out and `mu` the mean that the bias was set for.
+    """`E ||(W - V)(x - mu)||^2 / E ||W (x - E x)||^2` with `x` held out and `mu` the mean that the bias corrects for.
 
     Args:
         change_GTD: `W - V`.
@@ -113,7 +113,7 @@ def output_error(change_GTD: Tensor, weight_GTD: Tensor, fitted: Moments, held: 
         fitted, held: moments of the site's input in the statistics, and in the held-out samples.
 
     Returns:
-        The relative squared error; 0 where the site's output does not vary; of a tied embedding the mean of both uses.
+        The relative squared error; 0 if the site's output is constant; for a tied embedding the mean over both uses.
     """
     missed = total = 0.0
     metrics = held.metrics(damping=0)

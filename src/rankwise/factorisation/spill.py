@@ -14,13 +14,11 @@ from torch.utils import _pytree as pytree
 logger = logging.getLogger("rankwise")
 
 DEFAULT_CAP = 2**30
-
-
 MOST_MAPPED = 20_000  # Linux lets a process map 65,530 files
 
 
 class _OnDisk(NamedTuple):
-    file: Tensor | Path  # mapped, without a name; or to be mapped when it is read
+    file: Tensor | Path  # a mapped file without a name, or the path of one to map on reading
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -30,9 +28,8 @@ class ActivationStore:
     """Holds values (tensors, or nested tuples, lists and dictionaries of them) under keys.
 
     Args:
-        cap: bytes of tensors that stay in memory; further ones go to a temporary directory, which `close` removes. Its
-            files lose their names once they are mapped, where the system allows it: even a process that is killed
-            leaves none behind.
+        cap: bytes of tensors that stay in memory; the rest goes to a temporary directory, which `close` removes. Where
+            the system allows it, files are unlinked as soon as they are mapped: even a killed process leaves none.
     """
 
     def __init__(self, cap: int = DEFAULT_CAP) -> None:
@@ -51,7 +48,7 @@ class ActivationStore:
         self.close()
 
     def put(self, key: Any, value: Any) -> None:
-        """Keep a value; a value under the same key is dropped first."""
+        """Keep a value, in place of one under the same key."""
         self.drop(key)
         size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
         if self.resident + size <= self.cap:
@@ -103,7 +100,7 @@ class ActivationStore:
         return _OnDisk(mapped if self._unnamed(path) else path, tensor.shape, tensor.dtype, tensor.device)
 
     def _unnamed(self, path: Path) -> bool:
-        """Take the name from a file that is mapped; False where it keeps it, and is mapped again when it is read."""
+        """Unlink a mapped file; False where it keeps its name, and is mapped again on reading."""
         if self._mapped >= MOST_MAPPED:
             return False
         try:
@@ -127,6 +124,6 @@ def _map(path: Path, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    if type(value) is tuple:  # most values are, and walking them with pytree is slow
+    if type(value) is tuple:  # the usual case, and pytree is slow
         return [tensor for part in value for tensor in _tensors(part)]
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -1,7 +1,7 @@
 """Follow the outputs of sites through a forward pass, up to the additions that they go into.
 
-A whole pass of the dense network says which sites link (`linked_sites`), whichever engine runs the networks afterwards;
-for networks without a graph, a pass that ends at the addition finds the other summand (`Watcher`).
+One whole pass of the dense network finds the sites that link (`linked_sites`), for both engines. In networks without a
+graph, a pass that ends at the addition then finds the other summand (`Watcher`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .residual import ADD_NAMES, Link, passes, scale_of, times
 
 
 def linked_sites(model: nn.Module, sample: Any, sites: Sequence[str]) -> set[str]:
-    """The sites whose output is used once, for an addition whose other summand can be had before the site is fitted.
+    """The sites whose output is used once, in an addition whose other summand is known before the site is fitted.
 
-    It can where it depends on no site that runs as late as this one, and is not changed between site and addition.
+    It is known if it depends on neither this site nor a later one, and is not changed in place in between.
 
     Args:
         model: in eval mode, under no_grad.
@@ -32,16 +32,17 @@ def linked_sites(model: nn.Module, sample: Any, sites: Sequence[str]) -> set[str
     with _WholePass(model, sites) as watcher:
         output = call(model, sample)
     for trail in watcher.trails.values():
-        if trail.uses(output):  # it leaves the network as well
+        if trail.uses(output):  # a site's output that the network returns is used a second time
             trail.end()
     return {site for site, trail in watcher.trails.items() if trail.link is not None}
 
 
 class _Trail:
-    """One site's output: itself, then what passed through norms and the like, up to the addition."""
+    """One site's output on its way: from the layer, through norms and the like, to the addition."""
 
     def __init__(self, site: str, layer: nn.Module) -> None:
         self.site, self.layer = site, layer
+        # All are kept: a second use of any of them, also of one before a norm, ends the trail.
         self.tensors: list[Tensor] = []
         self.scale: Tensor | None = None
         self.link: Link | None = None
@@ -55,24 +56,24 @@ class _Trail:
     def other(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """The other summand, where a function adds one to the last tensor."""
         if self.link is not None or getattr(function, "__name__", "") not in ADD_NAMES or len(args) != 2 or kwargs:
-            return None
+            return None  # keywords mean alpha=, which would scale the summand
         others = [value for value in args if value is not self.tensors[-1]]
         return others[0] if len(others) == 1 and isinstance(others[0], Tensor) and not self.uses(others) else None
 
     def end(self) -> None:
-        """The output is used otherwise."""
+        """Give up: the output has another use."""
         self.tensors, self.link = [], None
 
 
 class Watcher(TorchFunctionMode):
-    """Watches a forward pass until a site's output meets its addition, or is used otherwise.
+    """Context that watches a forward pass until a site's output meets its addition, or has another use.
 
-    Entered around the call; `trails[site].link` is the result.
+    `trails[site].link` is the result.
 
     Args:
         model: the network; its modules are hooked inside.
         watched: qualified names of the sites to follow.
-        sites: names of all sites; as in the graph, a module that holds none of them is not looked into.
+        sites: names of all sites. A module without a site is closed: only its input and output count, as in the graph.
         stop: called where a trail ends; it may end the forward pass.
     """
 
@@ -82,8 +83,8 @@ class Watcher(TorchFunctionMode):
         super().__init__()
         self.model, self.sites, self.stop = model, list(sites), stop
         self.trails = {site: _Trail(site, model.get_submodule(site)) for site in watched}
-        self.inside = 0  # depth in modules that are not looked into
-        self.version = 0  # of the tensor that the outermost of them was called with
+        self.inside = 0  # depth in closed modules
+        self.version = 0  # writes of the tensor that the outermost of them was called with
 
     def __enter__(self) -> Any:
         modules = [(name, module) for name, module in self.model.named_modules() if name]
@@ -117,6 +118,7 @@ class Watcher(TorchFunctionMode):
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.inside:
             for trail in self._using((args, kwargs)):
+                # Only a module of one argument can be a norm or the like. After the addition every use is a second one.
                 straight = len(args) == 1 and args[0] is trail.tensors[-1] and not kwargs
                 if trail.link is not None or not straight:
                     trail.end()
@@ -126,8 +128,10 @@ class Watcher(TorchFunctionMode):
             self.version = writes(args[0])
 
     def _left(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.inside == 1:  # still inside: what is computed here is no use of the outputs
+        # `inside` still counts this module, so the operators that compare its output below do not end a trail.
+        if self.inside == 1:
             for trail in self._using(args):
+                # A module that changed its input in place cannot be compared with it any more.
                 if writes(args[0]) == self.version and passes(module, trail.layer, args[0], output):
                     trail.tensors.append(output)
                     trail.scale = times(trail.scale, scale_of(module, trail.layer))
@@ -145,13 +149,13 @@ class Watcher(TorchFunctionMode):
         for trail in using:
             other = trail.other(func, args, kwargs)
             if other is not None and self.allows(trail, other):
-                trail.link = Link(other.clone(), trail.scale)
+                trail.link = Link(other.clone(), trail.scale)  # a copy: the addition may be in place
                 linking.append(trail)
                 self.stop()
         result = func(*args, **kwargs)
         made = _tensors(result)
         for trail in using:
-            if trail in linking:  # added to in place, it has become the sum
+            if trail in linking:  # after an addition in place that tensor is the sum, whose uses do not matter
                 trail.tensors = [tensor for tensor in trail.tensors if all(tensor is not sum for sum in made)]
             else:
                 trail.end()
@@ -160,16 +164,17 @@ class Watcher(TorchFunctionMode):
 
 
 class _WholePass(Watcher):
-    """Follows all sites, and keeps account of what depends on which of them and of what is changed in place when."""
+    """Follows all sites, and records which of them each tensor depends on and when it was changed in place."""
 
     def __init__(self, model: nn.Module, sites: Sequence[str]) -> None:
         super().__init__(model, sites, sites)
-        self.time = 0
+        self.time = 0  # functions called so far
         self.reached: dict[str, int] = {}
-        # Tensors are held, so that none takes the identity or the memory of another.
+        # Tensors are held, so that no later one gets the identity or the memory of an earlier one.
         self.sources: dict[int, tuple[Tensor, frozenset[str]]] = {}
         self.changed: dict[int, tuple[Tensor, int]] = {}
-        self.measured: frozenset[str] = frozenset()  # what the sizes and the like that were read depend on
+        # Sources of values that became Python numbers: from then on every tensor may depend on them.
+        self.measured: frozenset[str] = frozenset()
 
     def follow(self, site: str, output: Tensor) -> None:
         super().follow(site, output)
@@ -177,6 +182,8 @@ class _WholePass(Watcher):
         self.sources[id(output)] = (output, self._sources([output]) | {site})
 
     def allows(self, trail: _Trail, other: Tensor) -> bool:
+        # The summand is computed before the site is fitted: it must not depend on this site or a later one, nor change
+        # after the site has run.
         later = self.sites[self.sites.index(trail.site) :]
         _, changed = self.changed.get(other.untyped_storage().data_ptr(), (other, -1))
         sources = self._sources([other]) | self.measured
@@ -200,7 +207,7 @@ class _WholePass(Watcher):
             made = _tensors(result)
             for tensor in [*made, *changed]:
                 self.sources[id(tensor)] = (tensor, sources | self._sources([tensor]))
-            if not made and not self.inside:
+            if not made and not self.inside:  # such as item() or a shape
                 self.measured |= sources
         return result
 
