@@ -1,4 +1,4 @@
-"""The plain attributes of a network's modules, kept and put back: state that is neither parameter nor buffer."""
+"""Keep and restore the plain attributes of a network's modules: state that is neither parameter nor buffer."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .copying import tensors_held
+from .copying import DEPTH, tensors_held
 from .state import writes
 
-# Handed back with care of their own, or changed on purpose where layers are replaced.
+# Restored elsewhere, or changed on purpose when layers are replaced.
 _OTHERS = ("_parameters", "_buffers", "_modules", "training", "_tied_weights_keys", "all_tied_weights_keys")
 _STATE = (Tensor, fx.Proxy, int, float, complex, str, type(None), list, dict, set, tuple)
 
 
 class Attributes:
-    """What the modules of a network hold beside parameters, buffers, modules and hooks, at one moment.
+    """A snapshot of what a network's modules hold beside parameters, buffers, modules and hooks.
 
-    Numbers, tensors and containers of them are kept; whatever holds a module is not, for layers may be replaced
-    meanwhile. A container that is changed in place gets its entries back, a tensor that is written to its values.
+    Numbers, tensors and containers of them are kept, but nothing that holds a module, which may be replaced meanwhile.
+    A container changed in place gets its entries back, a tensor written in place its values.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -50,7 +50,7 @@ class Attributes:
         ]
 
     def changed(self) -> bool:
-        """Whether anything is no longer what it was."""
+        """Whether anything differs from the snapshot."""
         return (
             any(not _same(container, entries) for container, entries in self._containers)
             or any(writes(tensor) != version for tensor, version, _ in self._tensors)
@@ -61,8 +61,8 @@ class Attributes:
         )
 
     def restore(self, but: str | None = None) -> None:
-        """Put everything back, and take away what has come; not what has a name that begins with `but`."""
-        with ExitStack() as steps:  # each is taken even where another fails; the last one comes first
+        """Put everything back and remove new attributes, except those whose names begin with `but`."""
+        with ExitStack() as steps:  # every step runs, even after another failed; the last one comes first
             for tensor, version, values in self._tensors:
                 steps.callback(put_back, tensor, version, values)
             for module, names, own in self._kept:
@@ -80,7 +80,7 @@ class Attributes:
 
 
 def put_back(tensor: Tensor, version: int, values: Tensor) -> None:
-    """Give a tensor its values back, where it was written since."""
+    """Give a tensor its values back if it was written since."""
     if writes(tensor) != version:
         with torch.no_grad():
             tensor.detach().copy_(values)
@@ -104,7 +104,7 @@ def _same(container: Any, entries: Any) -> bool:
 def _is_state(name: str, value: Any) -> bool:
     if name in _OTHERS or name.endswith("_hooks") or name.startswith("_forward_") or not isinstance(value, _STATE):
         return False
-    return not isinstance(value, (list, dict, set, tuple)) or not _holds_module(value, 3)
+    return not isinstance(value, (list, dict, set, tuple)) or not _holds_module(value, DEPTH)
 
 
 def _holds_module(value: Any, depth: int) -> bool:

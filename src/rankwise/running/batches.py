@@ -1,4 +1,4 @@
-"""Calibration data: any re-iterable of batches (see `calling` for what a batch is)."""
+"""Calibration data: any re-iterable of batches (`calling` says what a batch is)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ _log = logging.getLogger("rankwise")
 
 
 class Batches:
-    """Calibration data that can be walked over as often as needed, each batch checked to be finite.
+    """Calibration data for any number of passes; every batch must be finite.
 
-    Passes may differ in values (shuffled, augmented): what belongs together is computed in one pass. Other sizes are an
-    error that names the batch.
+    Passes may differ in values (shuffled, augmented), but not in sizes: that is an error, which names the batch.
 
     Example:
         >>> batches = Batches.of([torch.zeros(2, 3), torch.zeros(1, 3)])
@@ -45,7 +44,7 @@ class Batches:
     """
 
     def __init__(self, source: Iterable[Any], axis: int | None = None) -> None:
-        self.axis = axis  # dimension along which samples lie, None where nobody has asked the network yet
+        self.axis = axis  # dimension along which samples lie; None while unknown
         self._source = source
         self._sizes: list[int] | None = None  # samples of each batch, known after one whole pass
 
@@ -54,16 +53,13 @@ class Batches:
         """Take calibration data in any of the usual shapes.
 
         Args:
-            data: a list or tuple of batches, a `DataLoader`, or any other iterable that can be walked over again; a
-                single tensor or mapping is one batch. A one-shot iterator (a generator) is kept in memory, which is
-                logged.
+            data: a list or tuple of batches, a `DataLoader`, `Batches`, or any other iterable that can be iterated
+                again; a single tensor or mapping is one batch. A one-shot iterator (a generator) is kept in memory,
+                which is logged.
             cache_limit: the most bytes of tensors kept for a one-shot iterator.
 
-        Returns:
-            The data as `Batches` (`data` itself where it already is one).
-
         Raises:
-            ValueError: there is no batch, the data cannot be walked over, or a generator is larger than the cap.
+            ValueError: there is no batch, the data is not iterable, or a generator exceeds the limit.
 
         Example:
             >>> Batches.of(torch.zeros(4, 3)).samples
@@ -91,28 +87,25 @@ class Batches:
         return cls(data)
 
     def __len__(self) -> int:
-        """The number of batches; data that does not know its length is walked over once."""
+        """The number of batches; data of unknown length is read once."""
         length = _length(self._source)
         return self._counted()[0] if length is None else length
 
     def __bool__(self) -> bool:
-        return True  # without this, a truth test would walk over data that does not know its length
+        return True  # a truth test would call __len__, which may read all data
 
     @property
     def is_kept(self) -> bool:
-        """Whether the batches lie in memory, so that a loader cannot overwrite one while it makes the next."""
+        """Whether the batches are in memory, so that a loader cannot overwrite one while it makes the next."""
         return isinstance(self._source, (list, tuple))
 
     @property
     def samples(self) -> int:
-        """The number of samples: the length of each batch's first tensor along `axis` (by default 0), summed.
-
-        Lists are counted directly; other data is walked over once where no whole pass has counted it yet.
-        """
+        """The number of samples along `axis` (by default 0); data that is not in memory is read once to count them."""
         return self._counted()[1]
 
     def along(self, axis: int) -> Batches:
-        """The same data with its samples along a dimension, as networks with time first have them along the second."""
+        """The same data with its samples along another dimension: the second for networks with time first."""
         if axis == self.axis:
             return self
         same = Batches(self._source, axis)
@@ -152,7 +145,7 @@ class Batches:
             raise DataError(f"calibration batch {index}: {error}") from None
 
     def _same(self, sizes: list[int]) -> None:
-        """Refuse a pass that had fewer batches or other samples than the one before; their order may be another."""
+        """Raise if a pass had fewer batches or other samples than the one before; their order may differ."""
         if self._sizes is None or (len(sizes), sum(sizes)) == (len(self._sizes), sum(self._sizes)):
             return
         if len(sizes) < len(self._sizes):
@@ -185,14 +178,11 @@ def made(source: Iterable[Any], what: str = "batch") -> Iterator[Any]:
 
     Args:
         source: of batches.
-        what: they are called in the message.
-
-    Yields:
-        Each batch.
+        what: a batch is called in the message.
 
     Raises:
-        ValueError: with the original error as its cause; our own complaints about data, and running out of memory, are
-            raised as they are.
+        ValueError: with the original error as its cause; our own errors about data, and running out of memory, are
+            passed on.
 
     Example:
         >>> list(made(torch.zeros(2) / number for number in (1, 2)))
@@ -217,7 +207,7 @@ _EMPTY = "the calibration data holds no batch; pass at least one batch of the ki
 
 
 def is_sound(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite, or it is a mask that is added to scores: 0 or minus infinity."""
+    """Whether all values are finite, or form a mask added to scores: 0 or minus infinity."""
     if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
         return True
     return bool(((tensor == 0) | (tensor == -torch.inf)).all())
@@ -227,7 +217,7 @@ def read_sample(dataset: Any, number: int, name: str | None = None) -> Any:
     """One sample of a map-style data set; an error while it is read names it.
 
     Args:
-        dataset: that is indexed.
+        dataset: the data set.
         number: of the sample.
         name: of the data set in the message; by default its class.
 
@@ -246,12 +236,9 @@ def read_sample(dataset: Any, number: int, name: str | None = None) -> Any:
 
 
 def inputs_to_blame(batch: Any) -> str:
-    """A clause that says so where a batch is not finite itself; nothing where it is."""
-    return (
-        ""
-        if all(map(is_sound, tensors_in(batch)))
-        else f". The inputs {describe(batch)} hold NaN or infinity themselves"
-    )
+    """A sentence for messages if a batch itself is not finite; "" if it is."""
+    sound = all(map(is_sound, tensors_in(batch)))
+    return "" if sound else f". The inputs {describe(batch)} hold NaN or infinity themselves"
 
 
 def _length(data: Any) -> int | None:
@@ -269,7 +256,7 @@ def _cached(iterator: Iterator[Any], limit: int) -> list[Any]:
         if size > limit:
             raise ValueError(
                 f"the calibration data is a one-shot iterator of more than {limit:,} bytes (cache_limit), and it is "
-                "walked over more than once; pass a list or a DataLoader, or raise cache_limit in Batches.of"
+                "needed more than once; pass a list or a DataLoader, or raise cache_limit in Batches.of"
             )
         kept.append(map_tensors(torch.Tensor.clone, batch))  # the iterator may fill the same tensors again
     _log.info("kept %d calibration batches (%s bytes) of a one-shot iterator in memory", len(kept), f"{size:,}")
@@ -297,16 +284,13 @@ class _SizedInputsOnly(_InputsOnly):
 
 
 def inputs_only(loader: Iterable[Any]) -> Iterable[Any]:
-    """A view of `(inputs, labels)` batches that yields the inputs, as often as the loader itself can be walked over.
+    """A view of `(inputs, labels)` batches that yields the inputs; re-iterable if the loader is.
 
     Args:
         loader: yields tuples or lists whose first element is what the model is called with.
 
-    Returns:
-        An iterable; a one-shot iterator where `loader` is one.
-
     Raises:
-        ValueError: while iterating, at a batch that is no tuple or list.
+        ValueError: while iterating, at a batch that is not a tuple or list.
 
     Example:
         >>> [batch.shape[0] for batch in inputs_only([(torch.zeros(2, 3), torch.zeros(2))])]

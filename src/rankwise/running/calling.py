@@ -3,9 +3,9 @@
 A *batch* is what the model is called with: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping
 (`model(**x)`).
 
-A network may write into its inputs, and the user's batches stay as they are all the same: it gets a copy of the first
-batch of each shape. Where it leaves that copy alone, as most networks do, it gets the later ones of that shape as they
-are, and after every call it is looked at whether it wrote.
+A network may write into its inputs, but the user's batches must not change. So the first batch of each shape is copied.
+If the network leaves that copy alone, as most do, later batches of that shape are passed without a copy, and checked
+after every call.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .state import writes
 
-# Network -> the batches, by shape and mode, that it is known to leave alone.
+# Network -> shapes and modes of the batches that it is known to leave alone.
 _ALONE: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 class DataError(ValueError):
-    """Our own complaint about a batch, raised from inside a forward; `call` passes it on as it is."""
+    """Our own error about a batch, raised from inside a forward; `call` passes it on unchanged."""
 
 
 def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
@@ -38,14 +38,11 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
     Args:
         model: the model.
         batch: a tensor, tuple, list or mapping.
-        index: which batch of the data this is, for the message.
-
-    Returns:
-        What the model returns.
+        index: of the batch, for the message.
 
     Raises:
-        ValueError: the model raises on this batch; the message has the batch's shapes and the original message. Running
-            out of device memory is raised as it is.
+        ValueError: the model raises on this batch; the message has the batch's shapes and the original message. An
+            out-of-memory error of the device is passed on.
 
     Example:
         >>> call(nn.Linear(3, 2), torch.zeros(4, 3)).shape
@@ -70,21 +67,18 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
 
 
 def forget(model: nn.Module) -> None:
-    """Know nothing any more of what a network leaves alone: it may have become another one."""
+    """Forget which batches a network leaves alone: it may have changed."""
     _ALONE.pop(model, None)
 
 
 @contextmanager
 def handed(model: nn.Module, batch: Any, index: int | None = None) -> Iterator[Any]:
-    """The batch as a network is called with it, in its type and on its device, for one call.
+    """The batch in a network's dtype and on its device for one call; a copy where the network may write into it.
 
     Args:
-        model: that is called.
+        model: the network.
         batch: the user's.
-        index: which batch of the data this is, for the message.
-
-    Yields:
-        What to call it with; a copy where the network may write into it.
+        index: of the batch, for the message.
 
     Raises:
         ValueError: if the network writes into a batch after it left others of that shape alone.
@@ -107,14 +101,14 @@ def handed(model: nn.Module, batch: Any, index: int | None = None) -> Iterator[A
         which = "the example batch" if index is None else f"batch {index}"
         raise DataError(
             f"{type(model).__name__} wrote into {which} {describe(batch)}, though it left others of that shape alone: "
-            "the batch is no longer what it was; let forward work on a copy (x = x.clone())"
+            "the batch has changed; let forward work on a copy (x = x.clone())"
         )
     if not wrote and not any(tensor.is_inference() for tensor in tensors_in(batch)):
         _ALONE.setdefault(model, set()).add(key)
 
 
 def apart(model: nn.Module, batch: Any) -> Any:
-    """The batch as `prepared` gives it, and none of its tensors the user's."""
+    """The batch as `prepared` gives it, without any tensor of the user's."""
     theirs = {id(tensor) for tensor in tensors_in(batch)}
     copies: dict[int, torch.Tensor] = {}
 
@@ -128,7 +122,7 @@ def apart(model: nn.Module, batch: Any) -> Any:
 
 
 def prepared(model: nn.Module, batch: Any) -> Any:
-    """The batch as `call` hands it to the model: on its device, floating tensors in half precision where it is."""
+    """The batch as `call` passes it: on the model's device, floating tensors in the dtype of a half-precision model."""
     parameters = list(model.parameters())
     floating = next((p.dtype for p in parameters if p.is_floating_point()), None)
     if parameters:
@@ -139,18 +133,18 @@ def prepared(model: nn.Module, batch: Any) -> Any:
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
-    """The batch with every tensor on `device`; everything else is left as it is."""
+    """The batch with every tensor on `device`."""
     return map_tensors(lambda t: t.to(device), batch)
 
 
 def first_samples(batch: Any, count: int = 1, axis: int = 0) -> Any:
-    """The batch with its first samples alone: tensors that have as many entries as it has samples keep the first few.
+    """The first samples of a batch: tensors with as many entries as it has samples keep the first few.
 
     Args:
         batch: a tensor, tuple, list or mapping.
         count: of samples.
-        axis: dimension of the first tensor along which samples lie; where it is 1, other tensors may have them along
-            their first one.
+        axis: dimension of the first tensor along which samples lie. If it is 1, other tensors may have them along
+            their first dimension.
 
     Example:
         >>> first_samples({"x": torch.zeros(8, 3), "scale": torch.zeros(5)})["x"].shape
@@ -170,15 +164,13 @@ def first_samples(batch: Any, count: int = 1, axis: int = 0) -> Any:
 
 
 def own_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied where it is a view that keeps a larger block of memory alive."""
+    """The tensor, copied if it is a view that keeps a larger memory block alive."""
     whole = tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() <= tensor.nbytes
     return tensor if whole else tensor.clone()
 
 
 def samples_in(batch: Any, axis: int = 0) -> int:
-    """The number of samples in a batch: the length of its first tensor along a dimension (1 for a scalar).
-
-    Where the first argument is a list of pictures, as detectors take it, it is the length of that list.
+    """The number of samples in a batch: the length of its first tensor along a dimension, or of a detector's list.
 
     Example:
         >>> samples_in(([torch.zeros(3, 8, 8), torch.zeros(3, 6, 9)],))
@@ -193,7 +185,7 @@ def samples_in(batch: Any, axis: int = 0) -> int:
 
 
 def _pictures(batch: Any) -> list[torch.Tensor]:
-    """The first argument where it is a list of single pictures, without a dimension for samples; else nothing."""
+    """The first argument if it is a list of single pictures, without a dimension for samples; else an empty list."""
     arguments = list(batch.values()) if isinstance(batch, Mapping) else batch
     first = arguments[0] if isinstance(arguments, (tuple, list)) and arguments else None
     single = isinstance(first, list) and all(isinstance(part, torch.Tensor) and part.dim() == 3 for part in first)
@@ -238,7 +230,7 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> A
         return change(batch)
     if isinstance(batch, Mapping):
         return {key: map_tensors(change, value) for key, value in batch.items()}
-    if isinstance(batch, PackedSequence):  # its indices follow its data, its batch sizes stay on the CPU
+    if isinstance(batch, PackedSequence):  # its indices move with its data, its batch sizes stay on the CPU
         data = change(batch.data)
         orders = (batch.sorted_indices, batch.unsorted_indices)
         return PackedSequence(data, batch.batch_sizes, *(o if o is None else o.to(data.device) for o in orders))

@@ -1,4 +1,4 @@
-"""Copies of whole networks, which keep an activation or hold what cannot be copied."""
+"""Copies of whole networks, also of those that keep activations or share memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .guards import in_words
 from .state import storage_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Containers within containers are looked into this deep.
+# Nested containers are searched this deep.
 DEPTH = 3
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
@@ -22,12 +23,12 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 def copied(model: Model, memo: dict[int, Any] | None = None) -> Model:
     """A copy of a network that shares nothing with it.
 
-    Activations that a module has kept, as attributes or in lists and dictionaries, lose the graph that made them.
-    Parameters and buffers that share memory share it in the copy, too.
+    Activations that a module keeps, as attributes or in lists and dictionaries, lose their autograd graph, which cannot
+    be copied. Parameters and buffers that share memory share it in the copy, too.
 
     Args:
         model: any network.
-        memo: what stands for objects of the model in the copy, by identity, as for `copy.deepcopy`.
+        memo: as for `copy.deepcopy`: id of an object -> what replaces it in the copy.
 
     Raises:
         ValueError: naming the attribute that cannot be copied, its module and the fix.
@@ -54,7 +55,7 @@ def copied(model: Model, memo: dict[int, Any] | None = None) -> Model:
 
 
 def _share_memory(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Let parameters and buffers of one storage be of one storage in the copy: each would get its own by itself."""
+    """Let parameters and buffers of one storage share one in the copy, too: `deepcopy` would give each its own."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     together: dict[int, list[Tensor]] = defaultdict(list)
     for place, tensor in tensors.items():
@@ -73,7 +74,7 @@ def _share_memory(model: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def tensors_held(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
-    """The tensors in a value: itself, or in the lists, tuples, sets and dictionaries that it consists of."""
+    """The tensors in a value: itself, or those in nested lists, tuples, sets and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, (list, tuple, set, dict)):
@@ -91,9 +92,8 @@ def _told(model: nn.Module, error: Exception) -> str:
             try:
                 copy.deepcopy(value, {id(part): part for part in model.modules()})
             except Exception:
-                where = f"{type(module).__name__} ({path or 'the model itself'})"
                 return (
-                    f"attribute {name!r} of {where} cannot be copied ({first}); delete it, or set it to None, before "
-                    f"the network is worked on"
+                    f"attribute {name!r} of {in_words(module, path)} cannot be copied ({first}); delete it, or set it "
+                    f"to None, before the network is worked on"
                 )
     return f"{type(model).__name__} cannot be copied ({first}); give it a __deepcopy__ that works"

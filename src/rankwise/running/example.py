@@ -1,8 +1,8 @@
-"""The example that stands for the data: the first sample, or the whole first batch where one sample does not do.
+"""The example that represents the data: the first sample, or the whole first batch where one sample is not enough.
 
-MACs are counted for it, graphs are checked on it, and files are exported with it. One sample does not do where the
-network rejects it (pairs in a batch, graphs, batch statistics), answers it otherwise than beside a second one, or does
-not reach layers that the batch reaches (experts).
+MACs are counted for it, graphs are checked on it, and files are exported with it. One sample is not enough if the
+network rejects it (pairs in a batch, graphs, batch statistics), answers it differently beside a second one, or does not
+reach layers that the batch reaches (experts).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ logger = logging.getLogger("rankwise")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# An answer that is off by more, relative to its norm, is another answer; half precision rounds to less.
+# Answers that differ by more, relative to their norm, are different; half precision rounds to less.
 OTHERWISE = 0.05
 
 
 def taking_example(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function take `example=` by its former name as well, `example_input=`."""
+    """Let a function also take `example=` by its former name, `example_input=`."""
 
     @wraps(function)
     def taking(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,18 +46,16 @@ def taking_example(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def with_example(model: nn.Module, batches: Batches, example: Any = None) -> tuple[Any, Batches]:
-    """The example for some data, and the data with the dimension known along which its samples lie.
+    """The example for some data, and the data with the dimension of its samples.
 
     Samples lie along the first dimension, or along the second where a recurrent or attention layer with
-    `batch_first=False` takes the first for time; a sample is then T x 1 x F.
+    `batch_first=False` takes the first for time; a sample is then T x 1 x F. Using the whole first batch is logged,
+    with the reason.
 
     Args:
         model: left as found; it is run on one and on two samples, and on the first batch where these miss a layer.
         batches: the data.
-        example: the user's own, taken as it is.
-
-    Returns:
-        The example and the data. The whole first batch as example is logged, with the reason.
+        example: the user's own, which is returned.
 
     Raises:
         ValueError: the data is empty.
@@ -89,12 +87,12 @@ _NOT_ALONG_TIME = "its second dimension holds no samples"
 
 @dataclass
 class _Run:
-    """What a forward pass showed.
+    """One forward pass.
 
     Attributes:
         outputs: the tensors that the network returned.
         reached: names of the layers that can be sites and got any rows.
-        timed: shapes of what layers with time first were called with.
+        timed: shapes of the inputs of layers with time first.
     """
 
     outputs: list[Tensor] = field(default_factory=list)
@@ -103,7 +101,7 @@ class _Run:
 
 
 def _unlike(model: nn.Module, batch: Any, axis: int, timed: Sequence[nn.Module]) -> str | None:
-    """Why the first sample along a dimension does not stand for the batch, None where it does."""
+    """Why the first sample along a dimension does not represent the batch, None where it does."""
     size = samples_in(batch, axis)
     try:
         one = _run(model, first_samples(batch, 1, axis), timed)
@@ -122,8 +120,8 @@ def _unlike(model: nn.Module, batch: Any, axis: int, timed: Sequence[nn.Module])
         return "outputs for one sample are not a part of those for two"
     if _far(one.outputs, _first_half(one, two)):
         again = _run(model, first_samples(batch, 1, axis), timed, seed=1)
-        if not _far(one.outputs, again.outputs):  # it would be noise
-            return "the network answers a sample otherwise when another is beside it"
+        if not _far(one.outputs, again.outputs):  # else the network is random, and the difference is noise
+            return "the network answers a sample differently when another is beside it"
     layers = {name for name, module in model.named_modules() if site_kind(module)}
     if layers - one.reached and (missed := _run(model, batch, timed).reached - one.reached):
         return f"a single sample does not reach {', '.join(sorted(missed)[:3])}{' and others' * (len(missed) > 3)}"
@@ -168,7 +166,7 @@ def _same_shapes(one: _Run, two: _Run) -> bool:
 
 
 def _first_half(one: _Run, two: _Run) -> list[Tensor]:
-    """Of outputs for two samples the part that belongs to the first; what has no samples is that for one."""
+    """The first sample's part of the outputs for two samples; an output without samples is taken from one."""
     many = len(two.outputs) != len(one.outputs)
     return [
         b[tuple(slice(0, side) for side in a.shape)] if many or a.shape != b.shape else a
@@ -177,7 +175,7 @@ def _first_half(one: _Run, two: _Run) -> list[Tensor]:
 
 
 def _far(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether a floating output is another one than its counterpart."""
+    """Whether a floating output differs from its counterpart beyond rounding."""
     for a, b in zip(outputs, others, strict=True):
         if a.is_floating_point() and a.shape == b.shape:
             same = (a == b) | (a.isnan() & b.isnan())
@@ -188,7 +186,7 @@ def _far(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 def _axis(batch: Any, example: Any) -> int:
-    """The dimension along which the samples of a batch lie, beside an example of fewer samples."""
+    """The dimension of a batch's samples, seen from an example of fewer samples."""
     whole, part = next(tensors_in(batch)).shape, next(tensors_in(example)).shape
     shorter = [axis for axis, (m, n) in enumerate(zip(whole, part, strict=False)) if m > n]
     return 1 if len(whole) == len(part) and shorter == [1] else 0

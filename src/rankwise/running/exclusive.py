@@ -1,8 +1,8 @@
-"""One process, many threads: verbs take turns, and nothing that another thread runs is taken for theirs.
+"""One process, many threads: verbs take turns, and never record a forward pass of another thread.
 
-Random states, precision, thread counts and what tracing replaces in PyTorch belong to the whole process. Whoever runs a
-network or touches such a state holds the one lock of this file (`exclusive`). Plain forward passes of other threads
-need no lock; where they reach a hook of the verb that runs, the verb ends with an error (`own_thread`).
+Random states, precision, thread counts and PyTorch functions patched by tracing belong to the whole process. Whoever
+runs a network or changes such state holds the one lock of this file (`exclusive`). Plain forward passes of other
+threads need no lock; if they reach a hook of the running verb, the verb ends with an error (`own_thread`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("rankwise")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ANNOUNCED = 60.0  # seconds between two words about waiting
+ANNOUNCED = 60.0  # seconds between two messages about waiting
 _Key = tuple[str, int]
 
 
@@ -33,28 +33,31 @@ class OtherThreadError(ValueError):
 
 
 class _Claim(NamedTuple):
-    """What works on a part of a network."""
+    """Who works on a part of a network."""
 
     thread: int
     words: str
 
 
 class _Process:
-    """What all threads share."""
+    """State shared by all threads."""
 
     def __init__(self) -> None:
         self.turn = threading.RLock()
         self.table = threading.Lock()  # of the claims
         self.claims: dict[_Key, _Claim] = {}
         self.running: list[_Claim] = []  # verbs that hold the lock, one inside the other
-        self.intruders: dict[str, nn.Module] = {}  # thread, in words -> the module of ours that it ran
+        self.intruders: dict[str, nn.Module] = {}  # name of another thread -> the verb's module that it ran
 
 
 _process = _Process()
 
 
 def _after_fork() -> None:
-    """In a child no other thread is left that could give the lock back; the one that forked goes on holding it."""
+    """Drop the lock in a child process: the thread that would release it exists only in the parent.
+
+    A fork from inside a verb keeps it: the forking thread goes on in the child and releases it itself.
+    """
     global _process
     if not (_process.running and _process.running[0].thread == threading.get_ident()):
         _process = _Process()
@@ -65,17 +68,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def exclusive(verb: Callable[P, R]) -> Callable[P, R]:
-    """Let a function have the process's state, and the networks among its arguments, to itself.
+    """Give a function sole use of the process's state and of the networks among its arguments.
 
-    Calls from several threads follow one another; calls from within, as of a user's callback, go on at once. Networks
-    of one call, with all that share a module or memory with them, cannot be given to another thread's call.
+    Calls from several threads run one after another; nested calls, as from a user's callback, run at once. While a call
+    has a network, another thread's call cannot have it, or one that shares a module or memory with it.
 
     Args:
-        verb: any function. Networks are seen that are arguments themselves, stand in a list, tuple or dictionary that
-            is one, or are the `model` of one.
-
-    Returns:
-        The same function. It raises `OtherThreadError`, a `ValueError`, where another thread has, or runs, a network.
+        verb: any function. Its networks are arguments, items of a list, tuple or dictionary argument, or the `model`
+            attribute of an argument. It then raises `OtherThreadError`, a `ValueError`, where another thread has, or
+            runs, one of them.
 
     Example:
         >>> @exclusive
@@ -96,10 +97,10 @@ def exclusive(verb: Callable[P, R]) -> Callable[P, R]:
 
 
 def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook of a module that does nothing in another thread than the one that made it.
+    """A hook of a module that does nothing in other threads than the one that made it.
 
-    The verb that runs ends with an `OtherThreadError` then: inputs that another thread feeds to the network are no
-    calibration data, and what a network runs in threads of its own is not seen as a whole.
+    If another thread reaches it, the running verb ends with an `OtherThreadError`: that thread's inputs are not
+    calibration data, and a network that runs its parts in threads cannot be recorded as a whole.
     """
     thread = threading.get_ident()
 
@@ -119,7 +120,7 @@ def _models(values: Iterable[Any]) -> Iterator[nn.Module]:
     for value in values:
         if type(value) is dict:
             parts = list(value.values())
-        elif type(value) in (list, tuple):  # a user's own class may compute what it is iterated for
+        elif type(value) in (list, tuple):  # iterating over a user's own class may start work
             parts = list(value)
         else:
             parts = [value, getattr(value, "__dict__", {}).get("model")]
@@ -136,7 +137,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[_Key, str]]:
             continue
         seen.add(id(module))
         yield ("module", id(module)), path
-        # Each list is made at once: the thread that has the network may change these tables.
+        # Each list is copied at once: the thread that has the network may change these tables.
         inside = [(name, part) for name, part in list(module._modules.items()) if part is not None]
         left += [(f"{path}.{name}".lstrip("."), part) for name, part in inside]
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
@@ -145,14 +146,14 @@ def _parts(model: nn.Module) -> Iterator[tuple[_Key, str]]:
 
 
 def _memory(tensor: Tensor) -> _Key | None:
-    if type(tensor) not in (Tensor, nn.Parameter):  # lazy or sharded: refused later, with words of its own
+    if type(tensor) not in (Tensor, nn.Parameter):  # lazy or sharded: refused later, with a message of its own
         return ("tensor", id(tensor))
     return ("memory", place) if (place := storage_of(tensor)) else None
 
 
 @contextmanager
 def _claimed(models: Iterable[nn.Module], claim: _Claim) -> Iterator[None]:
-    """Have the parts of networks for one thread."""
+    """Reserve the parts of networks for one thread."""
     process, parts = _process, dict(part for model in models for part in _parts(model))
     with process.table:
         for key, name in parts.items():
@@ -175,7 +176,7 @@ def _claimed(models: Iterable[nn.Module], claim: _Claim) -> Iterator[None]:
 
 @contextmanager
 def _turn(models: Iterable[nn.Module], claim: _Claim) -> Iterator[None]:
-    """Hold the lock; where another thread ran a network meanwhile, end with an error."""
+    """Hold the lock; raise if another thread ran one of the networks meanwhile."""
     process = _process
     while not process.turn.acquire(timeout=ANNOUNCED):
         held = next(iter(process.running), None)
@@ -186,7 +187,7 @@ def _turn(models: Iterable[nn.Module], claim: _Claim) -> Iterator[None]:
     except OtherThreadError:
         raise
     except Exception as error:
-        if process.intruders:  # which is why it failed
+        if process.intruders:  # the likely cause of the error
             raise _intruded(models) from error
         raise
     else:

@@ -1,4 +1,4 @@
-"""Numbers that are none: whether a network gives them, and which of its modules is the first to."""
+"""NaN and infinity: whether a network gives them, and which of its modules gives them first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("rankwise")
 
 
 def is_finite(output: Any) -> bool:
-    """Whether what a network returned holds neither NaN nor infinity; minus infinity is a score that says never.
+    """Whether a network's output has neither NaN nor infinity; minus infinity is allowed, as the score of "never".
 
     Example:
         >>> is_finite((torch.tensor([1.0, -torch.inf]), "text")), is_finite(torch.tensor(torch.nan))
@@ -29,10 +29,10 @@ def is_finite(output: Any) -> bool:
 
 
 def culprit(model: nn.Module, batch: Any) -> str:
-    """A sentence about the first module of a network whose output for a batch is not finite; "" where all are.
+    """A sentence that names the first module whose output for a batch is not finite; "" where all are finite.
 
     Args:
-        model: left as it was; it is run once.
+        model: run once and left as it was.
         batch: what it is called with.
 
     Example:
@@ -51,7 +51,7 @@ def culprit(model: nn.Module, batch: Any) -> str:
     with pristine(model):
         for module in names:
             module.register_forward_hook(look)
-        with suppress(ValueError):  # what it was like up to there is known
+        with suppress(ValueError):  # the modules up to the error have been seen
             call(model, batch)
     if not found:
         return ""
@@ -60,10 +60,10 @@ def culprit(model: nn.Module, batch: Any) -> str:
 
 
 class Blame:
-    """Says after the work on batches which module was the first to give numbers that are none.
+    """Context around work on batches that names the first module with NaN or infinity in its output.
 
-    An error about the data names it. Outputs that are not finite while the inputs of all layers are do no harm to
-    statistics; they are warned of.
+    An error about the data names it. Outputs that are not finite while the inputs of all layers are do not harm
+    statistics: they are logged as a warning.
 
     Args:
         model: the network that runs.
@@ -76,11 +76,11 @@ class Blame:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.batch: tuple[int, Any] | None = None  # number and batch that the network runs on
+        self.batch: tuple[int, Any] | None = None  # the current one, with its number
         self._odd: tuple[int, Any] | None = None
 
     def look(self, output: Any) -> None:
-        """Take what the network returned for the batch."""
+        """Take the network's output for the current batch."""
         if self._odd is None and not is_finite(output):
             self._odd = self.batch
 

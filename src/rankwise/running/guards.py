@@ -1,4 +1,4 @@
-"""Which models can be worked on: wrappers are taken off, and what cannot work is refused by name, with the fix."""
+"""Which models are supported: wrappers are removed, and what cannot work is refused by name, with the fix."""
 
 from __future__ import annotations
 
@@ -17,16 +17,10 @@ _RUNS_ONLY = "_rankwise_runs_only"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
-
-    Args:
-        model: a module, wrapped any number of times or not at all.
-
-    Returns:
-        The wrapped module itself (no copy), or `model` where nothing wraps it.
+    """The user's own module inside any number of `torch.compile`, `DataParallel` and `DistributedDataParallel`.
 
     Raises:
-        ValueError: `model` is no `nn.Module`.
+        ValueError: `model` is not an `nn.Module`.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -36,7 +30,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"a model must be a torch.nn.Module, got {type(model).__name__}; pass the module itself")
     while True:
-        # OptimizedModule is known by its attribute: importing its class would import the whole compiler.
+        # The attribute gives OptimizedModule away: importing its class would import the whole compiler.
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
@@ -51,34 +45,27 @@ def in_words(module: nn.Module, path: str) -> str:
 
 
 def mark_for_running(model: nn.Module) -> None:
-    """Mark a copy whose layers have forms that only run (`kernels.optimised`)."""
+    """Mark a copy whose layers can only run (`kernels.optimised`)."""
     setattr(model, _RUNS_ONLY, True)
 
 
 def refuse_running_copy(model: nn.Module) -> None:
-    """Raise where a model is, or holds, a copy for running.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Raise a ValueError where a model is, or holds, a copy for running."""
     for name, module in model.named_modules():
         if getattr(module, _RUNS_ONLY, False):
             raise ValueError(
                 f"{f'{name!r}' if name else 'the model'} is a copy for running that rankwise.kernels.optimised made; "
-                f"take the network that it was made of"
+                f"take the network that it was made from"
             )
 
 
 def refuse_unsupported(model: nn.Module) -> None:
-    """Raise where a model cannot be counted, copied and factorised faithfully.
-
-    Args:
-        model: an unwrapped module.
+    """Raise where an unwrapped model cannot be counted, copied and factorised faithfully.
 
     Raises:
         ValueError: a copy for running; a scripted, PEFT, FSDP, quantised or compiled part; old-style weight or spectral
-            norm; parameters that are lazy, on the meta device, of inference mode, or a tensor subclass. The message
-            names the part and the fix.
+            norm; parameters that are lazy, on the meta device, made in inference mode, or tensor subclasses. The
+            message names the part and the fix.
     """
     refuse_running_copy(model)
     for name, module in model.named_modules():

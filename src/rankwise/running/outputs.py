@@ -1,19 +1,19 @@
-"""What a network returns: scores of classes and the dimension that holds them, embeddings, detections, or values.
+"""What a network returns: scores of classes and their dimension, embeddings, detections, or values.
 
-What is decided, in this order, of what a network returned for a batch:
+The output for a batch is judged in this order:
 
 1. lists of mappings with "boxes", "labels" and "scores" are detections;
-2. several tensors are values, unless one is called `logits`, or `out` as torchvision's segmentation has it;
-3. integers are answers: the numbers of classes themselves;
-4. the user's `classes_dim`, else labels: whole numbers for every entry but the classes say which dimension is theirs;
-   labels of 0 and 1 say that one output is the score of a yes; labels that are no whole numbers say values;
-5. numbers along a dimension that are probabilities or their logarithms say it too; vectors of length 1 are embeddings;
-6. a name such as `last_hidden_state` says embeddings, a shape like that of an input says values;
+2. several tensors are values, unless one is called `logits`, or `out` as in torchvision's segmentation;
+3. integers are answers: numbers of classes;
+4. the user's `classes_dim` names the dimension of classes; else labels do: one whole number for every entry but the
+   classes. With labels 0 and 1, a single output is the score of a yes. Fractional labels mean values;
+5. probabilities or their logarithms along a dimension make it that of the classes; vectors of length 1 are embeddings;
+6. a name such as `last_hidden_state` means embeddings, the shape of an input means values;
 7. `[N, K]` has classes in dimension 1; else they are where the layer that made the output has its features; else
-   those of `logits` `[N, T, K]` are last and those of `[N, K, H, W]` and `[N, K, D, H, W]` in dimension 1;
-8. everything else is values: one output, `[N, A, B]` of which nothing is known.
+   last in `logits` `[N, T, K]`, and in dimension 1 of `[N, K, H, W]` and `[N, K, D, H, W]`;
+8. everything else is values: one output, or `[N, A, B]` without further signs.
 
-Where only 7 speaks, and no `logits`, the dimension is *taken*, not known: figures say so.
+If only 7 decides, without the name `logits`, the dimension is *taken*, not known, and figures say so.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from .exclusive import exclusive, own_thread
 from .guards import unwrap
 from .pristine import pristine
 
-IGNORED = (-100, 255)  # labels that count for nothing: of torch's cross entropy, and of maps of labels
+IGNORED = (-100, 255)  # labels that do not count: in torch's cross entropy, and in maps of labels
 EMBEDDINGS = ("embed", "hidden_state", "pooler_output", "feature")
-FEW = 4  # samples whose numbers are looked at
+FEW = 4  # samples whose numbers are tested
 TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2  # of sums that should be 1, in single and in half precision
-# The last calls of layers, among which the one that made the output is looked for.
-LAST_CALLS = 4
+LAST_CALLS = 4  # layer calls, the last ones, among which the one that made the output is searched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +46,12 @@ class Outputs:
     Attributes:
         kind: "scores" of classes, "sign" (one score of a yes), "answers" (numbers of classes), "embeddings",
             "detections" or "values".
-        name: which of several outputs that is; "" where there is one.
-        dim: the dimension that holds the classes, or the numbers of an embedding.
+        name: of the tensor among several outputs; "" for a single one.
+        dim: the dimension of the classes, or of an embedding's numbers.
         classes: how many.
-        shares: whether scores are probabilities, of a sign that of a yes.
-        known: whether the dimension is known, and not taken.
-        why: what the decision rests on.
+        shares: whether scores are probabilities.
+        known: whether the dimension is known, not taken.
+        why: the reason for the decision.
 
     Example:
         >>> print(Outputs.of(nn.Linear(8, 3), torch.randn(4, 8)))
@@ -87,13 +86,13 @@ class Outputs:
         Args:
             model: the network; left exactly as it was.
             batch: inputs.
-            labels: of the batch, where there are any.
-            classes_dim: the dimension of the classes, where the user says.
-            scores: whether the outputs are known to be scores of classes, so that only their dimension is asked.
+            labels: of the batch, if any.
+            classes_dim: the dimension of the classes, if the user gave it.
+            scores: the outputs are scores of classes; only their dimension is decided.
 
         Raises:
-            ValueError: where the network returns no tensor, `classes_dim` is none of the output's, or it should be
-                scores and has one output or no dimension that can be told.
+            ValueError: if the network returns no tensor, `classes_dim` is not a dimension of the output, or scores
+                were asked for and no dimension of classes is found.
         """
         model = unwrap(model)
         made: deque[tuple[Tensor, int]] = deque(maxlen=LAST_CALLS)
@@ -110,18 +109,18 @@ class Outputs:
             finally:
                 for handle in handles:
                     handle.remove()
-        problem = getattr(getattr(model, "config", None), "problem_type", None)  # of classifiers of transformers
+        problem = getattr(getattr(model, "config", None), "problem_type", None)  # of transformers' classifiers
         case = _Case(type(model).__name__, output, batch, labels, classes_dim, scores, problem, tuple(made))
         return case.decide()
 
     @classmethod
     def seen(cls, output: Any) -> Outputs:
-        """Decide by what a network returned alone."""
+        """Decide from the output alone."""
         return _Case("the network", output, None, None, None, False, None, ()).decide()
 
     @property
     def is_choice(self) -> bool:
-        """Whether two networks can agree in what they choose: classes, a yes or no, numbers of classes."""
+        """Whether the outputs choose something that two networks can agree on: classes, or yes and no."""
         return self.has_scores or self.kind == "answers"
 
     @property
@@ -130,10 +129,10 @@ class Outputs:
         return self.kind in ("scores", "sign")
 
     def scores(self, output: Any) -> Tensor:
-        """The scores in what the network returned, classes last; of a sign those of no and yes.
+        """The scores in an output, classes last; for a sign those of no and yes.
 
         Raises:
-            ValueError: where it returned something else than the batch did that this was decided by.
+            ValueError: if the output differs in kind from the one that this was decided by.
         """
         found = tensor_at(output, self.name)
         if found is None or (self.kind == "scores" and not self.dim < found.dim()):
@@ -143,13 +142,13 @@ class Outputs:
         return found.movedim(self.dim, -1) if self.kind == "scores" else found
 
     def logits(self, output: Any) -> Tensor:
-        """The scores as numbers whose softmax are the probabilities of the classes, where there are scores."""
+        """The scores as logits: their softmax gives the probabilities of the classes."""
         scores = self.scores(output)
         return scores.clamp_min(torch.finfo(scores.dtype).tiny).log() if self.shares else scores
 
     @property
     def words(self) -> str:
-        """The dimension of the classes, for people: known, or only taken."""
+        """The decision in a few words, for people."""
         where = f" of {self.name!r}" if self.name else ""
         if self.kind == "scores" and self.known:
             return f"{self.classes} classes at dimension {self.dim}{where}"
@@ -165,7 +164,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class _Case:
-    """One output to decide about; see the head of this file."""
+    """One output to judge, by the rules at the head of this file."""
 
     model: str
     output: Any
@@ -228,7 +227,7 @@ class _Case:
         if not isinstance(self.labels, Tensor):
             return None
         if self.labels.is_floating_point():
-            return None if self.forced else Outputs(kind="values", name=name, why="the labels are no whole numbers")
+            return None if self.forced else Outputs(kind="values", name=name, why="the labels are not whole numbers")
         labels = self.labels[~ignored(self.labels)].cpu()
         low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
         dims = [d for d in range(1, leaf.dim()) if leaf.shape[d] > 1 and fits(self.labels, leaf.shape, d)]
@@ -241,7 +240,7 @@ class _Case:
         return None
 
     def _seen(self, name: str, leaf: Tensor) -> Outputs | None:
-        """What the numbers, the name and the input say."""
+        """Decide by the numbers, the name and the input."""
         if self.problem in ("regression", "multi_label_classification") and not self.forced:
             return Outputs(kind="values", name=name, why=f"problem_type is {self.problem}")
         few = leaf[:FEW].float()
@@ -265,13 +264,11 @@ class _Case:
         return None
 
     def _made(self, name: str, leaf: Tensor) -> Outputs:
-        """What the layer that made them says, and the number of dimensions."""
+        """Decide by the layer that made the output, and the number of dimensions."""
         named, shape = _is_scores(name), list(leaf.shape)
-        if leaf.dim() < 2:
-            return Outputs(kind="values", name=name, why=f"one output for each sample, of shape {shape}")
         by_layer = _dimension(leaf, self.made)
-        if leaf.dim() == 2:
-            dim = 1
+        if leaf.dim() <= 2:
+            dim = leaf.dim() - 1
         elif by_layer is not None:
             dim = by_layer
         elif leaf.dim() > 3:
@@ -281,13 +278,13 @@ class _Case:
         else:
             why = f"which dimension of {shape} holds classes is not known; say it with classes_dim"
             return Outputs(kind="values", name=name, why=why)
-        if dim == 0 or leaf.shape[dim] < 2:
+        if dim < 1 or leaf.shape[dim] < 2:
             return Outputs(kind="values", name=name, why=f"one output for each sample, of shape {shape}")
         return self._scores(name, leaf, dim, "their name" if named else f"their shape, {shape}", named)
 
 
 def leaves_of(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in what a network returned, with its name: keys, fields and places, joined by points.
+    """Every tensor in an output, with its name: keys, fields and indices, joined by dots.
 
     Example:
         >>> [name for name, _ in leaves_of({"boxes": torch.zeros(2, 4), "maps": (torch.zeros(1), None)})]
@@ -319,7 +316,7 @@ def tensor_at(output: Any, name: str) -> Tensor | None:
 
 
 def is_detections(output: Any) -> bool:
-    """Whether it is a list with the boxes, labels and scores of every picture."""
+    """Whether an output is a list with the boxes, labels and scores of every picture."""
     return (
         isinstance(output, (tuple, list))
         and len(output) > 0
@@ -328,27 +325,27 @@ def is_detections(output: Any) -> bool:
 
 
 def fits(labels: Tensor, shape: torch.Size, dim: int) -> bool:
-    """Whether labels have one number for every entry of outputs of that shape but the classes in a dimension."""
+    """Whether labels have one number for every entry of an output of that shape, its dimension of classes left out."""
     before, after = shape[:dim], shape[dim:][1:]
     return tuple(labels.shape) in ((*before, *after), (*before, 1, *after))
 
 
 def ignored(labels: Tensor) -> Tensor:
-    """Where labels count for nothing: -100, and in maps of labels 255."""
+    """Where labels do not count: -100, and in maps of labels 255."""
     mask = labels == IGNORED[0]
     return mask | (labels == IGNORED[1]) if labels.dim() > 2 else mask
 
 
 def check_labels(labels: Tensor, classes: int, where: str = "labels") -> None:
-    """Refuse labels that are no numbers of classes, or of classes that the network has not.
+    """Raise for labels that are not numbers of classes of the network.
 
     Args:
-        labels: one for each sample, or map of them; those that are `ignored` may be anything.
+        labels: one for each sample, or a map of them; `ignored` ones may be anything.
         classes: of the network.
         where: what the message calls them.
 
     Raises:
-        ValueError: naming the first one that is wrong, and its place.
+        ValueError: naming the first wrong label and its place.
 
     Example:
         >>> check_labels(torch.tensor([0, 2, -100]), 3)
@@ -365,11 +362,9 @@ def check_labels(labels: Tensor, classes: int, where: str = "labels") -> None:
 
 
 def described(value: Any) -> str:
-    """Type and shape of a tensor, what else it is, for messages."""
-    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else _described(value)
-
-
-def _described(value: Any) -> str:
+    """A value in a message: dtype and shape of a tensor, else the type."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {list(value.shape)}"
     named = type(value).__name__
     return f"a {named} {describe(value)}" if isinstance(value, (Mapping, tuple, list)) else f"a {named}"
 
@@ -380,7 +375,7 @@ def _ones(sums: Tensor, leaf: Tensor) -> bool:
 
 
 def _where(leaves: Mapping[str, Tensor]) -> str | None:
-    """The output that may be scores, or the only one there is."""
+    """The name of the output that may be scores: the only one, or by its name."""
     if len(leaves) == 1:
         return next(iter(leaves))
     if "logits" in leaves:
@@ -397,13 +392,11 @@ def _is_embedding(name: str) -> bool:
 
 
 def _dimension(leaf: Tensor, made: tuple[tuple[Tensor, int], ...]) -> int | None:
-    """Where the features of the layer are that made an output, also behind a transpose."""
+    """The dimension of an output that holds the features of the layer that made it, also behind a transpose."""
     for output, dim in reversed(made):
+        # A view of the same memory keeps size and stride of the features, wherever a transpose has put them.
         if output.data_ptr() == leaf.data_ptr() and output.numel() == leaf.numel() and -dim <= output.dim():
-            same = [
-                d
-                for d in range(leaf.dim())
-                if (leaf.shape[d], leaf.stride(d)) == (output.shape[dim], output.stride(dim))
-            ]
+            features = (output.shape[dim], output.stride(dim))
+            same = [d for d in range(leaf.dim()) if (leaf.shape[d], leaf.stride(d)) == features]
             return same[0] if len(same) == 1 else None
     return None

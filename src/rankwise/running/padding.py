@@ -15,7 +15,7 @@ Mask = str | Callable[[Any], Tensor]
 
 _ENCODER, _DECODER = "attention_mask", "decoder_attention_mask"
 _DECODED = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
-# Layers within a decoder that read the encoder's positions.
+# Layers in a decoder that read the encoder's positions.
 _CROSS = re.compile(
     r"(encoder_attn|EncDecAttention|cross_?attn|cross_?attention)\w*\.(\w+\.)?(k|v|k_proj|v_proj|key|value)$"
 )
@@ -25,9 +25,9 @@ class Padding:
     """Real positions of batches, by site.
 
     Args:
-        mask: what says which positions are real: the name of an argument that the network is called with, or a function
-            of a batch, either giving numbers [samples, positions], 0 for padding. By default `attention_mask` of a
-            mapping, and `decoder_attention_mask` for its decoder.
+        mask: the name of an argument of the network, or a function of a batch; either gives numbers [samples,
+            positions], 0 for padding. By default `attention_mask` of a mapping, and `decoder_attention_mask` for its
+            decoder.
 
     Example:
         >>> batch = {"input_ids": torch.ones(1, 3), "attention_mask": torch.tensor([[1, 1, 0]])}
@@ -39,10 +39,10 @@ class Padding:
         self.mask = mask
 
     def real(self, batch: Any) -> Callable[[str, Tensor], Tensor | None]:
-        """For a batch, what tells of a site and its input which rows are real, [samples, positions]; None for all.
+        """A function of a site's name and input that gives the batch's real rows, [samples, positions]; None for all.
 
         Raises:
-            ValueError: if the batch has no argument of that name, or the mask is none.
+            ValueError: if the batch has no argument of that name, or the mask is not a matrix.
         """
         encoder, decoder = self._masks(batch)
 
@@ -61,13 +61,9 @@ class Padding:
         if self.mask is None:
             if not isinstance(batch, Mapping):
                 return None, None
-            encoder = _usual(batch.get(_ENCODER))
-            given = batch.get(_DECODER)
-            inputs = next(
-                (batch[key] for key in ("decoder_input_ids", "decoder_inputs_embeds", "labels") if key in batch), None
-            )
-            decoder = _usual(given)
-            if decoder is None and isinstance(inputs, Tensor) and inputs.dim() >= 2:  # all of its positions are real
+            encoder, decoder = _usual(batch.get(_ENCODER)), _usual(batch.get(_DECODER))
+            inputs = next((batch[key] for key in _DECODED if key in batch), None)
+            if decoder is None and isinstance(inputs, Tensor) and inputs.dim() >= 2:  # all its positions are real
                 decoder = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
             return encoder, decoder
         if isinstance(self.mask, str):
@@ -85,5 +81,5 @@ class Padding:
 
 
 def _usual(mask: Any) -> Tensor | None:
-    """A mask of two dimensions as truth values; others, such as those added to scores, say nothing about rows."""
+    """A matrix mask as truth values; other masks, such as those added to scores, do not mark rows."""
     return mask != 0 if isinstance(mask, Tensor) and mask.dim() == 2 else None

@@ -24,21 +24,18 @@ HOOK_TABLES = (
 
 @contextmanager
 def pristine(model: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode without gradients or shortcuts, and the model handed back exactly as it was.
+    """Evaluation mode without gradients or shortcuts; on leaving, the model is exactly as it was.
 
     Inside: every submodule is in eval mode; `no_grad` (never `inference_mode`: modules made under it could not be
     trained); autocast and TF32 off; the fused path of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` off, so
-    that every layer runs as it is written; `module.compile()` suspended.
+    that every layer is called; `module.compile()` suspended.
 
     Restored on leaving, also after an exception: every submodule's `training` flag, forward hooks, buffers, plain
     attributes (`attributes`) and `requires_grad`, the weights of embeddings with `max_norm`, the state of every random
     generator (`randomness`), and all switches above.
 
     Args:
-        model: the model to run. Do not move it to another device inside.
-
-    Yields:
-        The same model.
+        model: the model to run, which is also yielded. Do not move it to another device inside.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
@@ -65,7 +62,7 @@ def pristine(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def rows_kept(model: nn.Module) -> Iterator[None]:
-    """The weights of embeddings with `max_norm`, whose every lookup rescales rows in place, are put back on leaving."""
+    """Restore the weights of embeddings with `max_norm` on leaving: every lookup rescales rows in place."""
     embeddings = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
     weights = {id(each.weight): each.weight for each in embeddings if each.max_norm is not None}
     kept = [(weight, writes(weight), weight.detach().clone()) for weight in weights.values()]
@@ -80,8 +77,8 @@ def rows_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    # PyTorch 2.9 added per-operator switches beside the two old ones; mixing both makes the old getters raise, so the
-    # old ones are set (which sets the new ones too) and both are put back, the finer ones last.
+    # PyTorch 2.9 added per-operator switches beside the two old ones, and mixing both makes the old getters raise. So
+    # the old ones are set, which sets the new ones too, and both are restored, the finer ones last.
     backends = torch.backends
     homes = (
         (backends.cuda, ("matmul",)),
@@ -95,7 +92,7 @@ def _full_precision() -> Iterator[None]:
     try:
         matmul: str | None = torch.get_float32_matmul_precision()
         tf32: bool | None = backends.cudnn.allow_tf32
-    except RuntimeError:  # the user set the new switches: only those can be read back
+    except RuntimeError:  # the user set the new switches: only those can be read
         matmul = tf32 = None
     try:
         for switch in switches:
@@ -133,7 +130,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = None  # a compiled call would skip hooks
         yield
     finally:
-        with ExitStack() as steps:  # each is taken even where another fails; the last one comes first
+        with ExitStack() as steps:  # every step runs, even after another failed; the last one comes first
             steps.callback(attributes.restore)
             for buffer, version, values in buffers:
                 steps.callback(put_back, buffer, version, values)
@@ -141,7 +138,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
                 module.training = flag
                 module._compiled_call_impl = call
                 for table, entries in tables.items():
-                    live = getattr(module, table)  # the same dict object: removable handles point at it
+                    live = getattr(module, table)  # the same dict object: removable handles refer to it
                     live.clear()
                     live.update(entries)
             for parameter, flag in wants_grad:

@@ -1,4 +1,4 @@
-"""The random generators that a forward may draw from, so that several networks can draw the same numbers."""
+"""The random generators that a forward may draw from; several networks can draw the same numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 
 class _Source(NamedTuple):
-    """One generator."""
-
     get: Callable[[], Any]
     set: Callable[[Any], Any]
     seed: Callable[[int], Any]
@@ -24,8 +22,8 @@ class _Source(NamedTuple):
 class Randomness:
     """The generators of some networks of one structure: the global ones, and those that modules hold as attributes.
 
-    The global ones are those of PyTorch for the CPU and the networks' devices, of `random`, and of NumPy where it is
-    loaded. Generators that modules hold are taken for the same in all networks.
+    The global ones are PyTorch's for the CPU and the networks' devices, `random`'s, and NumPy's where it is loaded.
+    Generators held by modules correspond to each other in order.
 
     Args:
         models: the networks, such as the dense one and its copy.
@@ -65,7 +63,7 @@ class Randomness:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """The states are afterwards what they were before."""
+        """Restore the states on leaving."""
         state = self.state()
         try:
             yield
@@ -93,7 +91,7 @@ def _of_device(device: torch.device) -> _Source:
 
 
 def _own_sources(model: nn.Module) -> Iterator[_Source]:
-    """Of the generators that are attributes of modules."""
+    """The generators that are attributes of modules."""
     numpy_random: Any = sys.modules.get("numpy.random")
     held = {id(value): value for module in model.modules() for value in vars(module).values()}
     for value in held.values():

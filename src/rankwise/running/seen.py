@@ -1,4 +1,4 @@
-"""Which samples a network was made from, known again by content: the same samples do not judge it."""
+"""Recognise by content the samples that a network was made from, so that the same ones do not judge it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes of a digest: of a million samples and a million others two have the same one by chance with probability 0.6,
-# of a thousand and ten thousand with 1e-5.
+# Bytes of a digest. By chance a digest is shared between a million samples and a million others with probability 0.6,
+# between a thousand and ten thousand with 1e-5.
 DIGEST = 5
-# Digests of so many samples are stored; of more the smallest ones, which are a random sample of all.
+# At most so many digests are stored: the smallest ones, which are a random sample.
 STORED = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How many samples are among those that were seen.
+    """How many samples were seen before.
 
     Attributes:
-        same: that are.
-        checked: that could be compared; all, unless more samples were seen than are stored.
-        samples: all.
+        same: samples seen before.
+        checked: samples that could be compared: all, unless more were seen than are stored.
+        samples: all samples.
     """
 
     same: int
@@ -44,7 +44,7 @@ class Seen:
     """Samples that were seen, as short digests of their content.
 
     Attributes:
-        digests: of the samples, or of the smallest ones.
+        digests: of all samples, or the smallest of them.
         samples: how many digests there were.
 
     Example:
@@ -58,7 +58,7 @@ class Seen:
 
     @classmethod
     def of(cls, batches: Iterable[Any]) -> Seen:
-        """What the batches hold, as a network gets them; equal samples once."""
+        """The samples in batches, equal ones once."""
         found = frozenset(digests_of(batches))
         return cls(digests=found, samples=len(found))
 
@@ -69,7 +69,7 @@ class Seen:
     def overlap(self, digests: list[bytes]) -> Overlap:
         """How many of the samples with these digests were seen."""
         checked = digests
-        if len(self.digests) < self.samples:  # only the smallest are known: what lies above says nothing
+        if len(self.digests) < self.samples:  # only the smallest are known: larger ones cannot be compared
             checked = [digest for digest in digests if digest <= max(self.digests)]
         same = sum(digest in self.digests for digest in checked)
         return Overlap(same=same, checked=len(checked), samples=len(digests))
@@ -81,10 +81,10 @@ class Seen:
 
     @classmethod
     def from_text(cls, text: str) -> Seen:
-        """The samples that `text` was written of.
+        """The inverse of `text`.
 
         Raises:
-            ValueError: if it was written of none.
+            ValueError: if the text is not a number and digests.
         """
         count, _, coded = text.partition(":")
         try:
@@ -98,9 +98,9 @@ class Seen:
 
 
 def digests_of(batches: Iterable[Any]) -> Iterator[bytes]:
-    """The start of sha256 of every sample: of its part of all tensors of its batch that have a row for it.
+    """The start of every sample's sha256, over its row in each tensor of the batch that has one row per sample.
 
-    Positions that `attention_mask` marks as padding are left out, which depend on the batch and not on the sample.
+    Positions that `attention_mask` marks as padding are left out: they depend on the batch, not on the sample.
     """
     for batch in batches:
         tensors = [tensor.detach().cpu() for tensor in _tensors(batch) if tensor.dim() > 0]

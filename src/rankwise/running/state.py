@@ -1,4 +1,4 @@
-"""The tensors of a model as they go to disk: each once, whatever the number of its names."""
+"""The tensors of a model as they are stored: each once, under all its names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .guards import refuse_running_copy
+from .guards import in_words, refuse_running_copy
 
-# What safetensors can hold and every version of torch that we support knows.
+# Dtypes of safetensors that every supported version of torch knows.
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in (
@@ -28,8 +28,8 @@ class State:
     """A state dict without repetitions.
 
     Attributes:
-        tensors: every tensor once, under its first name; the model's own tensors, no copies.
-        aliases: each further name of a tensor -> the name it stands under in `tensors`.
+        tensors: every tensor of the model (no copies) under its first name.
+        aliases: each further name of a tensor -> its name in `tensors`.
     """
 
     tensors: dict[str, Tensor]
@@ -50,7 +50,7 @@ def state_of(model: nn.Module) -> State:
     """The state dict of a model, each tensor once.
 
     Raises:
-        ValueError: naming the entry that is no plain tensor with values, the parameter or buffer that the state dict
+        ValueError: for an entry that is not a plain tensor with values, a parameter or buffer that the state dict
             leaves out, renames or changes, or a copy for running.
     """
     refuse_running_copy(model)
@@ -70,7 +70,7 @@ def state_of(model: nn.Module) -> State:
 
 
 def _state_dict(model: nn.Module) -> dict[str, Any]:
-    """The model's own state dict, in which every parameter and persistent buffer stands under its name."""
+    """The model's own state dict; every parameter and persistent buffer must be in it under its name."""
     try:
         state: dict[str, Any] = model.state_dict(keep_vars=True)
     except TypeError as error:
@@ -80,23 +80,22 @@ def _state_dict(model: nn.Module) -> dict[str, Any]:
     for name, tensor in _own_tensors(model):
         if (wrong := _differs(name, tensor, state)) is not None:
             raise ValueError(
-                f"the state dict of {type(model).__name__} {wrong}, so that what is saved could not be loaded; "
-                f"remove {_changer(model)}, and save that form by yourself"
+                f"the state dict of {type(model).__name__} {wrong}, so a saved model could not be loaded; "
+                f"remove {_changer(model)}, and save that form yourself"
             )
     return state
 
 
 def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers under all their names, whatever the state dict makes of them."""
+    """Parameters and persistent buffers under all their names, past the model's own `state_dict`."""
     for path, module in model.named_modules(remove_duplicate=False):
-        parts = [*module._parameters.items(), *module._buffers.items()]
-        for part, tensor in parts:
+        for part, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and part not in module._non_persistent_buffers_set:
                 yield (f"{path}.{part}" if path else part), tensor
 
 
 def _differs(name: str, tensor: Tensor, state: Mapping[str, Any]) -> str | None:
-    """What a state dict makes of a tensor, in words; None if it holds it under its name."""
+    """What is wrong with a state dict's entry for a tensor, in words; None if nothing is."""
     found = state.get(name)
     if isinstance(found, Tensor):
         same = found is tensor or (found.dtype, place(found)) == (tensor.dtype, place(tensor))
@@ -108,7 +107,7 @@ def _differs(name: str, tensor: Tensor, state: Mapping[str, Any]) -> str | None:
 def _changer(model: nn.Module) -> str:
     """Which module changes its state dict, and how."""
     for path, module in model.named_modules():
-        where = f"{type(module).__name__} ({path or 'the model itself'})"
+        where = in_words(module, path)
         if module._state_dict_hooks or module._state_dict_pre_hooks:
             return f"the state_dict hook of {where}"
         for method in ("state_dict", "_save_to_state_dict"):
@@ -118,14 +117,11 @@ def _changer(model: nn.Module) -> str:
 
 
 def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
-    """The bytes of parameters and persistent buffers, each once; what cannot be stored counts nothing.
+    """The bytes of parameters and persistent buffers, each once; those that cannot be stored count nothing.
 
     Args:
         model: the network.
-        without: qualified names of modules whose tensors do not count, unless they are those of another module too.
-
-    Returns:
-        The bytes.
+        without: qualified names of modules whose tensors do not count, unless another module has them too.
 
     Example:
         >>> stored_bytes(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2)), without=["1"])
@@ -141,27 +137,27 @@ def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
 
 
 def place(tensor: Tensor) -> tuple[object, ...]:
-    """What tells whether two tensors are one and the same memory: tied ones need not be one Python object."""
+    """Equal for two tensors that are the same memory: tied ones need not be one Python object."""
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def writes(tensor: Tensor) -> int:
-    """A number that changes when a tensor is written in place; of one made in inference mode it is always 0."""
+    """A number that changes when a tensor is written in place; always 0 for one made in inference mode."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Where a tensor's block of memory begins; 0 for sparse and other tensors without one, which share none."""
+    """Where a tensor's memory block begins; 0 for sparse and other tensors without one."""
     return tensor.untyped_storage().data_ptr() if has_memory(tensor) else 0
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor is a part of one block of memory: not sparse, nested, or inside of `torch.vmap` and the like."""
+    """Whether a tensor lies in one memory block: it is not sparse, nested, or inside of `torch.vmap` and the like."""
     return tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def interval(tensor: Tensor) -> tuple[int, int]:
-    """The first number of a tensor within its block of memory, and the one after its last."""
+    """Offsets of a tensor's first number and of the one after its last in their memory block."""
     start = int(tensor.storage_offset())
     if tensor.numel() == 0:
         return start, start
@@ -170,7 +166,7 @@ def interval(tensor: Tensor) -> tuple[int, int]:
 
 
 def numbers_in(tensors: Iterable[Tensor]) -> int:
-    """Numbers in memory: what several tensors share is counted once.
+    """Numbers in memory; shared ones count once.
 
     Example:
         >>> weight = torch.zeros(3, 4)
@@ -189,6 +185,7 @@ def numbers_in(tensors: Iterable[Tensor]) -> int:
         if all(end <= start for (_, end), (start, _) in pairwise(ends)):
             total += sum(tensor.numel() for tensor in parts.values())
             continue
+        # Overlapping views: mark the numbers that any of them covers. Strides leave gaps, so intervals are not enough.
         used = torch.zeros(max(end for _, end in ends), dtype=torch.bool)
         for tensor in parts.values():
             used.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
