@@ -131,7 +131,7 @@ def test_rows_are_written_only_when_asked_for_and_announced(project: Path, cli: 
     assert "10 rows were seen for 32 inputs" in result.stderr
     assert Statistics.load("s.safetensors").with_rows == ()
     result = cli(*few, "--rows")
-    assert "holds rows of activations of single samples for 2 of 4 sites" in result.stderr
+    assert "holds activations of single samples for 2 of 4 sites" in result.stderr
     assert "rows of 2 layers" in result.stdout
     assert json.loads(Path("c.json").read_text())["with_rows"] == list(Statistics.load("s.safetensors").with_rows)
 

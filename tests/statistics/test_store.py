@@ -47,7 +47,7 @@ def test_rows_in_the_file_are_announced(stats: Statistics, tmp_path: Path, caplo
     assert f"for {len(stats.with_rows)} of {len(stats)} sites ({stats.with_rows[0]}, ...)" in caplog.text
     caplog.clear()
     bare = stats.without_rows()
-    assert caplog.text.count("still tells them up to a rotation") == len(stats.with_rows)
+    assert caplog.text.count("determines them up to a rotation") == len(stats.with_rows)
     caplog.clear()
     bare.save(tmp_path / "s")
     assert not caplog.text
@@ -119,7 +119,7 @@ def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "foreign"
     for about in (None, {"kind": "weights"}):
         save_file({"a": torch.zeros(2)}, path, metadata=about)
-        with pytest.raises(ValueError, match="holds no Rankwise statistics"):
+        with pytest.raises(ValueError, match="does not hold statistics"):
             Statistics.load(path)
     path.write_text("not a tensor in sight")
     with pytest.raises(ValueError, match="cannot read statistics"):

@@ -1,4 +1,4 @@
-"""Statistics of what each site multiplies its weight with: collect, merge, save and load."""
+"""Statistics of the inputs of each site: collect, merge, save and load."""
 
 from __future__ import annotations
 

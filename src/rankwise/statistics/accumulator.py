@@ -1,4 +1,4 @@
-"""Moments of rows that come batch by batch.
+"""Accumulate moments of rows batch by batch.
 
 Letters: G groups, N rows, D inputs per group, T targets per group.
 """
@@ -16,21 +16,19 @@ from .rows import unfold_order
 
 # Rows wait until there are this many, so that the products run on large blocks.
 BLOCK_ROWS = 4096
-# Products are split in two above twice this many columns, to leave out the half that is known by symmetry.
+# From twice this many columns, products are split in two to skip the half that is known by symmetry.
 SMALLEST_BLOCK = 128
 
 
 class Accumulator:
-    """Adds up rows batch by batch: float32 products of rows less the first batch's mean, float64 sums.
+    """Adds up rows batch by batch: float32 products, after subtracting the first batch's mean, in float64 sums.
 
-    Without that shift the covariance of an input that hardly varies around its mean would be rounding error.
-
-    Rows are kept as they are until there are more of them than inputs; that is exact, smaller, and lets the products
-    run on large blocks.
+    Without that shift the covariance of an input that hardly varies around its mean would be rounding error. Rows are
+    stored until there are more of them than inputs: that is exact, smaller, and lets the products run on large blocks.
 
     Args:
         taps: kernel positions Q of the tap-major rows.
-        seed: of the sample that is kept above 8,192 inputs.
+        seed: of the sample of rows that is kept above 8,192 inputs.
     """
 
     def __init__(self, taps: int = 1, seed: int = 0) -> None:
@@ -46,11 +44,7 @@ class Accumulator:
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, x_GND: Tensor, y_GNT: Tensor | None = None) -> None:
-        """Add rows, and the targets that belong to them.
-
-        Raises:
-            ValueError: if a row is not finite.
-        """
+        """Add rows, and their targets; a ValueError if a row is not finite."""
         if self.shift_G1D is None:
             self.scale = _power_of_two(x_GND)
             self.target_scale = 1.0 if y_GNT is None else _power_of_two(y_GNT)
@@ -79,11 +73,7 @@ class Accumulator:
             self._flush()
 
     def moments(self) -> Moments:
-        """The moments so far.
-
-        Raises:
-            ValueError: if no row was added.
-        """
+        """The moments so far; a ValueError if no row was added."""
         if not self.count:
             raise ValueError("no row was seen")
         dim = self.sums["mean"].shape[1]
@@ -98,14 +88,16 @@ class Accumulator:
         moved_G1D = mean_G1D - shift_G1D
         order = unfold_order(self.taps, mean_G1D.shape[2], mean_G1D.device)
         second_GDD = rows_GND = target_mean_GT = cross_GTD = None
-        if dense:  # E[x x^T] of the unshifted rows
+        if dense:
+            # With shift s: E[x x^T] = E[(x - s)(x - s)^T] + mu mu^T - (mu - s)(mu - s)^T. Then tap-major to unfold's
+            # order on both sides.
             second_GDD = self.sums["second"] / self.count
             mirror(second_GDD)
             second_GDD.baddbmm_(mean_G1D.mT, mean_G1D).baddbmm_(moved_G1D.mT, moved_G1D, alpha=-1)
             blocks = second_GDD.view(len(second_GDD), self.taps, -1, self.taps, len(order) // self.taps)
             second_GDD = blocks.permute(0, 2, 1, 4, 3).reshape(second_GDD.shape)
         else:
-            # contiguous as they are when read from a file, so that fits to them are the same to the bit
+            # Contiguous, as when read from a file, so that fits are the same to the bit.
             rows_GND = torch.cat(self.pending, dim=1) if len(self.pending) > 1 else self.pending[0].contiguous()
         if "target_mean" in self.sums:
             target_mean_GT = self.sums["target_mean"] / self.count
@@ -113,6 +105,7 @@ class Accumulator:
                 targets_GNT = torch.cat(self.pending_targets, dim=1).double()
                 cross_GTD = targets_GNT.mT @ rows_GND.double() / rows_GND.shape[1]
             else:
+                # E[y x^T] = E[y (x - s)^T] + E[y] s^T
                 cross_GTD = self.sums["cross"] / self.count + target_mean_GT[:, :, None] @ shift_G1D
             cross_GTD = cross_GTD[:, :, order]
         moments = Moments(
@@ -164,10 +157,10 @@ class Accumulator:
 
 
 def _power_of_two(rows: Tensor) -> float:
-    """What brings the largest number near 1, exactly; 1 where squares and their sums stay within float32 as they are.
+    """The power of two that brings the largest number near 1; 1 where squares and their sums are safe in float32.
 
     Raises:
-        ValueError: if squares of the numbers are beyond float64 too.
+        ValueError: if the squares exceed float64, too.
     """
     largest = float(rows.abs().max().nan_to_num(0.0, posinf=0.0))
     if largest == 0 or 1e-9 < largest < 1e9:
@@ -178,7 +171,7 @@ def _power_of_two(rows: Tensor) -> float:
 
 
 def _picked(parts: list[Tensor], rows: Tensor) -> list[Tensor]:
-    """Some rows of parts that belong together; only what is kept is copied."""
+    """Some rows of concatenated parts, without concatenating them first."""
     if not parts:
         return []
     result = parts[0].new_empty(len(parts[0]), len(rows), parts[0].shape[2])
@@ -191,7 +184,7 @@ def _picked(parts: list[Tensor], rows: Tensor) -> list[Tensor]:
 
 
 def add_gram(sum_GDD: Tensor, x_GND: Tensor) -> None:
-    """Add `X^T X`; of two blocks beside the diagonal only the upper one, see `mirror`."""
+    """Add `X^T X`, of two symmetric blocks only the upper one; `mirror` fills the lower one."""
     half = x_GND.shape[2] // 2
     if half < SMALLEST_BLOCK:
         sum_GDD += x_GND.mT @ x_GND
@@ -203,7 +196,7 @@ def add_gram(sum_GDD: Tensor, x_GND: Tensor) -> None:
 
 
 def mirror(sum_GDD: Tensor) -> None:
-    """Copy the blocks that `add_gram` filled to those that it left out."""
+    """Fill the blocks that `add_gram` skipped."""
     half = sum_GDD.shape[2] // 2
     if half >= SMALLEST_BLOCK:
         mirror(sum_GDD[:, :half, :half])

@@ -57,28 +57,28 @@ def collect(
 ) -> Statistics:
     """Collect mean and second moment of the (unfolded) input of every site.
 
-    `mu = E[x], Sigma = E[x x^T]` over samples and output positions, per convolution group, of what the layer multiplies
-    its weight with: after padding, at its stride and dilation.
+    `mu = E[x], Sigma = E[x x^T]` over samples and output positions, per convolution group, where x is the layer's input
+    after padding, at its stride and dilation.
 
     With `gradients` also the second moment of the loss's gradient at the output of every site, `G = E sum_p g_p g_p^T`
-    over its positions p, by one backward pass per batch: for the metric "fisher" and the rule of that name.
+    over its positions p, in one backward pass per batch: for the metric and the rule "fisher".
 
     Args:
         model: the dense network; left exactly as it was.
         data: any re-iterable of batches (tensor, tuple or mapping), without labels.
-        forward_loop: instead of `data`, a function that runs the model on whatever it likes; needs `example`.
-        example: what MACs are counted for, as for `find`; by default the first sample of the data, or the whole first
-            batch where a single sample does not stand for it, which is logged.
+        forward_loop: instead of `data`, a function that runs the model; needs `example`.
+        example: the batch that MACs are counted for, as for `find`; by default the first sample of the data, or the
+            whole first batch if one sample does not represent it, which is logged.
         only: names of the sites to collect; all by default.
-        gradients: whether gradients are collected too. Sites with more than 8,192 outputs have none, which is logged.
-        loss: of what the model returns, summed over the samples of a batch; asks for gradients. By default a function
-            of the scores whose gradients have the Fisher information of the network's own answers as second moment,
-            which needs no labels (`FisherProbe`).
+        gradients: collect gradients, too. Sites with more than 8,192 outputs get none, which is logged.
+        loss: function of the network's output, summed over the samples of a batch; implies `gradients`. The default
+            needs no labels: a function of the scores whose gradients have the Fisher information of the network's own
+            answers as second moment (`FisherProbe`).
         positions: output positions of each sample to use: "auto" (40 rows per input dimension over all samples, at
             most four times the layer's own multiplications, at least 16 per sample), "all", or a number.
         seed: of the positions and of the default loss.
-        mask: which positions are real, 0 for padding, whose rows do not count: the name of an argument of the network,
-            or a function of a batch, either giving [samples, positions]. By default `attention_mask` of a mapping.
+        mask: the padding to leave out: the name of an argument of the network, or a function of a batch; either gives
+            [samples, positions], 0 for padding. By default `attention_mask` of a mapping.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.
 
     Returns:
@@ -86,8 +86,8 @@ def collect(
 
     Raises:
         ValueError: if the data is empty or not finite, the model rejects a batch, or neither or both of `data` and
-            `forward_loop` are given; for gradients with a `forward_loop`, or of a loss that is no single number or does
-            not depend on a site.
+            `forward_loop` are given; for gradients with a `forward_loop`, or with a loss that is not a single number or
+            does not depend on a site.
 
     Example:
         >>> import torch
@@ -124,10 +124,12 @@ def collect(
     with Blame(model) as blame, pristine(model), ExitStack() as hooks:
         for site in chosen:
             for layer, reads in kind_of(site).reads(model, site).items():
-                hooks.enter_context(_hook(layer, collector.observer(site, reads)))
+                # Before all other hooks: it sees the layer's own output, and its input after the user's pre-hooks.
+                hook = own_thread(collector.observer(site, reads))
+                hooks.callback(layer.register_forward_hook(hook, with_kwargs=True, prepend=True).remove)
             for layer, part in kind_of(site).outputs(model, site).items() if site in takers else ():
                 watcher = own_thread(backward.watcher(site, part))
-                hooks.enter_context(_Removed(layer.register_forward_hook(watcher, prepend=True)))
+                hooks.callback(layer.register_forward_hook(watcher, prepend=True).remove)
         if takers:
             model.requires_grad_(False)  # the graph starts at the sites' outputs
         if forward_loop is not None:
@@ -153,7 +155,7 @@ def collect(
 
 
 def _gradient_sites(sites: Collection[Site]) -> list[Site]:
-    """The sites whose outputs are few enough for a moment; the others are announced."""
+    """The sites with few enough outputs for a moment; the others are logged."""
     few = [site for site in sites if site.out_features // site.groups <= LARGEST_DENSE]
     for site in sites:
         if site not in few:
@@ -167,26 +169,26 @@ def _gradient_sites(sites: Collection[Site]) -> list[Site]:
 
 
 def memory_needed(sites: Collection[Site], samples: int | None, positions: int | str) -> tuple[int, int]:
-    """Largest number of bytes that the moments of the sites take, and how many more a fit of one of them may take."""
+    """The most bytes that the moments of the sites take, and the most that a fit of one of them takes on top."""
     held = fitting = 0
     for site in sites:
         if not site.multiplies:  # counts, and copies of the weight in float64
             held += 8 * site.in_features
             fitting = max(fitting, 8 * 4 * math.prod(site.weight_shape))
             continue
-        if site.looks_up:  # the rest is that of its head
+        if site.looks_up:  # counts beside the moments of its head
             held += 8 * site.out_features
         D, T, rows = site.in_features, site.out_features // site.groups, _rows_expected(site, samples, positions)
         kept = min(rows, SAMPLED_ROWS if D > LARGEST_DENSE else D)
-        if D > LARGEST_DENSE:  # rows wait to be thinned out, and the kept ones are copied twice beside them
+        if D > LARGEST_DENSE:  # pending rows, and two copies of the kept ones while they are thinned
             held += site.groups * (min(rows, 2 * SAMPLED_ROWS) + 2 * kept) * D * 4
         elif rows <= D:
             held += site.groups * rows * D * 4
         else:
-            # the float64 sum and a product to add, and the rows that wait for it, once more when they are joined
+            # The float64 sum and a product to add; pending rows, twice when they are concatenated.
             held += site.groups * D * (16 * D + 8 * max(D, BLOCK_ROWS))
-        # in float64: the metric and what it is made from, the weight, its projection and both outer products; of a
-        # tied embedding, whose rows are many, matrices of the weight's size alone
+        # In float64: the metric and the moments it is made from, the weight, its projection and both outer products;
+        # for a tied embedding, which has many rows, only matrices of the weight's size.
         metric = kept * D if D > LARGEST_DENSE or rows <= D else D * D
         work = 8 * T * D if site.looks_up else 4 * site.groups * T * D + 4 * min(T, D) ** 2
         fitting = max(fitting, 8 * (2 * site.groups * metric + work))
@@ -203,7 +205,7 @@ def _rows_expected(site: Site, samples: int | None, positions: int | str) -> int
 
 
 class _Collector:
-    """Feeds what a site's hook sees to the site's accumulator."""
+    """Passes the inputs that a site's hook sees to its accumulator."""
 
     def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
         self.accumulators = {site.name: Accumulator(taps=site.taps, seed=seed) for site in sites if site.multiplies}
@@ -218,8 +220,12 @@ class _Collector:
         self.real: Callable[[str, Tensor], Tensor | None] = lambda site, x: None  # rows of the batch, see `Padding`
         self.calls: dict[tuple[str, int], int] = {}
 
-    def observer(self, site: Site, reads: Reads) -> Callable[[nn.Module, Tensor, Tensor], None]:
-        def observe(layer: nn.Module, x: Tensor, y: Tensor) -> None:
+    def observer(self, site: Site, reads: Reads) -> Callable[..., None]:
+        """A forward hook for a layer that reads the site's inputs."""
+
+        @torch.no_grad()
+        def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
             real = self.real(site.name, x)
             if reads is Reads.INDICES:  # counting all of them is cheap
                 self.lookups[site.name].update(x if real is None else x[real.to(x.device)])
@@ -242,7 +248,7 @@ class _Collector:
         return all(use.count for use in uses)
 
     def moments(self, name: str) -> Moments:
-        """The moments of a site; its sums are given up, so that never two copies of all moments are held."""
+        """The moments of a site, whose sums are dropped: two copies of all moments may not fit in memory."""
         if name not in self.accumulators:
             return self.lookups[name].moments()
         moments = self.accumulators.pop(name).moments()
@@ -251,26 +257,3 @@ class _Collector:
         seen_V = self.lookups[name].seen_V
         assert seen_V is not None
         return replace(moments, lookups_V=seen_V.double())
-
-
-def _hook(layer: nn.Module, observe: Callable[[nn.Module, Tensor, Tensor], None]) -> Any:
-    def seen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        with torch.no_grad():
-            observe(module, x, output)
-
-    # First of all hooks: it sees the layer's own output, and the input that the user's hooks before it have made.
-    return _Removed(layer.register_forward_hook(own_thread(seen), with_kwargs=True, prepend=True))
-
-
-class _Removed:
-    """A hook handle as a context."""
-
-    def __init__(self, handle: torch.utils.hooks.RemovableHandle) -> None:
-        self.handle = handle
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()

@@ -1,7 +1,4 @@
-"""How often each row of an embedding is looked up.
-
-Letters: V rows of the embedding.
-"""
+"""Count how often each of the V rows of an embedding is looked up."""
 
 from __future__ import annotations
 
@@ -12,14 +9,11 @@ from .moments import Moments
 
 
 class Lookups:
-    """Counts indices batch by batch; the moments are those of one-hot inputs.
-
-    Args:
-        rows: V.
+    """Counts indices batch by batch; their moments are those of one-hot inputs.
 
     Attributes:
         count: indices so far.
-        seen_V: how often each was among them, None where there were none.
+        seen_V: how often each occurred, None before the first.
 
     Example:
         >>> lookups = Lookups(4)
@@ -34,7 +28,7 @@ class Lookups:
         self.seen_V: Tensor | None = None
 
     def update(self, indices: Tensor) -> None:
-        """Add indices of any shape; none add nothing."""
+        """Add indices of any shape."""
         if not indices.numel():
             return
         counts_V = torch.bincount(indices.flatten(), minlength=self.rows)
@@ -42,11 +36,7 @@ class Lookups:
         self.count += indices.numel()
 
     def moments(self) -> Moments:
-        """The moments so far.
-
-        Raises:
-            ValueError: if no index was added.
-        """
+        """The moments so far; a ValueError if no index was added."""
         if self.seen_V is None or not self.count:
             raise ValueError("no index was seen")
         return Moments(count=self.count, mean_GD=self.seen_V.double()[None] / self.count)

@@ -1,10 +1,10 @@
-"""The second moment of the loss's gradient at a site's output: how much an error of each output costs.
+"""The second moment of the loss's gradient at a site's output: how much an error in each output costs.
 
 An error `e = (W - V) x` at every output position changes the loss of a sample by about `sum over positions of g^T e`,
-with `g` the gradient there. If gradients and inputs are independent, and those of different positions too, its mean
-square is `trace(G (W - V) Sigma (W - V)^T)`, `G = E sum over positions of g g^T`. Where `E g g^T` is the Fisher
-information of the network's own answers, that is twice the Kullback-Leibler divergence between its answers and those of
-the factorised network, to second order.
+with `g` the gradient there. If gradients and inputs, and different positions, are independent, its mean square is
+`trace(G (W - V) Sigma (W - V)^T)`, `G = E sum over positions of g g^T`. If `E g g^T` is the Fisher information of the
+network's own answers, that is, to second order, twice the Kullback-Leibler divergence between its answers and those of
+the factorised network.
 
 Letters: G groups, N rows, T outputs and D inputs per group, K classes.
 
@@ -34,9 +34,9 @@ Loss = Callable[[Any], Tensor]
 
 
 def fisher_energy(weight: Tensor, moments: Moments) -> float:
-    """`1/2 trace(G W Sigma W^T)`: to second order the loss, in nats per sample, of a site that only gave its mean.
+    """`1/2 trace(G W Sigma W^T)`: the loss in nats per sample, to second order, if the site gave only its mean.
 
-    The relative error of a fit in the metric "fisher" times this energy is the loss that it is predicted to cost.
+    The relative error of a fit in the metric "fisher" times this energy is its predicted loss.
 
     Args:
         weight: O x I/G [x kernel].
@@ -57,16 +57,16 @@ class FisherProbe:
     """A function of the scores z whose gradients have the Fisher information of the answers as second moment.
 
     `sum_k u_k sqrt(p_k) (z_k - p^T z)` over the samples of a batch, with random signs `u` and the probabilities `p`
-    held fixed: its gradient is `(I - p 1^T) diag(sqrt p) u`, whose second moment is `diag(p) - p p^T`. The gradient of
-    the cross entropy with labels drawn from `p` has the same one, but where a network is sure of its answers, few of
-    the drawn labels differ from the sure one, and those few make all of the estimate.
+    held fixed: its gradient is `(I - p 1^T) diag(sqrt p) u`, with second moment `diag(p) - p p^T`. The cross entropy
+    with labels drawn from `p` has the same moment, but a worse estimate: where a network is sure, few drawn labels
+    differ from its answer, and those few dominate.
 
-    For outputs that are not scores (values, embeddings) it is `sum_k u_k z_k / sqrt(E z^2)` of each of them: the Fisher
-    information of a normal distribution about z, in which errors count relative to the size of the outputs.
+    For other outputs (values, embeddings) it is `sum_k u_k z_k / sqrt(E z^2)` of each: the Fisher information of a
+    normal distribution about z, where errors count relative to the size of the outputs.
 
     Args:
         seed: of the signs.
-        outputs: what the network's outputs are, where that is decided; else by the outputs alone.
+        outputs: what the network's outputs are; by default decided from each batch's outputs.
 
     Example:
         >>> z = torch.zeros(1, 2, requires_grad=True)
@@ -107,26 +107,25 @@ class FisherProbe:
 
 
 class GradientCollector:
-    """Takes the gradients at the outputs of sites, one backward pass per batch.
-
-    Every watched output is handed on as a copy, so that nothing that follows can overwrite it, and the first ones start
-    the graph: the network's parameters take no part.
+    """Collects the gradients at the outputs of sites, in one backward pass per batch.
 
     Args:
-        loss: of what the model returns, summed over the samples of a batch.
+        loss: function of the network's output, summed over the samples of a batch.
     """
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
         self.taken: list[tuple[Site, nn.Module, int | None, Tensor]] = []
-        self.sums: dict[str, dict[int, Tensor]] = {}  # by site, and by the part of its outputs that a layer gives
-        self.lookups: dict[str, Tensor] = {}  # of tied embeddings, whose head has the other sum
+        self.sums: dict[str, dict[int, Tensor]] = {}  # site -> part of its outputs -> sum
+        self.lookups: dict[str, Tensor] = {}  # tied embedding -> sum at looked-up rows; its head's is in `sums`
         self.samples = 0
 
     def watcher(self, site: Site, part: int | None) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        """A forward hook for a layer of the site, which gives that part of its outputs; None for rows of a table."""
+        """A forward hook for the layer that gives this part of the site's outputs; None for rows of a table."""
 
         def watch(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+            # Parameters need no gradient, so the first sites start the graph. The network goes on with a copy, and
+            # cannot overwrite what the gradient is taken at.
             taken = output if output.requires_grad else output.detach().requires_grad_()
             self.taken.append((site, layer, part, taken))
             return taken.clone()
@@ -171,14 +170,12 @@ class GradientCollector:
         """The moments so far, by site name."""
         result = {}
         for name, parts in self.sums.items():
-            # What two layers' outputs have in common is left out: their errors are weighed by themselves.
+            # Joint slots: the moment between the outputs of two layers is taken for zero.
             means = [self._mean(parts[part]) for part in sorted(parts)]
-            second_GTT = means[0] if len(means) == 1 else torch.block_diag(*[mean[0] for mean in means])[None]
-            lookups_1DD = self._mean(self.lookups[name]) if name in self.lookups else None
             result[name] = Gradients(
                 samples=self.samples,
-                second_GTT=second_GTT,
-                lookups_DD=None if lookups_1DD is None else lookups_1DD[0],
+                second_GTT=means[0] if len(means) == 1 else torch.block_diag(*[mean[0] for mean in means])[None],
+                lookups_DD=self._mean(self.lookups[name])[0] if name in self.lookups else None,
             )
         return result
 

@@ -1,4 +1,4 @@
-"""Count, mean and second moment of a site's input, with targets also their cross moment; what metrics they make.
+"""Count, mean and second moment of a site's input, cross moments with targets, and the metrics that follow.
 
 Letters: G groups, N rows, D inputs per group, T targets per group.
 """
@@ -19,10 +19,10 @@ from ..metrics import FitMetric, get_metric
 from .output_gradients import Gradients
 from .shrinkage import DAMPING, check_shrink, covariance_shrinkage, shrinkage
 
-# Above this many inputs per group a D x D moment is not kept (536 MB in float64), but a sample of rows is.
+# Above this many inputs per group a sample of rows is kept instead of a D x D moment (536 MB in float64).
 LARGEST_DENSE = 8192
 SAMPLED_ROWS = 4096
-# With so many rows variances are known; of covariances that have to be shrunk by more than this, most is noise.
+# With so many rows variances are known. Covariances that need a larger share of shrinkage are mostly noise.
 MANY_ROWS_PER_INPUT, MOSTLY_NOISE = 8, 0.5
 NO_GRADIENTS = (
     "the statistics hold no gradients at its output; collect them with gradients=True (rankwise collect --gradients), "
@@ -34,17 +34,17 @@ NO_GRADIENTS = (
 class Moments:
     """Moments of one site, in the order of `torch.nn.functional.unfold`, float64.
 
-    Either `second_GDD` is there, or the rows themselves are (fewer rows than inputs, or more inputs than 8,192).
-    Neither is for the one-hot inputs of an embedding, whose second moment is the diagonal matrix of their mean.
+    They hold either `second_GDD` or the rows themselves (fewer rows than inputs, or more than 8,192 inputs). One-hot
+    inputs of an embedding need neither: their second moment is the diagonal matrix of their mean.
 
     Attributes:
         count: rows that were seen.
         mean_GD: mean of the rows.
         second_GDD: `E[x x^T]`, uncentred.
-        rows_GND: all rows, or a seeded sample of them.
-        target_mean_GT, cross_GTD: mean and `E[y x^T]` of targets, where there were any.
-        lookups_V: of a tied embedding how often each of its rows was looked up; all else is of its head.
-        gradients: moment of the loss's gradient at the output, where it was asked for.
+        rows_GND: all rows, or a seeded sample.
+        target_mean_GT, cross_GTD: mean of targets, and `E[y x^T]`.
+        lookups_V: how often each row of a tied embedding was looked up; all else belongs to its head.
+        gradients: moment of the loss's gradient at the output.
     """
 
     count: int
@@ -63,60 +63,58 @@ class Moments:
 
     @property
     def one_hot(self) -> bool:
-        """Whether these are the moments of indices."""
+        """Whether these are moments of indices."""
         return self.second_GDD is None and self.rows_GND is None
 
     def uncentred(self) -> Moments:
-        """The same with all means taken for zero: what a layer without a bias has to be fitted to."""
-        if self.one_hot:  # their metric is not centred
+        """The same with zero means: for fitting a layer without a bias, whose weight must give the mean, too."""
+        if self.one_hot:  # never centred
             return self
         targets = None if self.target_mean_GT is None else torch.zeros_like(self.target_mean_GT)
         return replace(self, mean_GD=torch.zeros_like(self.mean_GD), target_mean_GT=targets)
 
     def without_rows(self) -> Moments:
-        """The same as a second moment, without single rows."""
+        """The same with a second moment in place of rows."""
         return self if self.rows_GND is None else replace(self, second_GDD=_second(self), rows_GND=None)
 
     def two_sided(self, metric: str | FitMetric, shrink: float = 0.0) -> TwoSided:
-        """The metric of fits by its name, see `FitMetric.of`; "weight" counts as "input" here."""
+        """The metric of fits by its name (`FitMetric.of`); "weight" means "input" here."""
         return get_metric(metric).of(self, shrink)
 
-    def sided(self, shrink: float, *, diagonal: bool = False, weighed: bool = False) -> TwoSided:
+    def sided(self, shrink: float, *, diagonal: bool = False, weighted: bool = False) -> TwoSided:
         """The metric of fits.
 
         Args:
             shrink: share of the weight metric, on both sides.
-            diagonal: leave out covariances between inputs.
-            weighed: weigh the outputs by the gradients.
+            diagonal: ignore covariances between inputs.
+            weighted: weight the outputs by the gradients.
 
         Raises:
-            ValueError: if `shrink` is not between 0 and 1, or there are no gradients to weigh by.
+            ValueError: if `shrink` is not between 0 and 1, or there are no gradients.
         """
-        if weighed and self.gradients is None:
+        if weighted and self.gradients is None:
             raise ValueError(NO_GRADIENTS)
         inputs = self.metrics(shrink, diagonal=diagonal)
-        if not weighed or self.gradients is None:
+        if not weighted or self.gradients is None:
             return TwoSided(inputs=inputs)
         return TwoSided(inputs=inputs) if shrink == 1 else self.gradients.metric(inputs, shrink)
 
     def metrics(self, shrink: float = 0.0, *, damping: float | None = None, diagonal: bool = False) -> list[Metric]:
-        """The metric of each group: the covariance of the input, shrunk; the bias takes care of the mean.
+        """The metric of each group, its inputs' shrunk covariance; last, the frequencies of a tied embedding's rows.
 
-        Of a tied embedding that of its rows comes last, their frequencies.
+        `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows, itself shrunk
+        if they are few: towards the weight metric (`shrinkage`). From eight rows per input, the error of an estimated
+        variance is proportional to it in every direction, even where inputs hardly vary, and nothing is added. Only
+        inputs that look independent have their covariances shrunk towards 0 (`covariance_shrinkage`). `s` covers what
+        no number of rows shows: that the network will see other data.
 
-        `(1 - s) Sigma + s trace(Sigma) / D I`, up to scale. `Sigma` is the best estimate from the rows that were seen,
-        itself shrunk by what their number asks for: towards the weight metric (`shrinkage`) where there are few. From
-        eight rows per input on, the error of an estimated variance is in proportion to it in any direction, also in one
-        where inputs hardly vary, and nothing is added; only where inputs are independent as far as they tell,
-        covariances are shrunk towards 0 (`covariance_shrinkage`). `s` is for what no number of rows tells: that the
-        network will see other data. The mean is not shrunk. The only value known
-        without data is 0, and inputs after a ReLU are far from it: the mean of related data is the better guess.
+        The bias corrects the mean, which is not shrunk: without data one would guess 0, but inputs after a ReLU are far
+        from it, and the mean of related data is the better guess.
 
         Args:
             shrink: `s`, from 0 (the statistics) to 1 (the weight metric).
-            damping: instead of what the number of rows asks for, relative to the mean variance of an input; 0 for the
-                rows as they are.
-            diagonal: leave out what two inputs have in common. A variance needs few rows, so that none are asked for.
+            damping: replaces the shrinkage for few rows, relative to the mean variance of an input; 0 for none.
+            diagonal: ignore covariances between inputs. Variances need few rows, so they are not shrunk.
 
         Raises:
             ValueError: if `shrink` is not between 0 and 1.
@@ -171,7 +169,7 @@ class Moments:
         return max(DAMPING, share / (1 - share))
 
     def bias(self, weight: Tensor, replacement: Tensor, bias: Tensor | None) -> Tensor:
-        """`b + (W - V) mu`: the bias that keeps the mean output when `replacement` takes the place of `weight`."""
+        """`b + (W - V) mu`: the bias that keeps the mean output when `replacement` replaces `weight`."""
         change_GTD = (weight.double() - replacement.double()).reshape(len(self.mean_GD), -1, self.dim)
         correction = torch.einsum("gtd,gd->gt", change_GTD, self.mean_GD).reshape(-1)
         return correction if bias is None else bias.double() + correction
@@ -183,11 +181,7 @@ def identity_metrics(groups: int, dim: int, device: torch.device | str = "cpu") 
 
 
 def merge(parts: Sequence[Moments]) -> Moments:
-    """Moments of all the rows that the parts saw.
-
-    Raises:
-        ValueError: if the parts have different sizes.
-    """
+    """Moments of the rows of all parts; a ValueError if their sizes differ."""
     shapes = {tuple(part.mean_GD.shape) for part in parts}
     if len(shapes) != 1:
         raise ValueError(f"moments of different sizes cannot be merged: {sorted(shapes)}")
@@ -219,7 +213,7 @@ def merge(parts: Sequence[Moments]) -> Moments:
 
 
 def _joined(parts: Sequence[Moments], count: int) -> Tensor:
-    """Rows of all parts, thinned to the same share of what each part saw where one of them kept a sample only."""
+    """Rows of all parts; where one of them kept only a sample, all are thinned to the same share of the rows seen."""
     kept = [part.rows_GND for part in parts if part.rows_GND is not None]
     share = min(rows.shape[1] / part.count for rows, part in zip(kept, parts, strict=True))
     if parts[0].dim > LARGEST_DENSE:

@@ -1,6 +1,6 @@
-"""The second moment of the loss's gradient at a site's output, and the metric that it makes of both sides.
+"""The second moment of the loss's gradient at a site's output, and the two-sided metric that follows from it.
 
-Letters: G groups, T outputs per group, D numbers of a row that is looked up.
+Letters: G groups, T outputs per group, D numbers in a row of a table.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Gradients:
     """Moment of the gradients at one site's output.
 
     Attributes:
-        samples: that were seen.
-        second_GTT: `sum over positions of g g^T`, the mean over samples, per group; float64.
-        lookups_DD: the same at the rows that a tied embedding looks up; `second_GTT` is of its head then.
+        samples: seen so far.
+        second_GTT: mean over samples of `sum over positions of g g^T`, per group; float64.
+        lookups_DD: the same at the rows that a tied embedding looks up, while `second_GTT` belongs to its head.
     """
 
     samples: int
@@ -31,16 +31,15 @@ class Gradients:
     lookups_DD: Tensor | None = None
 
     def metric(self, inputs: Sequence[Metric], shrink: float = 0.0) -> TwoSided:
-        """The metric of both sides: `(1 - s) G + s trace(G) / T I`, up to scale.
-
-        Gradients at the positions of one sample go together, so that the number of samples says how far to trust `G`.
+        """The metric of inputs and outputs, with `(1 - s) G + s trace(G) / T I` for the outputs, up to scale.
 
         Args:
-            inputs: of each group.
-            shrink: `s`, share of the weight metric, beside what the number of samples asks for; below 1.
+            inputs: metric of each group.
+            shrink: `s` below 1, added to the shrinkage that few samples need. Gradients at the positions of one sample
+                depend on each other, so samples are counted, not positions.
         """
-        # Only sums over whole moments weigh the two uses, and those need no shrinking.
         if self.lookups_DD is not None:
+            # A metric of two uses only needs the sums of the moments, which few samples give well: no shrinkage.
             return TwoSided(inputs=inputs, uses=(self.second_GTT[0], self.lookups_DD))
         trace, squares = float(self.second_GTT.diagonal(dim1=1, dim2=2).sum()), float(self.second_GTT.square().sum())
         share = shrinkage(trace, squares, self.samples, self.second_GTT.shape[0] * self.second_GTT.shape[1])

@@ -1,12 +1,11 @@
-"""What a layer multiplies its weight with: the rows of its (unfolded) input, at a seeded sample of output positions.
+"""The rows that a layer multiplies with its weight: its (unfolded) input at a seeded sample of output positions.
 
-Rows are gathered tap-major (taps, then channels), because that copies whole channel vectors of a channels-last input;
+Rows are gathered tap-major (taps, then channels), which copies whole channel vectors of a channels-last input;
 `unfold_order` turns moments into the channel-major order of `torch.nn.functional.unfold`.
 
-A transposed convolution is read the same way: at an output position, one of its taps multiplies the input that it
-scattered there, or nothing where the stride puts none. The rows are those of a convolution over the input with zeros
-between its values, so that the error of a weight in their moments is that of the layer's output, where kernels overlap
-and add up.
+A transposed convolution is read at its output positions, too: each tap multiplies the input that it scattered there, or
+zero where the stride puts none. These are the rows of a convolution over the input with zeros between its values. In
+their moments the error of a weight is the error of the layer's output, where overlapping kernels add up.
 
 Letters: B samples, P output positions per sample, N gathered rows, G groups, C channels per group, Q taps, D = C * Q,
 T outputs per group.
@@ -33,13 +32,13 @@ FEWEST_POSITIONS = 16
 def positions_per_sample(site: Site, samples: int | None, positions: int | str) -> int | None:
     """How many output positions of each sample to gather; None for all.
 
-    "auto" takes enough for 40 rows per input dimension over all samples, but not more than four times the layer's own
-    multiplications, and at least 16 per sample: neighbouring pixels repeat each other, so more of them cost time and
-    teach little. Tokens do not: linear layers take as many as the layer's own multiplications pay for, if that is more.
+    "auto" takes enough for 40 rows per input dimension over all samples, at least 16 per sample, and at a cost of at
+    most four times the layer's own multiplications: neighbouring pixels are alike, so more of them add little. Tokens
+    are not: linear layers take as many as cost the layer's own multiplications, if that is more.
 
     Args:
-        site: the layer.
-        samples: number of calibration samples, None if unknown (then 64 positions per sample are taken).
+        site: the site.
+        samples: number of calibration samples, None if unknown (then 64 positions per sample).
         positions: "auto", "all", or a number per sample.
 
     Raises:
@@ -64,21 +63,25 @@ def positions_per_sample(site: Site, samples: int | None, positions: int | str) 
 def sample_positions(batch: int, total: int, wanted: int | None, key: str, seed: int) -> Tensor | None:
     """Flat indices (B x n) of output positions, one random position in each of n equal strata; None for all.
 
-    The draw depends on `key` and `seed` only, so that any run over the same data gathers the same rows.
+    The draw depends only on `key` and `seed`, so every run over the same data gathers the same rows.
     """
     if wanted is None or wanted >= total:
         return None
+    return (_strata(batch, wanted, key, seed) * (total / wanted)).long().clamp_max(total - 1)
+
+
+def _strata(batch: int, wanted: int, key: str, seed: int) -> Tensor:
+    """Random numbers in [0, 1), [1, 2), ... for each sample, B x n."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{key}".encode()))
-    strata = torch.arange(wanted) + torch.rand(batch, wanted, generator=generator, dtype=torch.float64)
-    return (strata * (total / wanted)).long().clamp_max(total - 1)
+    return torch.arange(wanted) + torch.rand(batch, wanted, generator=generator, dtype=torch.float64)
 
 
 class Drawn(NamedTuple):
-    """Output positions of one call that rows are gathered at.
+    """The output positions of one call at which rows are gathered.
 
     Attributes:
         positions: B x n flat indices, None for all.
-        kept: which of the gathered rows are real, None for all.
+        kept: which of the gathered rows are not padding, None for all.
         samples: B.
     """
 
@@ -95,7 +98,7 @@ class Drawn(NamedTuple):
         return self._real(output_rows(layer, y, self.positions))
 
     def sample_of(self, rows: int) -> Tensor | None:
-        """The number of the sample that each of the rows belongs to; None where rows do not go by samples."""
+        """The number of each row's sample; None where rows cannot be divided among the samples."""
         if self.kept is not None:
             return torch.arange(self.samples).repeat_interleave(self.kept.view(self.samples, -1).sum(1).cpu())
         if not self.samples or rows % self.samples:
@@ -115,8 +118,7 @@ def draw(
         layer: a linear layer or a convolution.
         x, y: its input and output.
         wanted: positions of each sample, None for all.
-        key: what the draw depends on, beside the seed.
-        seed: of the draw.
+        key, seed: of the draw.
         real: which positions of a linear layer's input are not padding, B x P; None for all.
     """
     if real is not None:
@@ -129,22 +131,20 @@ def draw(
 
 
 def _drawn_among(real: Tensor, wanted: int | None, key: str, seed: int, flat: bool) -> Drawn:
-    """Of each sample all real positions where they are few, else one in each of as many equal strata of them."""
+    """The real positions of each sample if they are few, else one in each of `wanted` equal strata of them."""
     real = real.cpu()
     batch, total = real.shape
     if flat or wanted is None or wanted >= total:
         return Drawn(None, real.flatten(), batch)
-    count = real.sum(1, keepdim=True)
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{key}".encode()))
-    strata = torch.arange(wanted) + torch.rand(batch, wanted, generator=generator, dtype=torch.float64)
-    few = torch.arange(wanted).expand(batch, -1)
-    place = torch.where(count > wanted, (strata * (count / wanted)).long(), few).clamp_max(total - 1)
+    count, few = real.sum(1, keepdim=True), torch.arange(wanted).expand(batch, -1)
+    drawn = (_strata(batch, wanted, key, seed) * (count / wanted)).long()
+    place = torch.where(count > wanted, drawn, few).clamp_max(total - 1)
     order = (~real).to(torch.uint8).argsort(dim=1, stable=True)  # real positions first
     return Drawn(order.gather(1, place), (few < count).flatten(), batch)
 
 
 def padding_sides(layer: Any) -> list[tuple[int, int]]:
-    """Padding of a convolution before and after, by direction; "same" puts the odd one after, as PyTorch does."""
+    """Padding of a convolution before and after, by direction; "same" puts an odd one after, as PyTorch does."""
     if isinstance(layer.padding, str):
         spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         return [(span // 2, span - span // 2) if layer.padding == "same" else (0, 0) for span in spans]
@@ -165,7 +165,7 @@ def input_rows(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
     if positions is not None:
         rows = rows.flatten(0, 1).index_select(0, _absolute(positions, rows.shape[1]).to(x.device))
     else:
-        rows = rows.clone()  # the network may overwrite its activations in place before the rows are multiplied
+        rows = rows.clone()  # rows wait in the accumulator, while the network may overwrite its activations
     return _floating(rows.reshape(1, -1, x.shape[-1]))
 
 
@@ -198,9 +198,9 @@ def _outputs(layer: Any, d: int, size: int, sides: tuple[int, int]) -> int:
 
 
 def _read_at(layer: Any, d: int, position: Tensor, before: int, size: int) -> tuple[Tensor, Tensor]:
-    """Where the taps of one direction read for an output position (B x n x taps), and whether the input has a value."""
+    """Where the taps of one direction read for an output position (B x n x taps), and whether an input is there."""
     taps = torch.arange(layer.kernel_size[d]) * layer.dilation[d]
-    if layer.transposed:  # an input at i adds to i * stride - before + tap
+    if layer.transposed:  # the input at i is scattered to the outputs i * stride - before + tap
         scattered = position[..., None] + before - taps
         at = scattered.div(layer.stride[d], rounding_mode="floor")
         return at.clamp(0, size - 1), (scattered % layer.stride[d] == 0) & (at >= 0) & (at < size)
@@ -239,7 +239,8 @@ def _pixels(x: Tensor, index: Tensor) -> Tensor:
     index = index.to(x.device)
     vectors = x.movedim(1, -1)
     if index.shape[1] < total and not vectors.is_contiguous():
-        picked = x.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))  # few: read only those
+        # Few positions of a channels-first map: gather them instead of copying the whole map to channels-last.
+        picked = x.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))
         return picked.transpose(1, 2).reshape(-1, channels)
     return vectors.reshape(-1, channels).index_select(0, _absolute(index, total))
 

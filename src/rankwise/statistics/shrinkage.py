@@ -1,20 +1,16 @@
-"""How far to trust moments of few rows: shares of the weight metric, and of the diagonal, in a covariance."""
+"""How far to trust moments of few rows: the shares of identity and diagonal to mix into a covariance."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-# Least damping, relative to the mean variance: keeps fits defined on inputs that never fire without moving the others.
+# Least damping, relative to the mean variance: keeps fits defined on inputs that never fire, without moving the others.
 DAMPING = 1e-6
 LARGEST_SHARE = 0.99
 
 
 def check_shrink(shrink: float) -> float:
-    """The share of the weight metric, where it is one.
-
-    Raises:
-        ValueError: if it is not a number from 0 to 1.
-    """
+    """The share of the weight metric; a ValueError if it is not a number from 0 to 1."""
     if isinstance(shrink, bool) or not isinstance(shrink, (int, float)) or not 0 <= shrink <= 1:
         raise ValueError(f"shrink must be a number from 0 (the statistics) to 1 (the weight metric), not {shrink!r}")
     return shrink
@@ -27,7 +23,7 @@ def shrinkage(trace: float, squares: float, rows: int, dim: int) -> float:
 
     Args:
         trace, squares: trace of the sample covariance `S` and the sum of its squared entries.
-        rows, dim: that it was made of.
+        rows, dim: number and length of the rows in it.
 
     Returns:
         A number from 0 (many rows) to 0.99.
@@ -43,13 +39,13 @@ def covariance_shrinkage(variances_D: Tensor, squares: float, rows: int) -> floa
     """The share of its diagonal that brings a covariance `S` of few rows closest to the true one.
 
     `min over s of E ||(1 - s) S + s diag(S) - Sigma||_F^2`, that is `s = sum var(S_ij) / sum S_ij^2` over `i != j`,
-    with `var(S_ij) = (S_ii S_jj + S_ij^2) / rows` of normally distributed rows. Variances stay as they are, which takes
-    rows enough to know them: an input that fired in none of a few rows is not free.
+    with `var(S_ij) = (S_ii S_jj + S_ij^2) / rows` for normally distributed rows. Variances do not change, so there must
+    be enough rows to know them: an input that never fired in a few rows may still fire.
 
     Args:
         variances_D: the diagonal of `S`.
         squares: sum of all squared entries of `S`.
-        rows: that it was made of.
+        rows: number of rows in it.
 
     Returns:
         A number from 0 (many rows) to 1 (covariances are no larger than those of independent inputs).

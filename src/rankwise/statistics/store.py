@@ -22,18 +22,18 @@ from .output_gradients import Gradients
 logger = logging.getLogger("rankwise")
 
 _KIND = "rankwise statistics"
-_VERSION = 2  # since which they carry the sha256 of their content
+_VERSION = 2  # the first with a sha256 of the content
 _TENSORS = tuple(item.name for item in fields(Moments) if item.name not in ("count", "gradients"))
-# Files with gradients have these beside the rest; a reader that does not know them reads the rest.
+# Only in files with gradients; a reader that does not know them reads the rest.
 _GRADIENTS, _LOOKUP_GRADIENTS, _GRADIENT_SAMPLES = "gradients", "lookup_gradients", "gradient_samples"
 
 
 class Statistics(Mapping[str, Moments]):
-    """Moments by site name, with the sites they belong to.
+    """Moments by site name.
 
     Args:
         moments: by site name.
-        sites: of the network they were collected from.
+        sites: of the network that they were collected from.
         samples: calibration samples seen.
         seed: of the sampled positions.
     """
@@ -57,7 +57,7 @@ class Statistics(Mapping[str, Moments]):
         return f"Statistics({len(self)} sites, {self.samples} samples)"
 
     def merge(self, other: Statistics) -> Statistics:
-        """Statistics of both sets of samples together; gradients of those samples that have them.
+        """Statistics of both sets of samples together; gradients come from the samples that have them.
 
         Raises:
             ValueError: if they belong to networks of different structure, or to different sites.
@@ -77,18 +77,14 @@ class Statistics(Mapping[str, Moments]):
         """The metric of a site's fits, see `Moments.two_sided`.
 
         Raises:
-            ValueError: naming the site, if the statistics hold nothing for it, or no gradients that the metric needs.
+            ValueError: naming the site, if the statistics hold nothing for it, or not the gradients that are needed.
         """
         metric = get_metric(metric)
         moments = self.require(site, gradients=metric.needs_gradients)
         return metric.of(moments if self.sites[site].chain_bias(metric) else moments.uncentred(), shrink)
 
     def require(self, site: str, gradients: bool = False) -> Moments:
-        """The moments of a site, with gradients where they are asked for.
-
-        Raises:
-            ValueError: naming the site, if they are not there.
-        """
+        """The moments of a site; a ValueError that names it if they, or required gradients, are missing."""
         if site not in self:
             raise ValueError(
                 f"the statistics hold nothing for site {site!r}; collect them again for this network, or ignore it"
@@ -99,14 +95,14 @@ class Statistics(Mapping[str, Moments]):
 
     @property
     def with_rows(self) -> tuple[str, ...]:
-        """Names of the sites whose input rows are kept as they are: activations of single samples."""
+        """Names of the sites that hold input rows: activations of single samples."""
         return tuple(name for name, moments in self.items() if moments.rows_GND is not None)
 
     def without_rows(self) -> Statistics:
-        """The same statistics without rows, to be given to people who may not see the data: moments alone.
+        """The same statistics with moments in place of rows, to share with people who may not see the data.
 
-        Fits are the same. A moment of fewer rows than inputs is announced: it tells those rows up to a rotation, so
-        that only more samples make it a summary.
+        Fits are the same. Moments of fewer rows than inputs are logged as a warning: they determine those rows up to a
+        rotation, and only more samples make them a summary.
 
         Raises:
             ValueError: if a site has too many inputs for a moment (above 8,192).
@@ -120,8 +116,8 @@ class Statistics(Mapping[str, Moments]):
                 )
             if found.count <= found.dim:
                 logger.warning(
-                    "site %r: %d rows were seen for %d inputs, so that the moment still tells them up to a rotation; "
-                    "collect from more samples before it is given away",
+                    "site %r: %d rows were seen for %d inputs, so the moment determines them up to a rotation; "
+                    "collect from more samples before you share it",
                     name,
                     found.count,
                     found.dim,
@@ -130,19 +126,19 @@ class Statistics(Mapping[str, Moments]):
         return Statistics(moments, sites=self.sites, samples=self.samples, seed=self.seed)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file; an older file stays whole until the new one is.
+        """Write one safetensors file; an older file stays until the new one is complete.
 
-        Of sites with fewer rows than inputs, or above 8,192 inputs, it holds rows of activations, and says so;
-        `without_rows().save(path)` holds moments alone.
+        For sites with fewer rows than inputs, or above 8,192 inputs, it holds rows of activations, which is logged;
+        `without_rows().save(path)` writes moments only.
 
         Raises:
-            OSError: if the disk refuses; nothing is left half written.
+            OSError: if it cannot be written.
         """
         path = Path(path)
         if rows := self.with_rows:
             logger.warning(
-                "%s holds rows of activations of single samples for %d of %d sites (%s, ...): private data make it "
-                "private; without_rows() leaves moments alone",
+                "%s holds activations of single samples for %d of %d sites (%s, ...): if your data is private, so is "
+                "this file; without_rows() keeps only moments",
                 path.name,
                 len(rows),
                 len(self),
@@ -183,7 +179,7 @@ class Statistics(Mapping[str, Moments]):
         with told(f"cannot read statistics from {path}", "collect them again"):
             tensors, about = read_tensors(Path(path))
             if about.get("kind") != _KIND:
-                raise ValueError("it holds no Rankwise statistics, which Statistics.save writes")
+                raise ValueError("it does not hold statistics written by Statistics.save")
             if about.get("version") != str(_VERSION):
                 raise ValueError(f"it has version {about.get('version')}; this Rankwise reads version {_VERSION}")
             if SEAL not in about:
@@ -193,7 +189,7 @@ class Statistics(Mapping[str, Moments]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Stored:
-    """What the file says beside its tensors, each as JSON."""
+    """The metadata of the file, each field as JSON."""
 
     counts: Mapping[str, int]
     sites: Sites
