@@ -67,8 +67,8 @@ def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for path, message in (
         (tmp_path / "nowhere", "there is no .*nowhere"),
-        (tmp_path, "is no artifact"),
-        (tmp_path / "notes.txt", "is nothing that Rankwise writes, or damaged"),
+        (tmp_path, "is not an artifact"),
+        (tmp_path / "notes.txt", "was not written by Rankwise, or is damaged"),
     ):
         with pytest.raises(ValueError, match=message):
             rw.verify(path)
@@ -82,7 +82,7 @@ def test_notes(made: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".rankwise.tmp-0123abcd").mkdir()
     notes = " ".join(rw.verify(tmp_path / "out").notes)
     assert "1 tensors hold numbers that are not finite, first '0.weight'" in notes
-    assert ".rankwise.tmp-0123abcd is of a run that" in notes
+    assert ".rankwise.tmp-0123abcd belongs to a run that" in notes
 
 
 def test_the_command(made: Path) -> None:

@@ -33,7 +33,7 @@ def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda c: c.update(plan={"rows": 3}), "plan: rows must be a list"),
         (lambda c: c.update(aliases={"a": 3}), "aliases must be a map of strings"),
         (lambda c: c.update(aliases={"a": "b"}), "'a' must stand for a stored tensor"),
-        (lambda c: c.update(channels_last=["norm.weight"]), "'norm.weight' is no stored tensor of 4 or 5"),
+        (lambda c: c.update(channels_last=["norm.weight"]), "'norm.weight' is not a stored tensor of 4 or 5"),
         (lambda c: c.update(unsaved_buffers={"scale": "int8"}), "unsaved_buffers must be a map of dtypes"),
         (lambda c: c.update(dense_fingerprint="0"), "does not have the dense_fingerprint"),
         (first(format="__import__"), "unknown format '__import__'; the formats are"),
@@ -53,7 +53,7 @@ def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
         (first(bias="yes"), "bias must be true or false"),
         (first(names=[]), "names must be a list of module names"),
         (first(names=["../../etc/passwd"]), "does not have the dense_fingerprint"),
-        (first(names=["conv", "conv"]), "site 'conv' stands more than once"),
+        (first(names=["conv", "conv"]), "site 'conv' is more than once"),
         (first(weight_shape=[8, 3, 10**9, 10**9]), "does not have the dense_fingerprint"),
         (lambda c: c["structure"][0].pop("kind"), r"structure\[0\] \(site 'conv'\): the field 'kind' is missing"),
     ],
@@ -101,12 +101,12 @@ def test_tensors_that_are_no_safetensors(artifact: Path) -> None:
     junk = b"\x80\x04 a pickle, perhaps"
     (artifact / "model.safetensors").write_bytes(junk)
     edit(artifact, lambda c: c.update(tensors_bytes=len(junk), tensors_sha256=hashlib.sha256(junk).hexdigest()))
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="is not a safetensors file"):
         load(Net(), artifact)
 
 
 def test_missing_files(artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no artifact: there is no"):
+    with pytest.raises(ValueError, match="is not an artifact: there is no"):
         load(Net(), tmp_path / "nowhere")
     (artifact / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"there is no .*model\.safetensors.*copy the whole directory"):

@@ -144,7 +144,7 @@ def test_what_earlier_versions_did_not_say() -> None:
 
 def test_a_checksum_that_is_not_of_its_content() -> None:
     for checksum in (None, "", digest({})):
-        with pytest.raises(ValueError, match="its content is not what its checksum says; it is cut off or damaged"):
+        with pytest.raises(ValueError, match="its content does not match its checksum; it is cut off or damaged"):
             Manifest.from_json(json.dumps({**plain(), "checksum": checksum}))
 
 

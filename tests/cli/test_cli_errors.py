@@ -99,7 +99,9 @@ def test_damaged_artifacts_and_plans(project: Path, cli: Callable[..., Any]) -> 
     assert_refused(cli("evaluate", "nets.py:build", "data.npz", "--artifact", "out"), "model.safetensors")
     weights.write_bytes(whole)
     assert_refused(cli("export", "nets.py:wider", "--artifact", "out", "-o", "m.onnx"), "out")
-    assert_refused(cli("evaluate", "nets.py:build", "data.npz", "--artifact", "pictures"), "pictures is no artifact")
+    assert_refused(
+        cli("evaluate", "nets.py:build", "data.npz", "--artifact", "pictures"), "pictures is not an artifact"
+    )
     text = Path("out/plan.yaml").read_text()
     Path("typo.yaml").write_text(text.replace("site: '3'", "site: '33'"))
     assert_refused(cli("apply", "nets.py:build", "typo.yaml", "data.npz", "-o", "new"), "33")

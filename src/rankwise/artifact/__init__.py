@@ -47,26 +47,26 @@ def save(
 ) -> Path:
     """Write a compressed network to a directory, all of it or nothing.
 
-    An artifact that is already there is replaced as a whole; other files in its directory stay.
+    An existing artifact is replaced as a whole; other files in the directory stay.
 
     Args:
-        model: the compressed network. Everything of its state dict is stored, tied tensors once.
+        model: the compressed network. Its whole state dict is stored, tied tensors once.
         directory: a new or empty directory, or an artifact.
-        plan: the plan it was made by, stored beside it.
-        figures: measured figures, stored beside it: anything that JSON can hold.
-        seen: samples that it was made from, by use, such as {"calibration": Seen.of(batches)}; short digests of them
-            are stored, by which `rankwise evaluate` knows them again.
-        storage: "plain"; "entropy", smaller files with the same bits back; "int8+entropy", weights rounded to 8 bits
-            first, one scale for each entry of their first dimension. What the last one loses is logged and stored.
+        plan: the plan it was made by, to be stored.
+        figures: measured figures to be stored: anything that JSON can hold.
+        seen: samples that it was made from, by use, such as {"calibration": Seen.of(batches)}. Short digests are
+            stored, by which `rankwise evaluate` recognises them.
+        storage: "plain"; "entropy", smaller files that load with the same bits; "int8+entropy", weights rounded to 8
+            bits first, one scale for each entry of their first dimension. The rounding error is logged and stored.
             Biases, norms, buffers and indices keep their bits.
 
     Returns:
         The directory.
 
     Raises:
-        ValueError: if the model or the figures hold what cannot be stored, the directory holds something else, or the
-            storage is unknown.
-        OSError: naming the directory, if it cannot be written; an artifact that was there is unchanged.
+        ValueError: if the model or the figures cannot be stored, the directory holds something else, or the storage is
+            unknown.
+        OSError: naming the directory, if it cannot be written; an old artifact is unchanged.
 
     Example:
         >>> save(small, "out/", plan=plan, figures={"top1": 91.2})  # doctest: +SKIP
@@ -100,16 +100,16 @@ def save(
 
 @verb
 def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) -> nn.Module:
-    """The compressed network that `save` wrote.
+    """Load the compressed network that `save` wrote.
 
-    Nothing in the directory is executed or unpickled. What has no tensors (strides, activations, the forward itself)
+    Nothing in the directory is executed or unpickled. Everything but tensors (strides, activations, the forward itself)
     comes from `fresh_model`.
 
     Args:
         fresh_model: the dense architecture, with any values; it is not changed.
-        directory: where `save` wrote to.
-        example: an input, as for `find`; with it the result is run once, and refused where the architecture does
-            something else with its factorised layers than the one that was saved.
+        directory: the one that `save` wrote.
+        example: an input, as for `find`. With it the result is run once, and refused if the architecture treats its
+            factorised layers differently from the saved one.
 
     Returns:
         A copy of `fresh_model` with the stored layers, tensors and dtypes, on the device of `fresh_model` and with its
@@ -135,17 +135,17 @@ def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) 
 
 @exclusive
 def as_stored(model: nn.Module, storage: str) -> nn.Module:
-    """The network that `load` gives back after `save(model, ..., storage=storage)`.
+    """The network that `load` returns after `save(model, ..., storage=storage)`.
 
     Args:
         model: a compressed network; it is not changed.
         storage: as for `save`.
 
     Returns:
-        The model itself where no number changes, else a copy with rounded weights.
+        The model itself if no number changes, else a copy with rounded weights.
 
     Raises:
-        ValueError: if the storage is unknown, or the model holds what cannot be stored in it.
+        ValueError: if the storage is unknown, or the model cannot be stored in it.
 
     Example:
         >>> layer = as_stored(nn.Linear(8, 8), "int8+entropy")
@@ -166,7 +166,7 @@ def as_stored(model: nn.Module, storage: str) -> nn.Module:
 
 
 def read(directory: str | Path) -> Manifest:
-    """What an artifact says about itself: structure, plan, figures, provenance. No tensor is read.
+    """The manifest of an artifact: structure, plan, figures, provenance. No tensor is read.
 
     Raises:
         ValueError: naming the file and the field that is missing or wrong.
@@ -179,7 +179,7 @@ def read(directory: str | Path) -> Manifest:
 
 
 def stored_bytes(directory: str | Path) -> int:
-    """Bytes of the files that loading an artifact takes: `rankwise.json` and `model.safetensors`.
+    """Bytes of the files of an artifact: `rankwise.json` and `model.safetensors`.
 
     Example:
         >>> stored_bytes("out/")  # doctest: +SKIP
@@ -196,7 +196,7 @@ def _check_storage(storage: str) -> None:
 
 
 def _code_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, storage: str) -> dict[str, Any]:
-    """Write the tensors anew, coded; what the manifest says about that."""
+    """Replace the tensors' file by a coded one; the manifest's fields about it."""
     plain_bytes = path.stat().st_size
     stored, coded, errors = encode(tensors, weights_of(model) if storage == "int8+entropy" else ())
     write_tensors(stored, path)
@@ -220,14 +220,4 @@ def _provenance(model: nn.Module) -> dict[str, str]:
     }
 
 
-__all__ = [
-    "MANIFEST",
-    "WEIGHTS",
-    "Chain",
-    "Manifest",
-    "as_stored",
-    "load",
-    "read",
-    "save",
-    "stored_bytes",
-]
+__all__ = ["MANIFEST", "WEIGHTS", "Chain", "Manifest", "as_stored", "load", "read", "save", "stored_bytes"]

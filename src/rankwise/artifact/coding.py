@@ -1,7 +1,7 @@
-"""Tensors coded for the disk: byte planes, each by the coder of the standard library that makes it smallest.
+"""Code tensors for the disk: byte planes, each by the coder of the standard library that makes it smallest.
 
-The bytes of neighbouring numbers are alike at the same place: signs and exponents repeat, low mantissa bits are noise.
-Plane k holds byte k of every number; a plane of noise is stored as it is.
+Neighbouring numbers have similar bytes at the same place: signs and exponents repeat, low mantissa bits are noise.
+Plane k holds byte k of every number; a plane of noise is stored raw.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from ..running.state import DTYPES, NAMES
 
-# A plane that Huffman's code leaves larger than this share is noise, on which slower coders would be wasted.
+# A plane that Huffman coding shrinks to no less than this share is noise: slower coders would be wasted on it.
 NOISE = 0.97
-# The dictionary is fixed here and not read from the file, so that the file cannot ask for memory.
+# The dictionary size is fixed here, not read from the file, which could ask for any amount of memory.
 _LZMA: Any = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 22}]}
 CODERS = ("raw", "zlib", "lzma")
-_LARGEST = 1 << 48  # bytes of a tensor; far beyond memory, far below the overflow of their product
+_LARGEST = 1 << 48  # bytes of a tensor: far beyond memory, far below overflow
+_AGAIN = "save the artifact again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,7 @@ class Coded:
     """How a tensor was coded.
 
     Attributes:
-        dtype: of the tensor, for instance "float32".
-        shape: of the tensor.
+        dtype, shape: of the tensor; a dtype such as "float32".
         planes: coder and stored bytes of every byte plane; the stored tensor is their concatenation.
         int8: whether its numbers were rounded to 8 bits, one scale for each entry of the first dimension.
     """
@@ -44,14 +44,14 @@ class Coded:
     int8: bool
 
     def __str__(self) -> str:
-        """One line, for `coded_text`: `float32 16x3x3x3 int8`; planes that are not all stored as they are follow."""
+        """One line, for `coded_text`: `float32 16x3x3x3 int8`, then the planes unless all are raw."""
         parts = [self.dtype, "x".join(map(str, self.shape)) or "scalar", *["int8"] * self.int8]
         if any(coder != "raw" for coder, _ in self.planes):
             parts += [coder if coder == "raw" else f"{coder}:{length}" for coder, length in self.planes]
         return " ".join(parts)
 
     def outline(self) -> Tensor:
-        """A tensor of that shape and dtype without memory."""
+        """A tensor of that shape and dtype, without memory."""
         return torch.empty(self.shape, dtype=DTYPES[self.dtype], device="meta")
 
 
@@ -62,14 +62,14 @@ def encode(
 
     Args:
         tensors: contiguous or not.
-        rounds: names of those that are rounded to 8 bits first, floating-point numbers of two dimensions and more; of
-            all others every bit is kept.
+        rounds: names of the floating tensors, of at least two dimensions, to round to 8 bits first; all others keep
+            every bit.
 
     Returns:
         Bytes to store, how they were coded, and for each rounded tensor `||V - W|| / ||W||`.
 
     Raises:
-        ValueError: if a tensor that is to be rounded is not finite.
+        ValueError: if a tensor to be rounded is not finite.
     """
     stored: dict[str, Tensor] = {}
     coded: dict[str, Coded] = {}
@@ -100,18 +100,18 @@ def encode(
 
 
 def decode(name: str, stored: Tensor, coded: Coded) -> Tensor:
-    """The tensor, from its stored bytes.
+    """The tensor from its stored bytes.
 
-    No more than the bytes of the declared shape are ever made, so compare that shape with the network's first.
+    Decoding allocates the bytes of the declared shape and no more, so compare that shape with the network's first.
 
     Raises:
-        ValueError: naming a tensor whose bytes are not what they should be.
+        ValueError: naming a tensor whose bytes are wrong.
     """
     dtype, sizes = DTYPES[coded.dtype], _sizes(coded.dtype, coded.shape, coded.int8)
     lengths = [length for _, length in coded.planes]
     whole = stored.dtype == torch.uint8 and stored.dim() == 1 and len(stored) == (sum(lengths) or 1)
     if len(lengths) != len(sizes) or not whole:
-        raise ValueError(f"tensor {name!r}: its stored bytes are not those that the manifest says")
+        raise ValueError(f"tensor {name!r}: its stored bytes do not match the manifest; {_AGAIN}")
     data, start, planes = stored.numpy().tobytes(), 0, []
     for (coder, length), size in zip(coded.planes, sizes, strict=True):
         planes.append(_expanded(name, coder, data[start : start + length], size))
@@ -119,13 +119,13 @@ def decode(name: str, stored: Tensor, coded: Coded) -> Tensor:
     if coded.int8:
         rows = _joined(planes[1:], torch.float32)
         if not rows.isfinite().all():
-            raise ValueError(f"tensor {name!r}: a scale of its 8-bit numbers is not finite; save the artifact again")
+            raise ValueError(f"tensor {name!r}: a scale of its 8-bit numbers is not finite; {_AGAIN}")
         return _unrounded(_tensor(planes[0], torch.int8).reshape(coded.shape), rows, dtype)
     return _joined(planes, dtype).reshape(coded.shape)
 
 
 def coded_text(text: Any) -> Any:
-    """The plain value of a `Coded` that its line stands for; what is no such line is handed back, which no one takes.
+    """The plain value of a `Coded` from its line; any other text is returned unchanged, and refused by `is_coded`.
 
     Example:
         >>> coded = Coded(dtype="int64", shape=(), planes=(("zlib", 2), *[("raw", 1)] * 7), int8=False)
@@ -150,7 +150,7 @@ def coded_text(text: Any) -> Any:
 
 
 def is_coded(value: Any) -> bool:
-    """Whether a plain value of JSON is a `Coded` that can be outlined."""
+    """Whether a plain value of JSON describes a `Coded`."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "planes", "int8"}:
         return False
     dtype, shape, planes, int8 = (value[key] for key in ("dtype", "shape", "planes", "int8"))
@@ -165,7 +165,7 @@ def is_coded(value: Any) -> bool:
 
 
 def coded_from(plain: Mapping[str, Any]) -> Coded:
-    """The object of a plain value that `is_coded`."""
+    """The `Coded` of a plain value that passes `is_coded`."""
     planes = tuple((coder, length) for coder, length in plain["planes"])
     return Coded(dtype=plain["dtype"], shape=tuple(plain["shape"]), planes=planes, int8=plain["int8"])
 
@@ -177,7 +177,7 @@ def _sizes(dtype: str, shape: Sequence[int], int8: bool) -> list[int]:
 
 
 def _is_shape(shape: list[Any], width: int) -> bool:
-    """Whether all sides are counts, and their product, zeros left out as in strides, can be the size of a tensor."""
+    """Whether all sides are counts, and their product (without zeros, as in strides) can be a tensor's size."""
     sizes = accumulate(shape, lambda size, side: size * max(side, 1), initial=width)
     return all(map(_is_count, shape)) and all(size <= _LARGEST for size in sizes)
 
@@ -203,8 +203,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _planes(tensor: Tensor) -> list[bytes]:
-    width = tensor.dtype.itemsize
-    whole = _bytes(tensor)
+    whole, width = _bytes(tensor), tensor.dtype.itemsize
     return [whole[place::width] for place in range(width)]
 
 
@@ -233,22 +232,17 @@ def _expanded(name: str, coder: str, data: bytes, size: int) -> bytes:
     if coder == "raw":
         made, left = data, False
     elif not size:
-        raise ValueError(f"tensor {name!r}: an empty plane is stored as it is, not by {coder}")
+        raise ValueError(f"tensor {name!r}: an empty plane is stored raw, not by {coder}")
     else:
         try:
             stream: Any = zlib.decompressobj() if coder == "zlib" else lzma.LZMADecompressor(**_LZMA)
             made = stream.decompress(data, size)
-            # the end of the stream may still wait in the input: one byte more shows whether it holds numbers
+            # `size` bytes may be out while the end of the stream is still in the input: ask for one byte more.
             rest = stream.unconsumed_tail if coder == "zlib" else b""
             left = not stream.eof and bool(stream.decompress(rest, 1))
             left = left or not stream.eof or bool(stream.unused_data)
         except (zlib.error, lzma.LZMAError, EOFError) as error:
-            raise ValueError(
-                f"tensor {name!r}: its {coder} stream is damaged ({error}); save the artifact again"
-            ) from error
+            raise ValueError(f"tensor {name!r}: its {coder} stream is damaged ({error}); {_AGAIN}") from error
     if left or len(made) != size:
-        raise ValueError(
-            f"tensor {name!r}: its {coder} stream does not hold the {size:,} bytes that its shape needs; "
-            f"save the artifact again"
-        )
+        raise ValueError(f"tensor {name!r}: its {coder} stream does not hold the {size:,} bytes of its shape; {_AGAIN}")
     return made

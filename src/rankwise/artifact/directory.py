@@ -1,8 +1,8 @@
 """The directory of an artifact: two files that change together.
 
-No system call replaces two files at once. The new manifest is put beside the old one, the new tensors take the place of
-the old ones, then the new manifest does. A run that ends in between has replaced the artifact: whose manifest is not
-that of its tensors is read by the one that stands beside it.
+No system call replaces two files at once. So the new manifest is put beside the old one, then the new tensors replace
+the old ones, then the new manifest does. A run that ends in between has replaced the artifact: if the manifest does not
+match the tensors, the one beside it does.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .opening import MANIFEST, NEXT, WEIGHTS, is_ours, opened
 
 @contextmanager
 def replacing(directory: Path) -> Iterator[tuple[Path, Path]]:
-    """New files for the tensors and the manifest, that take the places of both when the block ends without an error.
+    """New files for the tensors and the manifest, which replace the old ones if the block ends without an error.
 
-    Other files of the directory stay, whoever they belong to. What killed runs left is removed.
+    Other files in the directory stay. Leftovers of killed runs are removed.
 
     Args:
-        directory: what to replace; it may be absent or empty.
+        directory: of the artifact; it may be absent or empty.
 
     Raises:
-        ValueError: if `directory` is a file, or holds other content than an artifact's.
-        OSError: naming `directory`, if it cannot be written; the artifact that was there is unchanged, or the error
-            says that it was replaced.
+        ValueError: if `directory` is a file, or holds something else than an artifact.
+        OSError: naming `directory`, if it cannot be written; the old artifact is unchanged, or the error says that it
+            was replaced.
     """
     with told_of(directory, "cannot write the artifact"):
         target = followed(directory)
@@ -47,20 +47,17 @@ def replacing(directory: Path) -> Iterator[tuple[Path, Path]]:
                     _finish(target)
                     _commit(target, folder / WEIGHTS, folder / MANIFEST)
         finally:
-            for folder in made:  # those that are still empty
+            for folder in made:  # fails for folders that are no longer empty
                 with suppress(OSError):
                     folder.rmdir()
 
 
 def check_replaceable(target: Path, directory: Path) -> None:
-    """Refuse a directory that holds something else than an artifact.
+    """Raise a ValueError for a directory that holds something else than an artifact.
 
     Args:
-        target: where links lead to.
+        target: the directory that links lead to.
         directory: as the user named it.
-
-    Raises:
-        ValueError: naming what it is.
     """
     if not target.exists():
         return
@@ -93,7 +90,7 @@ def _commit(target: Path, weights: Path, manifest: Path) -> None:
 
 
 def _finish(target: Path) -> None:
-    """What a killed run left between its two files: its manifest takes its place where its tensors did."""
+    """Finish what a killed run left between its two files: if its tensors are in place, its manifest follows."""
     if (target / NEXT).exists():
         with suppress(ValueError):
             if opened(target, alone=True).file == NEXT:

@@ -1,4 +1,4 @@
-"""What `rankwise.json` says: read as untrusted input, every field checked before anyone uses it."""
+"""The content of `rankwise.json`: untrusted input, in which every field is checked before it is used."""
 
 from __future__ import annotations
 
@@ -16,33 +16,29 @@ from ..running.seen import Seen
 from .coding import Coded, coded_from, coded_text, is_coded
 
 FORMAT_VERSION = 5
-LARGEST = 64 << 20  # bytes; that of ten thousand layers has 10 MB
-# What version 1 did not have.
+LARGEST = 64 << 20  # bytes; a manifest of ten thousand layers has 10 MB
+# Fields that later versions added, with the values for older files. Before version 5 an embedding and its head are
+# recognised by the factors that they share.
 _SINCE_2: dict[str, Any] = {"storage": "plain", "coded": {}, "folds": {}, "plain_bytes": None, "largest_error": None}
-# What versions before 3 did not have: they say nothing of the samples.
 _SINCE_3: dict[str, Any] = {"seen": {}}
-# What chains of versions before 5 did not have: an embedding and its head are known by the factors they share.
 _SINCE_5: dict[str, Any] = {"role": Role.LAYER.value, "site": ""}
-# Since version 4: the digest of all other fields.
-_CHECKSUM = "checksum"
+_CHECKSUM = "checksum"  # since version 4: the digest of all other fields
 _DAMAGED = "it is cut off or damaged: copy or save the artifact again"
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers compute in
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """A factorised layer of the stored model.
+    """A chain of the stored model.
 
     Attributes:
         names: all its qualified names.
-        kind: kind of the dense layer it replaced, one of `layers.kinds.LAYERS`.
-        weight_shape: shape of the dense weight, output first.
-        format: name of the format.
-        ranks: its ranks.
-        bias: whether it has one.
-        dtype: of its weights, for instance "float32".
-        role: how the site that it belongs to uses the weight, one of `layers.kinds.Role`.
-        site: name of a layer of that site, the same for all that share factors; "" where it is alone.
+        kind: of the dense layer it replaced, one of `layers.kinds.LAYERS`.
+        weight_shape: of the dense weight, output first.
+        format, ranks, bias: format name, ranks, and whether it has a bias.
+        dtype: of its weights, such as "float32".
+        role: how its site uses the weight, one of `layers.kinds.Role`.
+        site: name of a layer of its site, the same for all chains that share factors; "" where it shares none.
     """
 
     names: tuple[str, ...]
@@ -66,22 +62,21 @@ class Manifest:
     """The content of `rankwise.json`.
 
     Attributes:
-        structure: the factorised layers.
-        dense_fingerprint: sha256 of the outline of the dense network, see `outline`.
-        tensors_bytes: length of `model.safetensors`.
-        tensors_sha256: its hash.
-        aliases: further name of a tied tensor -> name it is stored under.
+        structure: the chains.
+        dense_fingerprint: sha256 of the dense network's `outline`.
+        tensors_bytes, tensors_sha256: length and hash of `model.safetensors`.
+        aliases: further name of a tied tensor -> the name that it is stored under.
         channels_last: names of tensors in that memory format.
-        unsaved_buffers: dtype of the floating-point buffers that are no part of the state dict.
+        unsaved_buffers: dtypes of the floating-point buffers outside the state dict.
         plan: the plan that the model was made by.
-        figures: measured figures, as they were handed to `save`.
-        provenance: what wrote the artifact: versions, model class, time.
-        storage: how the tensors are stored, one of `coding.STORAGES`.
-        coded: name of every tensor -> how it was coded; empty where they are plain.
-        folds: name of every folded batch norm -> the layer that does its work.
-        plain_bytes: length of `model.safetensors` without coding, None where there is none.
-        largest_error: largest `||V - W|| / ||W||` of a tensor that was rounded to 8 bits, None without rounding.
-        seen: samples that the network was made from, by what they were used for; empty where nothing is known of them.
+        figures: measured figures, as given to `save`.
+        provenance: versions, model class and time of saving.
+        storage: one of `names.STORAGES`.
+        coded: name of every tensor -> how it was coded; empty for plain storage.
+        folds: name of every folded batch norm -> the layer that it was folded into.
+        plain_bytes: length of `model.safetensors` without coding, None for plain storage.
+        largest_error: largest `||V - W|| / ||W||` of the tensors rounded to 8 bits, None without rounding.
+        seen: samples that the network was made from, by use; empty where unknown.
         format_version: of this file.
     """
 
@@ -104,7 +99,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """JSON text without spaces, coded tensors in a line each; `rankwise inspect` shows it to people.
+        """JSON text without spaces; `rankwise inspect` shows it to people.
 
         Raises:
             ValueError: if figures or plan hold what JSON cannot.
@@ -114,7 +109,7 @@ class Manifest:
         plain["coded"] = {name: str(coded) for name, coded in self.coded.items()}
         plain["seen"] = {use: samples.text() for use, samples in self.seen.items()}
         plain["plan"] = None if self.plan is None else self.plan.to_dict()
-        # the version comes first, so that a person sees it and a reader of another version finds it
+        # The version comes first, where people and readers of other versions look for it.
         plain = {"format_version": plain.pop("format_version"), **plain}
         try:
             as_read = json.loads(json.dumps(plain, allow_nan=False))
@@ -126,7 +121,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """The manifest in a text.
+        """The inverse of `to_json`, for files of all versions.
 
         Raises:
             ValueError: naming the field that is missing, unknown or wrong.
@@ -160,7 +155,7 @@ class Manifest:
         structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(chains))
         plan = None if values["plan"] is None else Plan.from_dict(values["plan"])
         if version >= 4 and checksum != content:
-            raise ValueError(f"its content is not what its checksum says; {_DAMAGED}")
+            raise ValueError(f"its content does not match its checksum; {_DAMAGED}")
         return cls(**{**values, "structure": structure, "plan": plan})
 
 
@@ -170,11 +165,11 @@ def described(kind: str, weight_shape: Sequence[int]) -> str:
 
 
 def outline(shapes: Mapping[str, Sequence[int]], dense: Mapping[str, str]) -> dict[str, str]:
-    """The dense network in words: name -> shape of every tensor outside the factorised layers, and these layers.
+    """The dense network in words: the shape of every tensor outside the factorised layers, and these layers, by name.
 
     Args:
-        shapes: shapes of a state dict, of the dense or the compressed network.
-        dense: name of every factorised layer -> what it was, in words.
+        shapes: of a state dict, of the dense or the compressed network.
+        dense: name of every factorised layer -> the dense layer in words.
     """
     inside = tuple(f"{name}." for name in dense)
     lines = {name: str(list(shape)) for name, shape in shapes.items() if not name.startswith(inside)}
@@ -201,7 +196,7 @@ def _map_of(test: _Test) -> _Test:
     return lambda value: isinstance(value, dict) and all(test(item) for item in value.values())
 
 
-# field -> test of its plain value, and what the test asks for in words
+# Field -> test of its plain value, and what it must be, in words.
 _MANIFEST: dict[str, tuple[_Test, str]] = {
     "format_version": (_is_int, "an integer"),
     "structure": (_list_of(lambda value: isinstance(value, dict)), "a list of objects"),
@@ -236,7 +231,7 @@ _CHAIN: dict[str, tuple[_Test, str]] = {
 
 
 def _checked(cls: type, plain: dict[str, Any], tests: dict[str, tuple[_Test, str]], where: str) -> dict[str, Any]:
-    """The plain values, lists of names and numbers as tuples."""
+    """The plain values after all tests, lists as tuples where the class has tuples."""
     if unknown := sorted(plain.keys() - tests.keys()):
         raise ValueError(f"{where}unknown field {shown(unknown[0])}; the fields are {', '.join(tests)}")
     if missing := [name for name in tests if name not in plain]:
@@ -251,14 +246,11 @@ def _checked(cls: type, plain: dict[str, Any], tests: dict[str, tuple[_Test, str
 def _holds(test: _Test, value: Any) -> bool:
     try:
         return test(value)
-    except TypeError:  # a list where a name is looked up in a table: unhashable
+    except TypeError:  # an unhashable list in place of a name
         return False
 
 
 def _checked_chain(plain: dict[str, Any], index: int) -> Chain:
-    where = f"structure[{index}]{_named(plain.get('names'))}: "
-    return Chain(**_checked(Chain, plain, _CHAIN, where))
-
-
-def _named(names: object) -> str:
-    return f" (site {shown(names[0])})" if isinstance(names, list) and names else ""
+    names = plain.get("names")
+    site = f" (site {shown(names[0])})" if isinstance(names, list) and names else ""
+    return Chain(**_checked(Chain, plain, _CHAIN, f"structure[{index}]{site}: "))

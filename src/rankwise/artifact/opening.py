@@ -1,4 +1,4 @@
-"""An artifact as it was at one moment: both files opened together, the tensors compared with what the manifest says."""
+"""Read an artifact at one moment: both files are opened together, and the tensors checked against the manifest."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Found = TypeVar("Found")
 
 MANIFEST = "rankwise.json"
 WEIGHTS = "model.safetensors"
-# The manifest that comes next, while the tensors are replaced.
+# The new manifest, while the tensors are replaced.
 NEXT = f".{MANIFEST}.next"
-ROUNDS = 1000  # of a reader who finds that an artifact was replaced while he opened it, where locks do not help
+ROUNDS = 1000  # attempts at an artifact that is replaced while it is opened, on systems without locks
 _DAMAGED = "the file is damaged or an incomplete copy: copy it again, or save the artifact again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An artifact, whatever happens to its files from now on.
+    """An artifact in memory, whatever happens to its files from now on.
 
     Attributes:
-        manifest: what it says about itself.
-        file: name of the file that said so.
-        tensors: the content of its tensors' file, whose sha256 is the manifest's.
+        manifest: its manifest.
+        file: name of the manifest's file.
+        tensors: the content of its tensors' file, which has the manifest's sha256.
     """
 
     manifest: Manifest
@@ -46,13 +46,13 @@ def opened(directory: Path, *, alone: bool = False) -> Opened:
         alone: the caller holds the directory's lock.
 
     Raises:
-        ValueError: naming the file that is missing, damaged, or not of the other.
+        ValueError: naming the file that is missing or damaged, or does not match the other.
     """
     return _settled(directory, lambda: _read(directory, alone))
 
 
 def manifest_of(directory: Path) -> Manifest:
-    """What an artifact says about itself. Its tensors are read only where a killed run has left two manifests.
+    """The manifest of an artifact; its tensors are read only if a killed run has left two manifests.
 
     Raises:
         ValueError: naming the file, and the field that is missing or wrong.
@@ -67,11 +67,7 @@ def manifest_of(directory: Path) -> Manifest:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a manifest is one that Rankwise wrote, of whatever version, damaged or not as long as it is JSON.
-
-    Raises:
-        OSError: where it cannot be read.
-    """
+    """Whether a file is a manifest that Rankwise wrote, of any version, damaged or not as long as it is JSON."""
     try:
         plain = parse_json(read_text(path, LARGEST))
     except ValueError:
@@ -80,7 +76,7 @@ def is_ours(path: Path) -> bool:
 
 
 def _settled(directory: Path, read: Callable[[], Found]) -> Found:
-    """Read again where reading failed while the artifact was replaced, which locks prevent where there are any."""
+    """Read again if reading failed while the artifact was replaced, which locks prevent where they exist."""
     for _ in range(ROUNDS):
         before = _state(directory)
         try:
@@ -92,7 +88,7 @@ def _settled(directory: Path, read: Callable[[], Found]) -> Found:
 
 
 def _read(directory: Path, alone: bool) -> Opened:
-    # nobody renames one of them until both are opened
+    # No writer renames one of the files until both are open.
     with nullcontext() if alone else locked(directory, shared=True):
         texts = {name: _text(directory, name) for name in (MANIFEST, NEXT) if (directory / name).is_file()}
         if not texts:
@@ -126,7 +122,7 @@ def _weights(directory: Path) -> BinaryIO:
 
 def _text(directory: Path, name: str) -> str:
     if not (directory / name).is_file():
-        raise ValueError(f"{directory} is no artifact: there is no {directory / name}")
+        raise ValueError(f"{directory} is not an artifact: there is no {directory / name}")
     with told(directory / name):
         return read_text(directory / name, LARGEST)
 
@@ -136,13 +132,11 @@ def _parsed(path: Path, text: str) -> Manifest:
         return Manifest.from_json(text)
 
 
-def _state(directory: Path) -> list[tuple[int, int, int] | None]:
-    """What tells whether one of the files was replaced."""
-    found: list[tuple[int, int, int] | None] = []
+def _state(directory: Path) -> dict[str, tuple[int, int, int]]:
+    """Changes when one of the files is replaced."""
+    found = {}
     for name in (MANIFEST, NEXT, WEIGHTS):
-        state = None
         with suppress(OSError):
             at = os.stat(directory / name)
-            state = (at.st_ino, at.st_mtime_ns, at.st_size)
-        found.append(state)
+            found[name] = (at.st_ino, at.st_mtime_ns, at.st_size)
     return found

@@ -1,4 +1,4 @@
-"""Put a stored network onto a fresh dense model: compare, build the chains, fill the tensors."""
+"""Restore a stored network on a fresh dense model: compare, build the chains, fill the tensors."""
 
 from __future__ import annotations
 
@@ -26,15 +26,9 @@ _AGAIN = "save the artifact again"
 
 
 def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `fresh` with the stored chains and tensors.
+    """A copy of `fresh`, the dense architecture, with the stored chains and tensors.
 
-    Everything is compared before anything is built, and `fresh` is not changed. Coded tensors are compared by their
-    outlines and decoded last.
-
-    Args:
-        fresh: the dense architecture.
-        manifest: what the artifact says about itself.
-        tensors: as they are in the file.
+    Everything is compared before anything is built. Coded tensors are compared by shape and dtype, and decoded last.
 
     Raises:
         ValueError: saying what differs between the artifact and the fresh model.
@@ -47,7 +41,7 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
     for role, chains in sites:
         _check_site(fresh, role, chains, stored)
     model = copied(fresh)
-    # building a layer draws initial values that are overwritten: the caller's random numbers must not depend on it
+    # Building a layer draws initial values, which are overwritten: the caller's random numbers must not depend on it.
     with torch.random.fork_rng():
         for role, chains in sites:
             names, last = [name for chain in chains for name in chain.names], chains[-1]
@@ -60,30 +54,24 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
 
 
 def outlined(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The stored tensors by all their names, coded ones as outlines, compared with what the manifest says of itself.
+    """The stored tensors by all their names, coded ones as outlines, after checking the manifest against them.
 
     Raises:
-        ValueError: where a name stands for nothing, or the structure is not the one that was saved.
+        ValueError: if a name has no tensor, or the structure is not the one that was saved.
     """
     if manifest.coded.keys() != (tensors.keys() if manifest.storage != "plain" else set()):
-        raise ValueError(
-            "coded: it must name exactly the stored tensors, or none of plain ones; save the artifact again"
-        )
+        raise ValueError(f"coded: it must name exactly the stored tensors, or none of plain ones; {_AGAIN}")
     stored = _with_aliases(manifest, {name: coded.outline() for name, coded in manifest.coded.items()} or tensors)
     names = [name for chain in manifest.structure for name in chain.names]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"site {twice[0]!r} stands more than once in the structure; save the artifact again")
+        raise ValueError(f"site {twice[0]!r} is more than once in the structure; {_AGAIN}")
     if fingerprint(_outline(manifest, stored)) != manifest.dense_fingerprint:
-        raise ValueError("the structure does not have the dense_fingerprint it was saved with; save the artifact again")
+        raise ValueError(f"the structure does not have the dense_fingerprint it was saved with; {_AGAIN}")
     return stored
 
 
 def decoded(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as they were before they were coded.
-
-    Raises:
-        ValueError: naming the tensor that cannot be decoded.
-    """
+    """The tensors before coding; a ValueError names one that cannot be decoded."""
     if not manifest.coded:
         return dict(tensors)
     return {name: decode(name, tensors[name], coded) for name, coded in manifest.coded.items()}
@@ -97,20 +85,15 @@ def _outline(manifest: Manifest, stored: Mapping[str, Tensor]) -> dict[str, str]
 def _with_aliases(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for alias, name in manifest.aliases.items():
         if name not in tensors or alias in tensors:
-            raise ValueError(
-                f"aliases: {alias!r} must stand for a stored tensor, not for {name!r}; save the artifact again"
-            )
-    if wrong := [
-        name for name in manifest.channels_last if name not in tensors or not can_be_channels_last(tensors[name])
-    ]:
-        raise ValueError(
-            f"channels_last: {wrong[0]!r} is no stored tensor of 4 or 5 dimensions; save the artifact again"
-        )
+            raise ValueError(f"aliases: {alias!r} must stand for a stored tensor, not for {name!r}; {_AGAIN}")
+    fit = {name for name, tensor in tensors.items() if can_be_channels_last(tensor)}
+    if wrong := [name for name in manifest.channels_last if name not in fit]:
+        raise ValueError(f"channels_last: {wrong[0]!r} is not a stored tensor of 4 or 5 dimensions; {_AGAIN}")
     return {**tensors, **{alias: tensors[name] for alias, name in manifest.aliases.items()}}
 
 
 def _check_outline(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
-    """The fresh model must have the tensors and layers of the dense network that was compressed."""
+    """Raise unless the fresh model has the tensors and layers of the dense network that was compressed."""
     theirs = _outline(manifest, stored)
     modules = dict(fresh.named_modules(remove_duplicate=False))
     ours = outline(
@@ -128,7 +111,7 @@ def _check_outline(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Te
 
 
 def _check_ties(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
-    """What the fresh model shares must be shared in the artifact, or the value loaded last would win."""
+    """Raise unless the artifact shares what the fresh model shares: else the value loaded last would win."""
     pairs = [pair for pair in state_of(fresh).aliases.items() if pair[0] in stored and pair[1] in stored]
     modules = dict(fresh.named_modules(remove_duplicate=False))
     for chain in manifest.structure:
@@ -143,7 +126,7 @@ def _check_ties(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tenso
 
 
 def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role, list[Chain]]]:
-    """The chains of each site, with its role; of an embedding and its head the embedding's first."""
+    """The chains of each site, with its role; embeddings come before their heads."""
     structure = manifest.structure if manifest.format_version >= 5 else _with_roles(manifest.structure, stored)
     by_site: dict[tuple[str, str], list[Chain]] = defaultdict(list)
     for chain in structure:
@@ -154,16 +137,14 @@ def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role,
         heads = [chain for chain in chains if chain.kind != "embedding"]
         wanted = {"layer": (0, 1), "table": (1, 0), "tied": (1, 1)}.get(role, (0, max(2, len(heads))))
         if (len(tables), len(heads)) != wanted:
-            raise ValueError(
-                f"site {name!r} of role {role!r} has {len(tables)} embeddings and {len(heads)} other layers; save the "
-                f"artifact again"
-            )
+            counts = f"{len(tables)} embeddings and {len(heads)} other layers"
+            raise ValueError(f"site {name!r} of role {role!r} has {counts}; {_AGAIN}")
         sites.append((Role(role), [*tables, *heads]))
     return sites
 
 
 def _with_roles(structure: Sequence[Chain], stored: Mapping[str, Tensor]) -> list[Chain]:
-    """The chains of a version before 5, with the roles that follow from the factors that they share."""
+    """The chains of a version before 5, with roles from the factors that they share."""
     own = {
         chain: {id(tensor) for name, tensor in stored.items() if name.startswith(f"{chain.names[0]}.")}
         for chain in structure
@@ -171,7 +152,7 @@ def _with_roles(structure: Sequence[Chain], stored: Mapping[str, Tensor]) -> lis
     tables = [chain for chain in own if chain.kind == "embedding"]
     pairs = [(table, head) for table in tables for head in own if head.kind == "linear" and own[table] & own[head]]
     if twice := [chain for chain, count in Counter(chain for pair in pairs for chain in pair).items() if count > 1]:
-        raise ValueError(f"site {twice[0].names[0]!r} shares its factors with several others; save the artifact again")
+        raise ValueError(f"site {twice[0].names[0]!r} shares its factors with several others; {_AGAIN}")
     tied = {chain: table.names[0] for table, head in pairs for chain in (table, head)}
     return [
         replace(chain, role=Role.TIED.value, site=tied[chain])
@@ -182,15 +163,16 @@ def _with_roles(structure: Sequence[Chain], stored: Mapping[str, Tensor]) -> lis
 
 
 def _check_site(fresh: nn.Module, role: Role, chains: Sequence[Chain], stored: Mapping[str, Tensor]) -> None:
-    """Format and ranks must be legal for the layers, before a tensor of their size is made."""
+    """Raise unless format and ranks are legal for the layers, before a tensor of their size is made."""
     names = [chain.names[0] for chain in chains]
+    shared = " and ".join(map(repr, names))
     layers: list[Any] = [fresh.get_submodule(name) for name in names]
     if len({(chain.format, chain.ranks) for chain in chains}) > 1:
-        raise ValueError(f"{' and '.join(map(repr, names))} share factors of different formats or ranks; {_AGAIN}")
+        raise ValueError(f"{shared} share factors of different formats or ranks; {_AGAIN}")
     format, ranks = get_format(chains[0].format), chains[0].ranks
     described = [_site(*each) for each in zip(names, [chain.kind for chain in chains], layers, strict=True)]
     if role not in format.roles:
-        raise ValueError(f"site {names[0]!r} cannot be in format {format.name!r}: it takes no {role.value} sites")
+        raise ValueError(f"site {names[0]!r} cannot have format {format.name!r}: it takes no {role.value} sites")
     if role is Role.TIED and place(layers[0].weight) != place(layers[1].weight):
         raise ValueError(
             f"the artifact shares the factors of {names[0]!r} and {names[1]!r}, the fresh model has a weight for each; "
@@ -198,14 +180,12 @@ def _check_site(fresh: nn.Module, role: Role, chains: Sequence[Chain], stored: M
         )
     if role is Role.JOINT:
         if len({site.weight_shape[1:] for site in described}) > 1 or any(site.is_convolution for site in described):
-            raise ValueError(
-                f"{' and '.join(map(repr, names))} share a factor, but not the size of their inputs; {_AGAIN}"
-            )
+            raise ValueError(f"{shared} share a factor, but not the size of their inputs; {_AGAIN}")
         rows = sum(site.out_features for site in described)
         described = [replace(described[0], weight_shape=(rows, *described[0].weight_shape[1:]))]
     for site in described:
         if reason := format.refuses(site):
-            raise ValueError(f"site {site.name!r} cannot be in format {format.name!r}: {reason}")
+            raise ValueError(f"site {site.name!r} cannot have format {format.name!r}: {reason}")
         format.check(site, ranks)
     for chain in chains:
         for name, tensor in stored.items():
@@ -215,24 +195,20 @@ def _check_site(fresh: nn.Module, role: Role, chains: Sequence[Chain], stored: M
 
 
 def _check_filling(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Every tensor of the model must have a stored one of its shape and kind, shared with the same others."""
+    """Raise unless every tensor of the model has a stored one of its shape and kind, shared with the same others."""
     own, state = model.state_dict(keep_vars=True), state_of(model)
     for name in sorted(own.keys() | stored.keys()):
         ours = tuple(own[name].shape) if name in own else None
         theirs = tuple(stored[name].shape) if name in stored else None
         if ours != theirs:
-            raise ValueError(
-                f"tensor {name!r} has shape {theirs}, its format and ranks need {ours}; save the artifact again"
-            )
+            raise ValueError(f"tensor {name!r} has shape {theirs}, its format and ranks need {ours}; {_AGAIN}")
         if own[name].is_floating_point() != stored[name].is_floating_point():
             raise ValueError(
                 f"tensor {name!r} is {stored[name].dtype} in the artifact, {own[name].dtype} in the fresh model"
             )
     for name, first in state.aliases.items():
         if stored[name] is not stored[first]:
-            raise ValueError(
-                f"the model shares {name!r} with {first!r}, the artifact holds a value for each; save it again"
-            )
+            raise ValueError(f"the model shares {name!r} with {first!r}, the artifact holds a value for each; {_AGAIN}")
 
 
 def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) -> None:
@@ -240,14 +216,13 @@ def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) ->
     own, state = model.state_dict(keep_vars=True), state_of(model)
     model.zero_grad(set_to_none=True)
     for name, tensor in own.items():
-        first = state.aliases.get(name, name)
-        if first == name:
-            tensor.data = empty(stored[name], tensor.device, name in manifest.channels_last)
-        else:
+        if (first := state.aliases.get(name, name)) != name:
             tensor.data = own[first].data
+        else:
+            tensor.data = empty(stored[name], tensor.device, name in manifest.channels_last)
     model.load_state_dict(dict(stored))
     for name, buffer in model.named_buffers(remove_duplicate=False):
-        # a buffer that the first forward makes is not there yet, and will have the dtype of that forward
+        # A buffer that the first forward makes does not exist yet, and will get the dtype of that forward.
         if name in manifest.unsaved_buffers and buffer.is_floating_point():
             buffer.data = buffer.data.to(DTYPES[manifest.unsaved_buffers[name]])
 
@@ -258,7 +233,7 @@ def _described(layer: nn.Module) -> str:
 
 
 def _site(name: str, kind: str, layer: Any) -> Site:
-    """The site of a layer as far as the laws of a format need it; a parametrised weight is not computed for it."""
+    """A layer as a site, with what a format needs to check it; a parametrised weight is not computed."""
     if is_convolution(kind):
         shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)
         return Site(name=name, kind=kind, weight_shape=shape, groups=layer.groups)

@@ -1,4 +1,4 @@
-"""What a compressed model consists of, beside its tensors."""
+"""The structure of a compressed model, beside its tensors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from ..layers.part import is_plain
 from ..running.state import NAMES
 from .manifest import FLOATS, Chain
 
-# Norms over several dimensions have as many in their parameters.
+# Norms whose parameters may have several dimensions.
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 def chains_of(model: nn.Module) -> tuple[Chain, ...]:
-    """Every factorised layer of a model, with all its names.
-
-    Raises:
-        ValueError: if a chain was changed so that it cannot be built again.
-    """
+    """Every chain of a model, with all its names; a ValueError if one was changed and cannot be built again."""
     names: dict[LowRank, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LowRank):
@@ -73,7 +69,7 @@ def channels_last_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 
 def empty(source: Tensor, device: torch.device, channels_last: bool) -> Tensor:
-    """A tensor of the shape and dtype of `source`, values not set."""
+    """An uninitialised tensor of the shape and dtype of `source`."""
     memory_format = CHANNELS_LAST[source.dim()] if channels_last else torch.contiguous_format
     return torch.empty_like(source, device=device, memory_format=memory_format)
 
@@ -84,7 +80,7 @@ def can_be_channels_last(tensor: Tensor) -> bool:
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    # Strides, not is_contiguous: a 1 x 1 kernel is contiguous both ways, and its strides choose the kernel that runs.
+    # By strides, not is_contiguous: a 1 x 1 kernel is contiguous both ways, but its strides select the code that runs.
     if not can_be_channels_last(tensor):
         return False
     meta = torch.device("meta")
@@ -92,7 +88,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 def unsaved_buffers_of(model: nn.Module) -> dict[str, str]:
-    """Dtype of the floating-point buffers that are no part of the state dict; their values are the architecture's."""
+    """Dtypes of the floating-point buffers outside the state dict; the architecture sets their values."""
     stored = model.state_dict(keep_vars=True).keys()
     return {
         name: NAMES[buffer.dtype]
@@ -102,7 +98,7 @@ def unsaved_buffers_of(model: nn.Module) -> dict[str, str]:
 
 
 def weights_of(model: nn.Module) -> frozenset[str]:
-    """Names of the weights: parameters of two dimensions and more that are no biases and of no norms."""
+    """Names of the weights: floating parameters of at least two dimensions, without biases and norms."""
     return frozenset(
         f"{module_name}.{name}" if module_name else name
         for module_name, module in model.named_modules(remove_duplicate=False)
