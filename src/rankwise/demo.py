@@ -10,7 +10,7 @@ KEEP = 1 / 3
 CALIBRATION = 300
 EPOCHS = 8
 BATCH = 32
-# One digit is so little work that calling the layers takes longer than the layers.
+# For a single digit, calling the layers takes longer than the layers.
 LATENCY_BATCH = 64
 
 
@@ -52,7 +52,7 @@ def digits(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 def train(images: Tensor, labels: Tensor, seed: int) -> nn.Module:
     """A trained network, the same one for the same seed."""
     threads = torch.get_num_threads()
-    # So small a network gains nothing from more threads than one, and sums come out the same on every machine size.
+    # Such a small network gains nothing from more threads, and with one, sums are the same on every machine.
     torch.set_num_threads(1)
     try:
         return _train(images, labels, seed)

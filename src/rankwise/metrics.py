@@ -1,4 +1,4 @@
-"""Metrics of fits: what an error is measured in, by name in `METRICS`; known before PyTorch is imported.
+"""Metrics of fits, by name in `METRICS`; known without importing PyTorch.
 
 Letters: see `statistics.moments`.
 """
@@ -14,27 +14,27 @@ Sides = TypeVar("Sides", covariant=True)
 
 
 class HasSides(Protocol[Sides]):
-    """What the metric of a site is made from: `statistics.Moments`."""
+    """`statistics.Moments`, as far as a metric needs them."""
 
-    def sided(self, shrink: float, *, diagonal: bool = False, weighed: bool = False) -> Sides:
+    def sided(self, shrink: float, *, diagonal: bool = False, weighted: bool = False) -> Sides:
         """See `Moments.sided`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitMetric:
-    """What the error of a fit is measured in, and what that asks of the statistics.
+    """A measure of the error of a fit, and what it needs from the statistics.
 
-    `||G^(1/2) (W - V) Sigma^(1/2)||_F`, where a metric says what `G` and `Sigma` are. A metric of your own is a
-    subclass with its own `of`; put it into `METRICS` by its name, which is what plans and files store.
+    `||G^(1/2) (W - V) Sigma^(1/2)||_F`, where the metric defines `G` and `Sigma`. For your own metric, make a subclass
+    with its own `of`, and put it into `METRICS` by its name, which plans and files store.
 
     Attributes:
         name: as users write it.
         summary: for people.
-        needs_statistics: whether moments of the inputs are needed.
-        needs_gradients: whether outputs are weighed by the gradients of the loss, which the statistics must hold.
-        corrects_bias: whether fits know the mean of the input, so that a bias can make up for the change of the weight.
+        needs_statistics: whether it needs moments of the inputs.
+        needs_gradients: whether outputs are weighted by the gradients of the loss, which the statistics must hold.
+        corrects_bias: whether fits know the mean of the input, so that a bias can correct the mean output.
         shrinkable: whether shrinking it towards the weight metric changes it.
-        diagonal: whether covariances between inputs are left out.
+        diagonal: whether covariances between inputs are ignored.
 
     Example:
         >>> get_metric("fisher").needs_gradients
@@ -50,16 +50,16 @@ class FitMetric:
     diagonal: bool = False
 
     def of(self, moments: HasSides[Sides], shrink: float = 0.0) -> Sides:
-        """The metric of both sides of a site from its moments; a sequential fit has moments in any metric.
+        """The metric of a site's inputs and outputs from its moments; sequential fits have moments in any metric.
 
         Args:
             moments: of the site.
             shrink: share of the weight metric, from 0 to 1.
 
         Raises:
-            ValueError: for a share outside that range, or moments without gradients where they are needed.
+            ValueError: for a share outside that range, or moments that lack the gradients that the metric needs.
         """
-        return moments.sided(shrink, diagonal=self.diagonal, weighed=self.needs_gradients)
+        return moments.sided(shrink, diagonal=self.diagonal, weighted=self.needs_gradients)
 
     def __str__(self) -> str:
         return self.name
@@ -71,7 +71,7 @@ METRICS: dict[str, FitMetric] = {
         FitMetric(name="input", summary="error of each layer's output"),
         FitMetric(name="diagonal", summary="the same without covariances of the input", diagonal=True),
         FitMetric(
-            name="fisher", summary="the same, outputs weighed by the gradients of the loss", needs_gradients=True
+            name="fisher", summary="the same, outputs weighted by the gradients of the loss", needs_gradients=True
         ),
         FitMetric(
             name="weight",
@@ -85,11 +85,7 @@ METRICS: dict[str, FitMetric] = {
 
 
 def get_metric(metric: str | FitMetric, where: str = "") -> FitMetric:
-    """A metric by its name; an object is returned as it is.
-
-    Raises:
-        ValueError: for a name that does not exist, with near ones and all that do.
-    """
+    """A metric by its name, or itself; a ValueError for an unknown name."""
     if isinstance(metric, FitMetric):
         return metric
     check_name("metric", metric, METRICS, where)

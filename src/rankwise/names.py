@@ -21,26 +21,19 @@ ENGINES = ("torch", "compile", "onnxruntime", "executorch", "cuda")
 
 
 def check_engine_name(name: str, others: Iterable[str] = (), where: str = "") -> None:
-    """Refuse an engine that does not exist; one that a file describes is `roofline:FILE.yaml`.
-
-    Raises:
-        ValueError: as `check_name`.
-    """
+    """Raise a ValueError for an unknown engine; `roofline:FILE.yaml` is one that a file describes."""
     if not name.startswith("roofline:"):
         check_name("engine", name, (*ENGINES, "roofline:FILE.yaml", *others), where)
 
 
 def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> None:
-    """Refuse a name that does not exist.
+    """Raise a ValueError for an unknown name, with near names and all known ones.
 
     Args:
-        what: what it is the name of, such as "format".
-        name: as it was written.
-        known: those that exist.
-        where: what the message begins with, such as the option.
-
-    Raises:
-        ValueError: with near names, and all that there are.
+        what: is named, such as "format".
+        name: as the user wrote it.
+        known: all names.
+        where: the start of the message, such as the option.
 
     Example:
         >>> check_name("metric", "inputs", METRICS)

@@ -1,4 +1,4 @@
-"""Is a file of Rankwise whole? Without the network that it belongs to, and without running anything."""
+"""Check that a file of Rankwise is whole, without its network, and without running anything."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .work import Work
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What a whole file or folder is.
+    """A whole file or folder.
 
     Attributes:
         kind: such as "artifact".
         facts: what was found, a line each.
-        notes: what a user should know of it all the same.
+        notes: what a user should know besides.
     """
 
     kind: str
@@ -36,16 +36,16 @@ class Verified:
 
 
 def verify(path: str | Path) -> Verified:
-    """Check an artifact, statistics, a plan or a checkpoint against what it says of itself.
+    """Check an artifact, statistics, a plan or a checkpoint against its own checksums and fields.
 
-    Of an artifact: the checksum of its manifest, the sha256 of its tensors, every field, that its structure is the one
-    that was saved, and that each coded tensor can be decoded. Its network is not needed; `load` compares that.
+    For an artifact: the checksum of its manifest, the sha256 of its tensors, every field, its structure against the
+    fingerprint, and that each coded tensor can be decoded. Its network is not needed; `load` compares that.
 
     Args:
         path: the file or folder.
 
     Raises:
-        ValueError: naming what is missing, damaged, or of no kind that Rankwise writes.
+        ValueError: naming what is missing, damaged, or not written by Rankwise.
 
     Example:
         >>> verify("out/").kind  # doctest: +SKIP
@@ -89,15 +89,13 @@ def _artifact(path: Path) -> Verified:
             f"a run was killed while it replaced the artifact; it is whole, and the next save makes {MANIFEST}"
         )
     if left := [entry.name for entry in path.iterdir() if is_temporary(entry.name)]:
-        notes.append(f"{left[0]} is of a run that still writes, or was killed; the next save removes it then")
+        notes.append(f"{left[0]} belongs to a run that is writing or was killed; the next save removes leftovers")
     return Verified(kind="artifact", facts=facts, notes=tuple(notes))
 
 
 def _work(path: Path) -> Verified:
-    work = Work(path, resume=True)
-    return Verified(
-        kind="checkpoint of a compression", facts=(f"{len(work.files):,} parts, the sha256 of each is right",)
-    )
+    parts = len(Work(path, resume=True).files)
+    return Verified(kind="checkpoint of a compression", facts=(f"{parts:,} parts, the sha256 of each is right",))
 
 
 def _plan(path: Path) -> Verified:
@@ -112,14 +110,14 @@ def _statistics(path: Path) -> Verified:
 
 
 def _any(path: Path) -> Verified:
-    """A file whose name does not say what it is."""
+    """A file whose name does not show its kind."""
     problems = []
     for kind, check in (("statistics", _statistics), ("a training's checkpoint", _checkpoint)):
         try:
             return check(path)
         except ValueError as problem:
             problems.append(f"as {kind}: {problem}")
-    raise ValueError(cut(f"{path} is nothing that Rankwise writes, or damaged. {'. '.join(problems)}"))
+    raise ValueError(cut(f"{path} was not written by Rankwise, or is damaged. {'. '.join(problems)}"))
 
 
 def _checkpoint(path: Path) -> Verified:

@@ -108,7 +108,7 @@ def test_killed_and_resumed(how: str, project: Path, cli: Callable[..., Any]) ->
     assert len(list(Path("work").glob("layer-*"))) == 2
     result = cli(*command, "-o", "out", *KEPT, "--resume")
     assert result.exit_code == 0, result.output
-    assert "going on from checkpoint work, which has statistics, curves, plan, 2 factorised layers" in result.stdout
+    assert "resuming from checkpoint work, which has statistics, curves, plan, 2 factorised layers" in result.stdout
     assert tensors("out") == tensors("whole")
     assert Path("out/plan.yaml").read_text() == Path("whole/plan.yaml").read_text()
     assert not Path("work").exists()

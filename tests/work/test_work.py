@@ -243,7 +243,7 @@ def test_a_run_of_something_else(model: nn.Module, tmp_path: Path, change: dict[
     with pytest.raises(ValueError, match="is of another run") as error:
         run(other, tmp_path / "work", resume=True, **change)
     assert told in str(error.value)
-    assert "go on with the same settings, or name another folder" in str(error.value)
+    assert "resume with the same settings, or name another folder" in str(error.value)
     assert {path.name: path.read_bytes() for path in (tmp_path / "work").iterdir()} == before
 
 
@@ -317,7 +317,7 @@ def test_folders_that_are_not_ours(model: nn.Module, tmp_path: Path) -> None:
 def test_data_that_is_different_each_time(model: nn.Module, tmp_path: Path) -> None:
     torch.manual_seed(0)
     loader = torch.utils.data.DataLoader(torch.cat(BATCHES), batch_size=16, shuffle=True)
-    with pytest.raises(ValueError, match=r"in another order, each time it is walked over.*shuffle=False"):
+    with pytest.raises(ValueError, match=r"differs from pass to pass.*shuffle=False"):
         run(model, tmp_path / "work", loader)
     assert not (tmp_path / "work").exists()
 

@@ -1,7 +1,4 @@
-"""Files that are replaced as a whole, read from one open handle, and known again by their content.
-
-This needs no PyTorch; `files.tensors` does.
-"""
+"""Replace files as a whole, read them from one open handle, and check them by digest; only `tensors` needs torch."""
 
 from __future__ import annotations
 

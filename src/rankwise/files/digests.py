@@ -1,4 +1,4 @@
-"""A sha256 of content: of plain values and tensors, whatever file they lie in."""
+"""The sha256 of plain values and tensors, and of files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ def digest(value: Any, *, loose: bool = False) -> str:
 
     Args:
         value: None, truth values, numbers, text, bytes, tensors, arrays, and lists, tuples, mappings and dataclasses of
-            them.
-        loose: know anything else by its name or class.
-
-    Raises:
-        TypeError: for anything else.
+            them; a TypeError for anything else.
+        loose: digest anything else by its name or class.
 
     Example:
         >>> digest({"a": [1, 2.5]}) == digest({"a": (1, 2.5)}) != digest({"a": [1, 2]})
@@ -42,7 +39,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _add(found: Any, value: Any, loose: bool) -> None:
-    # Every part is preceded by its kind and length, so that no two values are written alike.
+    # Kind and length come before every part, so that no two values give the same bytes.
     if value is None or isinstance(value, (bool, int, float, str)):
         text = (value if isinstance(value, str) else repr(value)).encode("utf-8", "surrogatepass")
         found.update(f"{type(value).__name__} {len(text)} ".encode() + text)
@@ -66,7 +63,7 @@ def _add(found: Any, value: Any, loose: bool) -> None:
     elif loose:
         _add(found, getattr(value, "__qualname__", type(value).__qualname__), loose)
     else:
-        raise TypeError(f"a digest is of numbers, text, tensors, lists and mappings, not of {type(value).__name__}")
+        raise TypeError(f"{type(value).__name__} has no digest; only numbers, text, tensors, lists and mappings")
 
 
 def _add_tensor(found: Any, tensor: Tensor) -> None:

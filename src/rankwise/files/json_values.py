@@ -1,4 +1,4 @@
-"""Values as JSON knows them."""
+"""Convert values to JSON types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def json_value(value: Any) -> Any:
-    """The value in types that JSON has: tuples as lists, paths as text, null for what is not finite."""
+    """The value in JSON types: tuples as lists, paths as text, null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""JSON and YAML from files that nobody vouches for: one value for each key, finite numbers, bounded size and depth."""
+"""Parse JSON and YAML from untrusted files: unique keys, finite numbers, bounded size and depth."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .text import shown
 DEEPEST = 32
 LARGEST_JSON = 64 << 20  # bytes; a manifest of ten thousand layers has 10 MB
 LARGEST_YAML = 8 << 20
+_TOO_DEEP = f"lists and mappings are nested deeper than {DEEPEST}"
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -21,20 +22,19 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: for text that is no JSON, a key that stands twice, a number that is not finite, or lists and
-            mappings within each other deeper than 32.
+        ValueError: for invalid JSON, a duplicate key, a number that is not finite, or more than 32 nested levels.
 
     Example:
         >>> parse_json('{"a": 1, "a": 2}')
         Traceback (most recent call last):
-        ValueError: the key 'a' stands twice
+        ValueError: the key 'a' is there twice
     """
     if len(text) > LARGEST_JSON:
-        raise ValueError(f"{len(text):,} characters are more than the {LARGEST_JSON:,} that are read")
+        raise ValueError(f"{len(text):,} characters exceed the limit of {LARGEST_JSON:,}")
     try:
         value = json.loads(text, object_pairs_hook=_mapping, parse_float=_float, parse_constant=_float)
     except RecursionError:
-        raise ValueError(f"lists and mappings lie within each other deeper than {DEEPEST}") from None
+        raise ValueError(_TOO_DEEP) from None
     _check_depth(value)
     return value
 
@@ -43,14 +43,14 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text, read as safe YAML without aliases.
 
     Raises:
-        ValueError: as `parse_json`, and for an alias, of which a few lines make more values than fit in memory.
+        ValueError: as `parse_json`, and for an alias: a few lines of them make more values than fit in memory.
 
     Example:
         >>> parse_yaml("a: [1, 2]")
         {'a': [1, 2]}
     """
     if len(text) > LARGEST_YAML:
-        raise ValueError(f"{len(text):,} characters are more than the {LARGEST_YAML:,} that are read")
+        raise ValueError(f"{len(text):,} characters exceed the limit of {LARGEST_YAML:,}")
     try:
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
@@ -58,14 +58,14 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError(f"aliases such as *{shown(event.anchor)[1:-1]} are not read; write the value out")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise ValueError(f"lists and mappings lie within each other deeper than {DEEPEST}")
+                raise ValueError(_TOO_DEEP)
         return yaml.load(text, Loader=_Strict)  # a subclass of the safe loader
     except (yaml.YAMLError, OverflowError, TypeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 
 class _Strict(_Loader):
-    """The safe loader, that refuses a key that stands twice and numbers that are not finite."""
+    """The safe loader, but it refuses duplicate keys and numbers that are not finite."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in getattr(node, "value", ())]
@@ -107,7 +107,7 @@ def _check_keys(keys: list[Any]) -> None:
         except TypeError:
             raise ValueError(f"a key is {shown(key)}, which is neither text nor a number") from None
         if twice:
-            raise ValueError(f"the key {shown(key)} stands twice")
+            raise ValueError(f"the key {shown(key)} is there twice")
         seen.add(key)
 
 
@@ -121,11 +121,8 @@ def _float(text: Any) -> float:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(DEEPEST + 1):
-        level = [item for each in level if isinstance(each, (list, dict)) for item in _items(each)]
+        nests = [each for each in level if isinstance(each, (list, dict))]
+        level = [item for each in nests for item in (each.values() if isinstance(each, dict) else each)]
         if not level:
             return
-    raise ValueError(f"lists and mappings lie within each other deeper than {DEEPEST}")
-
-
-def _items(value: list[Any] | dict[str, Any]) -> Any:
-    return value.values() if isinstance(value, dict) else value
+    raise ValueError(_TOO_DEEP)

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: a reader sees the old content or the new, never half of it."""
+"""Replace files as a whole: a reader sees the old content or the new, never half of it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ from .temporary import sibling
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file that takes the place of `path` when the block ends without an error.
+    """A new file that replaces `path`, which may be absent, if the block ends without an error.
 
-    The new one lies in a hidden folder beside it until then. It is on the disk before it takes the place, and gets the
-    permissions of the old one. What is no regular file, such as /dev/null, is written to directly. A missing folder is
-    made.
-
-    Args:
-        path: what to replace; it may be absent.
+    Until then it is in a hidden folder beside it. It is synced to the disk first, and gets the permissions of the old
+    one. Special files, such as /dev/null, are written to directly. A missing folder is made.
 
     Raises:
-        OSError: naming `path`, if it cannot be written; a file that was there is unchanged, or the error says that it
-            was replaced.
+        OSError: naming `path`, if it cannot be written; the old file is unchanged, or the error says that it was
+            replaced.
     """
     with told_of(path):
         target = followed(path)
@@ -45,14 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_several(path: Path) -> Iterator[Path]:
-    """A folder whose files take the places of those of their names beside `path`; `path` itself comes last.
-
-    Args:
-        path: the file that refers to the others.
-
-    Raises:
-        OSError: as `replacing`.
-    """
+    """A folder whose files replace those of the same names beside `path`; `path`, which refers to them, comes last."""
     with told_of(path):
         target = followed(path)
         make_folder(target.parent)
@@ -66,7 +55,7 @@ def replacing_several(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def told_of(path: Path, what: str = "cannot write") -> Iterator[None]:
-    """Errors of the system inside name the path that the user knows."""
+    """Let OSErrors inside name the path that the user knows."""
     try:
         yield
     except ReplacedError as error:
@@ -78,15 +67,15 @@ def told_of(path: Path, what: str = "cannot write") -> Iterator[None]:
 
 
 class ReplacedError(OSError):
-    """What fails after a file has taken its place."""
+    """An error after a file was replaced."""
 
 
 def put(new: Path, target: Path) -> None:
-    """Let a file take the place of another: on the disk before and after.
+    """Replace a file by another, synced to the disk before and after.
 
     Raises:
-        ReplacedError: where the disk does not confirm the new place.
-        OSError: where it does not take it; the old file is unchanged.
+        ReplacedError: if the disk does not confirm the replacement.
+        OSError: if nothing was replaced.
     """
     sync(new)
     os.replace(new, target)
@@ -97,7 +86,7 @@ def put(new: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file or folder to the disk, so that a rename never outlives a power cut that its content does not."""
+    """Force a file or folder to the disk: after a power cut, a renamed file must not be there without its content."""
     if path.is_dir() and os.name != "posix":  # only POSIX can open a folder
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -111,11 +100,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make a folder and those above it that are missing, on the disk.
-
-    Returns:
-        Those that were made, the innermost first.
-    """
+    """Make a folder and its missing parents, synced to the disk; those that were made, the innermost first."""
     missing = []
     while not path.exists():
         missing.append(path)
@@ -127,12 +112,7 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def mode_of(target: Path, folder: Path) -> int:
-    """The permissions that a file is to have: those of the file that is there, else those of any new file.
-
-    Args:
-        target: the file.
-        folder: any that is written to anyway.
-    """
+    """The permissions of a file, or, if it does not exist, those of any new file; tried out in `folder`."""
     if target.exists():
         return stat.S_IMODE(target.stat().st_mode)
     probe = folder / "mode"
@@ -143,7 +123,7 @@ def mode_of(target: Path, folder: Path) -> int:
 
 
 def own(new: Path, target: Path, mode: int) -> None:
-    """Give a new file these permissions and, where that is allowed, the owner of the file that it will replace."""
+    """Give a new file these permissions and, if allowed, the owner of the file that it will replace."""
     if target.exists() and hasattr(os, "chown"):
         before, now = target.stat(), new.stat()
         if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
@@ -153,11 +133,7 @@ def own(new: Path, target: Path, mode: int) -> None:
 
 
 def followed(path: Path) -> Path:
-    """Where a path leads to, links followed.
-
-    Raises:
-        OSError: for links that lead in a circle.
-    """
+    """The path behind all links; an OSError for links in a circle."""
     try:
         return path.resolve()
     except RuntimeError as error:
@@ -165,10 +141,7 @@ def followed(path: Path) -> Path:
 
 
 class Stream(io.RawIOBase):
-    """A binary file for writers that do not survive an error of the disk, as PyTorch's do not: it keeps the first one.
-
-    Args:
-        path: the file.
+    """A binary file for writers that crash on disk errors, such as PyTorch's: `close` raises the first error.
 
     Example:
         >>> with Stream(Path(os.devnull)) as stream:
@@ -183,20 +156,18 @@ class Stream(io.RawIOBase):
         self._digest = hashlib.sha256()
 
     def writable(self) -> bool:
-        """Yes."""
         return True
 
     def seekable(self) -> bool:
-        """As far as writers ask for it, which go back to the start when they have ended."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Nowhere, before anything is written and after all is."""
-        assert (offset, whence) == (0, os.SEEK_SET), "what was written would not be what was hashed"
+        """Do nothing: writers seek to the start before they write and after they have finished."""
+        assert (offset, whence) == (0, os.SEEK_SET), "overwritten bytes would not be those that were hashed"
         return 0
 
     def write(self, data: Any) -> int:
-        """Take all of it, written or not."""
+        """Hash and write the data; after an error it is only hashed."""
         view = memoryview(data).cast("B")
         self._digest.update(view)
         if self._error is None:
@@ -208,15 +179,11 @@ class Stream(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """Of what was written so far."""
+        """Of the data so far."""
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Close the file.
-
-        Raises:
-            OSError: the first that there was.
-        """
+        """Close the file; raises the first OSError of all writes."""
         if not self.closed:
             super().close()
             try:

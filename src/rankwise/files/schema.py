@@ -1,4 +1,4 @@
-"""Plain values of a file as a dataclass: every field of the type that the class says, numbers finite."""
+"""Build dataclasses from the plain values of a file: every field has its declared type, and numbers are finite."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ def built(cls: type[Built], plain: object, where: str = "") -> Built:
     """An object of a dataclass from plain values.
 
     Args:
-        cls: the dataclass; its fields are text, truth values, numbers, None, tuples, mappings and further dataclasses.
-            A field of another type is no part of files.
+        cls: the dataclass; its fields are text, truth values, numbers, None, tuples, mappings and dataclasses of these.
         plain: a mapping of its fields.
-        where: what messages begin with.
+        where: the start of messages.
 
     Raises:
         ValueError: naming the field that is unknown, missing, or of another type.

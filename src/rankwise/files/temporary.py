@@ -1,7 +1,7 @@
-"""Temporary folders beside what they are for, and locks: what a killed run left is found and removed by the next.
+"""Temporary folders beside their target, and locks; the next run removes what a killed run has left.
 
-Whoever writes holds a lock on the folder that he writes in; the system lets go of it when the process ends, however
-that ends. A temporary folder that nobody has locked belongs to nobody.
+A writer locks its temporary folder, and the system releases the lock when the process ends, however it ends. So an
+unlocked temporary folder belongs to nobody.
 """
 
 from __future__ import annotations
@@ -19,25 +19,19 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there, and nothing of others is removed
+except ImportError:  # Windows: without locks, and without removing leftovers
     fcntl = None  # type: ignore[assignment]
 
 _TAIL = re.compile(r"\.tmp-[0-9a-f]{8}")
-_LONGEST_NAME = 255  # bytes, where the file system does not say
-PATIENCE = 10.0  # seconds that a lock is waited for; those who hold it rename two files
+_LONGEST_NAME = 255  # bytes, if the file system does not say
+PATIENCE = 10.0  # seconds to wait for a lock, whose owner only renames two files
 
 
 @contextmanager
 def sibling(path: Path) -> Iterator[Path]:
-    """A new, empty, hidden folder beside `path` that only its owner may enter, locked; removed when the block ends.
+    """A new, hidden, private, locked folder beside `path`, removed when the block ends.
 
-    What killed runs left under the same name is removed first.
-
-    Args:
-        path: what it is for; its folder is there.
-
-    Raises:
-        OSError: where it cannot be made.
+    Leftovers of killed runs for the same path are removed first. An OSError if the folder cannot be made.
     """
     prefix = _prefix(path)
     _clear(path.parent, prefix)
@@ -45,24 +39,24 @@ def sibling(path: Path) -> Iterator[Path]:
     try:
         yield new
     finally:
-        with suppress(OSError):  # what is left is removed by the next run
+        with suppress(OSError):  # the next run removes the rest
             shutil.rmtree(new, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 
 
 def temporary_folder() -> AbstractContextManager[Path]:
-    """A folder where the system has its temporary files; those of killed runs are removed."""
+    """A folder among the system's temporary files; leftovers of killed runs are removed."""
     return sibling(Path(tempfile.gettempdir()) / "rankwise")
 
 
 @contextmanager
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder, if its file system has locks, and it is free within ten seconds.
+    """Hold the lock of a folder, if its file system has locks and it is free within ten seconds.
 
     Args:
         folder: any; nothing is written to it.
-        shared: with others that share it, but with nobody who wants it alone.
+        shared: share the lock with other readers, but not with a writer.
     """
     handle = None
     with suppress(OSError):
@@ -89,7 +83,7 @@ def is_temporary(name: str) -> bool:
 
 
 def target_of(name: str) -> str:
-    """What a temporary folder of that name is for.
+    """The name of the file or folder that a temporary folder is for.
 
     Example:
         >>> target_of(".plan.yaml.tmp-0a1b2c3d")
@@ -104,7 +98,7 @@ def _made(parent: Path, prefix: str) -> tuple[Path, int | None]:
         new.mkdir(0o700)
         if fcntl is None:
             return new, None
-        # Another run may take it for forgotten before it is locked.
+        # Before it is locked, another run may remove it as a leftover: then make another one.
         with suppress(FileNotFoundError):
             handle = os.open(new, os.O_RDONLY)
             _lock(handle)
@@ -127,7 +121,7 @@ def _clear(parent: Path, prefix: str) -> None:
 
 
 def _lock(handle: int, shared: bool = False) -> bool:
-    """Whether the lock is ours now; a file system without locks gives none."""
+    """Whether the lock is ours now; never on a file system without locks."""
     try:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
@@ -136,7 +130,7 @@ def _lock(handle: int, shared: bool = False) -> bool:
 
 
 def _prefix(path: Path) -> str:
-    """`.NAME`, shortened where a longer name would be no name any more."""
+    """`.NAME`, shortened if it would exceed the file system's longest name."""
     try:
         longest = os.pathconf(path.parent, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Safetensors files, written by one name for all errors and read from one open handle into memory."""
+"""Safetensors files: write errors are OSErrors, and a file is read once, from one open handle into memory."""
 
 from __future__ import annotations
 
@@ -19,18 +19,15 @@ SEAL = "sha256"
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file; an OSError if it cannot be written.
 
     Args:
         tensors: by name.
         path: the file, new or to be overwritten; see `replacing`.
-        about: text by name, stored beside them; with it goes the sha256 of all, which `read_tensors` asks for.
-
-    Raises:
-        OSError: where it cannot be written.
+        about: text by name, stored with the tensors and with the sha256 of all, which `read_tensors` checks.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors refuses views into one storage that overlap
+    # safetensors refuses overlapping views of one storage.
     plain = {
         name: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
         for name, tensor in plain.items()
@@ -44,13 +41,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and the text beside them, their sha256 (`SEAL`) among it where there is one.
-
-    The file is read once, so that nothing that happens to it later changes them.
+    """The tensors of a safetensors file and the text stored with them, which includes the sha256 (`SEAL`) if any.
 
     Raises:
-        OSError: where it cannot be read.
-        ValueError: where it is no safetensors file, or its content is not what its sha256 says.
+        OSError: if the file cannot be read.
+        ValueError: if it is not a safetensors file, or its content does not match its sha256.
     """
     data = read_bytes(path)
     tensors = tensors_of(data)
@@ -58,17 +53,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     about = dict(header.get("__metadata__") or {})
     content = {name: text for name, text in about.items() if name != SEAL}
     if SEAL in about and about[SEAL] != digest([content, tensors]):
-        raise ValueError("its content is not what its sha256 says")
+        raise ValueError("its content does not match its sha256")
     return tensors, about
 
 
 def tensors_of(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that was read, by name in order.
-
-    Raises:
-        ValueError: where it is none.
-    """
+    """The tensors in the bytes of a safetensors file, sorted by name; a ValueError for other bytes."""
     try:
         return dict(sorted(safetensors.torch.load(data).items()))
-    except (SafetensorError, KeyError) as error:  # a dtype that torch has not
-        raise ValueError(f"it is no safetensors file: {error}") from error
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype unknown to torch
+        raise ValueError(f"it is not a safetensors file: {error}") from error

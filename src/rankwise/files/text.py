@@ -1,4 +1,4 @@
-"""Values in messages: short, whatever they are."""
+"""Short forms of any value, for messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LONGEST_MESSAGE = 900
 
 
 class _Short(reprlib.Repr):
-    """Looks at a few items and levels alone: a nest of a thousand million items costs no more than a small one."""
+    """Reads only a few items and levels: a nest of a billion items costs no more than a small one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,11 +21,7 @@ _SHORT = _Short()
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
-    """`repr(value)`, cut where it is longer.
-
-    Args:
-        value: anything; one that cannot be written is told by its type.
-        longest: characters.
+    """`repr(value)`, cut to `longest` characters; only the type if `repr` fails.
 
     Example:
         >>> shown("a" * 10**6, longest=12)
@@ -33,13 +29,13 @@ def shown(value: object, longest: int = LONGEST) -> str:
     """
     try:
         text = _SHORT.repr(value)
-    except Exception:  # an integer of more digits than Python writes, or an object whose repr fails
+    except Exception:  # an integer with more digits than Python prints, or an object whose repr fails
         text = f"<{type(value).__name__}>"
     return cut(text, longest)
 
 
 def cut(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    """The text; of a longer one the start and, for the fix that stands there, the end.
+    """The text, or the start and the end, where the fix is, of a longer one.
 
     Example:
         >>> cut("0123456789", 7)

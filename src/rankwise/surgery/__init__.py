@@ -1,1 +1,1 @@
-"""Networks changed as a whole: chains put in the place of layers, batch norms folded, graphs traced."""
+"""Change whole networks: put chains in place of layers, fold batch norms, trace graphs."""

@@ -21,21 +21,21 @@ from .tracing import traced, used_once
 
 logger = logging.getLogger("rankwise")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# Dimensions of a layer's outputs -> the norm whose channels they can be.
+# Dimensions of a layer's outputs -> the norm that fits them.
 FITTING = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 LAYERS = (nn.Linear, *PLAIN, *TRANSPOSED)
 SHOWN = 4
 
 
 class Folded(nn.Identity):
-    """What stands in the place of a batch norm that was folded.
+    """In place of a folded batch norm.
 
-    `BatchNorm1d` takes the last dimension of 2 for channels, but the middle one of 3: of a linear layer these are no
-    outputs. Which of the two comes is known when the network runs, and the other one is refused.
+    In 2 dimensions the channels of `BatchNorm1d` are the last one, in 3 the middle one, which does not hold a linear
+    layer's outputs. The input's dimensions are known only at run time, so they are checked there.
 
     Attributes:
-        into: qualified name of the layer that does its work.
-        dims: dimensions of what that layer makes.
+        into: qualified name of the layer that the norm was folded into.
+        dims: dimensions of that layer's output.
     """
 
     def __init__(self, into: str, dims: int) -> None:
@@ -60,14 +60,14 @@ def _of_dims(x: Tensor, dims: int, into: str) -> Tensor:
 @torch.no_grad()
 @exclusive
 def folded(model: nn.Module) -> nn.Module:
-    """A copy of the network whose layers do the work of the batch norms after them, as these do it in eval mode.
+    """A copy of the network with batch norms folded into the layers before them, as they are in eval mode.
 
     `y = s (W x + b - mu) + beta = (s W) x + (s (b - mu) + beta)`
 
-    Linear layers, convolutions, transposed convolutions, and chains that end in one, each followed by nothing but its
-    batch norm. Layers and norms that are used more than once, share tensors or have hooks stay, and so do norms without
-    running statistics; a log message names norms that stay. The copy is an ordinary network: it can be factorised,
-    saved (`load` folds the fresh model by itself) and exported. It is made for inference; training is not what it was.
+    The layer is linear, a convolution, a transposed convolution, or a chain that ends in one, and only its batch norm
+    reads its output. Layers and norms that are used more than once, share tensors or have hooks stay, and so do norms
+    without running statistics; a log message names the norms that stay. The copy is an ordinary network: it can be
+    factorised, saved (`load` folds the fresh model by itself) and exported. It is for inference: it trains differently.
 
     Args:
         model: dense or compressed, in any mode.
@@ -103,11 +103,11 @@ def folded(model: nn.Module) -> nn.Module:
             continue
         layer = modules[str(before.target)]
         last = _last(layer)
-        if last is None:
+        if last is None or norm.running_mean is None:
             continue
-        if norm.running_mean is not None and _fits(last, norm) and alone(layer) and alone(norm):
+        if _fits(last, norm) and alone(layer) and alone(norm):
             _fold(last, norm)
-            made.set_submodule(name, Folded(str(before.target), _dims(last)))
+            made.set_submodule(name, Folded(str(before.target), last.weight.dim()))  # as many as the output has
             done.add(name)
     stay = [name for name, module in modules.items() if isinstance(module, NORMS) and name not in done]
     if stay:
@@ -117,16 +117,12 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def folds_of(model: nn.Module) -> dict[str, str]:
-    """Name of every batch norm that was folded -> the layer that does its work."""
+    """Name of every folded batch norm -> the layer that it was folded into."""
     return {name: module.into for name, module in model.named_modules() if isinstance(module, Folded)}
 
 
 def refolded(fresh: nn.Module, folds: Mapping[str, str]) -> nn.Module:
-    """A copy of a fresh model with the same batch norms folded; without tracing, for values that come from elsewhere.
-
-    Args:
-        fresh: the architecture, folded already or not.
-        folds: what `folds_of` gave.
+    """A copy of a fresh model, folded or not, with the batch norms of `folds_of` folded; its values are set later.
 
     Raises:
         ValueError: naming what the fresh model lacks.
@@ -138,11 +134,12 @@ def refolded(fresh: nn.Module, folds: Mapping[str, str]) -> nn.Module:
     made = copied(fresh)
     modules: dict[str, Any] = dict(made.named_modules())
     for name, into in folds.items():
-        norm, layer = modules.get(name), modules.get(into)
+        norm: Any = modules.get(name)
+        layer: Any = modules.get(into)
         if not isinstance(norm, NORMS) or type(layer) not in LAYERS or not _fits(layer, norm):
             raise ValueError(f"the batch norm {name!r} was folded into {into!r}, the fresh model has no such pair")
         _give_bias(layer)
-        made.set_submodule(name, Folded(into, _dims(layer)))
+        made.set_submodule(name, Folded(into, layer.weight.dim()))
     return made
 
 
@@ -154,13 +151,7 @@ def _last(layer: nn.Module) -> Any:
 
 def _fits(layer: Any, norm: Any) -> bool:
     """Whether the channels of a norm can be the outputs of a layer."""
-    return isinstance(norm, FITTING[_dims(layer)]) and _outputs(layer) == norm.num_features
-
-
-def _dims(layer: Any) -> int:
-    """Dimensions of a layer's outputs: as many as its weight has."""
-    dims: int = layer.weight.dim()
-    return dims
+    return isinstance(norm, FITTING[layer.weight.dim()]) and _outputs(layer) == norm.num_features
 
 
 def _outputs(layer: Any) -> int:
@@ -174,7 +165,7 @@ def _give_bias(layer: Any) -> None:
 
 
 def _fold(layer: Any, norm: Any) -> None:
-    """Let the layer do what the norm does in eval mode."""
+    """Apply what a norm does in eval mode to the weight and bias of a layer."""
     _give_bias(layer)
     s_O = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -1,4 +1,4 @@
-"""Put new chains in the place of a site's layers."""
+"""Replace a site's layers by new chains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..network.replacing import module_at, put
 
 
 def rebuild(model: nn.Module, role: Role, names: Sequence[str], format: Format, ranks: Ranks, bias: bool) -> LowRank:
-    """Put new chains in the place of a site's layers, values not set.
+    """Replace a site's layers by new, uninitialised chains.
 
     An embedding and the linear head that shares its weight get a chain each, and both hold the same Parameters. Layers
     that read the same input get a chain each, too, and share the first factor.
@@ -21,12 +21,10 @@ def rebuild(model: nn.Module, role: Role, names: Sequence[str], format: Format, 
         model: the network, changed in place.
         role: of the site.
         names: qualified names of its layers, its own first.
-        format: of the chains.
-        ranks: their ranks.
-        bias: whether they have one.
+        format, ranks, bias: of the chains.
 
     Returns:
-        The chain to fill, which holds the values of all; of a tied embedding that of the head.
+        The chain to fill, which holds the values of all; for a tied embedding the head's.
 
     Example:
         >>> from rankwise.formats.svd import SVD

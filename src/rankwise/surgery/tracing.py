@@ -1,4 +1,4 @@
-"""The graph of a network whose factorised layers are nodes of their own."""
+"""Trace the graph of a network, with each chain as one node."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..running.pristine import pristine
 class OwnTracer(fx.Tracer):
     """A tracer that lets other threads run their networks.
 
-    While one thread traces, `torch.fx` has replaced the calls and attributes of all modules of the process: every call
-    would become a node of this graph, or an error in the thread that made it.
+    While one thread traces, `torch.fx` patches the calls and attributes of all modules in the process: a call in
+    another thread would become a node of this graph, or an error there.
     """
 
     def __init__(self) -> None:
@@ -46,12 +46,8 @@ class _Tracer(OwnTracer):
 def traced(model: nn.Module, otherwise: str) -> fx.Graph:
     """The graph of a network's forward in eval mode; its modules are the network's own.
 
-    Args:
-        model: the network.
-        otherwise: what to do where it cannot be traced, for the message.
-
     Raises:
-        ValueError: if the network cannot be traced.
+        ValueError: if the network cannot be traced; the message ends with `otherwise`, the fix.
 
     Example:
         >>> [node.op for node in traced(nn.Sequential(nn.ReLU()), "").nodes]
@@ -67,14 +63,10 @@ def traced(model: nn.Module, otherwise: str) -> fx.Graph:
 
 
 def used_once(model: nn.Module, graph: fx.Graph) -> Callable[[nn.Module], bool]:
-    """A test of modules: called once, by nothing but its call, with tensors that nothing else owns or reads.
+    """A test of modules: called once, without hooks, and no other module or node owns or reads its tensors.
 
-    What such a module holds can be changed if its outputs, or what reads them, are changed accordingly. Hooks count as
+    The values of such a module can be changed if the readers of its output are changed accordingly. Hooks count as
     readers: pruning and old-style weight norm write the weight in them.
-
-    Args:
-        model: the network.
-        graph: of its forward.
     """
     modules = dict(model.named_modules())
     calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")

@@ -1,13 +1,12 @@
-"""What a compression has done so far: a folder that it goes on from after it was stopped.
+"""The checkpoint of a compression: a folder from which a stopped run resumes.
 
-    checkpoint.json            what the run is of, and the sha256 of every file
+    checkpoint.json            what identifies the run, and the sha256 of every file
     statistics-*.safetensors   of the calibration data
     curves-*.json              the options of one site each
     plan-*.json
-    layer-*.safetensors        the values of one factorised layer each
+    layer-*.safetensors        the values of one chain each
 
-Every part is deterministic given those before it, so that one that is missing is made again with the same bits. Nothing
-that is read is executed.
+Every part follows from those before it, so a missing one is made again with the same bits. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -52,14 +51,15 @@ class _About:
 
 
 class Work:
-    """The parts of a compression that are done, and the folder that keeps them; without a folder nothing is kept.
+    """The finished parts of a compression, kept in a folder; without a folder nothing is kept.
 
     Args:
-        folder: made where it is missing; else empty, or of a run to go on with.
-        resume: go on from there.
+        folder: made if missing; it must be empty, or hold the checkpoint to resume from.
+        resume: resume from the folder.
 
     Raises:
-        ValueError: for a folder that holds something else, a checkpoint that is not asked for, damaged, or not there.
+        ValueError: for a folder with other content, with a checkpoint but without `resume`, or with a damaged or no
+            checkpoint.
 
     Example:
         >>> from rankwise import Plan
@@ -71,84 +71,80 @@ class Work:
     def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
         self.folder = None if folder is None else Path(folder)
         self.run: dict[str, Any] = {}
-        self.files: dict[str, tuple[str, str]] = {}  # what it is -> name of its file, and the sha256
+        self.files: dict[str, tuple[str, str]] = {}  # part -> name and sha256 of its file
         self._told = False
         if self.folder is None:
             if resume:
-                raise ValueError("resume needs the checkpoint to go on from; name its folder")
+                raise ValueError("resume needs the checkpoint to resume from; name its folder")
         elif resume:
             self._read(self.folder)
         else:
             _check_empty(self.folder)
 
     def begin(self, model: nn.Module, data: Iterable[Any] | None, options: Mapping[str, Any]) -> None:
-        """Say what the run is of, before its long work.
+        """Identify the run, before its long work.
 
         Args:
             model: the dense network.
-            data: what the run walks over; the same each time.
-            options: all else that decides what comes out.
+            data: batches of the run, the same in each pass.
+            options: everything else that affects the result.
 
         Raises:
-            ValueError: where the folder is of another run, naming what differs; for data that is different each time.
-            OSError: where nothing can be written to the folder.
+            ValueError: if the folder belongs to another run, naming what differs; for data that differs from pass to
+                pass.
+            OSError: if the folder cannot be written to.
         """
         if self.folder is None:
             return
         run = json.loads(json.dumps(identity(model, data, options)))
         if self.run and self.run != run:
-            differ = [
-                f"{key} {shown(self.run.get(key))} there, {shown(run.get(key))} here"
-                for key in {**self.run, **run}
-                if self.run.get(key) != run.get(key)
-            ]
+            pairs = {key: (self.run.get(key), run.get(key)) for key in {**self.run, **run}}
+            differ = [f"{key} {shown(a)} there, {shown(b)} here" for key, (a, b) in pairs.items() if a != b]
             raise ValueError(
-                f"checkpoint {self.folder} is of another run: {'; '.join(differ)}; go on with the same settings, or "
+                f"checkpoint {self.folder} is of another run: {'; '.join(differ)}; resume with the same settings, or "
                 "name another folder"
             )
         if self.run:
-            logger.info("going on from checkpoint %s, which has %s", self.folder, self.told())
+            logger.info("resuming from checkpoint %s, which has %s", self.folder, self.told())
         self.run = run
         self._write(self.folder)
 
     def told(self) -> str:
-        """What there is, in words."""
+        """The finished parts, in words."""
         layers = sum(key.startswith(f"{LAYERS.name} ") for key in self.files)
         parts = [part.name for part in (STATISTICS, CURVES, PLAN) if part in self]
         return ", ".join([*parts, f"{layers} factorised layers"])
 
     def __contains__(self, part: Part[Any]) -> bool:
-        """Whether there is something of a kind."""
+        """Whether there is a part of a kind."""
         return any(key.partition(" ")[0] == part.name for key in self.files)
 
     def of(self, part: Part[Value], variant: object = "") -> Done[Value]:
-        """What there is of a kind by site, to be read and added to; variants know nothing of each other."""
+        """The parts of a kind by site, to read and add to; variants are kept apart."""
         return {} if self.folder is None else _Kept(self, part, str(variant))
 
     def once(self, part: Part[Value], make: Callable[[], Value]) -> Value:
-        """What was made before, else what is made now."""
+        """The part made before, or else now."""
         done = self.of(part)
         if "" in done:
             return done[""]
-        with Randomness(
-            nn.Identity()
-        ).kept():  # what comes later draws the same numbers whether this is made now or not
+        # Later parts draw the same random numbers whether this one is made now or was made before.
+        with Randomness(nn.Identity()).kept():
             made = done[""] = make()
         return made
 
     def statistics(self, model: nn.Module, example: Any, collect: Callable[[], Statistics]) -> Statistics:
-        """Statistics of the network, as if they had been collected now."""
+        """Statistics of the network; stored ones get the example and devices back that their file does not hold."""
         stats = self.once(STATISTICS, collect)
         if stats.sites.example is not None:
             return stats
         sites = replace(stats.sites, example=example)
-        moments = {}
-        for name, found in stats.items():
-            moments[name] = _on(found, next(sites[name].layer(model).parameters()).device)
+        devices = {name: next(sites[name].layer(model).parameters()).device for name in stats}
+        moments = {name: _on(found, devices[name]) for name, found in stats.items()}
         return Statistics(moments, sites=sites, samples=stats.samples, seed=stats.seed)
 
     def remove(self) -> None:
-        """Delete what was kept, when nobody needs it any more; files of others stay, and the folder with them."""
+        """Delete the checkpoint; other files stay, and the folder with them."""
         if self.folder is None:
             return
         own = {MANIFEST, *(name for name, _ in self.files.values())}
@@ -161,7 +157,7 @@ class Work:
             self.folder.rmdir()
 
     def keep(self, key: str, part: Part[Value], value: Value) -> None:
-        """Write something. Where the disk refuses, that is told once: what was done is not lost by it."""
+        """Write a part. An error of the disk is logged once, and the run goes on."""
         assert self.folder is not None
         name = f"{part.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}{part.suffix}"
         try:
@@ -171,8 +167,8 @@ class Work:
         except OSError as error:
             if not self._told:
                 logger.warning(
-                    "checkpoint %s misses what cannot be written (%s); the work goes on, and would do that part again "
-                    "after a stop",
+                    "checkpoint %s misses a part that cannot be written (%s); the run goes on, and would make that "
+                    "part again after a stop",
                     self.folder,
                     error,
                 )
@@ -190,24 +186,24 @@ class Work:
         with told(path, _ANEW):
             plain = parse_json(read_text(path))
             if not isinstance(plain, dict) or plain.get("kind") != _KIND:
-                raise ValueError("it is no checkpoint of Rankwise")
+                raise ValueError("it is not a checkpoint of Rankwise")
             about = built(_About, plain)
             if about.version != VERSION:
                 raise ValueError(f"it is of version {about.version}, this Rankwise reads version {VERSION}")
             if plain.pop("sha256") != digest(plain):
-                raise ValueError("its content is not what its sha256 says")
+                raise ValueError("its content does not match its sha256")
         self.run, self.files = about.run, about.files
         for key, (name, sha256) in list(self.files.items()):
             if not _FILE.fullmatch(name):
-                raise ValueError(f"{path} names {name!r}, which is no file of a checkpoint; {_ANEW}")
+                raise ValueError(f"{path} names {name!r}, which is not a file of a checkpoint; {_ANEW}")
             if not (folder / name).is_file():
                 del self.files[key]
             elif sha256_of(folder / name) != sha256:
-                raise ValueError(f"checkpoint file {folder / name} is damaged; delete it, and its part is done again")
+                raise ValueError(f"checkpoint file {folder / name} is damaged; delete it, and its part is made again")
 
 
 class _Kept(Generic[Value]):
-    """What there is of a kind in a folder."""
+    """The parts of a kind in a folder, by site."""
 
     def __init__(self, work: Work, part: Part[Value], variant: str) -> None:
         self.work, self.part, self.variant = work, part, variant
@@ -227,7 +223,7 @@ class _Kept(Generic[Value]):
 
 
 def _check_empty(folder: Path) -> None:
-    """Refuse to begin in a folder that somebody needs."""
+    """Raise for a folder that holds something."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is a file; name a folder")
     if (folder / MANIFEST).exists():
@@ -237,7 +233,7 @@ def _check_empty(folder: Path) -> None:
 
 
 def _is_left(name: str) -> bool:
-    """Whether a run that was killed while it wrote left this."""
+    """Whether this is a leftover of a run that was killed while writing."""
     if not is_temporary(name):
         return False
     target = target_of(name)
@@ -245,7 +241,7 @@ def _is_left(name: str) -> bool:
 
 
 def _on(moments: Value, device: torch.device) -> Value:
-    """Moments with their tensors on a device, and in memory of their own: those that were read lie in the file."""
+    """Moments with their tensors copied to a device and out of the memory of the file that they were read from."""
     changed: dict[str, Any] = {}
     for field in fields(moments):  # type: ignore[arg-type]
         value = getattr(moments, field.name)

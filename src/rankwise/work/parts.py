@@ -1,4 +1,4 @@
-"""The parts of a compression that are kept, and their files."""
+"""The parts of a compression that a checkpoint keeps, and their files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Layer = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Part(Generic[Value]):
-    """A kind of thing that is kept, one file each."""
+    """A kind of part; each part has a file."""
 
     name: str
     suffix: str
@@ -39,7 +39,7 @@ def _read_json(path: Path) -> Any:
     with told(path):
         content = parse_json(read_text(path))
         if not isinstance(content, dict) or content.get("sha256") != digest(content.get("value")):
-            raise ValueError("its content is not what its sha256 says")
+            raise ValueError("its content does not match its sha256")
         return content["value"]
 
 

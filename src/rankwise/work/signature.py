@@ -1,4 +1,4 @@
-"""What a run is of: the network, the data, the options, and what rounds numbers as it does."""
+"""What identifies a run: the network, the data, the options, and versions and devices that affect rounding."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..running.randomness import Randomness
 
 
 def identity(model: nn.Module, data: Iterable[Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a run from others, in plain values.
+    """What identifies a run, in plain values.
 
     Args:
         model: the network.
-        data: what the run walks over.
-        options: all else that decides what comes out.
+        data: batches of the run.
+        options: everything else that affects the result.
 
     Raises:
-        ValueError: for data that is different each time.
+        ValueError: for data that differs from pass to pass.
     """
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     with Randomness(model).kept():
@@ -48,14 +48,14 @@ def _data(batches: Iterable[Any]) -> str:
     digests = [digest(batch, loose=True) for batch in batches]
     if digests and digest(next(iter(batches)), loose=True) != digests[0]:
         raise ValueError(
-            "the data is another one, or in another order, each time it is walked over, so that a stopped run could "
-            "not go on with the same bits: shuffle=False, or a list of batches; or leave the checkpoint out"
+            "the data, or its order, differs from pass to pass, so a stopped run could not resume with the same bits: "
+            "use shuffle=False, or a list of batches; or leave the checkpoint out"
         )
     return digest(digests)
 
 
 def _plain(value: Any) -> Any:
-    """An option as JSON holds it."""
+    """An option in JSON types."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Rule):
