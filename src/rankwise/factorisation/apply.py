@@ -87,12 +87,13 @@ def factorise(
         'svd'
     """
     model = unwrap(model)
-    if data is None and plan.fit_metric.needs_statistics and not isinstance(stats, Statistics):
+    metric, collected = plan.fit_metric, stats if isinstance(stats, Statistics) else None
+    if data is None and metric.needs_statistics and collected is None:
         raise ValueError(
             f"a plan in the {plan.metric} metric needs data= (sequential) or statistics (one-shot); pass one of them, "
             'or choose with metric="weight"'
         )
-    if plan.fit_metric.needs_gradients and not isinstance(stats, Statistics):
+    if metric.needs_gradients and collected is None:
         raise ValueError(
             f"a plan in the {plan.metric} metric needs statistics also with data=, for the gradients at the outputs: "
             "pass rankwise.collect(model, data, gradients=True)"
@@ -105,29 +106,26 @@ def factorise(
     how: Sequentially
     (how,) = parted(sequentially, Sequentially)
     known = get_formats(formats or ())
-    if isinstance(stats, (Statistics, Sites)):
-        check_plan(plan, stats.sites if isinstance(stats, Statistics) else stats, known)
+    sites = stats.sites if isinstance(stats, Statistics) else stats
+    if sites is not None:
+        check_plan(plan, sites, known)  # before the network runs
+        example = sites.example if example is None else example
     batches = None if data is None else Batches.of(data)
-    found = stats.sites if isinstance(stats, Statistics) else stats
-    if example is None and found is not None:
-        example = found.example
     if batches is not None:
         example, batches = with_example(model, batches, example)
-    if found is not None:
-        sites = found
-    elif batches is not None:
+    if sites is None:
+        if batches is None:
+            raise ValueError(f"a plan in the {plan.metric} metric needs the sites: pass rankwise.find(model, example)")
         sites = find(model, example)
-    else:
-        raise ValueError(f"a plan in the {plan.metric} metric needs the sites: pass rankwise.find(model, example)")
+        check_plan(plan, sites, known)
     sites.check_structure(model)
-    check_plan(plan, sites, known)
-    if plan.fit_metric.needs_gradients and isinstance(stats, Statistics):
+    if metric.needs_gradients and collected is not None:
         for row in plan.factorised:
-            stats.require(row.site, gradients=True)
+            collected.require(row.site, gradients=True)
     compressed = copied(model)
     with pristine(model), pristine(compressed):
         if batches is None:
-            used = stats if plan.fit_metric.needs_statistics and isinstance(stats, Statistics) else None
+            used = collected if metric.needs_statistics else None
             one_shot(model, compressed, plan, sites, used, shrink, known, done)
         else:
             sequential(
@@ -138,7 +136,7 @@ def factorise(
                 batches,
                 example,
                 how,
-                gradients=stats if plan.fit_metric.needs_gradients and isinstance(stats, Statistics) else None,
+                gradients=collected if metric.needs_gradients else None,
                 step=step,
                 formats=known,
                 done=done,

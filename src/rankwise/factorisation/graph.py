@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -240,24 +241,19 @@ def bind(model: nn.Module, batch: Any) -> dict[str, Any]:
     return bound.arguments
 
 
+@dataclass
 class _Segment:
-    """The values of one batch between two sites: node -> (dense value, compressed value or SAME)."""
+    """One batch between two sites."""
 
-    def __init__(
-        self,
-        dense: nn.Module,
-        compressed: nn.Module,
-        visitor: Visitor,
-        store: ActivationStore,
-        batch: int,
-        arguments: Mapping[str, Any],
-        randomness: Randomness,
-    ) -> None:
-        self.dense, self.compressed, self.visitor = dense, compressed, visitor
-        self.store, self.batch, self.arguments = store, batch, arguments
-        self.randomness = randomness
-        self.values: dict[fx.Node, tuple[Any, Any]] = {}
-        self.fresh: set[fx.Node] = set()
+    dense: nn.Module
+    compressed: nn.Module
+    visitor: Visitor
+    store: ActivationStore
+    batch: int
+    arguments: Mapping[str, Any]
+    randomness: Randomness
+    values: dict[fx.Node, tuple[Any, Any]] = field(default_factory=dict)  # dense, and compressed or SAME
+    fresh: set[fx.Node] = field(default_factory=set)
 
     def value(self, node: fx.Node) -> tuple[Any, Any]:
         if node not in self.values:
@@ -294,11 +290,11 @@ class _Segment:
         layer = self.dense.get_submodule(str(node.target))
         # The user's hooks may change input and output. They go on to the chain, so the fit needs the rows between them.
         if layer._forward_hooks or layer._forward_pre_hooks:
-            with _Inside(layer) as seen:
+            with _inside(layer) as dense:
                 self._set(node, self._call(node, self.dense, 0), SAME)
-            with _Inside(self.compressed.get_submodule(str(node.target))) as here:
+            with _inside(self.compressed.get_submodule(str(node.target))) as here:
                 self._call(node, self.compressed, 1)
-            return here.x, seen.y, None
+            return here[0], dense[1], None
         y = self._call(node, self.dense, 0)
         self._set(node, y, SAME)
         x, compressed = self.value(node.all_input_nodes[0])
@@ -335,22 +331,16 @@ class _Segment:
         return _apply(node, model, args, kwargs)
 
 
-class _Inside:
-    """Catches a layer's own input and output, between the user's hooks before and after it."""
+@contextmanager
+def _inside(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Catch a layer's own input and output in a list, between the user's hooks before and after it."""
+    caught: list[Tensor] = []
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
+    def catch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        caught[:] = args[0] if args else next(iter(kwargs.values())), output.clone()
 
-    def __enter__(self) -> _Inside:
-        self.handle = self.layer.register_forward_hook(own_thread(self._caught), prepend=True, with_kwargs=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
-
-    def _caught(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        self.x: Tensor = args[0] if args else next(iter(kwargs.values()))
-        self.y = output.clone()
+    with layer.register_forward_hook(own_thread(catch), prepend=True, with_kwargs=True):
+        yield caught
 
 
 def _apply(node: fx.Node, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

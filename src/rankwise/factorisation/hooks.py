@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,15 +77,10 @@ def _output(
             stop()
 
     # Before all other hooks: it sees the layer's own output.
-    handle = model.get_submodule(site).register_forward_hook(own_thread(reached), prepend=True)
+    hooked = model.get_submodule(site).register_forward_hook(own_thread(reached), prepend=True)
     watcher = Watcher(model, [site] if linked else [], sites, stop)
-    try:
-        with watcher:
-            call(model, batch, index=index)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+    with suppress(_Reached), hooked, watcher:
+        call(model, batch, index=index)
     if not caught:
         return None, None
     return caught[0], watcher.trails[site].link if linked else None
@@ -98,11 +94,7 @@ def _input(model: nn.Module, site: str, batch: Any, index: int) -> Tensor | None
         caught.append(args[0] if args else next(iter(kwargs.values())))
         raise _Reached
 
-    handle = model.get_submodule(site).register_forward_pre_hook(own_thread(stop), with_kwargs=True)
-    try:
+    hooked = model.get_submodule(site).register_forward_pre_hook(own_thread(stop), with_kwargs=True)
+    with suppress(_Reached), hooked:
         call(model, batch, index=index)
-    except _Reached:
-        return caught[0]
-    finally:
-        handle.remove()
-    return None
+    return caught[0] if caught else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from functools import partial
 from itertools import islice
@@ -186,37 +186,32 @@ def _fitted_first(site: Site) -> bool:
     return len(site.calls) > 1 or bool(site.aliases) or not site.multiplies or site.unpaired is not None
 
 
+@dataclass
 class _Visitor:
     """Collects the moments of one site after the other and puts the chains into the compressed network."""
 
-    def __init__(
-        self,
-        dense: nn.Module,
-        compressed: nn.Module,
-        rows: dict[str, PlanRow],
-        metric: str,
-        gradients: Statistics | None,
-        sites: Sites,
-        samples: int,
-        how: Sampling,
-        formats: Mapping[str, Format] | None,
-        own: Callable[..., Statistics],
-        done: Done[Layer] | None,
-    ) -> None:
-        self.dense, self.compressed = dense, compressed
-        self.rows, self.metric, self.gradients, self.sites = rows, metric, gradients, sites
-        self.samples, self.positions, self.seed, self.formats = samples, how.positions, how.seed, formats
-        self.own = own  # collects moments of the dense network's inputs
-        self.done = done
-        self.changed: list[str] = []
-        self.odd: int | None = None  # number of the batch that moments could not be made from
+    dense: nn.Module
+    compressed: nn.Module
+    rows: dict[str, PlanRow]
+    metric: str
+    gradients: Statistics | None
+    sites: Sites
+    samples: int
+    how: Sampling
+    formats: Mapping[str, Format] | None
+    own: Callable[..., Statistics]  # collects moments of the dense network's inputs
+    done: Done[Layer] | None
+    changed: list[str] = field(default_factory=list)
+    odd: int | None = None  # number of the batch that moments could not be made from
+
+    def __post_init__(self) -> None:
         self.start("")
 
     def start(self, name: str) -> None:
         """Turn to another site; "" for none."""
         self.current = name
         taps = self.sites[name].taps if name else 1
-        self.fitted, self.held = Accumulator(taps, self.seed), Accumulator(taps, self.seed)
+        self.fitted, self.held = Accumulator(taps, self.how.seed), Accumulator(taps, self.how.seed)
         self.unpaired = False
         self.seen = 0  # samples of this site
 
@@ -231,18 +226,14 @@ class _Visitor:
             return
         if x is None or y is None or not self._paired(site, x, y):
             self.unpaired = True
-            logger.warning(
-                "site %r, batch %d: its rows in the two networks cannot be paired; it is fitted to the moments of its "
-                "own inputs",
-                site,
-                batch,
-            )
+            message = "site %r, batch %d: rows of the two networks cannot be paired; it is fitted to its dense inputs"
+            logger.warning(message, site, batch)
             return
         if not x.numel() or not y.numel():  # an empty call adds nothing
             return
         layer = self.dense.get_submodule(site)
-        wanted = positions_per_sample(self.sites[site], self.samples, self.positions)
-        drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.seed, real)
+        wanted = positions_per_sample(self.sites[site], self.samples, self.how.positions)
+        drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.how.seed, real)
         x_GND, y_GNT = drawn.of_inputs(layer, x), drawn.of_outputs(layer, y)
         if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not if it broadcasts
             others = drawn.of_outputs(layer, repair.dense), drawn.of_outputs(layer, repair.compressed)
@@ -308,18 +299,9 @@ class _Visitor:
 
     def fit_alone(self, site: str, moments: Moments) -> None:
         """Fit a site to its weight, on moments of the dense network's inputs."""
-        moments = self.weighted(site, moments)
-        described = self.sites[site]
-        factorise_site(
-            self.dense,
-            self.compressed,
-            described,
-            self.rows[site],
-            moments,
-            self.metric,
-            formats=self.formats,
-            done=self.done,
-        )
+        described, row, moments = self.sites[site], self.rows[site], self.weighted(site, moments)
+        formats, done = self.formats, self.done
+        factorise_site(self.dense, self.compressed, described, row, moments, self.metric, formats=formats, done=done)
         self.changed += [site, *described.aliases]
 
     def _put_done(self, site: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -22,11 +23,10 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..layers.kinds import HF_HOME, is_transposed, site_kind, spatial_dims
-from ..running.exclusive import own_thread
+from ..running.exclusive import hooked, own_thread
 from ..running.guards import in_words
 from ..running.state import interval, storage_of, writes
 
@@ -60,17 +60,16 @@ class Calls:
         self.count: Counter[str] = Counter()
         self.numbers: Counter[str] = Counter(dict.fromkeys(dict(model.named_modules()), 0))
         self._model = model
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __enter__(self) -> Calls:
         for name, module in self._model.named_modules():
-            hook = partial(self._see, name)
-            self._handles.append(module.register_forward_pre_hook(own_thread(hook), with_kwargs=True))
+            hook = own_thread(partial(self._see, name))
+            self._hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
 
     def _see(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.count[name] += 1
@@ -157,7 +156,6 @@ class Recorder(TorchDispatchMode):
         self._parameters: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
         # Storage -> (tensor, owner). The tensor is held, so that no other one is allocated at its address.
         self._derived: dict[int, tuple[torch.Tensor, str]] = {}
-        self._handles: list[RemovableHandle] = []
         self._map_parameters()
 
     def _map_parameters(self) -> None:
@@ -175,19 +173,13 @@ class Recorder(TorchDispatchMode):
                 self._parameters[storage_of(parameter)].append((*interval(parameter), owner))
 
     def __enter__(self) -> Recorder:
-        for module in self._model.modules():
-            self._handles.append(module.register_forward_pre_hook(own_thread(self._before)))
-            # Before all other hooks, so that the work of a user's hook does not count as the layer's.
-            self._handles.append(
-                module.register_forward_hook(own_thread(self._after), prepend=True, with_kwargs=True, always_call=True)
-            )
+        self._hooks = hooked(self._model, self._before, self._after)
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
 
     def name(self, module: nn.Module) -> str:
         """The first qualified name of a module."""
@@ -214,7 +206,7 @@ class Recorder(TorchDispatchMode):
             return not self.by_operators and self._names[id(module)] not in self._own
         return isinstance(module, nn.RNNBase)
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._running.append(module)
         self._counted_by_hook += self._by_hook(module) or isinstance(module, ParametrizationList)
 

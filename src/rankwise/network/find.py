@@ -53,11 +53,19 @@ def find(model: nn.Module, example: Any) -> Sites:
     with pristine(model):
         with Recorder(model) as record, Routes(model) as routes:
             output = call(model, example)
-        sites = [_with_routes(model, site, routes, record) for site in _sites(model, record, fused)]
-    layers = {site.name: _calls(model, record, site) for site in sites if site.dense_because is None and site.name}
+        sites = _sites(model, record, fused)
+    # First name of each layer of a site -> its calls.
+    calls: dict[str, dict[str, int]] = {}
+    for place, site in enumerate(sites):
+        names = sorted({record.name(model.get_submodule(name)) for name in site.names})
+        calls[site.name] = {name: len(record.calls.get(name, ())) for name in names}
+        sites[place] = replace(
+            site, unpaired=next((routes.picked[name] for name in names if name in routes.picked), None)
+        )
+    layers = {site.name: calls[site.name] for site in sites if site.dense_because is None and site.name}
     reasons = unreplaceable(model, layers, example, output) if layers else {}
     sites = [replace(site, dense_because=reasons.get(site.name, site.dense_because)) for site in sites]
-    used = {name for site in sites for name in (site.name, *site.aliases)} | set(record.other_macs)
+    used = {name for site in sites for name in site.names} | set(record.other_macs)
     return Sites(
         by_name={site.name: site for site in sites},
         total_params=numbers_in(model.parameters()),
@@ -73,11 +81,6 @@ def find(model: nn.Module, example: Any) -> Sites:
     )
 
 
-def _with_routes(model: nn.Module, site: Site, routes: Routes, record: Recorder) -> Site:
-    names = {record.name(model.get_submodule(name)) for name in (site.name, *site.aliases)}
-    return replace(site, unpaired=next((routes.picked[name] for name in sorted(names) if name in routes.picked), None))
-
-
 @exclusive
 def total_macs(model: nn.Module, example_input: Any) -> int:
     """Multiply-accumulates of a whole network for an example batch, without finding its sites."""
@@ -86,12 +89,6 @@ def total_macs(model: nn.Module, example_input: Any) -> int:
     with pristine(model), Recorder(model) as record:
         call(model, example_input)
     return record.total_macs
-
-
-def _calls(model: nn.Module, record: Recorder, site: Site) -> dict[str, int]:
-    """The layers of a site, each under its first name, and how often they are called."""
-    names = {record.name(model.get_submodule(name)) for name in (site.name, *site.aliases)}
-    return {name: len(record.calls.get(name, ())) for name in sorted(names)}
 
 
 def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list[Site]:

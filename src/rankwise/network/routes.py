@@ -9,7 +9,6 @@ they are paired by rank.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..layers.kinds import site_kind
-from ..running.exclusive import own_thread
+from ..running.exclusive import hooked
 from ..running.guards import in_words
 from ..running.state import has_memory
 
@@ -99,15 +98,9 @@ class Routes(TorchDispatchMode):
         # A computed value became a Python number. From then on a tensor made from Python numbers may depend on it.
         self._has_read = False
         self._running: list[nn.Module] = []
-        self._stack = ExitStack()
 
     def __enter__(self) -> Routes:
-        for module in self._model.modules():
-            for handle in (
-                module.register_forward_pre_hook(own_thread(self._before), with_kwargs=True),
-                module.register_forward_hook(own_thread(self._after), prepend=True, with_kwargs=True, always_call=True),
-            ):
-                self._stack.callback(handle.remove)
+        self._stack = hooked(self._model, self._before, self._after)
         self._stack.enter_context(_Reads(self))
         super().__enter__()
         return self

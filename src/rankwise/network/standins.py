@@ -134,10 +134,8 @@ class _Trial:
                 if log.read_by is not None:
                     self.reasons[name] = f"its weight is used directly by {log.read_by}"
                 elif log.calls != wanted:
-                    self.reasons[name] = (
-                        f"{self._host(path)} does not call another layer in its place: it goes by the class of its "
-                        f"layers (isinstance or type)"
-                    )
+                    host = self._host(path)
+                    self.reasons[name] = f"{host} does not call another layer in its place: it checks its class"
         if self.reasons:
             return False
         got = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -161,7 +159,7 @@ class _Trial:
         host = self._host(next(iter(self.sites[name])))
         if self.error:
             return f"{host} fails with another layer in its place: {self.error}"
-        return f"{host} computes something else with another layer in its place: it goes by the class of its layers"
+        return f"{host} computes something else with another layer in its place: it checks its class"
 
     def _host(self, path: str) -> str:
         """The module whose forward calls the layer, in words."""

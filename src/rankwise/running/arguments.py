@@ -15,12 +15,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def arguments(model: nn.Module, batch: Any) -> Arguments:
-    """Positional and keyword arguments as `call` hands them over: on the model's device, in its dtype.
+    """Positional and keyword arguments as `call` passes them: on the model's device, in its dtype.
 
-    Runs the model once.
-
-    Raises:
-        ValueError: if the model rejects the batch.
+    Runs the model once; a ValueError if it rejects the batch.
 
     Example:
         >>> import torch
@@ -33,16 +30,13 @@ def arguments(model: nn.Module, batch: Any) -> Arguments:
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(fresh((args, kwargs)))
 
-    hook = model.register_forward_pre_hook(own_thread(remember), prepend=True, with_kwargs=True)
-    try:
+    with model.register_forward_pre_hook(own_thread(remember), prepend=True, with_kwargs=True):
         call(model, batch)
-    finally:
-        hook.remove()
     return seen[0]
 
 
 def fresh(given: Arguments) -> Arguments:
-    """A copy for one call: the network may write into what it is called with.
+    """A copy for one call: the network may write into its inputs.
 
     Example:
         >>> import torch

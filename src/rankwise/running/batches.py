@@ -135,7 +135,7 @@ class Batches:
                     "pass a list or a DataLoader"
                 )
             raise DataError(f"{_EMPTY}, got {type(self._source).__name__}")
-        self._same(sizes)
+        self._check_sizes(sizes)
         self._sizes = sizes
 
     def _size(self, index: int, batch: Any) -> int:
@@ -144,7 +144,7 @@ class Batches:
         except ValueError as error:
             raise DataError(f"calibration batch {index}: {error}") from None
 
-    def _same(self, sizes: list[int]) -> None:
+    def _check_sizes(self, sizes: list[int]) -> None:
         """Raise if a pass had fewer batches or other samples than the one before; their order may differ."""
         if self._sizes is None or (len(sizes), sum(sizes)) == (len(self._sizes), sum(self._sizes)):
             return

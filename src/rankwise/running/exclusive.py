@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -113,6 +113,23 @@ def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
         return None
 
     return kept
+
+
+def hooked(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> ExitStack:
+    """Hook every module's own call, for this thread; closing the stack removes the hooks.
+
+    Args:
+        model: the network.
+        before: called with module, args and kwargs.
+        after: called with module, args, kwargs and output, which is None if the module raised. It runs before the
+            user's hooks, so that their work does not count as the module's.
+    """
+    stack, before, after = ExitStack(), own_thread(before), own_thread(after)
+    for module in model.modules():
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        hook = module.register_forward_hook(after, prepend=True, with_kwargs=True, always_call=True)
+        stack.callback(hook.remove)
+    return stack
 
 
 def _models(values: Iterable[Any]) -> Iterator[nn.Module]:

@@ -102,13 +102,10 @@ class Outputs:
                 made.append((output, -1 if isinstance(layer, nn.Linear) else -1 - spatial_dims(layer)))
 
         with pristine(model):
-            layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) or spatial_dims(layer)]
-            handles = [layer.register_forward_hook(own_thread(keep)) for layer in layers]
-            try:
-                output = call(model, batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            for layer in model.modules():
+                if isinstance(layer, nn.Linear) or spatial_dims(layer):
+                    layer.register_forward_hook(own_thread(keep))  # which `pristine` removes
+            output = call(model, batch)
         problem = getattr(getattr(model, "config", None), "problem_type", None)  # of transformers' classifiers
         case = _Case(type(model).__name__, output, batch, labels, classes_dim, scores, problem, tuple(made))
         return case.decide()
