@@ -135,7 +135,9 @@ class _Trial:
                     self.reasons[name] = f"its weight is used directly by {log.read_by}"
                 elif log.calls != wanted:
                     host = self._host(path)
-                    self.reasons[name] = f"{host} does not call another layer in its place: it checks its class"
+                    self.reasons[name] = (
+                        f"{host} does not call another layer in its place: it checks the class of the layer"
+                    )
         if self.reasons:
             return False
         got = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -159,7 +161,7 @@ class _Trial:
         host = self._host(next(iter(self.sites[name])))
         if self.error:
             return f"{host} fails with another layer in its place: {self.error}"
-        return f"{host} computes something else with another layer in its place: it checks its class"
+        return f"{host} computes something else with another layer in its place: it checks the class of the layer"
 
     def _host(self, path: str) -> str:
         """The module whose forward calls the layer, in words."""
