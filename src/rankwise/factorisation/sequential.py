@@ -111,19 +111,8 @@ def sequential(
     for name in rows:
         site_weight(dense, sites[name])  # raises for weights that are not finite, before anything runs
     own = partial(collect, dense, batches, example=example, positions=how.positions, seed=how.seed, mask=how.mask)
-    visitor = _Visitor(
-        dense,
-        compressed,
-        rows,
-        plan.metric,
-        gradients,
-        sites,
-        batches.samples,
-        how,
-        formats,
-        own,
-        done,
-    )
+    samples = batches.samples
+    visitor = _Visitor(dense, compressed, rows, plan.metric, gradients, sites, samples, how, formats, own, done)
     visitor.fit_first(shared, step)
     order = [name for name in sites if name in rows and name not in shared]
     if not order:
