@@ -125,7 +125,7 @@ class Job:
         session.work.begin(session.model, None if self.data is None else self.data.pairs, {**options, **used})
 
     def seen(self) -> dict[str, Seen]:
-        """Samples that were used so far, by use; a statistics file that was read does not tell those of calibration."""
+        """Samples used so far, by use; which ones calibrated is not known if a statistics file was read."""
         from ..running.seen import Seen
 
         own = [] if self.data is None else [self.data]
