@@ -107,11 +107,7 @@ class Job:
         return self.test or self.data or random_data(self.session.example, self.batch)
 
     def begin(self, options: Mapping[str, Any]) -> None:
-        """Record MODEL, DATA and the options that decide the result in the checkpoint.
-
-        Raises:
-            ValueError: if the checkpoint belongs to another run.
-        """
+        """Record MODEL, DATA and the options that decide the result in the checkpoint; refuse one of another run."""
         from ..files import digest, sha256_of
 
         session, path = self.session, self.file.path
@@ -169,11 +165,7 @@ class Job:
         return {} if engine is None else {"example": self.measured_on.example(batch), "engine": engine}
 
     def tries(self, wishes: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments `evaluate` and `drop` of `choose`, if the wishes need them.
-
-        Raises:
-            ValueError: if there is no data to try plans on.
-        """
+        """The arguments `evaluate` and `drop` of `choose`, if the wishes need them; both need data."""
         found: dict[str, Any] = {}
         network = self.session.model
         if wishes["rule"].needs_evaluate:

@@ -60,13 +60,8 @@ class Judging:
     def of(cls, metric: Iterable[str] | None, classes_dim: int | None, fits: bool = True) -> Judging:
         """The values of `--metric` and `--classes-dim`.
 
-        Args:
-            metric: each one the metric of the fits, the name of a measure, or `FILE.py:FUNCTION[:lower]`.
-            classes_dim: dimension of the outputs that holds the classes.
-            fits: whether the command fits anything.
-
-        Raises:
-            ValueError: for an unknown name, two of a kind, or a function that does not exist.
+        Each `metric` is the metric of the fits (if the command fits anything), the name of a measure, or
+        `FILE.py:FUNCTION[:lower]`; one of a kind.
         """
         said: dict[str, Any] = {}
         for text in metric or ():
