@@ -324,7 +324,7 @@ def test_pareto_takes_what_choose_takes(net: Net, curves: Any) -> None:
     large, small = pareto(*net, keeps=keeps, **wishes)
     assert large == plans[0]
     assert all(small[row.site].format in (row.format, "dense") for row in large.factorised)
-    with pytest.raises(TypeError, match="pareto takes no 'keep': the budgets are those of keeps"):
+    with pytest.raises(TypeError, match="pareto takes no 'keep': keeps holds the budgets"):
         pareto(*net, keeps=keeps, keep={"macs": 0.5})  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="no argument 'format'"):
         pareto(*net, keeps=keeps, format="svd")  # type: ignore[call-overload]

@@ -164,7 +164,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_files_that_are_no_studies(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("not a database, but a text of some length" * 50)
-    with pytest.raises(ValueError, match=r"notes\.db' is not a study file, or damaged: .*; name another"):
+    with pytest.raises(ValueError, match=r"notes\.db' is not a study, or damaged: .*; name another"):
         Bayesian(trials=2, study=str(tmp_path / "notes.db")).choose(asked())
     with pytest.raises(ValueError, match=r"there is no folder '.*nowhere'; make it first"):
         Bayesian(trials=2, study=str(tmp_path / "nowhere" / "study.db")).choose(asked())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.ranks.solvers import one_budget
-from rankwise.ranks.solvers.one_budget import hull, pareto
+from rankwise.ranks.solvers.one_budget import front, hull
 
 
 class Choice(NamedTuple):
@@ -148,7 +148,7 @@ def test_no_sites() -> None:
 @settings(max_examples=60, deadline=None)
 @given(site=options)
 def test_pareto_keeps_what_nothing_beats(site: list[Choice]) -> None:
-    kept = [site[index] for index in pareto(*zip(*site, strict=True))]
+    kept = [site[index] for index in front(*zip(*site, strict=True))]
     assert all(a.cost < b.cost and a.error > b.error for a, b in itertools.pairwise(kept))
     for choice in site:
         assert any(other.cost <= choice.cost and other.error <= choice.error for other in kept)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 StatsOut = Annotated[Path, plain("-o --out FILE", "The statistics file to write.", shown=False)]
 Rows = Annotated[
-    bool,
-    plain("--rows", "Write rows of activations where they take less room than moments: as private as the data."),
+    bool, plain("--rows", "Write rows of activations where they take less room than moments: as private as the data.")
 ]
 Gradients = Annotated[
     bool,

@@ -128,7 +128,7 @@ def heal(
 
 
 def progress_of(out: Output, measure: str) -> Callable[[str, Look], None]:
-    """Says at every look how far a training is, and what its validation samples come to."""
+    """A function that reports every look at the validation samples: the stage, its share and time, the measure."""
 
     def progress(stage: str, look: Look) -> None:
         out.say(f"{stage} {look.share:4.0%}, {look.seconds:.0f} s: validation {measure} {look.held_out:.5g}")

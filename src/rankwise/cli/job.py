@@ -107,11 +107,7 @@ class Job:
         return self.test or self.data or random_data(self.session.example, self.batch)
 
     def begin(self, options: Mapping[str, Any]) -> None:
-        """Record MODEL, DATA and the options that decide the result in the checkpoint.
-
-        Raises:
-            ValueError: if the checkpoint belongs to another run.
-        """
+        """Record MODEL, DATA and the options that decide the result in the checkpoint; refuse one of another run."""
         from ..files import digest, sha256_of
 
         session, path = self.session, self.file.path
@@ -125,7 +121,7 @@ class Job:
         session.work.begin(session.model, None if self.data is None else self.data.pairs, {**options, **used})
 
     def seen(self) -> dict[str, Seen]:
-        """Samples that were used so far, by use; a statistics file that was read does not tell those of calibration."""
+        """Samples used so far, by use; which ones calibrated is not known if a statistics file was read."""
         from ..running.seen import Seen
 
         own = [] if self.data is None else [self.data]
@@ -169,11 +165,7 @@ class Job:
         return {} if engine is None else {"example": self.measured_on.example(batch), "engine": engine}
 
     def tries(self, wishes: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments `evaluate` and `drop` of `choose`, if the wishes need them.
-
-        Raises:
-            ValueError: if there is no data to try plans on.
-        """
+        """The arguments `evaluate` and `drop` of `choose`, if the wishes need them; both need data."""
         found: dict[str, Any] = {}
         network = self.session.model
         if wishes["rule"].needs_evaluate:

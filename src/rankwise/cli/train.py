@@ -81,8 +81,7 @@ class Training:
     ] = None
     optimiser: Annotated[str, training("--optimiser NAME", "adamw, or sgd with momentum.")] = "adamw"
     patience: Annotated[
-        int | None,
-        training("--patience N", "Stop a training after N looks at the held-out samples without a gain."),
+        int | None, training("--patience N", "Stop a training after N looks at the held-out samples without a gain.")
     ] = None
     checkpoint: Checkpoint = None
 

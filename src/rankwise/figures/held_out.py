@@ -36,12 +36,9 @@ class Compared:
 
     @classmethod
     def of(cls, data: Data, seen: Mapping[str, Seen], fix: str = "name others with --test") -> Compared:
-        """Compare the samples of `data` with those that were seen.
+        """Compare the samples of `data` with those seen, by use; `fix` says what to do about samples used before.
 
-        Args:
-            data: what figures come from.
-            seen: samples by use, a key of `USES`; without "calibration" the calibration samples are not known.
-            fix: what a user can do about samples that were used before.
+        Without the use "calibration" it is not known which samples calibrated.
         """
         from ..running.seen import digests_of
 

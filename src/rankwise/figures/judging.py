@@ -22,7 +22,7 @@ TAKEN = ("params", "macs", "bytes", "top1", "top5", "measures")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Measures:
     """Measures that fit the outputs of a network on some data.
 
     Args:
@@ -60,13 +60,8 @@ class Judging:
     def of(cls, metric: Iterable[str] | None, classes_dim: int | None, fits: bool = True) -> Judging:
         """The values of `--metric` and `--classes-dim`.
 
-        Args:
-            metric: each one the metric of the fits, the name of a measure, or `FILE.py:FUNCTION[:lower]`.
-            classes_dim: dimension of the outputs that holds the classes.
-            fits: whether the command fits anything.
-
-        Raises:
-            ValueError: for an unknown name, two of a kind, or a function that does not exist.
+        Each `metric` is the metric of the fits (if the command fits anything), the name of a measure, or
+        `FILE.py:FUNCTION[:lower]`; one of a kind.
         """
         said: dict[str, Any] = {}
         for text in metric or ():
@@ -88,7 +83,7 @@ class Judging:
             inputs, labels = next(iter(data.pairs))
             self.own(network, network, [(inputs, labels) if data.labelled else inputs])
 
-    def judged(self, out: Teller, network: nn.Module, data: Data) -> Judged:
+    def judged(self, out: Teller, network: nn.Module, data: Data) -> Measures:
         """The measures that fit a network on data; a note says why labels cannot be used."""
         from ..evaluate import Outputs, measure, measures_for
 
@@ -102,7 +97,7 @@ class Judging:
         measures = (measure(self.name, outputs),) if self.name else tuple(measures_for(outputs, labelled))
         if self.own is not None:
             measures = (self.own, *(each for each in measures if each.key != self.own.key))
-        return Judged(outputs=outputs, measures=measures, labelled=labelled, own=self.own is not None)
+        return Measures(outputs=outputs, measures=measures, labelled=labelled, own=self.own is not None)
 
     def for_plans(self, out: Teller, network: nn.Module, data: Data) -> Measure:
         """The measure for rules that try plans: the user's own, else one that grows as the errors do."""

@@ -84,11 +84,7 @@ class Data:
         return labels
 
     def example(self, samples: int = 1) -> Any:
-        """The example that stands for the data, or the first few samples as a batch.
-
-        Raises:
-            ValueError: if the first batch has fewer.
-        """
+        """The example that stands for the data, or the first few samples, all of the first batch."""
         from ..running.calling import first_samples, samples_in
 
         example, axis = self.stands or (None, 0)

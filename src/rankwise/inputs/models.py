@@ -89,11 +89,7 @@ def load_function(spec: str, what: str, others: str) -> Callable[..., Any]:
 
 
 def call_function(spec: str, what: str, others: str) -> Any:
-    """Call the function that `FILE.py:FUNCTION` names and return its result; arguments as for `load_function`.
-
-    Raises:
-        ValueError: if there is no such function, or it raises, with its error as the cause.
-    """
+    """Call the function that `FILE.py:FUNCTION` names and return its result; arguments as for `load_function`."""
     function = load_function(spec, what, others)
     try:
         return function()

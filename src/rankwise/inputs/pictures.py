@@ -50,11 +50,7 @@ def read_picture(file: Path) -> Tensor:
 
 
 def pixels_of(picture: Any) -> Tensor:
-    """The pixels of a Pillow picture: one channel if it is gray, else three.
-
-    Raises:
-        ValueError: for numbers with no known white.
-    """
+    """The pixels of a Pillow picture, gray in one channel, else three; a ValueError for numbers with no known white."""
     import numpy as np
     import torch
 

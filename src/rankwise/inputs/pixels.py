@@ -35,11 +35,7 @@ class Step:
 
 
 def parse_transform(text: str | None, size: int | None = None) -> tuple[Step, ...]:
-    """The steps of `--transform`, or of `--size`: resize the shorter side, then take the middle square.
-
-    Raises:
-        ValueError: for an unknown step, a size that cannot be read, or both options at once.
-    """
+    """The steps of `--transform`, or of `--size`: resize the shorter side, then take the middle square."""
     if text is not None and size is not None:
         raise ValueError(f"--size {size} and --transform {text!r} say the same thing twice; give one of them")
     if size is not None:
@@ -151,11 +147,7 @@ class Normalise:
 
 
 def parse_normalise(text: str) -> Normalise:
-    """What `--normalise` asks for, except `auto`, which needs to see the data.
-
-    Raises:
-        ValueError: for an unknown name or figures that cannot be read.
-    """
+    """What `--normalise` asks for, except `auto`, which needs to see the data."""
     if text == "imagenet":
         return Normalise(name=text, mean=IMAGENET[0], std=IMAGENET[1])
     if text == "symmetric":

@@ -226,9 +226,9 @@ def from_dataset(dataset: Sequence[Any], name: str) -> Source:
     def get(index: int) -> tuple[Tensor, int | None]:
         item = read_sample(dataset, index, name)
         if paired and not (isinstance(item, (tuple, list)) and len(item) == 2):
-            raise ValueError(f"it is a {type(item).__name__}, sample 0 is a pair (input, label)")
+            raise ValueError(f"it is a {type(item).__name__}, but the first sample is a pair (input, label)")
         if labelled and not _is_label(item[1]):
-            raise ValueError(f"its label is {item[1]!r}, that of sample 0 a whole number")
+            raise ValueError(f"its label is {item[1]!r}, but the first sample has a whole number")
         label = int(item[1]) if labelled else None
         _refuse_negative([] if label is None else [label], "its labels")
         return as_tensor(item[0] if paired else item), label

@@ -77,7 +77,7 @@ def pareto(
         return plans_for(model, _requests(source, get_rule(rule), **wishes), nested=nested)
     assert isinstance(source, (Statistics, Sites))
     if both := sorted(wishes.keys() & {"keep", "target_drop", "drop", "minimise"}):
-        raise TypeError(f"pareto takes no {both[0]!r}: the budgets are those of keeps")
+        raise TypeError(f"pareto takes no {both[0]!r}: keeps holds the budgets")
     asked = Asked.of(rule=rule, **wishes)
     requests = _requests(keeps, asked.rule, asked.floor_rule)
     for request in requests:

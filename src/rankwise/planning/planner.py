@@ -106,28 +106,7 @@ class Planner:
         model, metric, shrink, constraints = unwrap(model), asked.metric, asked.shrink, asked.constraints
         sites = source.sites if isinstance(source, Statistics) else source
         sites.check_structure(model)
-        formats, free = asked.known_formats, constraints.free(sites)
-        curves = asked.curves
-        if curves is None:
-            finest = "auto" if asked.example is None else VECTOR
-            curves = profile(
-                model,
-                source,
-                formats=DEFAULT_FORMATS if asked.formats is None else asked.formats,
-                metric=metric,
-                shrink=shrink,
-                round_to=finest if asked.round_to in (None, "auto") else asked.round_to,
-                only=free,
-                done=asked.done,
-                progress=asked.progress,
-            )
-        elif asked.formats is not None or asked.round_to is not None:
-            name = "formats" if asked.formats is not None else "round_to"
-            raise ValueError(
-                f"{name}={getattr(asked, name)!r} has no effect on given curves; pass it to profile, which makes them"
-            )
-        else:
-            check_curves(curves, sites, free, metric)
+        formats, curves = asked.known_formats, _curves(model, source, sites, asked)
 
         def spectra(name: str, format: str) -> Spectra:
             site = sites[name]
@@ -335,6 +314,29 @@ class Planner:
             f"and constraints the network keeps at least {least:,.0f} ({least / dense:.3f}); "
             f"{rest + '; ' if rest else ''}raise the budget, or allow more sites or lower ranks"
         )
+
+
+def _curves(model: nn.Module, source: Statistics | Sites, sites: Sites, asked: Asked) -> Mapping[str, Curve]:
+    """The given curves, if they belong to the network; else those that `profile` makes."""
+    free = asked.constraints.free(sites)
+    if asked.curves is None:
+        finest = "auto" if asked.example is None else VECTOR
+        return profile(
+            model,
+            source,
+            formats=DEFAULT_FORMATS if asked.formats is None else asked.formats,
+            metric=asked.metric,
+            shrink=asked.shrink,
+            round_to=finest if asked.round_to in (None, "auto") else asked.round_to,
+            only=free,
+            done=asked.done,
+            progress=asked.progress,
+        )
+    for name in ("formats", "round_to"):
+        if (value := getattr(asked, name)) is not None:
+            raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
+    check_curves(asked.curves, sites, free, asked.metric)
+    return asked.curves
 
 
 def _nested(option: Option, row: PlanRow) -> bool:

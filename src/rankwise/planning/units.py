@@ -129,7 +129,7 @@ class Bytes(Counted):
         return built.params * width + 4 * format.indices(site, tuple(built.ranks))
 
 
-class Clock(Protocol):
+class Times(Protocol):
     """Microseconds of a network and of the options of its sites."""
 
     dense: float
@@ -142,7 +142,7 @@ class Latency(Unit):
     """Microseconds of one forward, as an engine measures them.
 
     Args:
-        clock: knows them.
+        times: knows them.
         sites: the network's.
     """
 
@@ -153,20 +153,20 @@ class Latency(Unit):
     is_measured = True
     idle = "no format is faster than dense"
 
-    def __init__(self, clock: Clock, sites: Sites) -> None:
-        self._clock, self._sites = clock, sites
+    def __init__(self, times: Times, sites: Sites) -> None:
+        self._times, self._sites = times, sites
 
     def planned(self, rows: Sequence[PlanRow]) -> float:
         saved = 0.0
         for row in rows:
             if row.format != DENSE:
                 site = self._sites[row.site]
-                dense, own = self._clock.costs(site, [dense_option(site), option_of(row)])
+                dense, own = self._times.costs(site, [dense_option(site), option_of(row)])
                 saved += dense - own
-        return round(self._clock.dense - saved, 3)
+        return round(self._times.dense - saved, 3)
 
     def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
-        return self._clock.costs(site, options)
+        return self._times.costs(site, options)
 
     @staticmethod
     def read(amount: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .base import Candidates, Pick, Problem, Rule, described
 from .budgeted import check_limits
 from .solvers.exchanges import fill, fits, repaired
-from .solvers.one_budget import pareto
+from .solvers.one_budget import front
 from .solvers.padding import tables
 
 LOSSES = ("budget", "product")
@@ -89,7 +89,7 @@ class Continuous(Rule):
     def largest(self, problem: Problem, losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tensor:
         """Each site's option with the largest weight, after all rounds."""
         # Options that no other beats in price and error, by ascending price; and the places on them still in question.
-        paths = [pareto(problem.shares(site), [option.error for option in site.options]) for site in problem.sites]
+        paths = [front(problem.shares(site), [option.error for option in site.options]) for site in problem.sites]
         spans = [(0.0, len(path) - 1.0) for path in paths]
         multipliers_U = torch.zeros_like(limits_U)
         worst = losses_SO.where(losses_SO < math.inf, 0).amax(1).sum().clamp_min(torch.finfo(torch.float64).tiny)

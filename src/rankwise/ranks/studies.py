@@ -47,7 +47,7 @@ def open_study(path: str, identity: Mapping[str, Any]) -> Iterator[Study]:
     try:
         if path and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"study {path!r}: there is no folder {str(Path(path).parent)!r}; make it first")
-        with told(f"study {path!r} is not a study file, or damaged", "name another", *broken):
+        with told(f"study {path!r} is not a study, or damaged", "name another", *broken):
             _check_pages(path)
             storage = optuna.storages.RDBStorage(f"sqlite:///{path}") if path else optuna.storages.InMemoryStorage()
             study = optuna.create_study(storage=storage, study_name="rankwise", load_if_exists=True)

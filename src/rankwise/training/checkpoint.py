@@ -28,7 +28,7 @@ def write_checkpoint(path: Path, run: Mapping[str, Any], state: Mapping[str, Any
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read the state from a checkpoint. Nothing in the file is executed.
+    """Read the state from a checkpoint; nothing in the file is executed.
 
     Raises:
         ValueError: if there is no such file, it is damaged, or it was not written for `run`; the message says what

@@ -151,14 +151,7 @@ def heal(
     }
     healed = balance_(copied(small))
     parameters = trainable(healed, train)
-    teaching = partial(Distillation, dense, logits=how.logits, classes_dim=how.classes_dim)
-    judge, distil = teaching(temperature=1.0), teaching(temperature=how.temperature, features=how.features)
-    few = samples.batch(torch.arange(min(len(samples), FEW)))
-    is_scores = all(each.outputs(*few).has_scores for each in (judge, distil))
-    if labels is not None and not is_scores:
-        raise ValueError(f"labels teach only scores of classes; the outputs are {judge.outputs(*few)}")
-    if samples.labels is not None:
-        check_labels(samples.labels, judge.outputs(*few).classes)
+    judge, distil, is_scores = _teachers(dense, how, samples, labels is not None)
     own = None if evaluate is None else _Lost(evaluate, dense)
     losses: dict[str, Callable[[Any, Tensor | None], Tensor]] = {}
     if shares["blocks"]:
@@ -197,6 +190,21 @@ def heal(
         parameters=sum(parameter.numel() for parameter in parameters),
         judge=own.name if own else "divergence in nats" if is_scores else "relative squared error",
     )
+
+
+def _teachers(
+    dense: nn.Module, how: Healing, samples: Samples, labelled: bool
+) -> tuple[Distillation, Distillation, bool]:
+    """What judges and what teaches, and whether outputs are scores; a ValueError for labels that do not fit them."""
+    teaching = partial(Distillation, dense, logits=how.logits, classes_dim=how.classes_dim)
+    judge, distil = teaching(temperature=1.0), teaching(temperature=how.temperature, features=how.features)
+    few = samples.batch(torch.arange(min(len(samples), FEW)))
+    is_scores = all(each.outputs(*few).has_scores for each in (judge, distil))
+    if labelled and not is_scores:
+        raise ValueError(f"labels teach only scores of classes; the outputs are {judge.outputs(*few)}")
+    if samples.labels is not None:
+        check_labels(samples.labels, judge.outputs(*few).classes)
+    return judge, distil, is_scores
 
 
 class _Lost:

@@ -174,7 +174,7 @@ class Loop:
             technique.load_state_dict(own)
 
     def _train(self) -> None:
-        step = wrapped(_Step(self), self.device)
+        step = wrapped(_BatchLoss(self), self.device)
         every = self.options.every or min(self.epoch_steps, LONGEST)
         losses: list[Tensor] = []
         share = self.share
@@ -263,7 +263,7 @@ class Loop:
             self.progress(look)
 
 
-class _Step(nn.Module):
+class _BatchLoss(nn.Module):
     """The loss of a batch as the forward of a module, which is what DistributedDataParallel wraps."""
 
     def __init__(self, loop: Loop) -> None:

@@ -27,7 +27,7 @@ from ..planning.units import Macs, Params
 from ..ranks import Pick, Problem, Rule
 from ..ranks.base import described
 from ..ranks.budgeted import least
-from ..ranks.solvers.one_budget import pareto
+from ..ranks.solvers.one_budget import front
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics.moments import identity_metrics
@@ -205,6 +205,6 @@ class _Likeliest(Rule):
 
 def _spread(curve: Curve, count: int, costs: Sequence[float]) -> Curve:
     """`count` of the options that no other beats in cost and error, evenly spread, with the cheapest and dense."""
-    path = pareto(costs, [option.error for option in curve])
+    path = front(costs, [option.error for option in curve])
     places = sorted({round((len(path) - 1) * k / (count - 1)) for k in range(count)})
     return tuple(curve[path[place]] for place in places)

@@ -91,11 +91,7 @@ class Reading:
         ),
     ] = "auto"
     example_batch: Annotated[
-        bool,
-        data(
-            "--example-batch",
-            "Count and check with the whole first batch, not with one sample.",
-        ),
+        bool, data("--example-batch", "Count and check with the whole first batch, not with one sample.")
     ] = False
 
     def how(self, seed: int) -> DataOptions:

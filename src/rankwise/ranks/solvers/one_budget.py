@@ -37,7 +37,7 @@ def knapsack(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]
         >>> knapsack([[1, 3], [1, 3]], [[5, 1], [2, 1]], budget=4)
         [1, 0]
     """
-    paths = [pareto(*columns) for columns in zip(costs, errors, strict=True)]
+    paths = [front(*columns) for columns in zip(costs, errors, strict=True)]
     # Options that another beats are left out; the others go by ascending cost and so by descending error.
     kept = [
         ([site_costs[index] for index in path], [site_errors[index] for index in path])
@@ -85,7 +85,7 @@ def multiplier(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float
 Columns = tuple[list[float], list[float]]  # costs of a site's options, ascending, and their errors, descending
 
 
-def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
+def front(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
     """Indices of the options that no other beats in cost and error, by ascending cost."""
     kept: list[int] = []
     pairs = list(zip(costs, errors, strict=True))
@@ -96,10 +96,10 @@ def pareto(costs: Sequence[float], errors: Sequence[float]) -> list[int]:
 
 
 def hull(costs: Sequence[float], errors: Sequence[float], path: Sequence[int] | None = None) -> list[int]:
-    """Indices of the lower convex hull, by ascending cost and descending error; `path` is the result of `pareto`."""
+    """Indices of the lower convex hull, by ascending cost and descending error; `path` is the result of `front`."""
     kept: list[int] = []
     slopes: list[float] = []  # errors removed per cost on the edge that ends at each kept option but the first
-    for index in pareto(costs, errors) if path is None else path:
+    for index in front(costs, errors) if path is None else path:
         cost, error = costs[index], errors[index]
         while slopes and slopes[-1] <= (errors[kept[-2]] - error) / (cost - costs[kept[-2]]):
             kept.pop()
@@ -141,7 +141,7 @@ def _exact(sites: Sequence[Columns], budget: float) -> list[int]:
     for site_costs, site_errors in sites:
         costs = (costs[:, None] + torch.tensor(site_costs, dtype=torch.float64)).flatten()
         errors = (errors[:, None] + torch.tensor(site_errors, dtype=torch.float64)).flatten()
-        kept = pareto(costs.tolist(), errors.tolist())
+        kept = front(costs.tolist(), errors.tolist())
         steps.append((kept, len(site_costs)))
         costs, errors = costs[kept], errors[kept]
     place = int((costs <= budget).sum()) - 1  # the most expensive one that fits has the least error
