@@ -60,10 +60,10 @@ def test_the_model_is_evaluated_and_handed_back() -> None:
     "batches, message",
     [
         ([], "there are no samples"),
-        ([SCORES], r"batch 0 is no pair \(inputs, labels\)"),
+        ([SCORES], r"batch 0 is not a pair \(inputs, labels\)"),
         ([(SCORES, LABELS), (SCORES, LABELS[:2])], r"batch 1: labels are torch.int64 of shape \[2\], scores \[4, 3\]"),
         ([(SCORES, LABELS.float())], "batch 0: labels are torch.float32"),
-        ([(SCORES, LABELS + 1)], "labels run from 1 to 3, the model has classes 0 to 2"),
+        ([(SCORES, LABELS + 1)], "labels run from 1 to 3, but the model has classes 0 to 2"),
         ([(SCORES / 0, LABELS)], "batch 0: Identity gave scores that are not finite"),
         ([(SCORES[0], LABELS[0])], r"gave torch.float32 of shape \[3\]; scores of shape \[samples, classes\]"),
     ],

@@ -54,7 +54,7 @@ def test_an_order_that_is_none_is_refused() -> None:
     good = Pivoted(nn.Linear(2, 2), torch.tensor([0, 2, 1, 3]), 0)
     state = good.state_dict()
     state["order"] = torch.tensor([0, 2, 1, 9], dtype=torch.int32)
-    with pytest.raises(ValueError, match="'order' is no order of 4 outputs"):
+    with pytest.raises(ValueError, match="'order' is not an order of 4 outputs"):
         good.load_state_dict(state)
 
 

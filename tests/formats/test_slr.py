@@ -282,5 +282,5 @@ def test_an_order_of_outputs_that_is_none() -> None:
     bands = Bands([nn.Linear(3, 2, bias=False), nn.Linear(1, 2, bias=False)], [3, 1], 4, [2, 2], 1, 0, bias=True)
     state = bands.state_dict()
     state["order"] = torch.tensor([0, 1, 2, 2], dtype=torch.int32)
-    with pytest.raises(ValueError, match="'order' is no order of 4 outputs"):
+    with pytest.raises(ValueError, match="'order' is not an order of 4 outputs"):
         bands.load_state_dict(state)

@@ -1,1 +1,1 @@
-"""What is known of formats and layers, as plain values: for tables, pages and pictures."""
+"""Formats and layers described in plain values, for tables, pages and pictures."""

@@ -1,4 +1,4 @@
-"""What is known of a format, as plain values: its equation, ranks, cost and layers."""
+"""A format described in plain values: its equation, ranks, cost and layers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ from ..planning.profile import rank_step
 from . import networks, slr
 from .layers import CONV, LINEAR, kind_of, layer_site
 
-# What a chain does between its layers, and how that reads.
+# Moves between the layers of a chain, in words.
 MOVES = {"reorder": "reorder channels", "join": "join to its inputs, reorder", "place": "side by side"}
 
 
 def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
-    """Everything that is known of a format, as plain values.
-
-    Args:
-        format: the format.
-        site: describe it for this layer; else for a 3 x 3 convolution and a linear layer.
-    """
+    """A format in plain values, for one site, else for a 3 x 3 convolution and a linear layer."""
     text, _, source = (format.__doc__ or "").partition("Source:")
     sites = {kind_of(site): site} if site else {"conv": layer_site(CONV), "linear": layer_site(LINEAR)}
     return {
@@ -37,18 +32,18 @@ def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
 
 
 def half(format: Format, site: Site) -> Ranks:
-    """Ranks nearest to half of the layer's MACs, of those that the format would try on it."""
+    """The ranks nearest to half of the layer's MACs, among those that the format would try."""
     candidates = _family(format).candidates(format, site, rank_step(site, "auto")) or [format.limits(site)]
     return min(candidates, key=lambda ranks: abs(2 * format.cost(site, ranks, bias=False).macs - site.macs))
 
 
 def _family(format: Format) -> ModuleType:
-    """What describes formats of its kind."""
+    """The module that describes formats of this kind."""
     return slr if isinstance(format, SparseLowRank) else networks
 
 
 def _described(format: Format, site: Site) -> dict[str, Any]:
-    """The format for one layer, or why it refuses it."""
+    """The format for one layer, or why it refuses the layer."""
     if why := format.refuses(site):
         return {"refused": why}
     ranks = half(format, site)
@@ -65,6 +60,6 @@ def _described(format: Format, site: Site) -> dict[str, Any]:
 
 
 def _takes(format: Format) -> list[str]:
-    """Kinds of layers that the format does not refuse, tried on sizes that can be split."""
+    """Kinds of layers that the format takes, tried at sizes that can be split."""
     tried = {"linear": LINEAR, "1 x 1": (64, 64, 1, 1), "1 x k": (64, 64, 1, 3), "k x k": CONV}
     return [name for name, shape in tried.items() if format.refuses(layer_site(shape)) is None]

@@ -1,4 +1,4 @@
-"""Layers in words, and made-up ones that formats are shown for."""
+"""Layers in words, and example layers to show formats for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import nn
 
 from ..network.site import Call, Site
 
-# The layers that a format is shown for, unless the user names one: outputs, inputs, kernel.
+# The example layers, unless the user names one: outputs, inputs, kernel.
 CONV = (64, 64, 3, 3)
 LINEAR = (512, 512)
 
 
 def layer_site(weight_shape: tuple[int, ...]) -> Site:
-    """A made-up layer without bias that is called once, for one output position of a convolution."""
+    """The site of an example layer without bias, called once, at one output position if it is a convolution."""
     size = (1, 1) if len(weight_shape) == 4 else ()
     return Site(
         name="layer",
@@ -39,7 +39,7 @@ def layer_name(site: Site) -> str:
 
 
 def dense_layer(site: Site) -> nn.Module:
-    """A layer of a made-up site's shape, without memory for its weight."""
+    """A layer in the shape of an example site, without memory for its weight."""
     outputs, inputs, *kernel = site.weight_shape
     if kernel:
         return nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]), bias=False, device="meta")

@@ -1,4 +1,4 @@
-"""What is known of a format whose weight is one tensor network: equation, ranks, cost and layers."""
+"""A format whose weight is one tensor network, described: equation, ranks, cost and layers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..layers.modules import Pivoted
 from ..network.site import Site
 from .layers import dense_layer, layer_text
 
-# Factors (letters as in `formats/network.py`) and letters of the ranks of the formats that are no `Multilinear`.
+# Factors and taps (letters as in `formats/network.py`) and rank letters of formats that are not `Multilinear`.
 CLOSED_FORMS: dict[str, dict[str, tuple[tuple[str, ...], str, str]]] = {
     "svd": {"conv": (("rcq", "tr"), "q", "r"), "linear": (("rc", "tr"), "", "r")},
     "pivoted_svd": {"conv": (("rcq", "tr"), "q", "r"), "linear": (("rc", "tr"), "", "r")},
     "spatial_svd": {"conv": (("rch", "trw"), "hw", "r")},
     "tucker2": {"conv": (("sc", "rsq", "tr"), "q", "rs")},
 }
-# Outputs that a last factor need not make, because they are among its inputs.
+# Outputs that the last factor need not make because they are among its inputs: what this changes in the cost.
 SPARED = {"pivoted_svd": ("T·r", "(T-r)·r")}
-# Letters that a docstring may leave out: the one tap of a 1 x 1 convolution, and the bond that closes a ring.
+# Letters that docstrings may leave out: the one tap of a 1 x 1 convolution, and the bond that closes a ring.
 LOOSE = {"q", "x"}
 NAMES = {"svd": ("V", "U"), "pivoted_svd": ("B", "C"), "spatial_svd": ("V", "U"), "tucker2": ("B", "G", "A")}
 
@@ -37,7 +37,7 @@ def candidates(format: Format, site: Site, step: int) -> Sequence[Ranks]:
 
 
 def described(format: Format, site: Site, ranks: Ranks) -> dict[str, Any]:
-    """What is known of the format for one layer."""
+    """The format for one layer."""
     network = network_of(format, Shape.of_site(site), ranks)
     return {
         "equation": equation(format, site, network),
@@ -69,7 +69,7 @@ def rank_letters(format: Format, site: Site) -> str:
 
 
 def factor_names(format: Format, network: Network) -> list[str]:
-    """The capital that the format's docstring gives to each factor, known by its letters, else by its modes alone."""
+    """The capital of each factor in the format's docstring, matched by all its letters, else by its modes only."""
     if format.name in NAMES:
         return list(NAMES[format.name])
     terms = [term for cls in type(format).__mro__ for term in re.findall(r"\b([A-Z])\[([a-z, ]+)\]", cls.__doc__ or "")]
@@ -97,7 +97,7 @@ def equation(format: Format, site: Site, network: Network) -> str:
 
 
 def cost_formula(network: Network) -> str:
-    """Parameters of all factors, as a sum of products: taps as numbers, T and C, and small letters."""
+    """Parameters of all factors as a sum of products of taps (numbers), T, C and small letters."""
     taps = {letter: str(network.sizes[letter]) for letter in network.spatial}
     whole = {letters: name for letters, name in ((network.outputs, "T"), (network.channels, "C")) if len(letters) == 1}
     symbols = {**taps, **whole}
@@ -110,7 +110,7 @@ def cost_formula(network: Network) -> str:
 
 
 def split_modes(network: Network) -> dict[str, str]:
-    """What the outputs and channels are read as, where that is several modes: {"T": "t·u·v"}."""
+    """The modes of outputs and channels that are split into several: {"T": "t·u·v"}."""
     return {
         name: "·".join(letters)
         for name, letters in (("T", network.outputs), ("C", network.channels))
@@ -119,9 +119,9 @@ def split_modes(network: Network) -> dict[str, str]:
 
 
 def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, Any]]:
-    """The layers that the format builds, and where channels are only reordered in between.
+    """The layers that the format builds, and reorderings between them.
 
-    `slices` counts the parts of the channels that a layer runs over alike, beside the samples.
+    `slices` counts the parts of the channels that a layer treats alike, as it does samples.
     """
     network = network_of(format, Shape.of_site(site), ranks)
     chain: Any = format.build(dense_layer(site), ranks, bias=False)

@@ -1,4 +1,4 @@
-"""What can be factorised in a network, as plain values."""
+"""The sites of a network described in plain values."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..network.sites import Sites
 
 
 def spectrum(network: nn.Module, site: Site) -> tuple[float, float]:
-    """Stable and effective rank of a site's weight; the mean over the groups of a grouped convolution."""
+    """Stable and effective rank of a site's weight, averaged over the groups of a grouped convolution."""
     weight = site_weight(network, site)
     values = singular_values(weight.reshape(site.groups, weight.shape[0] // site.groups, -1))
     return float(stable_rank_of(values).mean()), float(effective_rank_of(values).mean())
 
 
 def document(sites: Sites, ranks: dict[str, tuple[float, float]]) -> dict[str, Any]:
-    """Everything that is known of all sites; `ranks` holds stable and effective rank by name."""
+    """All sites in plain values; `ranks` holds stable and effective rank by name."""
     rows = [
         {
             "name": name,

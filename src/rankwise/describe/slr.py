@@ -1,4 +1,4 @@
-"""What is known of sparse low rank, whose weight is no one tensor network: branches at the inputs, bands of outputs."""
+"""Sparse low rank described: its weight is not one tensor network, but branches of inputs and bands of outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..formats.slr import SparseLowRank
 from ..network.site import Site
 from .layers import dense_layer, layer_text
 
-# Of every level: the letters of its rank, inputs and outputs; the names of its branch and of the band that ends there.
+# For each level the letters of its rank, inputs and outputs, and the names of its branch and of its band.
 LEVELS = (("r", "C", "T"), ("s", "b", "a"), ("x", "d", "e"))
 BRANCHES, BANDS = "VQP", "ABD"
 
@@ -23,7 +23,7 @@ def rank_letters(format: SparseLowRank) -> str:
 
 
 def equation(format: SparseLowRank) -> str:
-    """The rows of the weight band by band, the most important outputs first."""
+    """The rows of the weight, band by band, the most important outputs first."""
     bands = []
     for place, count in enumerate(range(format.levels, 0, -1)):
         branches = "; ".join(BRANCHES[:count])
@@ -46,7 +46,7 @@ def cost_formula(format: SparseLowRank, site: Site) -> str:
 
 
 def candidates(format: SparseLowRank, site: Site, step: int) -> list[Ranks]:
-    """Equal ranks of levels that hold all, half and a quarter of the neurons."""
+    """Equal ranks for levels that hold all, half and a quarter of the neurons."""
     limits, found = format.limits(site), []
     for rank in steps(limits[0], step):
         ranks = [rank]
@@ -83,7 +83,7 @@ def layers(format: SparseLowRank, site: Site, ranks: Ranks) -> Iterator[dict[str
 
 
 def described(format: SparseLowRank, site: Site, ranks: Ranks) -> dict[str, Any]:
-    """What is known of the format for one layer."""
+    """The format for one layer."""
     T, C, *kernel = site.weight_shape
     return {
         "equation": equation(format),

@@ -1,4 +1,4 @@
-"""Measure a network: what fits its outputs beside another one's, latency, size; and the machine it runs on."""
+"""Measure a network: accuracy or agreement with another one, latency, size; and the limits of the machine."""
 
 from __future__ import annotations
 

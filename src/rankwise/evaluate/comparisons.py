@@ -1,4 +1,4 @@
-"""Two networks compared on inputs without labels."""
+"""Compare two networks on inputs without labels."""
 
 from __future__ import annotations
 
@@ -17,20 +17,16 @@ from .tallies import NO_SAMPLES
 
 @verb
 def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim: int | None = None) -> float:
-    """How often two classifiers prefer the same class: of a sample, a pixel or a token.
+    """Percentage of samples, pixels or tokens for which two classifiers prefer the same class.
 
     Args:
-        a: a classifier, as for `accuracy`.
-        b: another one, for the same inputs.
-        batches: inputs, no labels.
-        classes_dim: the dimension of the classes, where it cannot be told (see `Outputs`).
-
-    Returns:
-        A percentage.
+        a, b: classifiers for the same inputs, as for `accuracy`.
+        batches: inputs without labels.
+        classes_dim: dimension of the classes, if it cannot be told (see `Outputs`).
 
     Raises:
-        ValueError: naming the batch whose scores are not finite or differ in shape; for outputs that are no scores of
-            classes, or `[N, A, B]` of which it is not known where the classes are.
+        ValueError: naming the batch with scores that are not finite or differ in shape; for outputs that are not scores
+            of classes, or `[N, A, B]` if the dimension of the classes is not known.
 
     Example:
         >>> import torch
@@ -43,19 +39,12 @@ def agreement(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim
 
 @verb
 def divergence(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_dim: int | None = None) -> float:
-    """Mean Kullback-Leibler divergence of two classifiers' answers: `E sum_k p_a(k) log(p_a(k) / p_b(k))`.
+    """Mean Kullback-Leibler divergence of two classifiers' answers, in nats: `E sum_k p_a(k) log(p_a(k) / p_b(k))`.
 
     Args:
-        a: the network whose answers count as right.
-        b: another one, for the same inputs.
-        batches: inputs, no labels.
-        classes_dim: the dimension of the classes, where it cannot be told.
-
-    Returns:
-        Nats, at least 0.
-
-    Raises:
-        ValueError: as `agreement` does.
+        a: classifier whose answers count as right.
+        b: another one for the same inputs.
+        batches, classes_dim: as for `agreement`, with the same errors.
 
     Example:
         >>> import torch
@@ -70,15 +59,15 @@ def relative_error(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -
     """How far outputs of any kind are from those of the dense network: `||small - dense|| / ||dense||`.
 
     Args:
-        dense: the network whose outputs count as right.
-        small: another one, for the same inputs.
-        batches: inputs, no labels.
+        dense: network whose outputs count as right.
+        small: another one for the same inputs.
+        batches: inputs without labels.
 
     Returns:
-        At least 0; of several outputs the largest. Of an output of integers the share that differs.
+        At least 0; for several outputs the largest. For an output of integers, the share that differs.
 
     Raises:
-        ValueError: naming the batch whose outputs are not finite, or differ in number or shape.
+        ValueError: naming the batch with outputs that are not finite, or differ in number or shape.
 
     Example:
         >>> import torch
@@ -92,17 +81,9 @@ def relative_error(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -
 
 @verb
 def cosine(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -> float:
-    """Mean cosine between the embeddings of two networks, last dimension; of several outputs over all their vectors.
+    """Mean cosine, -1 to 1, between the embeddings of two networks (last dimension); over all vectors of all outputs.
 
-    Args:
-        dense, small: networks for the same inputs.
-        batches: inputs, no labels.
-
-    Returns:
-        From -1 to 1.
-
-    Raises:
-        ValueError: as `relative_error` does.
+    Args are those of `relative_error`, with the same errors.
 
     Example:
         >>> import torch
@@ -119,7 +100,6 @@ def _compare(
     first = next(walk, None)
     if first is None:
         raise ValueError(NO_SAMPLES)
-    choice = name in ("agreement", "divergence")
-    outputs = Outputs.of(dense, first, classes_dim=classes_dim, scores=choice)
+    outputs = Outputs.of(dense, first, classes_dim=classes_dim, scores=name in ("agreement", "divergence"))
     chosen = measure(name, outputs)
     return compared(small, dense, chain([first], walk), [chosen])[chosen.key]

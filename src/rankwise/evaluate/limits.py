@@ -1,4 +1,4 @@
-"""What a machine can do at most: multiply-accumulates a second, and bytes a second."""
+"""Limits of a machine: multiply-accumulates per second, and bytes per second."""
 
 from __future__ import annotations
 
@@ -12,29 +12,24 @@ from torch import nn
 from ..running.verbs import verb
 from ..timing.clock import in_turns, synchronised, torch_threads
 
-# Long enough that starting a kernel is no part of the time, and short enough to run undisturbed on a busy machine.
+# Large enough that starting a kernel takes no time beside it, small enough to run undisturbed on a busy machine.
 MATRIX = 512
 # A convolution: samples, channels in and out, height and width of the picture, kernel.
 PICTURE = (4, 256, 256, 14, 3)
-# Numbers that are copied at once, and how many such windows take turns: together they are in no cache.
+# Numbers to copy at once, and how many such windows take turns: together they fit in no cache.
 WINDOW, WINDOWS = 4 * 2**20, 16
 ROUNDS = 2 * WINDOWS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a machine can do at most, as measured.
-
-    Attributes:
-        macs_per_second: multiply-accumulates of large products.
-        bytes_per_second: read or written, of memory that lies in no cache.
-    """
+    """Measured limits of a machine: multiply-accumulates in large products, bytes read or written outside caches."""
 
     macs_per_second: float
     bytes_per_second: float
 
     def seconds(self, macs: int, moved: int) -> float:
-        """The least time for so many multiply-accumulates and bytes: that of the slower of the two.
+        """The least time for these multiply-accumulates and bytes: the slower of the two decides.
 
         Example:
             >>> Limits(macs_per_second=100.0, bytes_per_second=10.0).seconds(macs=200, moved=50)
@@ -49,16 +44,14 @@ def machine_limits(
 ) -> Limits:
     """Measure the limits of this machine.
 
-    `macs/s` is that of the faster of a 512 x 512 matrix product and a 3 x 3 convolution of 256 channels: torch hands
-    them to two libraries, which on some processors are far apart. `bytes/s` is that of a copy, read and written.
+    MACs per second are those of the faster of a 512 x 512 matrix product and a 3 x 3 convolution of 256 channels: torch
+    gives them to two libraries, which on some processors are far apart. Bytes per second are those of a copy, read and
+    written. Each is the best of 32 rounds, because disturbances can only make a machine slower.
 
     Args:
         threads: of the CPU; torch's own setting is restored.
         device: what to measure.
         dtype: of the numbers.
-
-    Returns:
-        The best of 32 rounds of each, for what disturbs a machine only ever makes it slower.
 
     Raises:
         ValueError: if `threads` is below 1.
@@ -80,7 +73,7 @@ def machine_limits(
 
 
 def _runs(device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], dict[str, int], int]:
-    """What is timed, its multiply-accumulates by name, and the bytes of the copy."""
+    """The runs to time, their multiply-accumulates by name, and the bytes of the copy."""
     samples, inputs, outputs, size, kernel = PICTURE
     matrix = torch.randn(MATRIX, MATRIX, device=device, dtype=dtype)
     pictures = torch.randn(samples, inputs, size, size, device=device, dtype=dtype)

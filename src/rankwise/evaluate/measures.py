@@ -1,4 +1,4 @@
-"""What two networks, or one, are judged by: a number, its name, and which way is better.
+"""Measures that judge a network, alone or beside the dense one: a number, its name, and which way is better.
 
 | outputs | measures, the first one judges |
 |---|---|
@@ -34,14 +34,14 @@ class Measure:
     """A number by which a network is judged.
 
     Attributes:
-        key: its name in files.
-        title: its name for people, with the dimension of the classes.
+        key: name in files.
+        title: name for people, with the dimension of the classes.
         higher: whether higher is better.
-        unit: "%", or none.
-        point: what a point of loss is: 1 of a percentage, 0.01 of a share, 1 of a measure of the user's own.
-        best: the value of the dense network beside itself; None where it has a value of its own.
-        tally: of a comparison with the dense network, makes what adds batches up.
-        judge: of a network alone, gives its value on batches.
+        unit: "%", or empty.
+        point: size of a point of loss: 1 of a percentage, 0.01 of a share, 1 of a user's own measure.
+        best: the value of the dense network beside itself; None if it must be measured.
+        tally: for comparisons with the dense network, makes a tally that adds up batches.
+        judge: for measures of one network, gives its value on batches.
 
     Example:
         >>> size = Measure.own(lambda model, batches: model.weight.numel(), name="size", higher=False)
@@ -60,16 +60,16 @@ class Measure:
 
     @classmethod
     def own(cls, function: Judge, *, higher: bool | None = None, name: str | None = None) -> Measure:
-        """A measure of the user's own.
+        """A user's own measure.
 
         Args:
-            function: `function(model, batches) -> number`; the model is in eval mode without gradients, the batches are
-                those that are measured on, pairs (inputs, labels) where there are labels.
-            higher: whether higher is better; by default what `function.higher_is_better` says, else yes.
+            function: `function(model, batches) -> number`; the model is in eval mode without gradients, and batches are
+                pairs (inputs, labels) if there are labels.
+            higher: whether higher is better; by default `function.higher_is_better`, else true.
             name: by default that of the function.
 
         Raises:
-            ValueError: for what cannot be called with a model and batches.
+            ValueError: if the function cannot be called with a model and batches.
         """
         name = name or str(getattr(function, "__name__", type(function).__name__))
         try:
@@ -78,18 +78,17 @@ class Measure:
             raise ValueError(
                 f"measure {name!r} is called as {name}(model, batches), which it does not take: {error}"
             ) from None
-        except ValueError:  # built-in functions tell nothing about their arguments
+        except ValueError:  # built-in functions have no signature
             pass
         if higher is None:
             higher = bool(getattr(function, "higher_is_better", True))
-        judge = partial(_judged, function, name)
-        return cls(key=name, title=name, higher=higher, judge=judge)
+        return cls(key=name, title=name, higher=higher, judge=partial(_judged, function, name))
 
     def __call__(self, small: nn.Module, dense: nn.Module, batches: Iterable[Any]) -> float:
         """The value of a network beside the dense one.
 
         Raises:
-            ValueError: where outputs cannot be compared, or the user's function fails or gives no number.
+            ValueError: if outputs cannot be compared, or a user's function fails or gives no number.
         """
         if self.judge is not None:
             return float(self.judge(small, batches))
@@ -100,16 +99,16 @@ class Measure:
         return self(dense, dense, batches) if self.best is None else self.best
 
     def lost(self, value: float, reference: float) -> float:
-        """Points by which a value is worse than that of the dense network."""
+        """Points by which a value is worse than the reference, that of the dense network."""
         return (reference - value if self.higher else value - reference) / self.point
 
     @property
     def direction(self) -> str:
-        """Which way is better, for people."""
+        """Which way is better, in words."""
         return f"{'higher' if self.higher else 'lower'} is better"
 
     def points(self, points: float) -> str:
-        """So many points of loss, for people."""
+        """Points of loss, in words."""
         what = self.key.replace("_", " ")
         return f"{points:g} points of {what}" + ("" if self.point == 1 else f" (of {self.point:g} each)")
 
@@ -129,11 +128,11 @@ def shown(value: float, unit: str) -> str:
 
 
 def measures_for(outputs: Outputs, labelled: bool = False) -> tuple[Measure, ...]:
-    """The measures that fit outputs, the one that judges first.
+    """The measures that fit outputs of the dense network, the one that judges first.
 
     Args:
         outputs: of the dense network.
-        labelled: whether batches are pairs with labels of these outputs.
+        labelled: whether batches are pairs with labels.
     """
     if outputs.is_choice:
         names = [*(["accuracy"] if labelled else []), "agreement", "relative_error"]
@@ -144,12 +143,12 @@ def measures_for(outputs: Outputs, labelled: bool = False) -> tuple[Measure, ...
 
 
 def measure_of_plans(outputs: Outputs) -> Measure:
-    """What compares plans: a distance from the dense network that grows with the square of the layers' errors."""
+    """The measure that compares plans: a distance from the dense network that grows as the squared errors of layers."""
     return measure("divergence" if outputs.has_scores else "squared_error", outputs)
 
 
 def measure(name: str, outputs: Outputs) -> Measure:
-    """The measure of a name, for outputs of a kind.
+    """The measure of a name for these outputs.
 
     Raises:
         ValueError: for an unknown name, or one that does not fit the outputs.
@@ -160,7 +159,7 @@ def measure(name: str, outputs: Outputs) -> Measure:
     if (needs_choice and not outputs.is_choice) or (name == "divergence" and not outputs.has_scores):
         raise ValueError(
             f"{name} needs scores of classes; the network's outputs are {outputs.kind} ({outputs.why}): take "
-            f"{measures_for(outputs)[0].key}, or say which dimension holds the classes"
+            f"{measures_for(outputs)[0].key}, or name the dimension of the classes"
         )
     if name == "detections" and outputs.kind != "detections":
         raise ValueError(f"detections needs lists of boxes, labels and scores; the outputs are {outputs.kind}")
@@ -171,19 +170,19 @@ def measure(name: str, outputs: Outputs) -> Measure:
 def compared(
     small: nn.Module, dense: nn.Module, batches: Iterable[Any], measures: Iterable[Measure]
 ) -> dict[str, float]:
-    """Run two networks over inputs once, and compare by several measures.
+    """Run two networks over inputs once, and compare them by several measures.
 
     Args:
-        small: the network to judge.
-        dense: the one whose outputs count as right.
-        batches: inputs, no labels.
+        small: network to judge.
+        dense: network whose outputs count as right.
+        batches: inputs without labels.
         measures: comparisons.
 
     Returns:
-        Values by key; of a relative error of several outputs also that of each, as `relative_error.NAME`.
+        Values by key; for the relative error of several outputs also that of each, as `relative_error.NAME`.
 
     Raises:
-        ValueError: naming the batch whose outputs cannot be compared, or if there is none.
+        ValueError: naming the batch with outputs that cannot be compared, or if there is no batch.
     """
     dense, small = unwrap(dense), unwrap(small)
     tallies = {each.key: each.tally() for each in measures if each.tally is not None}
@@ -195,10 +194,8 @@ def compared(
                     tally.add(theirs, ours)
                 except ValueError as error:
                     raise ValueError(f"batch {index}: {error}{inputs_to_blame(batch)}") from None
-    values = {key: tally.value() for key, tally in tallies.items()}
-    for key, tally in tallies.items():
-        values |= {f"{key}.{name}": value for name, value in tally.parts().items()}
-    return values
+    parts = {f"{key}.{name}": value for key, tally in tallies.items() for name, value in tally.parts().items()}
+    return {key: tally.value() for key, tally in tallies.items()} | parts
 
 
 def _judged(function: Judge, name: str, model: nn.Module, batches: Iterable[Any]) -> float:
@@ -213,9 +210,9 @@ def _judged(function: Judge, name: str, model: nn.Module, batches: Iterable[Any]
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"measure {name!r} returned a {type(value).__name__}; it has to return one number") from None
+        raise ValueError(f"measure {name!r} returned a {type(value).__name__}; it must return one number") from None
     if not math.isfinite(number):
-        raise ValueError(f"measure {name!r} returned {number}; it has to return a finite number")
+        raise ValueError(f"measure {name!r} returned {number}; it must return a finite number")
     return number
 
 
@@ -240,20 +237,13 @@ def _divergence(outputs: Outputs) -> Measure:
 
 
 def _relative_error(_: Outputs) -> Measure:
-    return Measure(
-        key="relative_error", title="relative error", higher=False, point=0.01, best=0.0, tally=RelativeError
-    )
+    title = "relative error"
+    return Measure(key="relative_error", title=title, higher=False, point=0.01, best=0.0, tally=RelativeError)
 
 
 def _squared_error(_: Outputs) -> Measure:
-    return Measure(
-        key="squared_error",
-        title="relative squared error",
-        higher=False,
-        point=0.01,
-        best=0.0,
-        tally=SquaredError,
-    )
+    title = "relative squared error"
+    return Measure(key="squared_error", title=title, higher=False, point=0.01, best=0.0, tally=SquaredError)
 
 
 def _cosine(outputs: Outputs) -> Measure:
@@ -262,14 +252,8 @@ def _cosine(outputs: Outputs) -> Measure:
 
 
 def _detections(_: Outputs) -> Measure:
-    return Measure(
-        key="detections",
-        title="detections that agree, IoU 0.5",
-        higher=True,
-        unit="%",
-        best=100.0,
-        tally=Detections,
-    )
+    title = "detections that agree, IoU 0.5"
+    return Measure(key="detections", title=title, higher=True, unit="%", best=100.0, tally=Detections)
 
 
 MEASURES: Mapping[str, Callable[[Outputs], Measure]] = {

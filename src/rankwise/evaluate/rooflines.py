@@ -1,4 +1,4 @@
-"""How close every layer comes to what the machine can do: the roofline of Williams, Waterman, Patterson."""
+"""Roofline of a network (Williams, Waterman, Patterson): how close each layer comes to the limits of the machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .speed import evaluating
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRoofline:
-    """One layer against the machine; in a factorised layer every layer of its chain.
+    """One layer against the machine; the layers of a chain stand alone.
 
     Attributes:
         name: qualified name.
-        kind: of the layer, such as "linear" or "conv2d".
+        kind: such as "linear" or "conv2d".
         macs: multiply-accumulates in one forward.
-        bytes: of its inputs, weights and outputs, each moved once.
+        bytes: of inputs, weights and outputs, each moved once.
         seconds: in one forward, median.
         limit_seconds: the least that the machine allows.
     """
@@ -46,17 +46,17 @@ class LayerRoofline:
 
     @property
     def intensity(self) -> float:
-        """Multiply-accumulates for each byte."""
+        """Multiply-accumulates per byte."""
         return self.macs / self.bytes
 
     @property
     def macs_per_second(self) -> float:
-        """As achieved."""
+        """Achieved multiply-accumulates per second."""
         return self.macs / self.seconds
 
     @property
     def share(self) -> float:
-        """Achieved speed over the limit. Above 1 where weights come from a cache, which the limit does not count on."""
+        """Achieved speed over the limit; above 1 if weights come from a cache, which the limit leaves out."""
         return self.limit_seconds / self.seconds
 
 
@@ -67,8 +67,8 @@ class Roofline:
     Attributes:
         layers: in the order of the forward.
         limits: of the machine, at the same number of threads.
-        seconds: one whole forward, median; what lies between the layers is in it.
-        not_timed: layers that are counted and run inside others, so that they have no time of their own.
+        seconds: one whole forward, median, including everything between the layers.
+        not_timed: counted layers that run inside others, and have no time of their own.
     """
 
     layers: tuple[LayerRoofline, ...]
@@ -87,12 +87,12 @@ def roofline(
     warmup: int = 3,
     limits: Limits | None = None,
 ) -> Roofline:
-    """Time every layer and compare it with what the machine can do at most.
+    """Time every layer and compare it with the limits of the machine.
 
     `limit_seconds = max(macs / peak MACs per second, bytes / bandwidth)`, `share = limit_seconds / seconds`.
 
-    All layers are timed in every round, inside the forward of the network: what a layer finds in the caches is what the
-    layers before it have left there, and what slows the machine down for a while slows all of them.
+    All layers are timed in every round, inside the forward of the network. So each finds the caches as the layers
+    before it leave them, and a machine that slows down for a while slows all of them.
 
     Args:
         model: dense or compressed.
@@ -101,9 +101,6 @@ def roofline(
         rounds: measured forwards.
         warmup: forwards before them.
         limits: of the machine, measured by default.
-
-    Returns:
-        Layers, limits and the whole forward.
 
     Raises:
         ValueError: if `threads`, `rounds` or `warmup` is out of range, or the model has no layer to time.
@@ -154,7 +151,7 @@ def roofline(
 
 
 class _Clock:
-    """Seconds and bytes of layers by name, and the seconds of whole forwards."""
+    """Seconds and bytes of layers by name, and seconds of whole forwards."""
 
     def __init__(self, layers: dict[nn.Module, str], device: torch.device) -> None:
         self.layers, self.device = layers, device
@@ -162,7 +159,7 @@ class _Clock:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Drop what was measured so far."""
         self.whole: list[float] = []
         self.seconds: defaultdict[str, list[float]] = defaultdict(list)
         self.bytes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""How often a classifier is right."""
+"""Accuracy of a classifier."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def accuracy(
     """Top-k accuracy of a classifier.
 
     Args:
-        model: gives scores of classes, in the dimension that the labels say: a tensor, or an output with `logits`; one
-            score of a yes where labels are 0 and 1; or the numbers of classes themselves.
-        batches: pairs (inputs, labels); labels are class numbers, one for each entry but the classes. Those of -100,
-            and in maps of labels of 255, count for nothing.
-        k: a prediction counts when the label is among the k best scores. With fewer than k classes it always is.
-        classes_dim: the dimension of the classes, where the labels leave that open.
-        outputs: what the outputs are, where that is decided; by default what the first batch says.
+        model: returns scores of classes, in the dimension that the labels tell (a tensor, or an output with `logits`);
+            one score for yes, with labels 0 and 1; or class numbers.
+        batches: pairs (inputs, labels); labels are class numbers, one per sample, pixel or token. Labels of -100, and
+            of 255 in maps of labels, are ignored.
+        k: a prediction counts if the label is among the k best scores. With fewer than k classes it always is.
+        classes_dim: dimension of the classes, if the labels do not tell it.
+        outputs: what the outputs are; by default the first batch tells.
 
     Returns:
-        Percentages: {"top1": 91.2, "top5": 99.5}; of pixels or tokens where each has a label.
+        Percentages: {"top1": 91.2, "top5": 99.5}; of pixels or tokens if each has a label.
 
     Raises:
-        ValueError: naming the batch that is no pair, has other labels than scores, or scores that are not finite.
+        ValueError: naming the batch that is not a pair, has labels that do not fit, or scores that are not finite.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ def accuracy(
         for index, batch in enumerate(made(batches)):
             if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
                 raise ValueError(
-                    f"batch {index} is no pair (inputs, labels); accuracy needs labels, agreement does not"
+                    f"batch {index} is not a pair (inputs, labels); accuracy needs labels, agreement does not"
                 )
             inputs, labels = batch
             if outputs is None:
@@ -76,14 +76,14 @@ def accuracy(
 
 
 def _best(scores: Tensor, labels: Tensor, outputs: Outputs, k: int, index: int) -> tuple[Tensor, Tensor]:
-    """The best answers of every entry that has a label, and the labels: E x k and E."""
+    """The best answers of all labelled entries, and their labels: E x k and E."""
     shape = scores.movedim(-1, outputs.dim).shape if outputs.kind == "scores" else scores.shape
     rows = list(scores.shape[:-1] if outputs.has_scores else scores.shape)
     one_each = fits(labels, shape, outputs.dim) if outputs.kind == "scores" else labels.numel() == math.prod(rows)
     if labels.is_floating_point() or not one_each:
         raise ValueError(
-            f"batch {index}: labels are {described(labels)}, scores {list(shape)}; one class number for each of {rows} "
-            "is needed"
+            f"batch {index}: labels are {described(labels)}, scores {list(shape)}; give one class number for each of "
+            f"{rows}"
         )
     labels = labels.reshape(rows)
     counted = ~ignored(labels)
@@ -92,7 +92,7 @@ def _best(scores: Tensor, labels: Tensor, outputs: Outputs, k: int, index: int) 
     last = outputs.classes - 1
     if outputs.has_scores and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
         raise ValueError(
-            f"batch {index}: labels run from {int(labels.min())} to {int(labels.max())}, the model has classes 0 to "
-            f"{last}"
+            f"batch {index}: labels run from {int(labels.min())} to {int(labels.max())}, but the model has classes 0 "
+            f"to {last}"
         )
     return best, labels

@@ -18,9 +18,9 @@ class Size:
     """Size of a network.
 
     Attributes:
-        params: parameters; memory that several share is counted once.
+        params: parameters; shared memory counts once.
         macs: multiply-accumulates for the example input, None without one.
-        bytes: of all tensors of its state dict as they are stored, tied ones once.
+        bytes: of all tensors of its state dict as stored, tied ones once.
     """
 
     params: int
@@ -34,10 +34,7 @@ def size(model: nn.Module, example: Any = None) -> Size:
 
     Args:
         model: the network.
-        example: an input, as for `find`; without it MACs are not counted.
-
-    Returns:
-        The counts. What MACs include is told in `rankwise.find(model, example)`.
+        example: an input, as for `find`, which says what MACs include; without it MACs are not counted.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""How long networks take, side by side in one run."""
+"""Latency of networks, side by side in one run."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def latency(
 ) -> dict[str, Latency]:
     """Time one forward of each model, in turns.
 
-    Every round runs each model once, and the next round begins with the next model: what slows the machine down for a
-    while slows all of them, so their ratio stays right when the seconds do not. `compress`, `evaluate` and `export` of
-    the command line measure so. A machine with more load than cores is warned of.
+    Every round runs each model once, and the next round begins with the next model. So a machine that slows down for a
+    while slows all of them, and their ratio stays right when the seconds do not. The commands `compress`, `evaluate`
+    and `export` measure in the same way. A warning tells if the machine has more load than cores.
 
     Args:
-        models: the networks by name; a model that torch.compile made is timed as compiled.
+        models: the networks by name; a model made by torch.compile is timed as compiled.
         example: the input, as for `find`.
         engine: "torch", "compile" (torch.compile), "onnxruntime", "executorch", "cuda", or "roofline:FILE.yaml".
         threads: of the CPU; torch's own setting is restored.
-        rounds: measured rounds; by default 30, each the median of as many turns as fill half a second together.
+        rounds: measured rounds; by default 30, each the median of enough turns to fill half a second together.
         warmup: rounds before them.
 
     Returns:
-        Median and its confidence interval in seconds, by name; a quotient of two is the ratio of paired rounds with its
-        own interval.
+        Median and its confidence interval in seconds, by name; the quotient of two is the ratio of paired rounds with
+        its own interval.
 
     Raises:
         ValueError: if an argument is out of range, or the engine cannot run a model.
@@ -73,7 +73,7 @@ def latency(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no more: unlike `pristine`, fused kernels and compiled code stay on, as in real use."""
+    """Evaluation mode and nothing else: unlike `pristine` it leaves fused kernels and compiled code on, as in use."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

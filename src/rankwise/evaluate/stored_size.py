@@ -1,4 +1,4 @@
-"""What a network takes on disk: numbers that are not zero, and bytes with those of the indices, layer by layer."""
+"""Storage of a network, layer by layer: numbers that are not zero, and bytes, including those of indices."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ from ..running.state import state_of
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStorage:
-    """Storage of one factorised layer.
-
-    Attributes:
-        name: qualified name.
-        format: of the factorisation.
-        nonzeros: numbers of its factors and bias that are not zero.
-        zeros: stored zeros.
-        index_bytes: bytes of its indices.
-        bytes: of everything, as stored.
-    """
+    """Storage of one factorised layer: counts are of its factors and bias, `bytes` of everything, indices included."""
 
     name: str
     format: str
@@ -38,9 +29,9 @@ class Storage:
     """Storage of a network.
 
     Attributes:
-        layers: the factorised ones, in their order.
-        nonzeros: numbers of the whole network that are not zero, buffers such as running means included.
-        index_bytes: bytes of the factorised layers' indices.
+        layers: factorised layers, in order.
+        nonzeros: numbers in the whole network that are not zero, including buffers such as running means.
+        index_bytes: of the indices of factorised layers.
         bytes: of everything, as stored; tied tensors once.
     """
 
@@ -52,13 +43,7 @@ class Storage:
 
 @exclusive
 def storage(model: nn.Module) -> Storage:
-    """Count what is stored of a network and of each of its factorised layers.
-
-    Args:
-        model: dense or compressed.
-
-    Returns:
-        The counts.
+    """Count what a dense or compressed network stores, and each of its factorised layers.
 
     Raises:
         ValueError: naming a tensor that cannot be stored.
@@ -80,7 +65,7 @@ def storage(model: nn.Module) -> Storage:
 
 
 def sparse_bytes(weight: Tensor) -> int:
-    """Bytes of a weight as compressed sparse rows: its non-zeros, a column of 4 bytes each, a start of 4 for each row.
+    """Bytes of a weight as compressed sparse rows: non-zeros, a column of 4 bytes each, and 4 bytes to start each row.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Two networks' outputs compared batch by batch, and added up."""
+"""Compare the outputs of two networks batch by batch, and add up."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ from torch.nn.functional import cosine_similarity, log_softmax
 from ..running.outputs import Outputs, described, is_detections, leaves_of
 
 NO_SAMPLES = "there are no samples: the batches are empty, or a generator that was already used up"
-OVERLAP = 0.5  # of two boxes that are the same one, as the intersection over the union
-CONFIDENT = 0.5  # detections of a lower score count for nothing
+OVERLAP = 0.5  # least intersection over union of boxes that match
+CONFIDENT = 0.5  # detections with a lower score are ignored
+OWN = "no measure of Rankwise compares them: judge by a function of your own (evaluate=, on the command line --metric)"
 
 
 class Tally(ABC):
-    """Adds up a comparison; ValueErrors of `add` do not know the batch's number."""
+    """Adds up a comparison; errors of `add` do not name the batch."""
 
     def __init__(self) -> None:
         self.total, self.rows = 0.0, 0
 
     @abstractmethod
     def add(self, dense: Any, small: Any) -> None:
-        """Take what the dense network and the other one returned for a batch."""
+        """Add what both networks returned for a batch."""
 
     def value(self) -> float:
-        """The comparison of all batches."""
+        """The comparison over all batches."""
         if not self.rows:
             raise ValueError(NO_SAMPLES)
         return self.total / self.rows
 
     def parts(self) -> dict[str, float]:
-        """The same for each of several outputs, where that is told apart."""
+        """The value of each of several outputs, if the comparison has one."""
         return {}
 
 
-class Agreement(Tally):
-    """How often both choose the same, in per cent."""
+class OfScores(Tally):
+    """A comparison of scores of classes."""
 
     def __init__(self, outputs: Outputs) -> None:
         super().__init__()
         self.outputs = outputs
+
+
+class Agreement(OfScores):
+    """How often both choose the same, in per cent."""
 
     def add(self, dense: Any, small: Any) -> None:
         theirs, ours = _scores(self.outputs, dense, small)
@@ -53,12 +58,8 @@ class Agreement(Tally):
         self.rows += same.numel()
 
 
-class Divergence(Tally):
+class Divergence(OfScores):
     """Mean Kullback-Leibler divergence of the answers, in nats: `E sum_k p(k) log(p(k) / q(k))`."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        super().__init__()
-        self.outputs = outputs
 
     def add(self, dense: Any, small: Any) -> None:
         p, q = (log_softmax(each.double(), -1) for each in _scores(self.outputs, dense, small, self.outputs.logits))
@@ -70,7 +71,7 @@ class Divergence(Tally):
 
 
 class SquaredError(Tally):
-    """`||small - dense||^2 / ||dense||^2` of each floating output, the share that differs of integers; the worst."""
+    """`||small - dense||^2 / ||dense||^2`, or for integers the share that differs; the worst of all outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class SquaredError(Tally):
 
 
 class RelativeError(SquaredError):
-    """`||small - dense|| / ||dense||` of each floating output, the share that differs of integers; the worst."""
+    """`||small - dense|| / ||dense||`, or for integers the share that differs; the worst of all outputs."""
 
     def _errors(self) -> dict[str, float]:
         errors = super()._errors().items()
@@ -110,11 +111,7 @@ class RelativeError(SquaredError):
 
 
 class Cosine(Tally):
-    """Mean cosine between the vectors of both networks.
-
-    Args:
-        dim: the dimension of the numbers of a vector.
-    """
+    """Mean cosine between the vectors of both networks, which lie along dimension `dim`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -133,8 +130,8 @@ class Cosine(Tally):
 class Detections(Tally):
     """`2 matches / (detections of both)` in per cent: same label, and boxes that overlap by half.
 
-    Detections of a score below 0.5 count for nothing; boxes are matched in the order of the dense network's scores,
-    each to the free one that overlaps it most.
+    Detections with a score below 0.5 are ignored. In the order of the dense network's scores, each box is matched to
+    the free box that overlaps it most.
     """
 
     def add(self, dense: Any, small: Any) -> None:
@@ -154,15 +151,15 @@ class Detections(Tally):
 
 
 def pairs_of(dense: Any, small: Any) -> list[tuple[str, Tensor, Tensor]]:
-    """Outputs of the same name, both in float64 or as the integers that they are, on the device of the dense one.
+    """Outputs of the same name, on the device of the dense network's, with 0 where those are not finite.
 
     Raises:
-        ValueError: where names or shapes differ, or values are not finite that are finite in the dense network.
+        ValueError: if names or shapes differ, or values are not finite that are finite in the dense network.
     """
     theirs, ours = dict(leaves_of(dense)), dict(leaves_of(small))
     if theirs.keys() != ours.keys():
         differing = ", ".join(sorted(theirs.keys() ^ ours.keys()))
-        raise ValueError(f"one network returned outputs that the other has not: {differing}; {OWN}")
+        raise ValueError(f"one network returned outputs that the other does not have: {differing}; {OWN}")
     pairs = []
     for name, wanted in theirs.items():
         got = ours[name].detach().to(wanted.device)
@@ -178,9 +175,6 @@ def pairs_of(dense: Any, small: Any) -> list[tuple[str, Tensor, Tensor]]:
             got, wanted = got.masked_fill(~finite, 0), wanted.masked_fill(~finite, 0)
         pairs.append((name, wanted, got))
     return pairs
-
-
-OWN = "no measure of Rankwise compares them: judge by a function of your own (evaluate=, on the command line --metric)"
 
 
 def _scores(

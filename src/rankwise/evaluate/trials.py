@@ -1,4 +1,4 @@
-"""Try a plan: build the network that it describes and tell what it loses."""
+"""Try a plan: build its network and measure what it loses."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ AUTO = "auto"
 
 
 class Trials:
-    """Calls of a plan give the loss of its network, 0 for the dense one; each plan is built once.
+    """A function from plans to the loss of their networks, 0 for the dense one; each plan is built once.
 
     Args:
         model: the dense network.
         build: makes the network of a plan, for instance `lambda plan: rankwise.factorise(model, plan, stats)`.
-        batches: what to measure on, held-out as a rule; pairs (inputs, labels) for "accuracy", else inputs.
-        measure: "auto", which compares plans by what grows with the square of the layers' errors: the divergence in
-            nats where outputs are scores of classes, else the relative squared error in per cent; the name of a measure
-            of `MEASURES`; a `Measure`; or a function `(model, batches) -> number` of your own (see `Measure.own`).
-            Losses are in points: of accuracy, of agreement, hundredths of a relative error or a cosine, nats, or in the
-            unit of your own.
+        batches: usually held-out; pairs (inputs, labels) for "accuracy", else inputs.
+        measure: "auto", the name of a measure of `MEASURES`, a `Measure`, or your own function `(model, batches) ->
+            number` (see `Measure.own`). "auto" grows with the squared errors of layers: the divergence in nats if
+            outputs are scores of classes, else the relative squared error in per cent. Losses are in points: of
+            accuracy, of agreement, hundredths of a relative error or a cosine, nats, or the unit of your function.
 
     Raises:
         ValueError: for an unknown measure.
@@ -59,18 +58,18 @@ class Trials:
             )
         self.model = unwrap(model)
         self.build = build
-        self.batches = Batches.of(batches) if isinstance(batches, Iterator) else batches  # walked over for every plan
+        self.batches = Batches.of(batches) if isinstance(batches, Iterator) else batches  # iterated for every plan
         self._asked = measure if isinstance(measure, (str, Measure)) else Measure.own(measure)
         self._known: dict[tuple[Any, ...], float] = {}
 
     @exclusive
     def __call__(self, plan: Plan) -> float:
-        """The points that a plan's network loses."""
+        """Points that the network of a plan loses."""
         return self.measure.lost(self.value(plan), self.reference) if plan.factorised else 0.0
 
     @exclusive
     def value(self, plan: Plan) -> float:
-        """The value of a plan's network by the measure."""
+        """The value of the network of a plan."""
         if not plan.factorised:
             return self.reference
         key = (plan.metric, plan.shrink, *((row.site, row.format, row.ranks) for row in plan.factorised))
@@ -80,7 +79,7 @@ class Trials:
 
     @cached_property
     def measure(self) -> Measure:
-        """What judges, decided by the outputs for the first batch."""
+        """The measure, chosen by the outputs for the first batch."""
         if isinstance(self._asked, Measure):
             return self._asked
         first = next(made(self.batches), None)
@@ -88,7 +87,7 @@ class Trials:
             raise ValueError(NO_SAMPLES)
         if self._asked == "accuracy":
             if not isinstance(first, (tuple, list)) or len(first) != 2:
-                raise ValueError("batch 0 is no pair (inputs, labels); accuracy needs labels, agreement does not")
+                raise ValueError("batch 0 is not a pair (inputs, labels); accuracy needs labels, agreement does not")
             return measure("accuracy", Outputs.of(self.model, *first, scores=True))
         outputs = Outputs.of(self.model, first, scores=self._asked in ("agreement", "divergence"))
         if self._asked == AUTO:

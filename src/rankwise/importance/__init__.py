@@ -1,7 +1,7 @@
-"""How much each neuron of a layer matters: by its weight, by what it carries, or by what the loss says.
+"""Importance of each neuron of a layer: by its weight, by its activations, or by its effect on the loss.
 
-The numbers go to sparse low rank (`rankwise.formats.slr.SparseLowRank(importance=...)`), for which a criterion is only
-an order of the neurons; their unit does not matter.
+Sparse low rank (`rankwise.formats.slr.SparseLowRank(importance=...)`) uses only the order of the numbers, so their unit
+does not matter.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ def of_plan(
     criterion: str,
     data: Labelled | None = None,
 ) -> dict[str, Importance]:
-    """Importance of the neurons of every layer that a plan makes sparse low rank, each in the dense network.
+    """Importance of the neurons of every layer that a plan makes sparse low rank, measured in the dense network.
 
     Args:
         model: the dense network.
         plan: formats and ranks.
-        source: statistics for "activation", else only the sites.
-        criterion: "weight", "activation", "cost" (first order, one pass) or "curvature" (second order, and exact
-            where the loss changes most).
+        source: statistics for "activation", else sites are enough.
+        criterion: "weight", "activation", "cost" (first order, one pass) or "curvature" (second order, exact where the
+            loss changes most).
         data: inputs and targets for "cost" and "curvature".
 
     Returns:
         Importance by site name, for `SparseLowRank(importance=...)` and `Staircase(importance=...)`.
 
     Raises:
-        ValueError: for an unknown criterion, one whose statistics or data are missing, or a plan without such a layer.
+        ValueError: for an unknown criterion, missing statistics or data, or a plan without such a layer.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; the criteria are {', '.join(CRITERIA)}")

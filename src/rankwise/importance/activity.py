@@ -1,4 +1,4 @@
-"""How much each neuron of a layer matters by its weight, and by what it carries.
+"""Importance of each neuron of a layer by its weight, and by its activations.
 
 Letters: G groups, T outputs per group, C channels per group, Q taps, D = C Q inputs.
 
@@ -20,30 +20,16 @@ from ..statistics import Statistics
 
 @exclusive
 def by_weight(model: nn.Module, site: Site) -> Importance:
-    """Sums of absolute weights: `p_c = sum_t |W_tc|`, `q_t = sum_c |W_tc|`.
-
-    Args:
-        model: the dense network.
-        site: the layer.
-
-    Returns:
-        Numbers for every input (or channel) and output of each group.
-    """
+    """Sums of absolute weights: `p_c = sum_t |W_tc|`, `q_t = sum_c |W_tc|`."""
     W_GTCQ = grouped(site, site_weight(model, site)).abs()
     return Importance(W_GTCQ.sum((1, 3)), W_GTCQ.sum((2, 3)))
 
 
 @exclusive
 def by_activation(model: nn.Module, stats: Statistics, site: Site) -> Importance:
-    """Root mean squares of what a layer reads and makes: `p_c = sqrt(E x_c^2)`, `q_t = sqrt(W E[x x^T] W^T)_tt`.
+    """Root mean squares of inputs and outputs: `p_c = sqrt(E x_c^2)`, `q_t = sqrt(W E[x x^T] W^T)_tt`.
 
-    Args:
-        model: the dense network.
-        stats: of its inputs.
-        site: the layer.
-
-    Returns:
-        Numbers for every input (or channel, all its taps together) and output of each group; a bias is left out.
+    A channel counts with all its taps; outputs are taken without bias.
     """
     W_GTD = grouped(site, site_weight(model, site)).flatten(2)
     inputs, outputs = [], []

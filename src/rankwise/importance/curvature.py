@@ -1,9 +1,9 @@
-"""How much each neuron of a layer matters to the loss, to second order and where it changes most exactly.
+"""Importance of each neuron of a layer by the loss: to second order, and exactly where the loss changes most.
 
 Letters: S samples, N neurons of a side, P pairs of a sample and a neuron.
 
-Source: the diagonal by random signs: Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007,
-Applied Numerical Mathematics 57; what it is used for here is our own.
+Source: Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007, Applied Numerical Mathematics 57
+(the diagonal by random signs); its use here is our own.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from ..running.pristine import pristine
 from .labelled import Labelled, Loss, mean
 from .truncated import truncated
 
-# On the outputs of LeNet-300-100 the second order alone ranks at 0.84 with four draws, 0.92 with 16, 0.93 with 64.
+# Rank correlation with `by_cost` for the outputs of LeNet-300-100, without passes: 0.84 with 4 draws, 0.92 with 16,
+# 0.93 with 64.
 DRAWS = 16
-# On the outputs of LeNet-5 0.73 with none, however many draws; 0.83 with one, 0.95 with four, 0.97 with eight.
+# For the outputs of LeNet-5: 0.73 without passes at any number of draws, 0.83 with 1 pass, 0.95 with 4, 0.97 with 8.
 PASSES = 4
 
 
@@ -47,28 +48,25 @@ def by_curvature(
 ) -> Importance:
     """The second-order change of the loss that `by_cost` measures: `p_c = |mean_s (-<G_s, N_c> + <N_c, H_s N_c> / 2)|`.
 
-    `N` are the components beyond the first rank, `G_s` and `H_s` gradient and Hessian of sample s at `W_k`. A number
-    for every sample and neuron says how far it is cut off; the second derivatives along these are the mean of
-    `v (H v)` over vectors v of random signs. Few pairs of a sample and a neuron make up most of a change, and there
-    two orders are not enough: the largest are replaced by what the sample's loss really changes.
+    `N` are the components beyond the first rank, `G_s` and `H_s` gradient and Hessian of sample s at `W_k`. A variable
+    per sample and neuron says how far the neuron is cut off; the second derivatives in these variables are the mean of
+    `v (H v)` over vectors v of random signs. Few pairs of a sample and a neuron make up most of a change, and for these
+    two orders are not enough: the largest are replaced by the exact change of the sample's loss.
 
     Args:
-        model: the dense network; a copy of it is changed.
-        site: the layer; the first dimension of its input is that of the samples.
+        model: the dense network; a copy is changed.
+        site: the layer; the first dimension of its input must be the samples.
         data: inputs and targets; see `self_labelled`.
         ranks: the rank of all neurons, and the further rank.
-        loss: mean over the samples, of outputs and targets.
-        draws: vectors of signs for each batch, a gradient of gradients each.
-        passes: forward passes for the exact changes, of as many pairs each as there are samples; with as many as
-            neurons the result is that of `by_cost`.
+        loss: of outputs and targets, mean over samples.
+        draws: vectors of signs per batch; each costs a gradient of gradients.
+        passes: forward passes for exact changes, each of as many pairs as there are samples; with one pass per neuron
+            the result is that of `by_cost`.
         seed: of the signs.
 
-    Returns:
-        Numbers for every input (or channel) and output of each group.
-
     Raises:
-        ValueError: naming the site, if the ranks are not legal for it or its input has not one row for each sample;
-            if `draws` is less than 1, `passes` less than 0, or there are no samples.
+        ValueError: naming the site, if the ranks are not legal or its input does not have one row per sample; if
+            `draws` or `passes` is out of range, or there are no samples.
     """
     if draws < 1 or passes < 0:
         raise ValueError(f"draws {draws} and passes {passes} must be at least 1 and 0")
@@ -82,7 +80,7 @@ def by_curvature(
     shapes = (trial.first_GTCQ.shape[:3:2], trial.first_GTCQ.shape[:2])
     totals = [trial.first_GTCQ.new_zeros(shape) for shape in shapes]
     generator, count = torch.Generator().manual_seed(seed), 0
-    with pristine(trial.network):  # without shortcuts that would pass by the layer
+    with pristine(trial.network):  # without fast paths that would bypass the layer
         for x, y in data:
             for side, total in zip(sides, totals, strict=True):
                 change_SN = side.second_order(x, y, total.numel(), draws, generator)
@@ -96,15 +94,15 @@ def by_curvature(
 
 @dataclass(frozen=True)
 class _Side:
-    """The inputs or the outputs of a layer, and how the loss of single samples changes as they are cut off.
+    """The inputs or outputs of a layer, and how the loss of single samples changes when they are cut off.
 
     Attributes:
-        site: name of the layer.
-        network: with the truncated SVD in it.
-        layer: of it.
-        beyond: a layer with the components beyond the first rank alone.
+        site: name of the site.
+        network: with the truncated SVD in place.
+        layer: of the network.
+        beyond: a layer with only the components beyond the first rank.
         loss: mean over samples.
-        reads: whether the neurons are those that the layer reads, else those that it makes.
+        reads: whether the neurons are inputs of the layer, else outputs.
     """
 
     site: str
@@ -115,7 +113,7 @@ class _Side:
     reads: bool
 
     def second_order(self, x: Tensor, y: Tensor, neurons: int, draws: int, generator: torch.Generator) -> Tensor:
-        """Change of each sample's loss as each neuron is cut off, S x N."""
+        """Change of each sample's loss when each neuron is cut off, S x N."""
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
         cut_SN = torch.zeros(len(x), neurons, dtype=weight.dtype, device=weight.device, requires_grad=True)
@@ -123,7 +121,7 @@ class _Side:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), self._cut_off(cut_SN):
             total = len(x) * self.loss(self.network(x), y)
             (slope_SN,) = torch.autograd.grad(total, cut_SN, create_graph=True)
-            slope_SN = slope_SN + 0 * cut_SN  # a constant slope has derivatives too
+            slope_SN = slope_SN + 0 * cut_SN  # so that a constant slope has derivatives, 0
         change_SN = slope_SN.detach().clone()
         for _ in range(draws):
             signs_SN = (2 * torch.randint(0, 2, cut_SN.shape, generator=generator) - 1).to(cut_SN)
@@ -143,13 +141,13 @@ class _Side:
             change_SN.view(-1)[pairs_P] = (cut_P - base_S[sample_P.to(base_S.device)]).to(change_SN)
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of single samples."""
+        """Losses of single samples."""
         outputs = self.network(x)
         return torch.stack([self.loss(*pair) for pair in zip(outputs.split(1), y.split(1), strict=True)])
 
     @contextmanager
     def _cut_off(self, cut_SN: Tensor) -> Iterator[None]:
-        """The layer makes `W_k x - N (cut x)`, or `W_k x - cut (N x)` where outputs are cut off."""
+        """Inside, the layer makes `W_k x - N (cut x)`, or `W_k x - cut (N x)` if outputs are cut off."""
         spatial = spatial_dims(self.layer)
 
         def reduced(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ class _Side:
             if len(x) != len(cut_SN):
                 raise ValueError(
                     f"site {self.site!r}: its input has {len(x)} rows for {len(cut_SN)} samples, so neurons cannot be "
-                    f"cut off sample by sample; use by_gradient (cost) instead"
+                    f"cut off sample by sample; use by_gradient (cost)"
                 )
             between = (1,) * (x.dim() - 2)
             cut = cut_SN.reshape(len(x), -1, *between) if spatial else cut_SN.reshape(len(x), *between, -1)

@@ -1,4 +1,4 @@
-"""How much each neuron of a layer matters to the loss, tried one after the other.
+"""Importance of each neuron of a layer by the loss: exactly, one neuron after the other.
 
 Letters: G groups, T outputs per group, C channels per group, Q taps.
 
@@ -27,21 +27,18 @@ def by_cost(
 ) -> Importance:
     """Exact change of the loss when a neuron loses its further ranks: `p_c = |L(W_k - N_c) - L(W_k)|`.
 
-    `W_k` is the truncated SVD of the rank of all neurons and the further rank together, `N` its components beyond the
-    first rank, `N_c` the part of these that neuron c has. This takes a pass over the data for each neuron.
+    `W_k` is the truncated SVD at both ranks together, `N` its components beyond the first rank, `N_c` the part of these
+    in neuron c. This takes one pass over the data per neuron.
 
     Args:
-        model: the dense network; a copy of it is changed.
+        model: the dense network; a copy is changed.
         site: the layer.
         data: inputs and targets; see `self_labelled`.
         ranks: the rank of all neurons, and the further rank.
-        loss: mean over the samples, of outputs and targets.
-
-    Returns:
-        Numbers for every input (or channel) and output of each group.
+        loss: of outputs and targets, mean over samples.
 
     Raises:
-        ValueError: naming the site, if the ranks are not legal for it; if there are no samples.
+        ValueError: naming the site, if the ranks are not legal; if there are no samples.
     """
     trial = truncated(model, site, ranks)
     first_GTCQ, further_GTCQ = trial.first_GTCQ, trial.further_GTCQ
@@ -57,7 +54,7 @@ def by_cost(
 
 
 def _mean_loss(trial: Truncated, data: Labelled, loss: Loss) -> Tensor:
-    """Over all samples."""
+    """Mean loss over all samples."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for x, y in data:
         total += len(x) * float(loss(trial.network(x), y))

@@ -1,4 +1,4 @@
-"""How much each neuron of a layer matters to the loss, to first order.
+"""Importance of each neuron of a layer by the loss: to first order.
 
 Letters: G groups, T outputs per group, C channels per group, Q taps.
 """
@@ -24,20 +24,7 @@ def by_gradient(
 ) -> Importance:
     """The first-order change of the loss that `by_cost` measures, from one pass: `p_c = |<G_c, N_c>|`.
 
-    `N` are the components beyond the first rank, `G = dL/dW` at `W_k`.
-
-    Args:
-        model: the dense network; a copy of it is changed.
-        site: the layer.
-        data: inputs and targets; see `self_labelled`.
-        ranks: the rank of all neurons, and the further rank.
-        loss: mean over the samples, of outputs and targets.
-
-    Returns:
-        Numbers for every input (or channel) and output of each group.
-
-    Raises:
-        ValueError: naming the site, if the ranks are not legal for it; if there are no samples.
+    `N` are the components beyond the first rank, `G = dL/dW` at `W_k`. Args and errors are those of `by_cost`.
     """
     trial = truncated(model, site, ranks)
     weight = trial.layer.weight

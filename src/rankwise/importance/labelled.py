@@ -1,4 +1,4 @@
-"""Data with targets, and the loss that says how much a neuron matters."""
+"""Data with targets, and losses: what the importance of neurons by the loss needs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..running.exclusive import exclusive
 from ..running.outputs import Outputs
 
 Labelled = Iterable[tuple[Tensor, Tensor]]
-# Of outputs and targets, the mean over the samples.
+# From outputs and targets to the mean over samples.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @exclusive
 def self_labelled(model: nn.Module, inputs: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Inputs with the dense network's own first answers as labels, where there are no others.
+    """Inputs with the dense network's own first answers as labels, for data without labels.
 
     Raises:
-        ValueError: for outputs that are no scores with classes in dimension 1, as losses take them.
+        ValueError: for outputs that are not scores with classes in dimension 1, as losses need them.
 
     Example:
         >>> model = nn.Linear(2, 2, bias=False)
@@ -32,18 +32,14 @@ def self_labelled(model: nn.Module, inputs: Iterable[Tensor]) -> list[tuple[Tens
     inputs = list(inputs)
     outputs = Outputs.of(model, inputs[0], scores=True)
     if outputs.kind != "scores" or outputs.dim != 1 or outputs.name:
-        raise ValueError(f"own answers are those of scores with classes in dimension 1; the outputs have {outputs}")
+        raise ValueError(f"own labels need scores with classes in dimension 1; the outputs have {outputs}")
     trial = copy.deepcopy(model).eval()
     with torch.no_grad():
         return [(x, trial(x).argmax(1)) for x in inputs]
 
 
 def mean(total: Tensor, count: int) -> Tensor:
-    """A sum over samples, by their number.
-
-    Raises:
-        ValueError: if there was none.
-    """
+    """A sum over samples, divided by their number; ValueError if that is 0."""
     if count == 0:
-        raise ValueError("the data has no samples; pass a list of (inputs, targets), which can be walked over again")
+        raise ValueError("the data has no samples; pass a list of (inputs, targets), which can be iterated again")
     return total / count

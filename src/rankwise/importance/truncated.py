@@ -1,4 +1,4 @@
-"""What the loss criteria start from: a layer's truncated SVD, the components beyond the first rank apart.
+"""The start of all loss criteria: a layer's truncated SVD, with components beyond the first rank kept apart.
 
 Letters: G groups, T outputs per group, C channels per group, Q taps, D = C Q inputs, R ranks.
 """
@@ -19,13 +19,13 @@ from ..network.site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Truncated:
-    """A copy of a network, to try weights of one layer in; it begins with the truncated SVD.
+    """A copy of a network to try weights of one layer in; it starts with the truncated SVD.
 
     Attributes:
         network: the copy, in evaluation mode.
         layer: of the copy.
-        first_GTCQ: the components up to the first rank.
-        further_GTCQ: those beyond it, from which neurons are cut off.
+        first_GTCQ: components up to the first rank.
+        further_GTCQ: components beyond it, from which neurons are cut off.
     """
 
     network: nn.Module
@@ -35,15 +35,10 @@ class Truncated:
 
 
 def truncated(model: nn.Module, site: Site, ranks: tuple[int, int]) -> Truncated:
-    """Put the truncated SVD of both ranks together into a copy of a network.
-
-    Args:
-        model: the dense network.
-        site: the layer.
-        ranks: the rank of all neurons, and the further rank.
+    """Put the truncated SVD at both ranks together (of all neurons, and further) into a copy of a network.
 
     Raises:
-        ValueError: naming the site, if the ranks are not legal for it.
+        ValueError: naming the site, if the ranks are not legal.
     """
     W_GTCQ = grouped(site, site_weight(model, site))
     first, most = ranks[0], min(W_GTCQ.shape[1], site.in_features)
@@ -62,9 +57,9 @@ def truncated(model: nn.Module, site: Site, ranks: tuple[int, int]) -> Truncated
 
 
 def _make_plain(layer: nn.Module) -> None:
-    """Have a parametrised layer hold its tensors as plain parameters, so that they can be written to.
+    """Turn the tensors of a parametrised layer into plain parameters, so that they can be written to.
 
-    `remove_parametrizations` would take them from the class, which the copy shares with the user's layer.
+    `remove_parametrizations` would change the class, which the copy shares with the user's layer.
     """
     if not is_parametrized(layer):
         return

@@ -1,4 +1,4 @@
-"""Run a network as fast as its arithmetic says: layouts for the CPU, fused kernels for GPUs."""
+"""Run a network faster: layouts for the CPU, fused kernels for GPUs."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Other forms of a layer that compute the same and may be faster, for running only.
 
-`inputs first` (Linear, CPU): the same weight, stored by columns. Of a few rows a product with a weight of short rows
-spends its time adding up the ends of vector registers; by columns it adds whole vectors.
+`inputs first` (Linear, CPU): the weight is stored by columns. For few samples, a product with a weight of short rows
+spends its time adding up within vector registers; by columns it adds whole vectors.
 
-`packed` (Conv2d, CPU): oneDNN computes in a blocked layout. Plain torch brings the weight into it in every call, which
-takes longer than the convolution where pictures are small and channels many; here it is done once.
+`packed` (Conv2d, CPU): oneDNN computes in a blocked layout. Plain torch converts the weight in every call, which takes
+longer than the convolution for small pictures with many channels; here it is done once.
 
-`product` (1 x 1 Conv2d, CPU, channels last): a matrix product of the pixels, which lie in memory as its rows.
+`product` (1 x 1 Conv2d, CPU, channels last): a matrix product of the pixels, which are rows in memory already.
 
 `fused` (pair of Linear, CUDA): one kernel that keeps the middle on chip (`low_rank_linear`).
 """
@@ -30,37 +30,32 @@ AS_IT_IS = "as it is"
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a layer is called with.
-
-    Attributes:
-        shape: of its input.
-        channels_last: whether the input lies in memory with the channels last.
-    """
+    """The input of a layer; `channels_last` tells whether it lies in memory with the channels last."""
 
     shape: tuple[int, ...]
     channels_last: bool
 
     @classmethod
     def of(cls, x: Tensor) -> Seen:
-        """What is seen of an input."""
+        """Shape and layout of an input."""
         layout = CHANNELS_LAST.get(x.dim())
         last = layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
         return cls(shape=tuple(x.shape), channels_last=last)
 
     def like(self, weight: Tensor) -> Tensor:
-        """Random numbers of that shape and layout, on the device and in the numbers of a weight."""
-        own = torch.Generator(weight.device).manual_seed(0)  # the caller's random numbers stay as they are
+        """Random numbers of this shape and layout, with the device and dtype of a weight."""
+        own = torch.Generator(weight.device).manual_seed(0)  # leaves the caller's random numbers alone
         x = torch.randn(self.shape, device=weight.device, dtype=weight.dtype, generator=own)
         return x.contiguous(memory_format=CHANNELS_LAST[x.dim()]) if self.channels_last else x
 
 
 class PackedConv2d(nn.Module):
-    """A convolution whose weight oneDNN has brought into its own layout, for inputs of one size."""
+    """A convolution with its weight in oneDNN's own layout, for inputs of one size."""
 
     def __init__(self, layer: nn.Conv2d, seen: Seen) -> None:
         super().__init__()
         place: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
-        # As torch.utils.mkldnn does it; the tensor is opaque, so that it is no buffer.
+        # As torch.utils.mkldnn does it; the tensor is opaque, so it cannot be a buffer.
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
         self.packed = reorder(layer.weight.detach().to_mkldnn(), *place, seen.shape)
         self.bias, self.place = layer.bias, place
@@ -73,7 +68,7 @@ class PackedConv2d(nn.Module):
 
 
 class PixelProduct(nn.Module):
-    """A 1 x 1 convolution as a product of the pixels with the weight; its result has the channels last."""
+    """A 1 x 1 convolution as a product of pixels and weight; the output has its channels last."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -106,7 +101,7 @@ def inputs_first(layer: nn.Linear) -> nn.Linear:
 
 
 def forms_of(layer: nn.Module, seen: Seen) -> dict[str, Callable[[], nn.Module]]:
-    """The forms that a layer can have for such an input, each as a function that makes it."""
+    """The forms that a layer can have for an input, each as a function that makes it."""
     weight = next(layer.parameters())
     if weight.device.type == "cuda" and is_pair(layer):
         chain: Any = layer
@@ -128,17 +123,17 @@ def forms_of(layer: nn.Module, seen: Seen) -> dict[str, Callable[[], nn.Module]]
 
 
 def is_pair(layer: nn.Module) -> bool:
-    """Whether a layer is a factorised one of two linear layers."""
+    """Whether a layer is a chain of two linear layers."""
     return isinstance(layer, LowRank) and [type(part) for part in layer] == [nn.Linear, nn.Linear]
 
 
 def packable(layer: nn.Conv2d) -> bool:
-    """Whether oneDNN is there and takes the layer as it is."""
+    """Whether oneDNN is available and takes the layer."""
     plain = isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
     return plain and layer.weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def is_product(layer: nn.Conv2d) -> bool:
-    """Whether a convolution meets every pixel once, by itself."""
+    """Whether a convolution reads every pixel once, alone."""
     alone = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "same", "valid")
     return alone and layer.groups == 1

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Where the middle and a tile of each factor fit on chip. In float32 tiles are twice as large, and their exact products
-# unfold into code that takes minutes to compile.
+# Largest rank at which the middle and a tile of each factor fit on chip. In float32 tiles are twice as large, and their
+# exact products unroll into code that takes minutes to compile.
 LARGEST_RANK = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 64}
 
 
 def low_rank_linear(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer whose weight is a product of two thin ones.
+    """A linear layer whose weight is a product of two thin factors: `y = x V^T U^T + b`.
 
-    `y = x V^T U^T + b`
-
-    On a CUDA device one kernel keeps the R numbers in the middle on chip. On any other device, and where `why_plain`
-    says so, these are two products.
+    On a CUDA device one kernel keeps the R numbers in the middle on chip. On other devices, and where `why_plain` gives
+    a reason, it is two products.
 
     Args:
         x: any leading dimensions, I inputs last.
@@ -47,7 +45,7 @@ def low_rank_linear(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None =
 
 
 def why_plain(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None = None) -> str | None:
-    """Why two products are run instead of one kernel; None where the kernel is."""
+    """Why two products run instead of the kernel; None if the kernel runs."""
     if x.device.type != "cuda":
         return f"there is no fused kernel for {x.device.type}"
     if find_spec("triton") is None:

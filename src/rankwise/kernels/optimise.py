@@ -1,4 +1,4 @@
-"""One entry: a copy of a network for running, in the layout and with the forms of its layers that measure fastest."""
+"""Make a copy of a network for running, in the layout and with the forms of its layers that measure fastest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..timing.clock import in_turns, synchronised, torch_threads
 from .forms import AS_IT_IS, Seen, forms_of, is_pair
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-# Another form has to be faster than the layer by this, so that noise decides nothing.
+# Another form must be faster by this factor, so that noise decides nothing.
 LEAST_GAIN = 1.05
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 3e-2
@@ -33,12 +33,12 @@ WARMUP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The form that one layer has got.
+    """The chosen form of one layer.
 
     Attributes:
         layer: qualified name.
         form: "as it is", "inputs first", "packed", "product" or "fused" (see `forms`).
-        seconds: median of every form that was tried, by name; nothing where there is only one.
+        seconds: median of each form tried, by name; empty if there is only one.
     """
 
     layer: str
@@ -48,12 +48,12 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """What `optimised` chose, and what it is worth.
+    """What `optimised` chose, and the gain.
 
     Attributes:
-        layout: of the pictures, "contiguous" or "channels last"; "as it is" where nothing was faster.
+        layout: of pictures, "contiguous" or "channels last"; "as it is" if nothing was faster.
         choices: of the layers, in the order of the forward.
-        before, after: seconds of one forward of the network and of the copy, medians of the same rounds.
+        before, after: median seconds of one forward of the network and of the copy, from the same rounds.
         difference: `max |copy - network| / max |network|` over the outputs for the example.
     """
 
@@ -74,17 +74,17 @@ class RunReport:
 def optimised(
     model: nn.Module, example: Any, *, threads: int = 1, rounds: int = 15, tolerance: float | None = None
 ) -> tuple[nn.Module, RunReport]:
-    """A copy of a network for running on its device: the same numbers, in the layout and forms that measure fastest.
+    """A copy of a network for running on its device, in the layout and forms that measure fastest.
 
-    Each layer's forms (see `forms`) are timed in turns on inputs of the sizes that the example gives it; so are the
-    networks in all layouts, and the network itself. Where nothing is faster, the copy is the network as it is.
+    The forms of each layer (see `forms`) are timed in turns, on inputs of the sizes that the example gives it; so are
+    the networks in all layouts, and the network itself. If nothing is faster, the copy is the network as it is.
 
-    The copy is for this device, these numbers (dtype), inputs of about this size and inference: it cannot be saved,
-    exported, factorised or trained. Keep the network that it was made of.
+    The copy is for inference on this device, with this dtype and inputs of about this size. It cannot be saved,
+    exported, factorised or trained: keep the network itself.
 
     Args:
-        model: dense or compressed, on the device where it is to run; left as it was.
-        example: the input, as for `find`, with as many samples as there will be.
+        model: dense or compressed, on the device where it will run; not changed.
+        example: the input, as for `find`, with the number of samples of later calls.
         threads: of the CPU, while measuring.
         rounds: measured rounds.
         tolerance: largest `max |copy - network| / max |network|` over the outputs; by default 1e-3 in float32, 1e-6 in
@@ -94,8 +94,8 @@ def optimised(
         The copy in evaluation mode, and what was chosen.
 
     Raises:
-        ValueError: if an argument is out of range, the model rejects the example, or the copy's outputs differ by more
-            than the tolerance.
+        ValueError: if an argument is out of range, the model rejects the example, or outputs differ by more than the
+            tolerance.
 
     Example:
         >>> fast, report = optimised(small, torch.randn(1, 3, 224, 224))  # doctest: +SKIP
@@ -138,7 +138,7 @@ def optimised(
 
 
 def _layers(model: nn.Module, example: Any) -> list[str]:
-    """Names of what may have another form: whole linear pairs on a GPU, single layers on the CPU."""
+    """Names of modules that may get another form: pairs of linear layers on a GPU, single layers on the CPU."""
     sites = find(model, example)
     own = [name for name, site in sites.items() if site.dense_because is None and not site.aliases]
     names = []
@@ -152,10 +152,10 @@ def _layers(model: nn.Module, example: Any) -> list[str]:
 def _variant(
     model: nn.Module, layout: str, names: list[str], args: Any, kwargs: Any, rounds: int
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
-    """A copy in a layout, with the fastest form of each layer there."""
+    """A copy in a layout, with the fastest form of each layer in that layout."""
     result = copied(model)
     for tensor in (*result.parameters(), *result.buffers()):
-        if tensor.dim() == 4:  # of pictures; those of volumes have a layout of their own
+        if tensor.dim() == 4:  # pictures only: volumes have another layout
             tensor.data = tensor.contiguous(memory_format=LAYOUTS[layout])
     inputs: dict[str, Seen] = {}
     hooks = [
@@ -193,7 +193,7 @@ def _recorder(name: str, inputs: dict[str, Seen]) -> Callable[..., None]:
 def _measured(
     layer: nn.Module, forms: dict[str, Callable[[], nn.Module]], seen: Seen, rounds: int
 ) -> tuple[str, dict[str, float]]:
-    """The fastest form and the seconds of all."""
+    """The fastest form, and the seconds of all forms."""
     weight = next(layer.parameters())
     x = seen.like(weight)
     modules = {AS_IT_IS: layer, **{name: make() for name, make in forms.items()}}
@@ -210,7 +210,7 @@ def _medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def _fastest(seconds: dict[str, float]) -> str:
-    """The fastest, if it is clearly faster than what is there."""
+    """The fastest, if it is clearly faster than the layer as it is."""
     best = min(seconds, key=seconds.__getitem__)
     return best if seconds[AS_IT_IS] >= LEAST_GAIN * seconds[best] else AS_IT_IS
 
@@ -225,7 +225,7 @@ def _output(network: nn.Module, given: Arguments) -> Any:
 
 
 def _apart(exact: Any, other: Any) -> float:
-    """The largest difference of two networks' outputs."""
+    """The largest difference between two networks' outputs."""
     pairs = zip(pytree.tree_leaves(exact), pytree.tree_leaves(other), strict=True)
     return largest(difference(b, a) for a, b in pairs if isinstance(a, Tensor))
 

@@ -1,10 +1,10 @@
 """`y = x V^T U^T + b` in one Triton kernel: the rank-R middle is never written to memory.
 
-A program takes a block of rows. It runs through the inputs once, for all R numbers of the middle, which stay in
-registers, and then through its share of the outputs. Several programs share the outputs of one block of rows where
-there are few rows, as at batch 1; each of them computes the middle anew, from weights that the cache has by then.
+A program takes a block of rows. It reads the inputs once, computes all R numbers of the middle, which stay in
+registers, and then its share of the outputs. With few rows, as at batch 1, several programs share the outputs of a
+block of rows; each computes the middle again, from weights that are in the cache by then.
 
-Products are added up in float32; the middle is rounded to the numbers of the input, as the plain chain does.
+Sums are in float32; the middle is rounded to the dtype of the input, as in the plain chain.
 
 Importing this module needs Triton, which comes with builds of torch for GPUs. Under `TRITON_INTERPRET=1` it runs on the
 CPU, for tests.
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Numbers of a block's middle, held in registers in float32: 64 rows of rank 256.
+# Largest middle of a block that registers hold in float32: 64 rows of rank 256.
 LARGEST_MIDDLE = 64 * 256
 # Smallest side of a product on tensor cores.
 SMALLEST_SIDE = 16
@@ -76,7 +76,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 def _fitting(configs: list[Any], given: dict[str, Any], **_: Any) -> list[Any]:
-    """The configurations whose middle fits into registers."""
+    """Configurations whose middle fits into registers."""
     block_r = block_of_rank(given["R"])
     return [config for config in configs if config.kwargs["BLOCK_M"] * block_r <= LARGEST_MIDDLE]
 
@@ -93,7 +93,7 @@ _tuned = triton.autotune(
 
 
 def block_of_rank(rank: int) -> int:
-    """The rank rounded up to what a block can have."""
+    """The rank, rounded up to a legal block size."""
     return max(SMALLEST_SIDE, triton.next_power_of_2(rank))
 
 
@@ -105,7 +105,7 @@ def fused(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None, blocks: di
         V_RI: first factor.
         U_OR: second factor.
         bias: O numbers, or None.
-        blocks: BLOCK_M, BLOCK_I, BLOCK_O and SPLITS of the kernel; by default the fastest, tried once for each shape.
+        blocks: BLOCK_M, BLOCK_I, BLOCK_O and SPLITS of the kernel; by default the fastest, tuned once per shape.
 
     Returns:
         The same leading dimensions, O outputs last.
@@ -126,7 +126,7 @@ def fused(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None, blocks: di
             *(M, I, O, R),
             *(*x_MI.stride(), *V_RI.stride(), *U_OR.stride(), *y_MO.stride()),
             HAS_BIAS=bias is not None,
-            # the interpreter, which alone runs on a CPU, would multiply the bits of bfloat16 as whole numbers
+            # On a CPU only the interpreter runs, which would multiply the bits of bfloat16 as whole numbers.
             WIDEN=x.device.type == "cpu" and x.dtype == torch.bfloat16,
             BLOCK_R=block_of_rank(R),
             **(blocks or {}),

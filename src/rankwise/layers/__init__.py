@@ -1,1 +1,1 @@
-"""The layers of networks: kinds of dense ones, and the chains of plain layers that take their place."""
+"""Layers of networks: the kinds of dense ones, and the chains of plain layers that replace them."""

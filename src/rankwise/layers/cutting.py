@@ -1,4 +1,4 @@
-"""Layers that are the leading part of others, and share their memory."""
+"""Layers that are the leading part of others and share their memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ L = TypeVar("L", bound=nn.Module)
 
 
 def cut(layer: L, *, inputs: int | None = None, outputs: int | None = None) -> L:
-    """The layer with its first inputs or outputs alone; its Parameters are views of the whole one's.
+    """The layer with only its first inputs or outputs; its Parameters are views of the whole layer's.
 
     Args:
-        layer: a linear layer, an ungrouped convolution or an embedding, whose outputs are the numbers of a row.
-        inputs, outputs: how many are kept; None for all. Only a layer without bias loses outputs.
+        layer: a linear layer, an ungrouped convolution, or an embedding (its outputs are the numbers of a row).
+        inputs, outputs: how many to keep; None for all. Only a layer without bias can lose outputs.
 
     Example:
         >>> whole = nn.Linear(4, 3, bias=False)

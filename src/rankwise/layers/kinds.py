@@ -23,18 +23,18 @@ HF_HOME = "transformers.pytorch_utils"
 
 
 class Role(Enum):
-    """How the slots of a site use its weight. A format says which it takes."""
+    """How the slots of a site use its weight. A format says which roles it takes."""
 
     LAYER = "layer"  # one layer, or several with one weight, multiply with it
     TABLE = "table"  # its rows are looked up
     TIED = "tied"  # its rows are looked up, and a head multiplies with it
-    JOINT = "joint"  # layers that read the same input hold its outputs in turn
+    JOINT = "joint"  # several layers with the same input each hold some of its outputs
 
 
 def site_kind(module: nn.Module) -> str | None:
-    """The kind of a layer that may be a site, None for every other module.
+    """The kind of a layer that may be a site, None for any other module.
 
-    "conv1d_hf" is transformers' Conv1D, a linear layer whose weight is stored transposed.
+    "conv1d_hf" is transformers' Conv1D, a linear layer that stores its weight transposed.
 
     Example:
         >>> site_kind(nn.Conv3d(4, 8, 3)), site_kind(nn.ReLU())
@@ -43,7 +43,7 @@ def site_kind(module: nn.Module) -> str | None:
     for kind, cls in _CLASSES.items():
         if isinstance(module, cls):
             return kind
-    # Known by name: transformers need not be installed, and importing it takes seconds.
+    # Compared by name: transformers may not be installed, and importing it takes seconds.
     for cls in type(module).__mro__:
         if (cls.__module__, cls.__name__) == (HF_HOME, "Conv1D"):
             return "conv1d_hf"
@@ -51,30 +51,27 @@ def site_kind(module: nn.Module) -> str | None:
 
 
 def is_convolution(kind: str | None) -> bool:
-    """Whether layers of that kind have a kernel."""
+    """Whether layers of this kind have a kernel."""
     return kind is not None and kind.startswith("conv") and kind != "conv1d_hf"
 
 
 def is_transposed(kind: str | None) -> bool:
-    """Whether layers of that kind are transposed convolutions."""
+    """Whether layers of this kind are transposed convolutions."""
     return kind is not None and kind.startswith("conv_transpose")
 
 
 def spatial_dims(layer: Any) -> int:
-    """Spatial dimensions of a convolution, 0 for every other layer."""
+    """Number of spatial dimensions of a convolution, 0 for any other layer."""
     return len(layer.kernel_size) if is_convolution(site_kind(layer)) else 0
 
 
 def output_first(kind: str | None, weight: Tensor, groups: int = 1) -> Tensor:
-    """A stored weight as O x I/groups [x kernel], or such a weight as it is stored: the swap undoes itself.
+    """Swap a weight between its stored layout and O x I/groups [x kernel]; twice gives the weight back.
 
     Args:
-        kind: of the layer; None for one that stores its weight like a linear layer.
+        kind: of the layer; None if it stores its weight as a linear layer does.
         weight: in one of the two layouts.
         groups: of the layer.
-
-    Returns:
-        The same numbers in the other layout.
 
     Example:
         >>> output_first("conv1d_hf", nn.Linear(3, 5).weight).shape

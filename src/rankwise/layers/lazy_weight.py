@@ -1,4 +1,4 @@
-"""The weight of a factorised layer as host code sees it: its shape, type and place are known, its values are not."""
+"""The weight of a factorised layer as other code sees it: shape, dtype and device are known, values computed late."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-# What a host may read without the values: getters of attributes, and methods of no arguments.
+# What other code may read without the values: attributes, and methods without arguments.
 _ATTRIBUTES = (
     *("dtype", "device", "layout", "shape", "ndim", "names", "requires_grad", "is_leaf", "grad", "grad_fn"),
     *("itemsize", "nbytes", "is_meta", "is_cpu", "is_cuda", "is_mps", "is_xpu", "is_sparse", "is_quantized"),
@@ -22,16 +22,16 @@ _METHODS = (
 
 
 class LazyWeight(Tensor):
-    """A tensor that is computed when its values are asked for, and not before.
+    """A tensor that is computed only when its values are needed.
 
-    Hosts read `layer.weight.dtype` or `.device` in every forward; the product of the factors is not made for that.
-    Every other operation computes the weight anew, so that gradients reach the factors.
+    Many models read `layer.weight.dtype` or `.device` in every forward, which must not multiply the factors. Every
+    other operation computes the weight anew, so that gradients reach the factors.
 
     Args:
         compute: makes the values.
-        like: a tensor with the dtype and the device of the values.
+        like: a tensor with the dtype and device of the values.
         shape: of the values.
-        requires_grad: whether gradients reach what they are computed from.
+        requires_grad: whether gradients reach the factors.
 
     Example:
         >>> weight = LazyWeight(lambda: torch.ones(2, 3), torch.zeros(()), (2, 3), False)
@@ -70,7 +70,7 @@ class LazyWeight(Tensor):
         if writes and args and isinstance(args[0], cls):
             raise ValueError(
                 "the weight of a factorised layer is computed from its factors and cannot be written to; change the "
-                "parameters of the layers inside, or set requires_grad_() on the layer itself"
+                "parameters of the layers inside, or call requires_grad_() on the layer itself"
             )
         args, kwargs = pytree.tree_map_only(cls, cls.values, (args, dict(kwargs or {})))
         return func(*args, **kwargs)

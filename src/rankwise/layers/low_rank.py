@@ -1,4 +1,4 @@
-"""A factorised layer: a chain of plain layers in the place of a dense one."""
+"""A factorised layer: a chain of plain layers in place of a dense one."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ class ChainFormat(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the format."""
+        """Name of the format."""
 
     def chain_weight(self, chain: LowRank) -> Tensor:
         """The dense weight that the chain computes, O x I/G [x kernel]."""
 
     def chain_bias(self, chain: LowRank) -> Tensor | None:
-        """The bias that it adds."""
+        """The bias that the chain adds."""
 
     def cut(self, chain: LowRank, ranks: Ranks) -> LowRank:
-        """The chain of the leading columns of its factors."""
+        """The chain with the leading columns of its factors."""
 
 
 class LowRank(nn.Sequential):
-    """A factorised layer: a chain of plain layers that offers what host code reads of a dense one.
+    """A factorised layer: a chain of plain layers that other code can read like a dense one.
 
-    It has the public attributes of the layer that it replaced, such as `in_features`, `stride` or any that the user has
-    set.
+    It has the public attributes of the layer that it replaced, such as `in_features`, `stride` and those that the user
+    has set.
 
     Attributes:
-        format: that the chain is in.
+        format: the format of the chain.
         ranks: its ranks.
         kind: of the layer that it replaced.
-        role: how the site that it belongs to uses the weight.
+        role: how its site uses the weight.
     """
 
-    # Scripting compiles the forward; these are for Python.
+    # Scripting must compile the forward only, not these properties.
     __jit_unused_properties__ = ("weight", "bias", "weight_shape")
 
-    if TYPE_CHECKING:  # scripting reads the annotations of a class and cannot resolve these
+    if TYPE_CHECKING:  # scripting reads class annotations and cannot resolve these
         in_features: int
         out_features: int
         in_channels: int
@@ -70,7 +70,7 @@ class LowRank(nn.Sequential):
             weight = like.weight
             assert isinstance(weight, Tensor)
             self.in_features, self.out_features = self.nx, self.nf = weight.shape
-        # Convolutions take one picture without a batch by themselves; the other layers of a chain do not.
+        # Convolutions accept one picture without a batch; the other layers of a chain do not.
         alone = is_convolution(self.kind) and not all(is_convolution(site_kind(layer)) for layer in layers)
         self.batch_dims = len(self.kernel_size) + 2 if alone else 0
 
@@ -83,13 +83,13 @@ class LowRank(nn.Sequential):
     def at(self, ranks: Ranks | int) -> LowRank:
         """The chain at smaller ranks: the leading columns of its factors, in the same memory.
 
-        What is written into the one is written into the other; gradients are those of each chain alone.
+        Writing into one writes into both; each has its own gradients.
 
         Args:
-            ranks: of the format, each at most as large as now.
+            ranks: none larger than now.
 
         Raises:
-            ValueError: for a format whose factors are not nested, ranks that are larger, or several groups.
+            ValueError: if factors of the format are not nested, a rank is larger, or there are several groups.
 
         Example:
             >>> from rankwise.formats.svd import SVD
@@ -101,18 +101,18 @@ class LowRank(nn.Sequential):
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias that the chain adds; computed anew where no layer holds it."""
+        """The bias that the chain adds; computed if no layer holds it."""
         return self.format.chain_bias(self)
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight that the chain computes, in the layout of the layer it replaced; computed anew each time."""
+        """The dense weight of the chain, in the layout of the layer it replaced; computed at every access."""
         weight = self.format.chain_weight(self)
         return output_first(self.kind, weight, getattr(self, "groups", 1))
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the dense weight, in the layout of the layer that it replaced."""
+        """Shape of the dense weight, in the layout of the layer that the chain replaced."""
         if is_convolution(self.kind):
             sides = (self.out_channels, self.in_channels)
             first, second = sides[::-1] if is_transposed(self.kind) else sides
@@ -127,12 +127,12 @@ class LowRank(nn.Sequential):
 
 
 class LowRankLayer(LowRank):
-    """A factorised layer as it stands in a network: its weight is computed only where values are asked for."""
+    """A factorised layer in a network: its weight is computed only when values are needed."""
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, as a tensor that knows its shape, dtype and device, and is computed when it is used."""
-        if torch.compiler.is_compiling():  # which drops what is not used by itself
+        """The dense weight: a tensor that knows its shape, dtype and device, and is computed when used."""
+        if torch.compiler.is_compiling():  # the compiler itself drops what is not used
             return super().weight
         parameters = list(self.parameters())
         wants_grad = any(parameter.requires_grad for parameter in parameters)
@@ -145,7 +145,7 @@ class LowRankLayer(LowRank):
 
 
 class _Watching(threading.local):
-    """The watchers of a thread: what another one runs is none of their business."""
+    """The watchers of a thread; they do not see other threads."""
 
     def __init__(self) -> None:
         self.watchers: list[Callable[[LowRank], None]] = []
@@ -156,7 +156,7 @@ _watching = _Watching()
 
 @contextmanager
 def watching_weights(watcher: Callable[[LowRank], None]) -> Iterator[None]:
-    """Inside, `watcher` is told each chain whose dense weight is computed in this thread."""
+    """Inside, `watcher` is called with each chain whose dense weight is computed in this thread."""
     _watching.watchers.append(watcher)
     try:
         yield
@@ -166,11 +166,11 @@ def watching_weights(watcher: Callable[[LowRank], None]) -> Iterator[None]:
 
 @fx.wrap
 def with_batch(x: Tensor, dims: int) -> Tensor:
-    """The input of a convolution with a batch dimension."""
+    """The input of a convolution, with a batch dimension added if it has none."""
     return x if x.dim() == dims else x[None]
 
 
 @fx.wrap
 def like_input(y: Tensor, x: Tensor, dims: int) -> Tensor:
-    """The output of a convolution, without a batch where its input had none."""
+    """The output of a convolution, without a batch dimension if its input had none."""
     return y if x.dim() == dims else y[0]

@@ -1,4 +1,4 @@
-"""Parts of a chain that are no Linear and no convolution: move channels about, add a bias, multiply by groups."""
+"""Parts of a chain that are neither Linear nor convolution: reorder channels, add a bias, multiply by groups."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .part import Part
+from .part import Part, check_order
 
 
 class Arrange(Part):
-    """Reorder the modes that the channels (and the rows beside them) consist of.
+    """Reorder the modes that the channels consist of, some of which wait among the samples as rows.
 
-    The channels, together with what of them already stands among the samples, are read as modes of given sizes, put
-    into another order, and split anew into rows and channels. Nothing is computed.
+    Rows and channels are read as modes of given sizes, put into another order, and split into rows and channels again.
+    Nothing is computed.
 
     Args:
-        sizes: of the modes: those among the rows first, then those of the channels.
+        sizes: of the modes, first those of the rows, then those of the channels.
         order: new order of the modes.
-        rows: how many modes stand among the rows before and after.
-        spatial: dimensions after the channels: 2 for images, 0 for the features of a linear layer, which come last.
+        rows: number of modes among the rows, before and after.
+        spatial: dimensions after the channels: 2 for images, 0 for a linear layer, whose features come last.
 
     Example:
         >>> Arrange((2, 3), (1, 0), (0, 0), 0)(torch.arange(6.0))
@@ -30,11 +30,11 @@ class Arrange(Part):
 
     def __init__(self, sizes: Sequence[int], order: Sequence[int], rows: tuple[int, int], spatial: int) -> None:
         super().__init__()
-        if len(sizes) in rows:  # one side has no channels beside its rows: those of one
+        if len(sizes) in rows:  # one side has no channels: give it one mode of size 1
             sizes, order = (*sizes, 1), (*order, len(sizes))
         self.sizes, self.order = tuple(sizes), tuple(order)
         self.rows, self.spatial = rows, spatial
-        # What `forward` needs, as lists of numbers: it looks at nothing of the input, so that tracers see through it.
+        # Everything that `forward` needs, as lists of numbers: it never looks at the input, so tracers can follow it.
         self.before, self.after = rows
         modes = len(sizes)
         self.row_sizes, self.channel_sizes = [-1, *sizes[: self.before]], list(sizes[self.before :])
@@ -60,7 +60,7 @@ class Arrange(Part):
 
 
 class Bias(Part):
-    """Add a number per channel: the bias of a chain whose last factor does not make all outputs at once."""
+    """Add a number per channel: the bias of a chain whose last factor does not make all outputs in order."""
 
     def __init__(self, features: int, spatial: int, **options: Any) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Bias(Part):
 class TransposedLinear(Part):
     """A linear layer without bias that stores its weight inputs first, `y = x W`.
 
-    That is how `nn.Linear` stores the weight of the opposite direction, so that the two can share one Parameter.
+    `nn.Linear` stores the weight of the opposite direction like this, so that the two can share one Parameter.
 
     Example:
         >>> TransposedLinear(3, 2).weight.shape
@@ -96,7 +96,7 @@ class TransposedLinear(Part):
 
 
 class Stacked(nn.ModuleList):
-    """Layers of the same input as one, their outputs in turn; it stands for layers that a network calls by themselves.
+    """Layers with the same input as one layer, outputs side by side; a network itself calls them one by one.
 
     Example:
         >>> Stacked([nn.Linear(2, 3), nn.Linear(2, 1)])(torch.zeros(5, 2)).shape
@@ -108,7 +108,7 @@ class Stacked(nn.ModuleList):
 
 
 class GroupedLinear(Part):
-    """A linear layer whose groups of features meet only each other, as in a grouped convolution."""
+    """A linear layer whose groups of features stay apart, as in a grouped convolution."""
 
     def __init__(self, in_features: int, out_features: int, groups: int, **options: Any) -> None:
         super().__init__()
@@ -126,12 +126,12 @@ class GroupedLinear(Part):
 
 
 class Pivoted(Part):
-    """Outputs of which the first are the inputs themselves: `y = cat(x, rest(x))[order]`.
+    """The inputs as outputs, followed by outputs made of them, in a new order: `y = cat(x, rest(x))[order]`.
 
     Args:
-        rest: makes the other outputs; None where there are none.
-        order: for every output its place among the inputs and what `rest` makes.
-        spatial: dimensions after the channels, 0 for the features of a linear layer, which come last.
+        rest: makes the other outputs; None if there are none.
+        order: for each output its place in `cat(x, rest(x))`.
+        spatial: as for `Arrange`.
 
     Example:
         >>> Pivoted(None, torch.tensor([2, 0, 1]), 0)(torch.tensor([5.0, 6.0, 7.0]))
@@ -153,7 +153,5 @@ class Pivoted(Part):
         return x.index_select(self.dim, self.order)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        order = state_dict.get(f"{prefix}order")
-        if order is not None and order.sort().values.tolist() != list(range(len(self.order))):
-            raise ValueError(f"tensor '{prefix}order' is no order of {len(self.order)} outputs; save the network again")
+        check_order(state_dict, f"{prefix}order", len(self.order))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,6 +1,6 @@
-"""Layers of a weight whose important outputs and inputs have further ranks: branches at the inputs, bands of outputs.
+"""Layers of a weight with further ranks for important inputs and outputs: branches of inputs, bands of outputs.
 
-Every group of a convolution has important neurons of its own, and as many of them as the others.
+Each group of a convolution has its own important neurons, all groups the same number of them.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .part import Part
+from .part import Part, check_order
 
 
 class Branches(Part):
-    """Layers side by side, each on all channels or on the first of those that are gathered: `cat(f(x), g(x[inputs]))`.
+    """Layers side by side, each on all channels or on the first gathered ones: `cat(f(x), g(x[inputs]))`.
 
     Args:
-        layers: one for each level.
-        counts: channels per group that each one reads.
+        layers: one per level.
+        counts: channels per group that each layer reads.
         channels: per group of the input.
         groups: of the channels.
-        spatial: dimensions after the channels, 0 for the features of a linear layer, which come last.
+        spatial: dimensions after the channels; 0 for a linear layer, whose features come last.
         device: of the indices.
 
     Example:
@@ -54,7 +54,7 @@ class Branches(Part):
 
     def forward(self, x: Tensor) -> Tensor:
         gathered = x if self.inputs is None else x.index_select(self.dim, self.inputs)
-        size = self.channels if self.inputs is None else self.gathered  # sorted inputs need no gathering
+        size = self.channels if self.inputs is None else self.gathered  # absorbed: the inputs come sorted
         parts = []
         for number, layer in enumerate(self.levels):
             count = self.counts[number]
@@ -70,7 +70,7 @@ class Branches(Part):
         return torch.cat(parts, self.dim).flatten(self.dim - 1, self.dim)
 
     def places(self) -> Tensor:
-        """Numbers, within their group, of the channels that are gathered; the first ones where none are, G x C."""
+        """Numbers within each group of the gathered channels, G x C; all channels in order if none are gathered."""
         if self.inputs is None:
             device = next(self.parameters()).device
             return torch.arange(self.channels, device=device).expand(self.groups, -1)
@@ -94,16 +94,16 @@ class Branches(Part):
 
 
 class Bands(Part):
-    """Bands of outputs, each from the first inputs, and zeros for the others: `cat(f(h), g(h[:r]), 0)[order] + bias`.
+    """Bands of outputs, each from the first inputs, and zeros for the rest: `cat(f(h), g(h[:r]), 0)[order] + bias`.
 
     Args:
-        layers: one for each band, that of the most inputs first.
-        counts: inputs per group that each one reads.
+        layers: one per band, the one with most inputs first.
+        counts: inputs per group that each layer reads.
         outputs: of all groups together.
-        made: outputs of every band, per group.
+        made: outputs of each band, per group.
         groups: of the inputs.
-        spatial: dimensions after the channels.
-        bias: whether a number is added to every output.
+        spatial: as for `Branches`.
+        bias: whether there is one.
         options: dtype and device.
 
     Example:
@@ -133,17 +133,13 @@ class Bands(Part):
         self.missing = outputs - groups * sum(made)
         self.padding, self.shape = [0, 0] * spatial + [0, self.missing], (-1, *[1] * spatial)
         self.bias = nn.Parameter(torch.zeros(outputs, **options)) if bias else None
-        whole = list(made) == [outputs // groups]  # one band of all outputs needs no order
+        whole = list(made) == [outputs // groups]  # a single band of all outputs needs no order
         order = None if whole else self.order_of(torch.arange(outputs, device=options.get("device")))
         self.register_buffer("order", order)
         self.order: Tensor | None
 
     def order_of(self, outputs: Tensor) -> Tensor:
-        """For every output its place among those that the bands make.
-
-        Args:
-            outputs: numbers of the outputs, group after group, the most important of each group first.
-        """
+        """For every output its place in what the bands make; `outputs` lists each group by importance."""
         places = outputs.reshape(self.groups, -1)
         parts = places.split([*self.made, places.shape[1] - sum(self.made)], 1)
         return torch.cat([part.flatten() for part in parts]).argsort().int()
@@ -163,14 +159,12 @@ class Bands(Part):
         return f"{list(self.made)} of {self.outputs // self.groups} outputs"
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        order = state_dict.get(f"{prefix}order")
-        if order is not None and order.sort().values.tolist() != list(range(self.outputs)):
-            raise ValueError(f"tensor '{prefix}order' is no order of {self.outputs} outputs; save the network again")
+        check_order(state_dict, f"{prefix}order", self.outputs)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def first_of(x: Tensor, count: int, size: int, groups: int, dim: int) -> Tensor:
-    """The first channels of every group of `size` channels; `dim` is counted from the end.
+    """The first channels of each group of `size` channels; `dim` counts from the end.
 
     Example:
         >>> first_of(torch.arange(6), 1, 3, 2, -1).tolist()

@@ -1,1 +1,1 @@
-"""Times that can be compared: turns and medians, and how busy the machine is."""
+"""Comparable times: turns and medians, and the load of the machine."""

@@ -1,4 +1,4 @@
-"""Seconds of several runs, taken in turns, and how sure their medians are."""
+"""Time several runs in turns: medians and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from statistics import median
 
 import torch
 
-# How whole networks are timed, wherever that is.
+# Rounds for whole networks, everywhere.
 ROUNDS, WARMUP = 30, 3
-# Rounds together take this many seconds where they can: a round is the median of several runs, of at most so many.
+# A round is the median of several runs, at most 20, so that all rounds together take about this many seconds.
 SECONDS, RUNS = 0.5, 20
 # Of the interval around a median.
 CONFIDENCE = 0.95
-# What a time is told by.
+# Fields of a `Latency` without its rounds.
 FIGURES = ("median", "low", "high")
-# The fewest rounds that have such an interval.
+# The fewest rounds with such an interval.
 FEWEST = 6
-# Medians of two runs of one network differ by about as much.
+# Medians of two measurements of one network differ by about this share.
 NOISE = 0.02
 
 
@@ -31,9 +31,9 @@ class Latency:
 
     Attributes:
         median: of all rounds.
-        low, high: 95 % confidence interval of the median, whatever the distribution; with fewer than six rounds the
-            least and the largest.
-        rounds: seconds of every round; none where time was computed, not measured.
+        low, high: 95 % confidence interval of the median, for any distribution; with fewer than six rounds the smallest
+            and largest round.
+        rounds: seconds of every round; empty if the time was computed, not measured.
 
     Example:
         >>> print(Latency(median=2e-3, low=1.9e-3, high=2.2e-3))
@@ -50,7 +50,7 @@ class Latency:
         return Latency(median=self.median * factor, low=self.low * factor, high=self.high * factor, rounds=rounds)
 
     def __truediv__(self, other: Latency) -> Ratio:
-        """How many times the other's time this takes; from pairs of rounds, where both were timed in turns."""
+        """This time over the other; from pairs of rounds if both were timed in turns."""
         if self.rounds and len(self.rounds) == len(other.rounds):
             if len(self.rounds) < FEWEST:
                 return Ratio(median=self.median / other.median, low=0.0, high=inf)
@@ -65,7 +65,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A time in parts of another one; the dense network's in parts of the compressed one's is a speed-up.
+    """One time over another; the time of the dense network over that of the compressed one is a speed-up.
 
     Attributes:
         median: of the ratios of all rounds.
@@ -84,7 +84,7 @@ class Ratio:
 
     @property
     def is_noise(self) -> bool:
-        """Whether both times may be the same: one lies in the interval, or is as near as two runs of one network."""
+        """Whether both times may be the same: 1 lies in the interval, or the median is within `NOISE` of 1."""
         return self.low <= 1 <= self.high or abs(self.median - 1) < NOISE
 
     def __str__(self) -> str:
@@ -104,14 +104,14 @@ def timed(
     warmup: int = WARMUP,
     before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Latency]:
-    """What runs take that take turns.
+    """Times of runs that take turns.
 
     Args:
-        runs: what is timed.
-        rounds: measured rounds. By default 30, each the median of as many turns as fill half a second together: of what
-            takes microseconds, thirty turns in a row would meet one moment of the machine.
+        runs: functions to time, by name.
+        rounds: measured rounds. By default 30, each the median of enough turns to fill half a second together: thirty
+            turns of a few microseconds would all fall into one moment of the machine.
         warmup: rounds before them.
-        before: what goes before each run and is not timed.
+        before: called before each run, not timed.
     """
     turns = 1
     if rounds is None:
@@ -131,14 +131,7 @@ def in_turns(
     warmup: int,
     before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every measured round by name; round r starts with run r modulo their number.
-
-    Args:
-        runs: what is timed.
-        rounds: measured rounds.
-        warmup: rounds before them.
-        before: what goes before each run and is not timed.
-    """
+    """Seconds of every measured round by name, as for `timed`; round r starts with run r modulo their number."""
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
@@ -156,8 +149,8 @@ def in_turns(
 def summary(seconds: Sequence[float]) -> Latency:
     """Median and its confidence interval from order statistics.
 
-    The median lies between the k-th smallest and the k-th largest of n independent runs unless fewer than k of them
-    fall on one side of it, `P = 2 sum_(i<k) C(n, i) / 2^n`.
+    The median lies between the k-th smallest and the k-th largest of n independent runs, unless fewer than k runs fall
+    on one side of it: `P = 2 sum_(i<k) C(n, i) / 2^n`. k is the largest number with P at most 5 %.
 
     Example:
         >>> summary([5.0, 1.0, 3.0, 2.0, 4.0, 6.0, 7.0, 8.0, 9.0])
@@ -173,7 +166,7 @@ def summary(seconds: Sequence[float]) -> Latency:
 
 
 def synchronised(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The run until its work is done: the launch of a kernel on a GPU returns before."""
+    """The run, waiting until its work is done: on a GPU, launching a kernel returns earlier."""
     if device.type != "cuda":
         return run
 
@@ -186,7 +179,7 @@ def synchronised(run: Callable[[], object], device: torch.device) -> Callable[[]
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """So many threads inside, and torch's own setting again after it."""
+    """Inside, torch uses this number of threads; its own setting is restored."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

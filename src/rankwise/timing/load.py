@@ -1,4 +1,4 @@
-"""Whether a machine has more to do than cores: then times belong to its other work as well."""
+"""Whether the machine has more load than cores: times are then unreliable."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from statistics import median
 
 logger = logging.getLogger("rankwise")
 
-# The running processes of one moment say little; the median of so many moments, so many seconds apart, is taken.
+# The running processes of one moment say little: take the median of this many moments, this many seconds apart.
 MOMENTS, APART = 5, 0.01
 
 
 def load() -> float:
-    """Processes that want a core: the average of a minute or those of this moment, whichever are more; 0 if not known.
+    """Processes that want a core: the average of a minute, or of this moment if that is more; 0 if not known.
 
-    The average lags behind, and the moment misses what pauses.
+    The average lags behind, and the moment misses processes that pause.
     """
     average = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return max(average, _running())
@@ -31,14 +31,14 @@ def cores() -> int:
 
 
 class Watch:
-    """Warns once of a machine that has more load than cores when it looks, before or after a measurement."""
+    """Warns once if the machine has more load than cores before or after a measurement."""
 
     def __init__(self) -> None:
         self._warned = False
         self.look()
 
     def look(self) -> None:
-        """Look at the load of this moment."""
+        """Look at the load now."""
         if self._warned or (now := load()) <= (there := cores()):
             return
         logger.warning(
@@ -49,14 +49,14 @@ class Watch:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Warn of a machine that was busy before or after the times that are measured inside."""
+    """Warn if the machine is busy before or after what is measured inside."""
     watch = Watch()
     yield
     watch.look()
 
 
 def _running() -> float:
-    """Processes that run or wait for a core, where the system says so; this one is among them."""
+    """Processes that run or wait for a core, including this one; 0 if the system does not tell."""
     file = Path("/proc/loadavg")
     counts = []
     for _ in range(MOMENTS):
