@@ -125,6 +125,6 @@ def test_rows_that_cannot_be_paired_are_found_at_run_time(limit: float, caplog: 
     with caplog.at_level(logging.WARNING):
         small = rw.factorise(model, plan, stats, data=batches)
     assert "site 'last', batch" in caplog.text
-    assert "moments of its own inputs" in caplog.text
+    assert "fitted to its dense inputs" in caplog.text
     alone = rw.factorise(model, plan, stats)  # one-shot, on the moments of the dense inputs
     torch.testing.assert_close(small.last[0].weight, alone.last[0].weight)

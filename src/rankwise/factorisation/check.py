@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from ..formats import get_format
 from ..layers.low_rank import LowRank, watching_weights
@@ -19,6 +18,7 @@ from ..network.site import Site
 from ..network.sites import Sites
 from ..network.standins import Reads, works_on_another
 from ..running.batches import call, pristine
+from ..running.calling import tensor_leaves
 from ..running.exclusive import own_thread
 
 
@@ -148,5 +148,4 @@ def _wrong(name: str, what: str) -> ValueError:
 
 
 def _finite(output: Any) -> bool:
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves if leaf.is_floating_point())
+    return all(bool(torch.isfinite(leaf).all()) for leaf in tensor_leaves(output) if leaf.is_floating_point())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ..running.calling import call
+from ..running.calling import call, tensor_leaves
 from ..running.exclusive import own_thread
 from ..running.state import writes
 from .residual import ADD_NAMES, Link, passes, scale_of, times
@@ -153,7 +153,7 @@ class Watcher(TorchFunctionMode):
                 linking.append(trail)
                 self.stop()
         result = func(*args, **kwargs)
-        made = _tensors(result)
+        made = tensor_leaves(result)
         for trail in using:
             if trail in linking:  # after an addition in place that tensor is the sum, whose uses do not matter
                 trail.tensors = [tensor for tensor in trail.tensors if all(tensor is not sum for sum in made)]
@@ -196,7 +196,7 @@ class _WholePass(Watcher):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = _tensors((args, kwargs))
+        given = tensor_leaves((args, kwargs))
         versions = [writes(tensor) for tensor in given]
         result = super().__torch_function__(func, types, args, kwargs)
         self.time += 1
@@ -204,13 +204,9 @@ class _WholePass(Watcher):
         for tensor in changed:
             self.changed[tensor.untyped_storage().data_ptr()] = (tensor, self.time)
         if sources := self._sources(given):
-            made = _tensors(result)
+            made = tensor_leaves(result)
             for tensor in [*made, *changed]:
                 self.sources[id(tensor)] = (tensor, sources | self._sources([tensor]))
             if not made and not self.inside:  # such as item() or a shape
                 self.measured |= sources
         return result
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -22,10 +22,10 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..layers.kinds import HF_HOME, is_transposed, site_kind, spatial_dims
+from ..running.calling import tensor_leaves
 from ..running.exclusive import hooked, own_thread
 from ..running.guards import in_words
 from ..running.state import interval, storage_of, writes
@@ -324,9 +324,9 @@ class Recorder(TorchDispatchMode):
 
     def _derive(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         """Note whether an operator made its output from parameters alone; a site layer owns it before all others."""
-        owners = [self._owner(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        owners = [self._owner(leaf) for leaf in tensor_leaves((args, kwargs))]
         named = [owner for owner in owners if owner is not None]
-        for tensor in (leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)):
+        for tensor in tensor_leaves(output):
             if owners and len(named) == len(owners):
                 self._hold(tensor, next((owner for owner in named if owner in self._layers), named[0]))
             else:  # an activation written into memory that held a derived weight

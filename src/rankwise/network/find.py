@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,6 @@ from .counting import Recorder
 from .forward import Forward
 from .kinds import kinds
 from .routes import Routes
-from .site import Site
 from .sites import Sites, fingerprint
 from .standins import unreplaceable
 from .ties import fused_layers
@@ -53,7 +51,9 @@ def find(model: nn.Module, example: Any) -> Sites:
     with pristine(model):
         with Recorder(model) as record, Routes(model) as routes:
             output = call(model, example)
-        sites = _sites(model, record, fused)
+        forward = Forward(model, record, fused)
+        found = [site for kind in kinds() for site in kind.find(forward)]
+        sites = guarded(sorted(found, key=lambda site: forward.order[site.name]), model)
     # First name of each layer of a site -> its calls.
     calls: dict[str, dict[str, int]] = {}
     for place, site in enumerate(sites):
@@ -89,9 +89,3 @@ def total_macs(model: nn.Module, example_input: Any) -> int:
     with pristine(model), Recorder(model) as record:
         call(model, example_input)
     return record.total_macs
-
-
-def _sites(model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> list[Site]:
-    forward = Forward(model, record, fused)
-    sites = [site for kind in kinds() for site in kind.find(forward)]
-    return guarded(sorted(sites, key=lambda site: forward.order[site.name]), model)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..layers.low_rank import LowRank, LowRankLayer, Ranks
 from ..running.batches import call, pristine
+from ..running.calling import tensor_leaves
 from ..running.copying import copied
 from ..running.exclusive import own_thread
 from ..running.guards import in_words
@@ -37,7 +38,7 @@ def unreplaceable(model: nn.Module, sites: Mapping[str, Mapping[str, int]], batc
     Raises:
         ValueError: if a copy of the network works on tensors of the network that it was copied from.
     """
-    expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    expected = tensor_leaves(output)
     trial = _Trial(model, sites, batch, expected)
     if not trial.passes(list(sites)):
         # The outputs of a network that differ without a single stand-in say nothing: only calls are compared then.
@@ -140,7 +141,7 @@ class _Trial:
                     )
         if self.reasons:
             return False
-        got = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        got = tensor_leaves(output)
         return not self.compares or _equal(got, self.expected)
 
     def culprits(self, names: Sequence[str]) -> dict[str, str]:

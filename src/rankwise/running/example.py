@@ -69,7 +69,8 @@ def with_example(model: nn.Module, batches: Batches, example: Any = None) -> tup
         return example, batches if batches.axis is not None else batches.along(_axis(batches.first(), example))
     model, first = unwrap(model), batches.first()
     refuse_unsupported(model)
-    timed = [module for module in model.modules() if _is_time_first(module)]
+    kinds = (nn.RNNBase, nn.MultiheadAttention)
+    timed = [module for module in model.modules() if isinstance(module, kinds) and not module.batch_first]
     reasons: dict[int, str] = {}
     for axis in (0, 1) if timed and next(tensors_in(first)).dim() > 1 else (0,):
         reason = _unlike(model, first, axis, timed)
@@ -190,7 +191,3 @@ def _axis(batch: Any, example: Any) -> int:
     whole, part = next(tensors_in(batch)).shape, next(tensors_in(example)).shape
     shorter = [axis for axis, (m, n) in enumerate(zip(whole, part, strict=False)) if m > n]
     return 1 if len(whole) == len(part) and shorter == [1] else 0
-
-
-def _is_time_first(module: nn.Module) -> bool:
-    return isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and not module.batch_first

@@ -8,10 +8,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from .calling import DataError, call
+from .calling import DataError, call, tensor_leaves
 from .pristine import pristine
 
 logger = logging.getLogger("rankwise")
@@ -24,7 +23,7 @@ def is_finite(output: Any) -> bool:
         >>> is_finite((torch.tensor([1.0, -torch.inf]), "text")), is_finite(torch.tensor(torch.nan))
         (True, False)
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    leaves = [leaf for leaf in tensor_leaves(output) if leaf.is_floating_point()]
     return not any(bool((leaf.isnan() | (leaf == torch.inf)).any()) for leaf in leaves)
 
 
