@@ -10,8 +10,7 @@ from support.rank_problems import problem, site
 from rankwise.ranks import Problem, Rule, get_rule
 from rankwise.ranks.budgeted import least
 from rankwise.ranks.continuous import Continuous
-from rankwise.ranks.solvers.exchanges import total_cost
-from rankwise.ranks.solvers.padding import tables
+from rankwise.ranks.solvers.padding import Tables
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,9 +28,9 @@ def largest(asked: Problem, rule: Continuous) -> list[float]:
     """What the options of the largest weights cost, as shares of the limits, before any exchange."""
     costs = [list(own.costs.values()) for own in asked.sites]
     errors = [[option.error for option in own.options] for own in asked.sites]
-    losses_SO, costs_USO, limits_U = tables(errors, costs, list(asked.limits.values()))
-    chosen_S = rule.largest(asked, losses_SO, costs_USO, limits_U)
-    return (total_cost(costs_USO, chosen_S) / limits_U).tolist()
+    tables = Tables.of(errors, costs, list(asked.limits.values()))
+    chosen_S = rule.largest(asked, tables)
+    return (tables.cost(chosen_S) / tables.limits_U).tolist()
 
 
 @pytest.mark.parametrize("limits", [{"params": 300}, {"params": 500}, {"params": 400, "macs": 3500}])

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .base import Candidates, Pick, Problem, Rule, described
 from .budgeted import check_limits
-from .solvers.exchanges import fill, fits, repaired
+from .solvers.exchanges import fill, repaired
 from .solvers.one_budget import front
-from .solvers.padding import tables
+from .solvers.padding import Tables
 
 LOSSES = ("budget", "product")
 LEARNING_RATE = 0.1
@@ -75,19 +75,20 @@ class Continuous(Rule):
         check_limits(problem)
         errors = [[option.error for option in site.options] for site in problem.sites]
         costs = [list(site.costs.values()) for site in problem.sites]
-        losses_SO, costs_USO, limits_U = tables(errors, costs, list(problem.limits.values()))
-        largest_S = self.largest(problem, losses_SO, costs_USO, limits_U)
-        chosen_S = repaired(losses_SO, costs_USO, limits_U, largest_S)
-        if not fits(costs_USO, limits_U, chosen_S):
+        tables = Tables.of(errors, costs, list(problem.limits.values()))
+        largest_S = self.largest(problem, tables)
+        chosen_S = repaired(tables, largest_S)
+        if not tables.fits(chosen_S):
             raise ValueError("rule 'continuous' finds no plan within all budgets together; take rule 'knapsack'")
-        chosen_S = fill(losses_SO, costs_USO, limits_U, chosen_S)
+        chosen_S = fill(tables, chosen_S)
         return [
             Pick(index, _why(site, index, largest))
             for site, index, largest in zip(problem.sites, chosen_S.tolist(), largest_S.tolist(), strict=True)
         ]
 
-    def largest(self, problem: Problem, losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tensor:
+    def largest(self, problem: Problem, tables: Tables) -> Tensor:
         """Each site's option with the largest weight, after all rounds."""
+        losses_SO, costs_USO, limits_U = tables.losses_SO, tables.costs_USO, tables.limits_U
         # Options that no other beats in price and error, by ascending price; and the places on them still in question.
         paths = [front(problem.shares(site), [option.error for option in site.options]) for site in problem.sites]
         spans = [(0.0, len(path) - 1.0) for path in paths]

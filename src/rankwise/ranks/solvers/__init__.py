@@ -13,9 +13,9 @@ import torch
 from .ellipsoid import several_budgets
 from .enumeration import improved
 from .errors import BudgetError
-from .exchanges import fits, least_shares
+from .exchanges import least_shares
 from .one_budget import knapsack, multiplier
-from .padding import Costs, tables
+from .padding import Costs, Tables
 
 # With more sites, exchanges come near enough to the best plan within one budget: a single site leaves little slack.
 FEW_SITES = 8
@@ -45,14 +45,14 @@ def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits
             return chosen
         chosen_S = torch.tensor(chosen)
         multipliers_U = torch.tensor([multiplier(own, losses, limit)], dtype=torch.float64)
-        losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
+        problem = Tables.of(losses, costs, limits)
     else:
-        losses_SO, costs_USO, limits_U = tables(losses, costs, limits)
-        start_S = least_shares(losses_SO, costs_USO, limits_U)
-        if not fits(costs_USO, limits_U, start_S):
+        problem = Tables.of(losses, costs, limits)
+        start_S = least_shares(problem)
+        if not problem.fits(start_S):
             start_S = torch.tensor(_cheapest(costs, limits))
-        chosen_S, multipliers_U = several_budgets(losses_SO, costs_USO, limits_U, start_S)
-    return improved(losses_SO, costs_USO, limits_U, chosen_S, multipliers_U).tolist()
+        chosen_S, multipliers_U = several_budgets(problem, start_S)
+    return improved(problem, chosen_S, multipliers_U).tolist()
 
 
 def _cheapest(costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:

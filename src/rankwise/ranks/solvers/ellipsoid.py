@@ -19,7 +19,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from .exchanges import exchange_pairs, fill, fits, repaired, total_cost, total_loss
+from .exchanges import exchange_pairs, fill, repaired
+from .padding import Tables
 
 GAP = 1e-6  # steps end when no multiplier in the ellipsoid can raise the dual function by this share of the loss
 STEPS = 500
@@ -27,47 +28,43 @@ LAST = 2  # so many of the last plans are repaired and filled beside the best on
 PAIRED = 20_000_000  # up to so many pairs of options, some seconds' work, exchanges of two sites are tried
 
 
-def several_budgets(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[Tensor, Tensor]:
+def several_budgets(problem: Tables, start_S: Tensor) -> tuple[Tensor, Tensor]:
     """The best plan that multipliers, repairs and exchanges find, and the multipliers; `start_S` meets the limits."""
-    passed, multipliers_U = multipliers(losses_SO, costs_USO, limits_U, start_S)
-    candidates = [
-        fill(losses_SO, costs_USO, limits_U, repaired(losses_SO, costs_USO, limits_U, chosen_S)) for chosen_S in passed
-    ]
-    within = [chosen_S for chosen_S in candidates if fits(costs_USO, limits_U, chosen_S)]
-    chosen_S = min(within, key=lambda chosen_S: total_loss(losses_SO, chosen_S))
-    options_S = (losses_SO < math.inf).sum(1)
+    passed, multipliers_U = multipliers(problem, start_S)
+    candidates = [fill(problem, repaired(problem, chosen_S)) for chosen_S in passed]
+    chosen_S = min(filter(problem.fits, candidates), key=problem.loss)
+    options_S = (problem.losses_SO < math.inf).sum(1)
     pairs = int(options_S.sum() ** 2 - options_S.square().sum()) // 2
     if pairs <= PAIRED:
-        chosen_S = exchange_pairs(losses_SO, costs_USO, limits_U, chosen_S)
+        chosen_S = exchange_pairs(problem, chosen_S)
     return chosen_S, multipliers_U
 
 
-def multipliers(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, start_S: Tensor) -> tuple[list[Tensor], Tensor]:
+def multipliers(problem: Tables, start_S: Tensor) -> tuple[list[Tensor], Tensor]:
     """The best plan within the limits on the way and the last few plans; and multipliers that maximise the dual.
 
     `dual(lambda) = min_o sum_i loss_i(o_i) + sum_u lambda_u (cost_u(o) - limit_u)`, at most the loss of any plan within
     the limits. The ellipsoid `{x : (x - centre)^T P^-1 (x - centre) <= 1}` always holds the best multipliers; each step
     cuts it through its centre and takes the smallest ellipsoid around the half that is left.
     """
-    U = len(limits_U)
-    scale_U = limits_U.clamp_min(1.0)
-    scaled_USO, limits_U = costs_USO / scale_U[:, None, None], limits_U / scale_U  # units become comparable
-    best_S, best = start_S, total_loss(losses_SO, start_S)
+    losses_SO, U, scale_U = problem.losses_SO, len(problem.limits_U), problem.limits_U.clamp_min(1.0)
+    scaled = Tables(losses_SO, problem.costs_USO / scale_U[:, None, None], problem.limits_U / scale_U)
+    best_S, best = start_S, problem.loss(start_S)
     last: deque[Tensor] = deque(maxlen=LAST)
     # For the start, `dual <= loss - lambda slack`, and at the optimum dual is at least the sum of all least losses: so
     # each multiplier lies between 0 and `most`. The first ellipsoid is the smallest one around that box.
-    slack_U = (limits_U - total_cost(scaled_USO, start_S)).clamp_min(1e-6)
+    slack_U = (scaled.limits_U - scaled.cost(start_S)).clamp_min(1e-6)
     most_U = (best - float(losses_SO.amin(1).sum())) / slack_U
     centre_U, P_UU = most_U / 2, torch.diag(U * (most_U / 2).square())
     highest, multipliers_U = -math.inf, torch.zeros(U, dtype=torch.float64)
     for _ in range(STEPS):
         inside = float(centre_U.min()) >= 0
         if inside:
-            least_S, chosen_S = (losses_SO + torch.tensordot(centre_U, scaled_USO, 1)).min(1)
-            if (dual := float(least_S.sum() - centre_U @ limits_U)) > highest:
+            least_S, chosen_S = (losses_SO + torch.tensordot(centre_U, scaled.costs_USO, 1)).min(1)
+            if (dual := float(least_S.sum() - centre_U @ scaled.limits_U)) > highest:
                 highest, multipliers_U = dual, centre_U
-            over_U = total_cost(scaled_USO, chosen_S) - limits_U
-            if float(over_U.max()) <= 0 and (loss := total_loss(losses_SO, chosen_S)) < best:
+            over_U = scaled.cost(chosen_S) - scaled.limits_U
+            if float(over_U.max()) <= 0 and (loss := problem.loss(chosen_S)) < best:
                 best_S, best = chosen_S, loss
             if not any(torch.equal(chosen_S, seen_S) for seen_S in last):
                 last.append(chosen_S)

@@ -10,25 +10,25 @@ import math
 import torch
 from torch import Tensor
 
-from .exchanges import total_loss
+from .padding import Tables
 
 ENUMERABLE = 200_000  # combinations of some sites' options to look at, at most; their sums take milliseconds
 
 
-def improved(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor, multipliers_U: Tensor) -> Tensor:
+def improved(problem: Tables, chosen_S: Tensor, multipliers_U: Tensor) -> Tensor:
     """The best plan of all, if few enough can be better than `chosen`; else `chosen`.
 
     With `reduced = loss + lambda cost` less its least in the site, `loss >= dual + sum_i reduced_i(o_i)` for every plan
     within the limits. So a plan can only be better if its reduced losses add up to less than `loss(chosen) - dual`,
     which leaves few options of each site.
     """
-    U = len(limits_U)
+    losses_SO, costs_USO, limits_U = problem.losses_SO, problem.costs_USO, problem.limits_U
     reduced_SO = losses_SO + torch.tensordot(multipliers_U, costs_USO, 1)
     dual = float(reduced_SO.amin(1).sum() - multipliers_U @ limits_U)
     reduced_SO = reduced_SO - reduced_SO.amin(1, keepdim=True)
-    gap = (total_loss(losses_SO, chosen_S) - dual) * (1 + 1e-9)
+    gap = (problem.loss(chosen_S) - dual) * (1 + 1e-9)
     reduced_K, losses_K = torch.zeros(2, 1, dtype=torch.float64)
-    costs_UK = torch.zeros(U, 1, dtype=torch.float64)
+    costs_UK = torch.zeros(len(limits_U), 1, dtype=torch.float64)
     rest_US = costs_USO.where(losses_SO < math.inf, math.inf).amin(2)
     rest_US = rest_US.sum(1, keepdim=True) - rest_US.cumsum(1)  # the least cost of all sites after each
     steps: list[tuple[Tensor, Tensor]] = []  # for each site, the combination before and the option added to it

@@ -11,40 +11,28 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from .padding import Tables
+
 ROUNDS = 8
 
 
-def total_cost(costs_USO: Tensor, chosen_S: Tensor) -> Tensor:
-    """Cost of a plan in every unit."""
-    return costs_USO[:, torch.arange(len(chosen_S)), chosen_S].sum(1)
-
-
-def total_loss(losses_SO: Tensor, chosen_S: Tensor) -> float:
-    """Loss of a plan."""
-    return float(losses_SO[torch.arange(len(chosen_S)), chosen_S].sum())
-
-
-def fits(costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> bool:
-    """Whether a plan meets all limits."""
-    return not bool((total_cost(costs_USO, chosen_S) > limits_U).any())
-
-
-def least_shares(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor) -> Tensor:
+def least_shares(problem: Tables) -> Tensor:
     """The plan with the least sum of shares of the limits, which leaves slack everywhere if it fits."""
-    shares_SO = (costs_USO / limits_U.clamp_min(1.0)[:, None, None]).sum(0)
-    return shares_SO.where(losses_SO < math.inf, math.inf).argmin(1)
+    shares_SO = (problem.costs_USO / problem.limits_U.clamp_min(1.0)[:, None, None]).sum(0)
+    return shares_SO.where(problem.losses_SO < math.inf, math.inf).argmin(1)
 
 
-def repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
+def repaired(problem: Tables, chosen_S: Tensor) -> Tensor:
     """Exchange single options while a limit is broken, at the least loss per share of the limits won back."""
-    rows_S, chosen_S, scale_U = torch.arange(len(chosen_S)), chosen_S.clone(), limits_U.clamp_min(1.0)
+    losses_SO, rows_S, chosen_S = problem.losses_SO, torch.arange(len(chosen_S)), chosen_S.clone()
+    scale_U = problem.limits_U.clamp_min(1.0)
     while True:
         # Each round lowers the excess, so the loop ends.
-        over_U = total_cost(costs_USO, chosen_S) - limits_U
+        over_U = problem.cost(chosen_S) - problem.limits_U
         if float(over_U.max()) <= 0:
             return chosen_S
         won_SO = torch.zeros_like(losses_SO)  # less excess over all limits; an exchange may also add to one
-        for costs_SO, over, scale in zip(costs_USO, over_U, scale_U, strict=True):
+        for costs_SO, over, scale in zip(problem.costs_USO, over_U, scale_U, strict=True):
             after_SO = costs_SO - costs_SO[rows_S, chosen_S, None] + over
             won_SO += (over.clamp_min(0) - after_SO.clamp_min(0)) / scale
         lost_SO = losses_SO - losses_SO[rows_S, chosen_S, None]
@@ -55,13 +43,13 @@ def repaired(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: T
         chosen_S[site] = index
 
 
-def fill(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
+def fill(problem: Tables, chosen_S: Tensor) -> Tensor:
     """Exchange single options while that lowers the loss within the limits, the largest gain first."""
-    rows_S, chosen_S = torch.arange(len(chosen_S)), chosen_S.clone()
+    losses_SO, rows_S, chosen_S = problem.losses_SO, torch.arange(len(chosen_S)), chosen_S.clone()
     while True:
-        slack_U = limits_U - total_cost(costs_USO, chosen_S)
+        slack_U = problem.limits_U - problem.cost(chosen_S)
         gains_SO = losses_SO[rows_S, chosen_S, None] - losses_SO
-        for costs_SO, slack in zip(costs_USO, slack_U, strict=True):
+        for costs_SO, slack in zip(problem.costs_USO, slack_U, strict=True):
             gains_SO[costs_SO > costs_SO[rows_S, chosen_S, None] + slack] = 0
         site, index = divmod(int(gains_SO.argmax()), gains_SO.shape[1])
         if float(gains_SO[site, index]) <= 0:
@@ -69,14 +57,14 @@ def fill(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tenso
         chosen_S[site] = index
 
 
-def exchange_pairs(losses_SO: Tensor, costs_USO: Tensor, limits_U: Tensor, chosen_S: Tensor) -> Tensor:
+def exchange_pairs(problem: Tables, chosen_S: Tensor) -> Tensor:
     """Choose two sites anew, the best for both with all others fixed, while that lowers the loss."""
-    chosen_S = chosen_S.clone()
+    losses_SO, costs_USO, chosen_S = problem.losses_SO, problem.costs_USO, chosen_S.clone()
     for _ in range(ROUNDS):
         improved = False
         for a, b in combinations(range(len(chosen_S)), 2):
             now_a, now_b = int(chosen_S[a]), int(chosen_S[b])
-            left_U = limits_U - total_cost(costs_USO, chosen_S) + costs_USO[:, a, now_a] + costs_USO[:, b, now_b]
+            left_U = problem.limits_U - problem.cost(chosen_S) + costs_USO[:, a, now_a] + costs_USO[:, b, now_b]
             joint_OO = losses_SO[a, :, None] + losses_SO[b]
             for costs_SO, left in zip(costs_USO, left_U, strict=True):
                 joint_OO[costs_SO[a, :, None] + costs_SO[b] > left] = math.inf

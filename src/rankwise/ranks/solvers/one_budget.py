@@ -20,7 +20,7 @@ import torch
 
 from .errors import BudgetError
 from .exchanges import ROUNDS, fill
-from .padding import tables
+from .padding import Tables
 
 SITES_IN_PAIRS = 64  # with more sites one leaves so little slack that exchanges of two do not matter
 ENUMERABLE = 20_000  # combinations that are enumerated, at most
@@ -52,8 +52,8 @@ def knapsack(costs: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]
         chosen = _exact(kept, budget)
     else:
         chosen = _walk(kept, hulls, chosen, cost, budget)
-        problem = tables([errors for _, errors in kept], [[costs] for costs, _ in kept], [budget])
-        chosen = fill(*problem, torch.tensor(chosen)).tolist()
+        problem = Tables.of([errors for _, errors in kept], [[costs] for costs, _ in kept], [budget])
+        chosen = fill(problem, torch.tensor(chosen)).tolist()
         if 1 < len(kept) <= SITES_IN_PAIRS:
             chosen = _exchange_pairs(kept, chosen, budget)
     return [path[index] for path, index in zip(paths, chosen, strict=True)]
