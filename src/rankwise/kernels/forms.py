@@ -112,6 +112,6 @@ def packable(layer: nn.Conv2d) -> bool:
 
 
 def is_product(layer: nn.Conv2d) -> bool:
-    """Whether a convolution reads every pixel once, alone."""
+    """Whether a convolution is a product of each pixel with the weight."""
     alone = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "same", "valid")
     return alone and layer.groups == 1
