@@ -94,7 +94,7 @@ def test_executorch(folder: Path, cli: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("-o", "net.bin"), "is not that of a target: take one of .onnx (onnx), .pte (executorch)"),
+        (("-o", "net.bin"), "belongs to no target: take one of .onnx (onnx), .pte (executorch)"),
         (("-o", "net.onnx", "--to", "tflite"), "there is no target 'tflite'; the targets are onnx, executorch, pt2"),
         (("-o", "net.pt2", "--opset", "18"), "--opset 18 is for onnx"),
         (("-o", "net.pt2", "--dtype", "int8"), "pt2 files can hold fp16, bf16"),

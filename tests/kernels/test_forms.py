@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from rankwise.formats import FORMATS
-from rankwise.kernels.forms import FusedLowRank, Seen, forms_of, inputs_first, is_pair
+from rankwise.kernels.forms import FusedLowRank, forms_of, inputs_first, is_pair
+from rankwise.latency.layers import Input
 
 
 def picture(*shape: int, last: bool) -> torch.Tensor:
@@ -29,7 +30,7 @@ def picture(*shape: int, last: bool) -> torch.Tensor:
 )
 def test_every_form_of_a_convolution_computes_the_same(layer: nn.Conv2d, last: bool) -> None:
     x = picture(2, 8, 9, 7, last=last)
-    forms = forms_of(layer, Seen.of(x))
+    forms = forms_of(layer, Input.of(x))
     with torch.no_grad():
         for name, make in forms.items():
             assert torch.allclose(make()(x), layer(x), atol=1e-5), name
@@ -40,7 +41,7 @@ def test_every_form_of_a_convolution_computes_the_same(layer: nn.Conv2d, last: b
 
 def test_a_packed_weight_serves_other_sizes() -> None:
     layer = nn.Conv2d(16, 16, 3, padding=1)
-    forms = forms_of(layer, Seen.of(torch.randn(1, 16, 8, 8)))
+    forms = forms_of(layer, Input.of(torch.randn(1, 16, 8, 8)))
     if "packed" not in forms:
         pytest.skip("this build of torch has no oneDNN")
     x = torch.randn(3, 16, 20, 11)
@@ -55,7 +56,7 @@ def test_the_weight_of_a_linear_layer_by_columns() -> None:
     assert torch.equal(turned.weight, layer.weight)
     x = torch.randn(3, 20)
     assert torch.allclose(turned(x), layer(x), atol=1e-6)
-    assert list(forms_of(layer, Seen.of(x))) == ["inputs first"]
+    assert list(forms_of(layer, Input.of(x))) == ["inputs first"]
 
 
 def test_a_fused_pair_computes_its_chain() -> None:
@@ -68,15 +69,7 @@ def test_a_fused_pair_computes_its_chain() -> None:
 def test_what_has_one_form_only() -> None:
     x = torch.randn(1, 8, 5, 5)
     circular = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
-    assert not forms_of(circular, Seen.of(x))
-    assert not forms_of(nn.Conv2d(8, 8, 3).double(), Seen.of(x))
-    assert not forms_of(nn.ConvTranspose2d(8, 8, 3), Seen.of(x))
+    assert not forms_of(circular, Input.of(x))
+    assert not forms_of(nn.Conv2d(8, 8, 3).double(), Input.of(x))
+    assert not forms_of(nn.ConvTranspose2d(8, 8, 3), Input.of(x))
     assert not is_pair(FORMATS["svd"].build(nn.Conv2d(8, 8, 1), (3,), True))
-
-
-def test_what_is_seen_of_an_input() -> None:
-    seen = Seen.of(picture(2, 3, 4, 5, last=True))
-    assert seen == Seen(shape=(2, 3, 4, 5), channels_last=True)
-    assert Seen.of(seen.like(torch.zeros(1))) == seen
-    assert not Seen.of(torch.randn(2, 3, 4, 5)).channels_last
-    assert not Seen.of(torch.randn(4, 5)).channels_last

@@ -56,7 +56,7 @@ def divergence(a: nn.Module, b: nn.Module, batches: Iterable[Any], *, classes_di
 
 @verb
 def relative_error(dense: nn.Module, small: nn.Module, batches: Iterable[Any]) -> float:
-    """How far outputs of any kind are from those of the dense network: `||small - dense|| / ||dense||`.
+    """Distance between the outputs of two networks, of any kind: `||small - dense|| / ||dense||`.
 
     Args:
         dense: network whose outputs count as right.

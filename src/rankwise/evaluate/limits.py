@@ -44,9 +44,9 @@ def machine_limits(
 ) -> Limits:
     """Measure the limits of this machine.
 
-    MACs per second are those of the faster of a 512 x 512 matrix product and a 3 x 3 convolution of 256 channels: torch
-    gives them to two libraries, which on some processors are far apart. Bytes per second are those of a copy, read and
-    written. Each is the best of 32 rounds, because disturbances can only make a machine slower.
+    MACs per second come from a 512 x 512 matrix product or a 3 x 3 convolution of 256 channels, whichever is faster:
+    torch gives them to two libraries, which on some processors are far apart. Bytes per second come from a copy, read
+    and written. Each is the best of 32 rounds, because disturbances can only make a machine slower.
 
     Args:
         threads: of the CPU; torch's own setting is restored.

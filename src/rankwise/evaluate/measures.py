@@ -66,7 +66,7 @@ class Measure:
             function: `function(model, batches) -> number`; the model is in eval mode without gradients, and batches are
                 pairs (inputs, labels) if there are labels.
             higher: whether higher is better; by default `function.higher_is_better`, else true.
-            name: by default that of the function.
+            name: by default the function's own.
 
         Raises:
             ValueError: if the function cannot be called with a model and batches.
@@ -99,7 +99,7 @@ class Measure:
         return self(dense, dense, batches) if self.best is None else self.best
 
     def lost(self, value: float, reference: float) -> float:
-        """Points by which a value is worse than the reference, that of the dense network."""
+        """Points by which a value is worse than the reference, the value of the dense network."""
         return (reference - value if self.higher else value - reference) / self.point
 
     @property
@@ -118,7 +118,7 @@ class Measure:
 
 
 def shown(value: float, unit: str) -> str:
-    """A value as it is printed.
+    """A value as printed.
 
     Example:
         >>> shown(94.123, "%"), shown(0.0312345, "")

@@ -79,13 +79,7 @@ class Roofline:
 
 @verb
 def roofline(
-    model: nn.Module,
-    example: Any,
-    threads: int = 1,
-    *,
-    rounds: int = 20,
-    warmup: int = 3,
-    limits: Limits | None = None,
+    model: nn.Module, example: Any, threads: int = 1, *, rounds: int = 20, warmup: int = 3, limits: Limits | None = None
 ) -> Roofline:
     """Time every layer and compare it with the limits of the machine.
 

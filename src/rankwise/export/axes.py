@@ -78,7 +78,7 @@ def capture(
             made, refused = inputs.tried(captured(model, given, dynamic_batch, axes, Dim.AUTO))
             reasons |= refused
     except ValueError as error:
-        logger.info("no axis beside the batch is open: %s", first_line(error))
+        logger.info("no axis except the batch is open: %s", first_line(error))
         return capture(model, given, dynamic_batch, "none")
     opened = inputs.symbols(made.program)
     for place in inputs.further():
@@ -108,7 +108,7 @@ class _Inputs:
         return self.tensors[place[0]].shape[place[1]]
 
     def further(self) -> list[Place]:
-        """All axes except the batch and those of length 1, which are broadcast as no other length is."""
+        """All axes except the batch and axes of length 1, which broadcasting treats differently."""
         places = [(index, axis) for index, tensor in enumerate(self.tensors) for axis in range(tensor.dim())]
         return [place for place in places if self.length(place) > 1 and not (place[1] == 0 and self.batched[place[0]])]
 

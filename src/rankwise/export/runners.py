@@ -35,7 +35,7 @@ def target_of(path: Path, target: str | None = None) -> str:
     found = target or next((name for name, (suffix, _, _) in TARGETS.items() if path.suffix == suffix), None)
     if found is None:
         known = ", ".join(f"{suffix} ({name})" for name, (suffix, _, _) in TARGETS.items())
-        raise ValueError(f"the suffix of {path} is not that of a target: take one of {known}, or name the target")
+        raise ValueError(f"the suffix of {path} belongs to no target: take one of {known}, or name the target")
     _, package, extra = TARGETS[found]
     if find_spec(package) is None:
         there = [name for name, (_, other, _) in TARGETS.items() if find_spec(other) is not None]

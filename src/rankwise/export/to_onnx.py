@@ -92,7 +92,7 @@ def onnx(
             except ValueError as error:
                 if not made.further or dynamic_axes not in (None, "auto"):
                     raise
-                logger.info("no axis beside the batch is open: %s", error)
+                logger.info("no axis except the batch is open: %s", error)
                 _write(model, capture(model, given, dynamic_batch, "none"), written, opset, tolerance)
             if dtype is not None:
                 batches = calibrating(model, calibration, given)

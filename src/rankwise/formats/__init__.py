@@ -82,7 +82,7 @@ def get_formats(formats: SomeFormats) -> dict[str, Format]:
 
 
 def get_format(name: str | Format, formats: Mapping[str, Format] | None = None) -> Format:
-    """The format of a name, from `formats` first; an object is returned as it is.
+    """The format of a name, from `formats` first; an object is returned unchanged.
 
     Raises:
         ValueError: for an unknown name, with similar names and all known ones.

@@ -116,7 +116,7 @@ class Format(ABC):
         Args:
             site: the site.
             weight: O x I/G [x kernel].
-            metrics: one per group; for a tied embedding those of its head's inputs and of its rows.
+            metrics: one per group; for a tied embedding two, of the head's inputs and of the rows.
             step: ranks are multiples of it, where that makes sense.
             rivals: the least error of other formats at no greater cost; candidates clearly above it may be left out.
         """
@@ -174,7 +174,7 @@ class Format(ABC):
         return bias
 
     def cuts(self, site: Site) -> tuple[int | None, ...] | None:
-        """The unfolding whose singular values each rank cuts; None if ranks cut no singular values.
+        """For each rank, the unfolding of which it cuts singular values; None if ranks do not cut singular values.
 
         In the tuple None is the weight by outputs, O x D; a number n is the weight with its D inputs split into
         D/n x n, unfolded by D/n.

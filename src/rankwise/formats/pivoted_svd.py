@@ -24,7 +24,7 @@ from .weights import read, write
 class PivotedSVD(SVD):
     """`W = C B` with `B = W[rows]`: R outputs are computed from the inputs, all others from those R.
 
-    The weight is that of `svd`. Any R independent rows span all of its rows, so the pair needs R (D + T - R) numbers
+    The weight is the same as for `svd`. Any R independent rows span all others, so the pair needs R (D + T - R) numbers
     instead of R (D + T), and never more than the dense layer. The chosen rows span a large volume, which keeps every
     coefficient of `C` below 1.05.
 

@@ -76,6 +76,6 @@ def site_bias(source: WeightSource, site: Site) -> Tensor | None:
 
 
 def weight_metrics(site: Site, device: torch.device | str = "cpu") -> list[Metric]:
-    """The weight metric of each group; for a tied embedding those of its head's inputs and of its rows."""
+    """The weight metric of each group; for a tied embedding two, of the head's inputs and of the rows."""
     metrics: list[Metric] = [Identity(site.in_features, device) for _ in range(site.groups)]
     return [*metrics, Identity(site.out_features, device)] if site.role is Role.TIED else metrics

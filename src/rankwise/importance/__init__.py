@@ -25,11 +25,7 @@ CRITERIA = ("weight", "activation", "cost", "curvature")
 
 @verb
 def of_plan(
-    model: nn.Module,
-    plan: Plan,
-    source: Statistics | Sites,
-    criterion: str,
-    data: Labelled | None = None,
+    model: nn.Module, plan: Plan, source: Statistics | Sites, criterion: str, data: Labelled | None = None
 ) -> dict[str, Importance]:
     """Importance of the neurons of every layer that a plan makes sparse low rank, measured in the dense network.
 

@@ -14,7 +14,6 @@ longer than the convolution for small pictures with many channels; here it is do
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -22,42 +21,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..formats import LowRank
-from ..formats.building import CHANNELS_LAST
+from ..latency.layers import Input
 from .linear import low_rank_linear, why_plain
 
 AS_IT_IS = "as it is"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """The input of a layer; `channels_last` tells whether it lies in memory with the channels last."""
-
-    shape: tuple[int, ...]
-    channels_last: bool
-
-    @classmethod
-    def of(cls, x: Tensor) -> Seen:
-        """Shape and layout of an input."""
-        layout = CHANNELS_LAST.get(x.dim())
-        last = layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
-        return cls(shape=tuple(x.shape), channels_last=last)
-
-    def like(self, weight: Tensor) -> Tensor:
-        """Random numbers of this shape and layout, with the device and dtype of a weight."""
-        own = torch.Generator(weight.device).manual_seed(0)  # leaves the caller's random numbers alone
-        x = torch.randn(self.shape, device=weight.device, dtype=weight.dtype, generator=own)
-        return x.contiguous(memory_format=CHANNELS_LAST[x.dim()]) if self.channels_last else x
-
-
 class PackedConv2d(nn.Module):
     """A convolution with its weight in oneDNN's own layout, for inputs of one size."""
 
-    def __init__(self, layer: nn.Conv2d, seen: Seen) -> None:
+    def __init__(self, layer: nn.Conv2d, shape: tuple[int, ...]) -> None:
         super().__init__()
         place: Any = (layer.padding, layer.stride, layer.dilation, layer.groups)
         # As torch.utils.mkldnn does it; the tensor is opaque, so it cannot be a buffer.
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        self.packed = reorder(layer.weight.detach().to_mkldnn(), *place, seen.shape)
+        self.packed = reorder(layer.weight.detach().to_mkldnn(), *place, shape)
         self.bias, self.place = layer.bias, place
 
     def forward(self, input: Tensor) -> Tensor:
@@ -100,12 +78,12 @@ def inputs_first(layer: nn.Linear) -> nn.Linear:
     return result
 
 
-def forms_of(layer: nn.Module, seen: Seen) -> dict[str, Callable[[], nn.Module]]:
+def forms_of(layer: nn.Module, given: Input) -> dict[str, Callable[[], nn.Module]]:
     """The forms that a layer can have for an input, each as a function that makes it."""
     weight = next(layer.parameters())
     if weight.device.type == "cuda" and is_pair(layer):
         chain: Any = layer
-        x = torch.empty(0, seen.shape[-1], device=weight.device, dtype=weight.dtype)
+        x = torch.empty(0, given.shape[-1], device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
             reason = why_plain(x, chain[0].weight, chain[1].weight, chain[1].bias)
         return {"fused": lambda: FusedLowRank(chain)} if reason is None else {}
@@ -114,10 +92,10 @@ def forms_of(layer: nn.Module, seen: Seen) -> dict[str, Callable[[], nn.Module]]
     if type(layer) is nn.Linear:
         return {"inputs first": lambda: inputs_first(layer)}
     forms: dict[str, Callable[[], nn.Module]] = {}
-    if type(layer) is nn.Conv2d and len(seen.shape) == 4:
+    if type(layer) is nn.Conv2d and len(given.shape) == 4:
         if packable(layer):
-            forms["packed"] = lambda: PackedConv2d(layer, seen)
-        if seen.channels_last and is_product(layer):
+            forms["packed"] = lambda: PackedConv2d(layer, given.shape)
+        if given.channels_last and is_product(layer):
             forms["product"] = lambda: PixelProduct(layer)
     return forms
 
@@ -134,6 +112,6 @@ def packable(layer: nn.Conv2d) -> bool:
 
 
 def is_product(layer: nn.Conv2d) -> bool:
-    """Whether a convolution reads every pixel once, alone."""
+    """Whether a convolution is a product of each pixel with the weight."""
     alone = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "same", "valid")
     return alone and layer.groups == 1

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..evaluate.speed import evaluating
 from ..export.compare import difference, largest
+from ..latency.layers import Input, device_of
 from ..network.find import find
 from ..network.replacing import replace
 from ..running.arguments import Arguments, arguments, fresh
@@ -21,7 +22,7 @@ from ..running.exclusive import own_thread
 from ..running.guards import mark_for_running, unwrap
 from ..running.verbs import verb
 from ..timing.clock import in_turns, synchronised, torch_threads
-from .forms import AS_IT_IS, Seen, forms_of, is_pair
+from .forms import AS_IT_IS, forms_of, is_pair
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 # Another form must be faster by this factor, so that noise decides nothing.
@@ -108,7 +109,7 @@ def optimised(
     layers = _layers(model, example)
     with torch.no_grad(), evaluating(model), torch_threads(threads):
         given = args, kwargs = arguments(model, example)
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
 
         def timed(module: nn.Module) -> Callable[[], object]:
             return synchronised(lambda: module(*args, **kwargs), device)
@@ -129,11 +130,7 @@ def optimised(
         )
     mark_for_running(fast.eval().requires_grad_(False))
     return fast, RunReport(
-        layout=best,
-        choices=choices,
-        before=seconds[AS_IT_IS],
-        after=seconds[best],
-        difference=apart,
+        layout=best, choices=choices, before=seconds[AS_IT_IS], after=seconds[best], difference=apart
     )
 
 
@@ -145,7 +142,7 @@ def _layers(model: nn.Module, example: Any) -> list[str]:
     for name in own:
         chain = name.rpartition(".")[0]
         pair = bool(chain) and is_pair(model.get_submodule(chain))
-        names.append(chain if pair and next(model.parameters()).device.type == "cuda" else name)
+        names.append(chain if pair and device_of(model).type == "cuda" else name)
     return [name for name in dict.fromkeys(names) if name]
 
 
@@ -157,7 +154,7 @@ def _variant(
     for tensor in (*result.parameters(), *result.buffers()):
         if tensor.dim() == 4:  # pictures only: volumes have another layout
             tensor.data = tensor.contiguous(memory_format=LAYOUTS[layout])
-    inputs: dict[str, Seen] = {}
+    inputs: dict[str, Input] = {}
     hooks = [
         result.get_submodule(name).register_forward_pre_hook(own_thread(_recorder(name, inputs)), with_kwargs=True)
         for name in names
@@ -183,23 +180,23 @@ def _variant(
     return result, tuple(choices)
 
 
-def _recorder(name: str, inputs: dict[str, Seen]) -> Callable[..., None]:
+def _recorder(name: str, inputs: dict[str, Input]) -> Callable[..., None]:
     def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs[name] = Seen.of(args[0] if args else next(iter(kwargs.values())))
+        inputs[name] = Input.of(args[0] if args else next(iter(kwargs.values())))
 
     return record
 
 
 def _measured(
-    layer: nn.Module, forms: dict[str, Callable[[], nn.Module]], seen: Seen, rounds: int
+    layer: nn.Module, forms: dict[str, Callable[[], nn.Module]], given: Input, rounds: int
 ) -> tuple[str, dict[str, float]]:
     """The fastest form, and the seconds of all forms."""
-    weight = next(layer.parameters())
-    x = seen.like(weight)
+    device = device_of(layer)
+    x = given.tensor(layer).to(device)
     modules = {AS_IT_IS: layer, **{name: make() for name, make in forms.items()}}
 
     def timed(module: nn.Module) -> Callable[[], object]:
-        return synchronised(lambda: module(x), weight.device)
+        return synchronised(lambda: module(x), device)
 
     seconds = _medians({name: timed(module) for name, module in modules.items()}, rounds)
     return _fastest(seconds), seconds

@@ -98,18 +98,7 @@ def block_of_rank(rank: int) -> int:
 
 
 def fused(x: Tensor, V_RI: Tensor, U_OR: Tensor, bias: Tensor | None, blocks: dict[str, int] | None = None) -> Tensor:
-    """`x V^T U^T + b` in one kernel.
-
-    Args:
-        x: any leading dimensions, I inputs last.
-        V_RI: first factor.
-        U_OR: second factor.
-        bias: O numbers, or None.
-        blocks: BLOCK_M, BLOCK_I, BLOCK_O and SPLITS of the kernel; by default the fastest, tuned once per shape.
-
-    Returns:
-        The same leading dimensions, O outputs last.
-    """
+    """`low_rank_linear` in one kernel; `blocks` are its BLOCK_M, BLOCK_I, BLOCK_O and SPLITS, else tuned per shape."""
     x_MI = x.reshape(-1, x.shape[-1])
     (M, I), (O, R) = x_MI.shape, U_OR.shape  # noqa: E741
     y_MO = torch.empty(M, O, device=x.device, dtype=x.dtype)

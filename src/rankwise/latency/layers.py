@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import get_format
+from ..formats.building import CHANNELS_LAST
 from ..formats.weights import read
 from ..layers.kinds import Role
 from ..network.site import Site
@@ -36,7 +37,8 @@ class Input:
     @classmethod
     def of(cls, x: Tensor) -> Input:
         """The input like a tensor."""
-        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        layout = CHANNELS_LAST.get(x.dim())
+        last = layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
         return cls(tuple(x.shape), x.dtype, last)
 
     def tensor(self, layer: nn.Module) -> Tensor:
@@ -46,7 +48,7 @@ class Input:
             rows: Any = getattr(layer, "num_embeddings", 1)
             return torch.randint(rows, self.shape, generator=generator, dtype=self.dtype)
         x = torch.randn(self.shape, generator=generator).to(self.dtype)
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        return x.contiguous(memory_format=CHANNELS_LAST[x.dim()]) if self.channels_last else x
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..files import parse_yaml, read_text, replacing, shown, told
-from ..timing.clock import ROUNDS, WARMUP, Latency
+from ..timing.clock import Latency
 from .engine import Engine, Work
 
 
@@ -121,16 +121,8 @@ class Roofline(Engine):
     def __str__(self) -> str:
         return f"roofline of {self.description.name}"
 
-    def times(
-        self,
-        works: Mapping[str, Work],
-        *,
-        rounds: int | None = ROUNDS,
-        warmup: int = WARMUP,
-        around: int = 0,
-        layers: Mapping[str, str] | None = None,
-    ) -> dict[str, Latency]:
-        """See `Engine.times`; each is run once, to see its operators."""
+    def times(self, works: Mapping[str, Work], **_: Any) -> dict[str, Latency]:
+        """See `Engine.times`; each work runs once, to see its operators."""
         return {name: self._time(work) for name, work in works.items()}
 
     def _time(self, work: Work) -> Latency:

@@ -27,8 +27,7 @@ def measured_device(engine: Engine) -> Device:
     weights are read once. Overhead: per layer, of small layers in a row. Tile: the multiple of channels that correlates
     best with the times of a convolution.
 
-    The first two are not those of `machine_limits`, which are what torch reaches in its best round. Plans need what
-    this engine usually reaches.
+    `machine_limits` measures the first two for torch in its best round. Plans need what this engine usually reaches.
 
     Args:
         engine: such as `get_engine("onnxruntime", threads=1)`.

@@ -183,7 +183,7 @@ class Block:
 
 
 def _inverse(S_NN: Tensor, damping: float) -> Operation:
-    """The inverse of a damped matrix; for a large one that of its diagonal."""
+    """The inverse of a damped matrix; for a large matrix, the inverse of its diagonal."""
     if len(S_NN) <= IDENTITY_ROWS:
         root = cholesky(S_NN, max(damping, 1e-12))
         return lambda x: torch.cholesky_solve(x, root)

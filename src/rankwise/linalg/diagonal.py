@@ -5,7 +5,6 @@ Letters: D input dimension = C * Q, T output rows of a weight, R rank.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -39,9 +38,6 @@ class Diagonal(Metric):
     def dense(self) -> Tensor:
         return torch.diag(self.variance_D)
 
-    def inner(self, M_TD: Tensor) -> Tensor:
-        return self.times(M_TD) @ M_TD.mT
-
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         others = [mode for mode in range(len(sizes)) if mode not in held]
         modes = self.variance_D.reshape(*sizes).permute(*held, *others)
@@ -54,14 +50,5 @@ class Diagonal(Metric):
         folded.diagonal(dim1=1, dim2=3).copy_(blocks.permute(0, 2, 1))
         return Dense(folded.reshape(R * taps, R * taps))
 
-    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
-        M_TCQ = self.times(M_TD).reshape(len(M_TD), -1, taps)
-        return torch.einsum("tcq,cr->trq", M_TCQ, B_CR).reshape(len(M_TD), -1)
-
     def nested_projection(self, target_TD: Tensor) -> Tensor:
         return self.variance_D.sqrt()[:, None] * target_TD.mT
-
-    def to(self, dtype: torch.dtype) -> Diagonal:
-        result = copy.copy(self)
-        result.variance_D = self.variance_D.to(dtype)
-        return result

@@ -41,10 +41,6 @@ class Metric(ABC):
         """Sigma itself, D x D."""
 
     @abstractmethod
-    def inner(self, M_TD: Tensor) -> Tensor:
-        """`M Sigma M^T`, T x T."""
-
-    @abstractmethod
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         """Moment of some modes of the input, K x K, averaged over all other modes.
 
@@ -58,23 +54,29 @@ class Metric(ABC):
         """The metric of inputs projected on `B` per tap: `(B kron I)^T Sigma (B kron I)`, (R Q) x (R Q)."""
 
     @abstractmethod
-    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
-        """`M Sigma (B kron I)`, T x (R Q)."""
-
-    @abstractmethod
     def nested_projection(self, target_TD: Tensor) -> Tensor:
         """`Y` (K x T): for every d, a regression of the target on the first d coordinates explains `Y[:d].T @ Y[:d]`.
 
         The sum over all rows is `target Sigma target^T`.
         """
 
-    @abstractmethod
-    def to(self, dtype: torch.dtype) -> Metric:
-        """The same metric in another precision, for steps that are corrected later."""
+    def inner(self, M_TD: Tensor) -> Tensor:
+        """`M Sigma M^T`, T x T."""
+        return self.times(M_TD) @ M_TD.mT
+
+    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
+        """`M Sigma (B kron I)`, T x (R Q)."""
+        return _channel_fold(self.times(M_TD), B_CR, taps)
 
     def energy(self, M_TD: Tensor) -> float:
         """`trace(M Sigma M^T)`."""
         return float((self.times(M_TD) * M_TD).sum())
+
+    def to(self, dtype: torch.dtype) -> Metric:
+        """The same metric in another precision, for steps that are corrected later."""
+        result = copy.copy(self)
+        vars(result).update({name: value.to(dtype) for name, value in vars(self).items() if isinstance(value, Tensor)})
+        return result
 
 
 def _eye(like: Tensor, size: int) -> Tensor:
@@ -110,9 +112,6 @@ class Dense(Metric):
     def dense(self) -> Tensor:
         return self.sigma_DD
 
-    def inner(self, M_TD: Tensor) -> Tensor:
-        return self.times(M_TD) @ M_TD.mT
-
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         K = math.prod(sizes[mode] for mode in held)
         left = "abcdefgh"[: len(sizes)]
@@ -125,16 +124,8 @@ class Dense(Metric):
         half = _channel_fold(self.sigma_DD, B_CR, taps)
         return Dense(_channel_fold(half.mT, B_CR, taps).mT)
 
-    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
-        return _channel_fold(self.times(M_TD), B_CR, taps)
-
     def nested_projection(self, target_TD: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(cholesky(self.sigma_DD), self.times(target_TD).mT, upper=False)
-
-    def to(self, dtype: torch.dtype) -> Dense:
-        result = copy.copy(self)
-        result.sigma_DD = self.sigma_DD.to(dtype)
-        return result
 
 
 class Sampled(Metric):
@@ -175,9 +166,6 @@ class Sampled(Metric):
             return Sampled(folded, self.ridge)
         return Dense(folded.mT @ folded + self.ridge * torch.kron(gram_RR, _eye(B_CR, taps)))
 
-    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
-        return _channel_fold(self.times(M_TD), B_CR, taps)
-
     def nested_projection(self, target_TD: Tensor) -> Tensor:
         # Block elimination over the coordinates. With X the columns done so far and the ridge r, all that is needed of
         # them is K = r I + X X^T, which is only N x N. Given them, the next block X' has the Schur complement
@@ -195,11 +183,6 @@ class Sampled(Metric):
             K_NN, rest_NT = K_NN + X_NB @ X_NB.mT, rest_NT - X_NB @ target_TB.mT
         return torch.cat(Y_KT)
 
-    def to(self, dtype: torch.dtype) -> Sampled:
-        result = copy.copy(self)
-        result.rows_ND = self.rows_ND.to(dtype)
-        return result
-
 
 class Identity(Metric):
     """The weight metric: Sigma is the identity, and the error is the Frobenius norm."""
@@ -214,9 +197,6 @@ class Identity(Metric):
     def dense(self) -> Tensor:
         return torch.eye(self.dim, dtype=torch.float64, device=self.device)
 
-    def inner(self, M_TD: Tensor) -> Tensor:
-        return M_TD @ M_TD.mT
-
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         K = math.prod(sizes[mode] for mode in held)
         return torch.eye(K, dtype=torch.float64, device=self.device)
@@ -227,11 +207,5 @@ class Identity(Metric):
             return Identity(len(gram) * taps, self.device)
         return Dense(torch.kron(gram, torch.eye(taps, dtype=torch.float64, device=self.device)))
 
-    def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
-        return _channel_fold(M_TD, B_CR, taps)
-
     def nested_projection(self, target_TD: Tensor) -> Tensor:
         return target_TD.mT
-
-    def to(self, dtype: torch.dtype) -> Identity:
-        return self

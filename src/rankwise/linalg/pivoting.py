@@ -15,7 +15,7 @@ GROWTH = 1.05
 def pivots(U_TR: Tensor) -> tuple[Tensor, Tensor]:
     """`U = C U[rows]` with `|C| <= 1.05` everywhere: no row is an amplified combination of the chosen ones.
 
-    The rows start as those of a pivoted elimination and are exchanged one at a time for a larger volume.
+    A pivoted elimination gives the first rows; then rows are exchanged one at a time for a larger volume.
 
     Args:
         U_TR: orthonormal columns, T x R with R <= T.

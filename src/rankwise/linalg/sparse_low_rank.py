@@ -27,7 +27,7 @@ FIRST_SWEEPS, MOST_SWEEPS = 3, 40
 # Sweeps end when the error falls by less than this fraction.
 TOLERANCE = 1e-3
 # Levels can grow while they cancel each other, and a best fit need not exist. So sweeps end when the energies of all
-# levels add up to this many times that of the matrix. No random matrix tried had a larger error for it.
+# levels add up to this many times the energy of the matrix. No random matrix tried had a larger error for it.
 BOUND = 3.0
 # Relative to the mean curvature: keeps a step defined, and shortens it, so that the error never grows.
 DAMPING = 1e-10

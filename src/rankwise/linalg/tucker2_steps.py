@@ -86,9 +86,9 @@ class Steps:
             cross_TP = self.metric.spread(B_CS, rest_TD, Q)
             moved_TP = torch.cholesky_solve(cross_TP.mT, cholesky(folded.dense())).mT
             Z_TP = Z_TP + moved_TP
-            # Damping leaves `left = (W - Z P^T) Sigma P` different from zero. The error of `Z` as it is, not of the
-            # exact regression, is `total - trace(Z H Z^T + 2 left Z^T)` with `H = P^T Sigma P`; without the remainder
-            # the reported error would not be the error of the factors.
+            # Because of damping the remainder `left = (W - Z P^T) Sigma P` is not zero. The error of the damped `Z` is
+            # `total - trace(Z H Z^T + 2 left Z^T)` with `H = P^T Sigma P`; without the remainder the reported error
+            # would be that of an exact regression, not of these factors.
             left_TT = (cross_TP - folded.times(moved_TP)) @ Z_TP.mT
             explained_TT = folded.inner(Z_TP) + left_TT + left_TT.mT
         if self.output_rank == T:  # all outputs are kept, so there is no basis to choose
@@ -123,8 +123,8 @@ class Steps:
     def newton(self, B_CS: Tensor, rest: Rest) -> tuple[Tensor, Rest] | None:
         """A truncated Newton step on `f`, and the best outputs and core after it; None if no length lowers the error.
 
-        `A` and `G` are the best for `B`, so the gradient of `f` is that of the error with `A` and `G` held. Products
-        with the second derivative are differences of two gradients, each with its own `A` and `G`.
+        `A` and `G` are the best for `B`, so the gradient of `f` is the gradient of the error with `A` and `G` held.
+        Products with the second derivative are differences of two gradients, each with its own `A` and `G`.
         """
         plain = _preconditioner(rest.G_RSQ, self.root)
         slope_CS = self._slope(B_CS, rest)

@@ -65,7 +65,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """One time over another; the time of the dense network over that of the compressed one is a speed-up.
+    """One time over another; dense over compressed is a speed-up.
 
     Attributes:
         median: of the ratios of all rounds.
