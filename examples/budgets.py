@@ -1,4 +1,4 @@
-"""One pass over the data, many budgets: how accuracy falls with the multiply-accumulates that are kept.
+"""Many budgets from one pass over the data: accuracy against the multiply-accumulates that are kept.
 
 python examples/budgets.py
 """

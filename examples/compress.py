@@ -18,7 +18,7 @@ def main() -> None:
     model = train(images, labels, seed=0)
     test = [(test_images, test_labels)]
 
-    # A few hundred inputs, no labels. The model itself stays as it is.
+    # A few hundred inputs, no labels. The model is not changed.
     batches = list(images[:300].split(50))
     example = batches[0][:1]
     plan = rw.choose(model, rw.collect(model, batches), keep={"macs": 0.5})
@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rw.save(small, folder, plan=plan)
         again = rw.load(build(), folder).eval()
-    print("loaded again, same answers:", torch.equal(again(test_images), small(test_images)))
+    print("same answers after loading:", torch.equal(again(test_images), small(test_images)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Choose, then overrule: a plan is data that a program, or a person with an editor, may change.
+"""Edit a plan: it is data that a program, or a person with an editor, may change.
 
 python examples/edit_a_plan.py
 """
@@ -17,11 +17,11 @@ def main() -> None:
     batches = list(images[:300].split(50))
     stats = rw.collect(model, batches)
 
-    # Constraints are the usual way to say what you know.
+    # Constraints are the usual way.
     plan = rw.choose(model, stats, keep={"macs": 0.5}, ignore=["0"], pin={"7": "tucker2:24,24"})
     print(plan.to_yaml())
 
-    # Or change the plan: here layer 3 is left dense after all.
+    # Or change the plan: here layer 3 stays dense after all.
     rows = tuple(replace(row, format="dense", ranks=()) if row.site == "3" else row for row in plan.rows)
     small = rw.factorise(model, replace(plan, rows=rows), data=batches)
     print(small)

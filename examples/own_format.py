@@ -1,4 +1,4 @@
-"""A format of your own: few channels first, then the kernel.
+"""Add a format: few channels first, then the kernel.
 
 python examples/own_format.py
 """
@@ -23,7 +23,7 @@ class Tucker1(Multilinear):
     """`W[t, c, q] = sum_r A[t, r, q] B[r, c]`: a 1 x 1 convolution to r channels, then a k x k convolution."""
 
     name = "tucker1"
-    summary = "two factors: 1 x 1 convolution to few channels, k x k convolution back"
+    summary = "two factors: a 1 x 1 convolution to few channels, a k x k convolution back"
     use = "convolutions with many more channels than outputs"
 
     def unfit(self, site: rw.Site) -> str | None:

@@ -1,4 +1,4 @@
-"""A kind of layer of your own: two linear layers that read the same input, fitted as one.
+"""Add a kind of layer: two linear layers that read the same input, fitted as one.
 
 python examples/own_kind.py
 """
@@ -16,7 +16,7 @@ from rankwise.network.kinds import Joint, register
 
 
 class GateUp(Joint):
-    """`gate` and `up` of a gated layer: their first factor is shared."""
+    """`gate` and `up` of a gated layer, which share their first factor."""
 
     name = "gate_up"
 

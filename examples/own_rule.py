@@ -1,4 +1,4 @@
-"""A rank rule of your own: step by step, the cheapest loss first.
+"""Add a rank rule: reduce ranks step by step, the step with the least error per saving first.
 
 python examples/own_rule.py
 """
@@ -14,10 +14,10 @@ from rankwise.ranks import Pick, Problem, Rule
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(Rule):
-    """All sites start dense; the one that saves most for its error takes a smaller option, until the budget is met."""
+    """Start dense; the step with the least error for what it saves comes next, until the budget is met."""
 
     name = "greedy"
-    summary = "smaller options one by one, the least error for what it saves first"
+    summary = "smaller options step by step, the least error for what it saves first"
 
     def choose(self, problem: Problem) -> list[Pick]:
         (unit,) = problem.limits  # this rule knows one budget
