@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from rankwise.artifact.manifest import FORMAT_VERSION, Chain, Manifest, fingerprint, outline
+from rankwise.artifact.manifest import FORMAT_VERSION, Manifest, StoredChain, fingerprint, outline
 from rankwise.files import digest
 from rankwise.plan import Plan, PlanRow
 
-CHAIN = Chain(
+CHAIN = StoredChain(
     names=("fc", "again"), kind="linear", weight_shape=(8, 6), format="svd", ranks=(2,), bias=True, dtype="float32"
 )
 MANIFEST = Manifest(
@@ -85,7 +85,7 @@ def test_there_and_back() -> None:
 
 def test_every_field_is_tried() -> None:
     assert WRONG.keys() == {field.name for field in fields(Manifest)}
-    assert WRONG_CHAIN.keys() == {field.name for field in fields(Chain)}
+    assert WRONG_CHAIN.keys() == {field.name for field in fields(StoredChain)}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -11,7 +11,7 @@ from torch import nn
 
 from rankwise.latency import Work, get_engine
 from rankwise.latency.engine import Engine
-from rankwise.latency.roofline import Device, Roofline
+from rankwise.latency.roofline import Device, RooflineEngine
 from rankwise.latency.roofline_fit import CHANNELS, measured_device
 
 BOUND_BY_MACS = {"peak": 1e6, "bandwidth": 1e15}
@@ -19,7 +19,7 @@ BOUND_BY_BYTES = {"peak": 1e15, "bandwidth": 1e6}
 
 
 def seconds(module: nn.Module, x: torch.Tensor, **numbers: Any) -> float:
-    return Roofline(Device(name="paper", **numbers)).times({"a": Work(module.eval(), ((x,), {}))})["a"].median
+    return RooflineEngine(Device(name="paper", **numbers)).times({"a": Work(module.eval(), ((x,), {}))})["a"].median
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_file(tmp_path: Path) -> None:
     device = Device(name="phone", peak=2e10, bandwidth=8e9, tile=8, overhead=3e-6)
     device.save(tmp_path / "phone.yaml")
     engine = get_engine(f"roofline:{tmp_path / 'phone.yaml'}")
-    assert isinstance(engine, Roofline)
+    assert isinstance(engine, RooflineEngine)
     assert engine.description == device
     assert (engine.device(nn.Linear(2, 2)), str(engine)) == ("phone", "roofline of phone")
 
@@ -104,7 +104,7 @@ def test_a_file_that_is_not_there() -> None:
 def test_a_device_is_found_again_by_its_measurements() -> None:
     """The device that is measured is a roofline itself, so all four numbers are known."""
     device = Device(name="paper", peak=4e10, bandwidth=1e10, tile=8, overhead=5e-6)
-    engine: Engine = Roofline(device)
+    engine: Engine = RooflineEngine(device)
     found = measured_device(engine)
     assert found.tile == 8
     assert found.peak == pytest.approx(device.peak, rel=0.01)

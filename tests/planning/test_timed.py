@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from rankwise.latency import Latency, Work
-from rankwise.latency.roofline import Device, Roofline
+from rankwise.latency.roofline import Device, RooflineEngine
 from rankwise.plan.plan import PlannedLatency
 from rankwise.planning.measured_prices import NOISE, VECTOR
 from rankwise.planning.prices import recount
@@ -39,7 +39,7 @@ class Net(nn.Module):
         return self.head(self.thin(self.second(self.first(x).relu()).relu()).mean((2, 3)))
 
 
-class Elsewhere(Roofline):
+class Elsewhere(RooflineEngine):
     """A device on which whole networks save less, or more, than their layers by themselves."""
 
     def __init__(self, gain: float, device: Device = DEVICE) -> None:
@@ -64,12 +64,12 @@ def net() -> tuple[nn.Module, rw.Sites]:
 
 
 def planned(net: tuple[nn.Module, rw.Sites], keep: Mapping[str, Any], engine: Any = None, **options: Any) -> rw.Plan:
-    options = {"metric": "weight", "example": EXAMPLE, "engine": engine or Roofline(DEVICE), **options}
+    options = {"metric": "weight", "example": EXAMPLE, "engine": engine or RooflineEngine(DEVICE), **options}
     return rw.choose(*net, keep=keep, **options)
 
 
 def seconds(model: nn.Module) -> float:
-    return Roofline(DEVICE).times({"a": Work(model, ((EXAMPLE,), {}))})["a"].median
+    return RooflineEngine(DEVICE).times({"a": Work(model, ((EXAMPLE,), {}))})["a"].median
 
 
 def least(net: tuple[nn.Module, rw.Sites]) -> float:
@@ -129,7 +129,7 @@ def test_other_rules(net: tuple[nn.Module, rw.Sites], rule: str) -> None:
 
 def test_what_is_not_faster_stays_dense(net: tuple[nn.Module, rw.Sites]) -> None:
     """With a millisecond for each operator no chain of two is faster; a budget of parameters alone would factorise."""
-    slow = Roofline(Device(name="slow", peak=1e12, bandwidth=1e12, overhead=1e-3))
+    slow = RooflineEngine(Device(name="slow", peak=1e12, bandwidth=1e12, overhead=1e-3))
     plan = planned(net, {"latency": 1.0, "params": 1.0}, slow, rule="knapsack")
     assert not plan.factorised
     assert {row.why for row in plan.rows} == {"no format is faster than dense"}
@@ -275,7 +275,7 @@ def test_the_smallest_within_a_loss_can_be_the_fastest(net: tuple[nn.Module, rw.
     def drop(plan: rw.Plan) -> float:
         return sum(row.error or 0.0 for row in plan.rows)
 
-    options: dict[str, Any] = {"metric": "weight", "example": EXAMPLE, "engine": Roofline(DEVICE)}
+    options: dict[str, Any] = {"metric": "weight", "example": EXAMPLE, "engine": RooflineEngine(DEVICE)}
     plan = rw.choose(*net, target_drop=0.5, drop=drop, minimise="latency", **options)
     assert drop(plan) <= 0.5
     assert plan.planned["latency"] < 0.9 * plan.dense["latency"]
@@ -285,7 +285,7 @@ def test_the_smallest_within_a_loss_can_be_the_fastest(net: tuple[nn.Module, rw.
 def test_compress(net: tuple[nn.Module, rw.Sites]) -> None:
     model, _ = net
     batches = [torch.randn(4, 32, 8, 8) for _ in range(4)]
-    small, report = rw.compress(model, batches, keep={"latency": 0.6}, engine=Roofline(DEVICE))
+    small, report = rw.compress(model, batches, keep={"latency": 0.6}, engine=RooflineEngine(DEVICE))
     assert seconds(small) <= 0.6 * seconds(model) + 2e-6  # biases that correct means are read too
     assert "latency predicted" in str(report)
 

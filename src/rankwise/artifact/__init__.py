@@ -27,7 +27,7 @@ from ..running.verbs import verb
 from ..surgery.folding import folds_of
 from .coding import decode, encode
 from .directory import replacing
-from .manifest import Chain, Manifest, fingerprint, outline
+from .manifest import Manifest, StoredChain, fingerprint, outline
 from .opening import MANIFEST, NEXT, WEIGHTS, manifest_of, opened
 from .restore import restored
 from .structure import chains_of, channels_last_of, unsaved_buffers_of, weights_of
@@ -220,4 +220,4 @@ def _provenance(model: nn.Module) -> dict[str, str]:
     }
 
 
-__all__ = ["MANIFEST", "WEIGHTS", "Chain", "Manifest", "as_stored", "load", "read", "save", "stored_bytes"]
+__all__ = ["MANIFEST", "WEIGHTS", "Manifest", "StoredChain", "as_stored", "load", "read", "save", "stored_bytes"]

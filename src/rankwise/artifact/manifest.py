@@ -28,7 +28,7 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers com
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
+class StoredChain:
     """A chain of the stored model.
 
     Attributes:
@@ -80,7 +80,7 @@ class Manifest:
         format_version: of this file.
     """
 
-    structure: tuple[Chain, ...]
+    structure: tuple[StoredChain, ...]
     dense_fingerprint: str
     tensors_bytes: int
     tensors_sha256: str
@@ -250,7 +250,7 @@ def _holds(test: _Test, value: Any) -> bool:
         return False
 
 
-def _checked_chain(plain: dict[str, Any], index: int) -> Chain:
+def _checked_chain(plain: dict[str, Any], index: int) -> StoredChain:
     names = plain.get("names")
     site = f" (site {shown(names[0])})" if isinstance(names, list) and names else ""
-    return Chain(**_checked(Chain, plain, _CHAIN, f"structure[{index}]{site}: "))
+    return StoredChain(**_checked(StoredChain, plain, _CHAIN, f"structure[{index}]{site}: "))

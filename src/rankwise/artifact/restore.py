@@ -18,7 +18,7 @@ from ..running.state import DTYPES, NAMES, place, state_of
 from ..surgery.folding import refolded
 from ..surgery.rebuild import rebuild
 from .coding import decode
-from .manifest import Chain, Manifest, described, fingerprint, outline
+from .manifest import Manifest, StoredChain, described, fingerprint, outline
 from .structure import can_be_channels_last, empty
 
 SHOWN = 4
@@ -125,10 +125,10 @@ def _check_ties(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tenso
             )
 
 
-def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role, list[Chain]]]:
+def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role, list[StoredChain]]]:
     """The chains of each site, with its role; embeddings come before their heads."""
     structure = manifest.structure if manifest.format_version >= 5 else _with_roles(manifest.structure, stored)
-    by_site: dict[tuple[str, str], list[Chain]] = defaultdict(list)
+    by_site: dict[tuple[str, str], list[StoredChain]] = defaultdict(list)
     for chain in structure:
         by_site[chain.role, chain.site or chain.names[0]].append(chain)
     sites = []
@@ -143,7 +143,7 @@ def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role,
     return sites
 
 
-def _with_roles(structure: Sequence[Chain], stored: Mapping[str, Tensor]) -> list[Chain]:
+def _with_roles(structure: Sequence[StoredChain], stored: Mapping[str, Tensor]) -> list[StoredChain]:
     """The chains of a version before 5, with roles from the factors that they share."""
     own = {
         chain: {id(tensor) for name, tensor in stored.items() if name.startswith(f"{chain.names[0]}.")}
@@ -162,7 +162,7 @@ def _with_roles(structure: Sequence[Chain], stored: Mapping[str, Tensor]) -> lis
     ]
 
 
-def _check_site(fresh: nn.Module, role: Role, chains: Sequence[Chain], stored: Mapping[str, Tensor]) -> None:
+def _check_site(fresh: nn.Module, role: Role, chains: Sequence[StoredChain], stored: Mapping[str, Tensor]) -> None:
     """Raise unless format and ranks are legal for the layers, before a tensor of their size is made."""
     names = [chain.names[0] for chain in chains]
     shared = " and ".join(map(repr, names))

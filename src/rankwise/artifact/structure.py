@@ -12,13 +12,13 @@ from ..formats.building import CHANNELS_LAST
 from ..layers.kinds import Role, output_first
 from ..layers.part import is_plain
 from ..running.state import NAMES
-from .manifest import FLOATS, Chain
+from .manifest import FLOATS, StoredChain
 
 # Norms whose parameters may have several dimensions.
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
-def chains_of(model: nn.Module) -> tuple[Chain, ...]:
+def chains_of(model: nn.Module) -> tuple[StoredChain, ...]:
     """Every chain of a model, with all its names; a ValueError if one was changed and cannot be built again."""
     names: dict[LowRank, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -33,7 +33,7 @@ def chains_of(model: nn.Module) -> tuple[Chain, ...]:
     return tuple(chains)
 
 
-def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> Chain:
+def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> StoredChain:
     if "" in names:
         raise ValueError("the model itself is one factorised layer; wrap it first: model = nn.Sequential(model)")
     if chain.format.name not in FORMATS:
@@ -50,7 +50,7 @@ def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> Chain:
     with torch.no_grad():
         weight = chain.weight
     assert chain.kind is not None
-    return Chain(
+    return StoredChain(
         names=names,
         kind=chain.kind,
         weight_shape=tuple(output_first(chain.kind, weight, getattr(chain, "groups", 1)).shape),

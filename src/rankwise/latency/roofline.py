@@ -90,7 +90,7 @@ class Device:
             return cls(**{"name": Path(path).stem, **plain})
 
 
-class Roofline(Engine):
+class RooflineEngine(Engine):
     """Times computed for a device that is not at hand, from its `Device`.
 
     Products with weights and attention cost what the roofline says. Normalisation and activations are free: engines for
@@ -106,7 +106,7 @@ class Roofline(Engine):
         self.description = description
 
     @classmethod
-    def load(cls, path: str | Path) -> Roofline:
+    def load(cls, path: str | Path) -> RooflineEngine:
         """From a file; see `Device.load`."""
         return cls(Device.load(path))
 
