@@ -17,7 +17,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def outputs(model: nn.Module, given: Arguments, what: str) -> list[Tensor]:
+# What helps where a file or a network does not run at other sizes than the example's.
+FIXED_BATCH = "export with dynamic_batch=False"
+
+
+def outputs(model: nn.Module, given: Arguments, what: str, fix: str = FIXED_BATCH) -> list[Tensor]:
     """The outputs of a network on the CPU.
 
     Raises:
@@ -29,13 +33,17 @@ def outputs(model: nn.Module, given: Arguments, what: str) -> list[Tensor]:
             return [leaf.cpu() for leaf in tensors_in(model(*args, **kwargs))]
     except Exception as error:
         raise ValueError(
-            f"{type(model).__name__} itself does not run at {what} ({first_line(error)}); "
-            f"export with dynamic_batch=False"
+            f"{type(model).__name__} itself does not run at {what} ({first_line(error)}); {fix}"
         ) from error
 
 
 def check(
-    run: Callable[[Arguments], list[Tensor]], model: nn.Module, given: Arguments, tolerance: float, what: str
+    run: Callable[[Arguments], list[Tensor]],
+    model: nn.Module,
+    given: Arguments,
+    tolerance: float,
+    what: str,
+    fix: str = FIXED_BATCH,
 ) -> None:
     """Refuse an exported file whose outputs differ from the network's.
 
@@ -45,25 +53,24 @@ def check(
         given: arguments of the forward.
         tolerance: largest `max |made - exact| / max |exact|` over an output.
         what: describes the arguments, for messages.
+        fix: what to do where the file does not run on them.
 
     Raises:
         ValueError: if the file does not run, or saying which output differs, and by how much.
     """
-    exact = outputs(model, given, what)
+    exact = outputs(model, given, what, fix)
     try:
         made = run(given)
     except Exception as error:
-        raise ValueError(
-            f"the exported file does not run at {what} ({first_line(error)}); export with dynamic_batch=False"
-        ) from error
-    _compare(made, exact, tolerance, what)
+        raise ValueError(f"the exported file does not run at {what} ({first_line(error)}); {fix}") from error
+    _compare(made, exact, tolerance, what, fix)
 
 
-def _compare(made: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float, what: str) -> None:
+def _compare(made: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float, what: str, fix: str) -> None:
     if [each.shape for each in exact] != [each.shape for each in made]:
         raise ValueError(
             f"at {what} the exported file gives outputs of shapes {[list(each.shape) for each in made]}, and torch "
-            f"{[list(each.shape) for each in exact]}; export with dynamic_batch=False"
+            f"{[list(each.shape) for each in exact]}; {fix}"
         )
     for index, (one, other) in enumerate(zip(made, exact, strict=True)):
         gap = difference(one, other)

@@ -88,7 +88,8 @@ def executorch(
                 made.write_to_file(file)
             run = run_by_executorch(written)
             if dtype is None:
-                check(run, model, given, tolerance, f"batch size {samples_in(pytree.tree_leaves(given))}")
+                what = f"batch size {samples_in(pytree.tree_leaves(given))}"
+                check(run, model, given, tolerance, what, "export another network, or to ONNX")
             else:
                 off = gap(model, run, batches, dtype)
     logger.info(told)
