@@ -13,8 +13,7 @@ from support.nets import Residual, batches_of, make
 from support.rank_problems import brief
 from torch import nn
 
-from rankwise import RULES, Planner, Statistics, choose, collect, evaluate, factorise, find, get_rule, pareto
-from rankwise.planning.constraints import Constraints
+from rankwise import RULES, Statistics, choose, collect, evaluate, factorise, find, pareto
 from rankwise.planning.profile import profile
 
 Net = tuple[nn.Module, Statistics]
@@ -82,9 +81,8 @@ def test_budgets_are_met_and_ties_cost_error(net: Net, curves: Any, keep: float,
 
 
 def test_plans_inside_each_other_and_floors(net: Net, curves: Any) -> None:
-    planner = Planner.of(*net, curves=curves, constraints=Constraints(tie=TIE))
     keeps = [{"macs": share} for share in (0.8, 0.6, 0.4)]
-    for plan in pareto(planner, keeps, get_rule("knapsack")):
+    for plan in pareto(*net, keeps=keeps, curves=curves, tie=TIE):
         assert len({form(plan, name) for name in TRIPLE}) == 1
     floor = choose(*net, keep={"macs": 0.5}, curves=curves, tie=TIE, floor_rule="stable_rank")
     assert len({form(floor, name) for name in PAIR}) == 1

@@ -281,16 +281,15 @@ def test_compress_takes_a_rule() -> None:
 
 
 def test_nested_plans_lie_inside_each_other(net: Net, curves: Any) -> None:
-    planner = Planner.of(*net, curves=curves)
     keeps = [{"macs": share} for share in (0.9, 0.7, 0.5, 0.35, 0.25)]
-    plans = pareto(planner, keeps, get_rule("knapsack"))
+    plans = pareto(*net, keeps=keeps, curves=curves)
     for plan, keep in zip(plans, keeps, strict=True):
         assert keep["macs"] - 0.06 < plan.planned["macs"] / plan.dense["macs"] <= keep["macs"]
     for large, small in pairwise(plans):
         for row in large.factorised:
             assert small[row.site].format == row.format
             assert all(a <= b for a, b in zip(small[row.site].ranks, row.ranks, strict=True))
-    alone = pareto(planner, keeps, get_rule("knapsack"), nested=False)
+    alone = pareto(*net, keeps=keeps, curves=curves, nested=False)
     assert alone == [choose(*net, keep=keep, curves=curves) for keep in keeps]
     for own, nested in zip(alone, plans, strict=True):
         assert lost(own) <= lost(nested) * 1.002  # of nine sites a plan is not always the best of all

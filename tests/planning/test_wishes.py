@@ -8,8 +8,6 @@ import torch
 from torch import nn
 
 import rankwise as rw
-from rankwise.planning.pareto import pareto
-from rankwise.planning.planner import Planner
 from rankwise.planning.wishes import Asked, check_wishes
 
 
@@ -96,9 +94,8 @@ def test_the_other_verbs_look_first_as_well() -> None:
     plan = rw.choose(model, sites, keep={"macs": 0.5}, metric="weight")
     with pytest.raises(ValueError, match="unknown engine 'graf'"):
         rw.factorise(model, plan, data=Untouched(), engine="graf")
-    planner = Planner.of(model, sites, metric="weight")
     with pytest.raises(ValueError, match="unknown budget 'mac'"):
-        pareto(planner, [{"macs": 0.5}, {"mac": 0.3}], rw.get_rule("knapsack"))
+        rw.pareto(model, sites, keeps=[{"macs": 0.5}, {"mac": 0.3}], metric="weight")
 
 
 def test_what_is_right_passes() -> None:

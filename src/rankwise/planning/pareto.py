@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ..network.sites import Sites
 from ..plan import Plan
-from ..ranks import FreeRule, Rule, get_rule
 from ..running.verbs import verb
 from ..statistics import Statistics
 from .budgets import check_keep
@@ -25,27 +24,9 @@ if TYPE_CHECKING:
 Keeps = Sequence[Mapping[str, float | str]]
 
 
-@overload
-def pareto(
-    model: nn.Module, source: Statistics | Sites, *, keeps: Keeps, nested: bool = True, **wishes: Unpack[Wishes]
-) -> list[Plan]: ...
-
-
-@overload
-def pareto(
-    model: Planner, source: Keeps, rule: str | Rule, *, nested: bool = True, floor: FreeRule | None = None
-) -> list[Plan]: ...
-
-
 @verb
 def pareto(
-    model: nn.Module | Planner,
-    source: Statistics | Sites | Keeps,
-    rule: str | Rule = "knapsack",
-    *,
-    keeps: Keeps = (),
-    nested: bool = True,
-    **wishes: Any,
+    model: nn.Module, source: Statistics | Sites, *, keeps: Keeps, nested: bool = True, **wishes: Unpack[Wishes]
 ) -> list[Plan]:
     """One plan for every budget, in their order, from one profile.
 
@@ -53,12 +34,11 @@ def pareto(
     rank grows as the budget falls. The error is then somewhat larger than with independent plans.
 
     Args:
-        model: the dense network; or a planner, followed by budgets and rule.
+        model: the dense network.
         source: its statistics, or only its sites for `metric="weight"`.
-        rule: as for `choose`.
         keeps: budgets, each as for `choose`; for nested plans the largest first.
         nested: whether each plan must lie inside the one before.
-        **wishes: as for `choose`; for a planner only `floor`, a rule.
+        **wishes: as for `choose`.
 
     Raises:
         TypeError: for an argument that does not exist, or that sets a budget itself.
@@ -72,14 +52,10 @@ def pareto(
         >>> [plan["0"].ranks[0] for plan in plans] == sorted((plan["0"].ranks[0] for plan in plans), reverse=True)
         True
     """
-    if isinstance(model, Planner):
-        assert not isinstance(source, (Statistics, Sites))
-        return plans_for(model, _requests(source, get_rule(rule), **wishes), nested=nested)
-    assert isinstance(source, (Statistics, Sites))
     if both := sorted(wishes.keys() & {"keep", "target_drop", "drop", "minimise"}):
         raise TypeError(f"pareto takes no {both[0]!r}: keeps holds the budgets")
-    asked = Asked.of(rule=rule, **wishes)
-    requests = _requests(keeps, asked.rule, asked.floor_rule)
+    asked = Asked.of(**wishes)
+    requests = [Request(rule=asked.rule, keep=check_keep(keep), floor=asked.floor_rule) for keep in keeps]
     for request in requests:
         replace(asked, keep=request.keep).check(model)
     planner = Planner.asked(model, source, asked)
@@ -93,7 +69,3 @@ def plans_for(planner: Planner, requests: Iterable[Request], *, nested: bool = T
     for request in requests:
         plans.append(planner.plan(replace(request, within=plans[-1]) if nested and plans else request))
     return plans
-
-
-def _requests(keeps: Keeps, rule: Rule, floor: FreeRule | None = None) -> list[Request]:
-    return [Request(rule=rule, keep=check_keep(keep), floor=floor) for keep in keeps]
