@@ -1,1 +1,1 @@
-"""Measurements side by side in one run; each module is run as `python -m benchmarks.NAME`."""
+"""Measurements; run each module as `python -m benchmarks.NAME`."""

@@ -1,9 +1,9 @@
-"""The same bits as another checkout: factors, plans and curves of small networks, digest by digest.
+"""Compare factors, plans and curves of small networks with another checkout, bit by bit.
 
     python -m benchmarks.bits [--against FOLDER] [--json FILE]
 
-With `--against`, the same is computed with the package in FOLDER/src, and the rows that differ are printed. A change of
-the structure of the code must leave none.
+With `--against`, the same is computed with the package in FOLDER/src, and the rows that differ are printed. A pure
+refactoring must leave no row.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Convolutions(nn.Module):
 
 
 class Words(nn.Module):
-    """An embedding whose weight the head shares, and a block between them."""
+    """An embedding, a block, and a head that shares the embedding's weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Words(nn.Module):
 
 
 def digests() -> dict[str, str]:
-    """What is computed -> its digest."""
+    """Name of a result -> its digest."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randn(32, 3, 12, 12, generator=generator) for _ in range(4)]

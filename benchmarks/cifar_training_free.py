@@ -2,10 +2,10 @@
 
     python -m benchmarks.cifar_training_free [--networks resnet20 ...] [--formats auto] [--quick] [--json FILE]
 
-Every method sees the same calibration images and the same budget in MACs. Variants of our method are decided by the
-agreement with the dense network on further images; the accuracy on the test images is read off at the end. With
-`--formats auto` every format by itself (the SVD where it does not apply) and the choice among all of them are measured;
-`against_best` is the agreement of that choice less that of the format which agrees best by itself, `best_se` its paired
+Every method gets the same calibration images and the same budget in MACs. Variants of our method are chosen by their
+agreement with the dense network on further images; the accuracy on the test images is only read at the end. With
+`--formats auto`, each format alone (with the SVD for layers that it cannot factorise) and the choice among all formats
+are measured. `against_best` is the agreement of that choice minus that of the best single format, `best_se` its paired
 standard error.
 """
 
@@ -103,7 +103,7 @@ class Compressor:
         return rw.factorise(self.model, plan, stats, data=self.batches, seed=self.seed)
 
     def every_format(self, only: list[str] | None) -> Methods:
-        """Method by name: each format by itself, with the SVD for layers that it does not take, and all together."""
+        """Method by name: each format alone, with the SVD for layers that it cannot factorise, and all together."""
         result: Methods = {
             f"ours {name}": partial(self.among, formats=tuple(dict.fromkeys(("svd", name)))) for name in rw.FORMATS
         }
@@ -111,7 +111,7 @@ class Compressor:
         return {name: run for name, run in result.items() if not only or any(word in name for word in only)}
 
     def methods(self, only: list[str] | None) -> Methods:
-        """Method by name, the baseline first: others are compared with it."""
+        """Method by name; the others are compared with the first, the baseline."""
         result: Methods = {
             "baseline (input-metric SVD)": self.baseline,
             "SVD in the Frobenius norm": self.frobenius,
@@ -170,7 +170,7 @@ def measure(name: str, task: Task, options: Compressor, methods: Methods, budget
 
 
 def _difference(right: Tensor, other: Tensor) -> tuple[float, float]:
-    """Percentage points between two methods on the same images, and the standard error of that."""
+    """Difference of two methods on the same images in percentage points, and its standard error."""
     difference = right.double() - other.double()
     return 100 * float(difference.mean()), 100 * float(difference.std()) / len(difference) ** 0.5
 
@@ -183,10 +183,10 @@ def main() -> None:
     """Run the benchmark."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--networks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    options.add_argument("--keeps", nargs="+", type=float, help="budgets instead of each network's own")
-    options.add_argument("--unit", choices=["macs", "params"], default="macs", help="of --keeps")
+    options.add_argument("--keeps", nargs="+", type=float, help="budgets; by default each network's own")
+    options.add_argument("--unit", choices=["macs", "params"], default="macs", help="unit of --keeps")
     options.add_argument("--formats", choices=["default", "auto"], default="default")
-    options.add_argument("--methods", nargs="+", help="only methods whose name holds one of these words")
+    options.add_argument("--methods", nargs="+", help="only methods whose name contains one of these words")
     options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
     if arguments.unit != "macs" and not arguments.keeps:

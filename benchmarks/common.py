@@ -1,4 +1,4 @@
-"""What the benchmarks share: the command line, the data folder, tables and rows."""
+"""Shared by the benchmarks: the command line, the data folder, tables and rows."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def networks() -> ModuleType:
 
 
 def report(rows: Sequence[Row], columns: Sequence[str], title: str, path: Path | None = None) -> None:
-    """Print the rows as a table, and write them as JSON; a figure that was not measured is absent."""
+    """Print the rows as a table, and write them as JSON without figures that were not measured."""
     table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="left" if column in ("network", "method", "what") else "right")

@@ -1,9 +1,9 @@
-"""What collecting statistics and sequential factorisation cost, in plain forward passes of the dense network.
+"""Cost of collecting statistics and of sequential factorisation, in forward passes of the dense network.
 
     python -m benchmarks.cost [--quick] [--json FILE]
 
-The forward pass and the two verbs run interleaved over the same calibration images with the settings of the accuracy
-benchmark; the ratios are of medians.
+The forward pass and the two verbs run interleaved over the same calibration images, with the settings of the accuracy
+benchmark. The ratios are ratios of medians.
 """
 
 from __future__ import annotations

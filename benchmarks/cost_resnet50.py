@@ -1,11 +1,11 @@
-"""What compressing a ResNet-50 costs in time, against a plain Tucker decomposition and one forward pass, and in memory.
+"""Time and memory for compressing a ResNet-50, compared with a plain Tucker decomposition and one forward pass.
 
     python -m benchmarks.cost_resnet50 [--quick] [--json FILE]
 
 ResNet-50 with random weights at 224 x 224, 256 calibration images, half of its MACs, default formats. The yardstick is
 `tensorly.partial_tucker` of its sixteen 3 x 3 kernels at half of their channels, plus one forward pass over the images.
-Every step is a process of its own, whose largest resident memory is read at its end; the yardstick is measured before
-and after the others.
+Every step runs in its own process, whose peak resident memory is read at its end. The yardstick is measured before and
+after the others.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def compress(method: str, model: nn.Module, batches: list[Tensor]) -> dict[str, 
 
 
 def step(what: str, samples: int, seed: int) -> Row:
-    """One step in this process: its seconds, those of its parts, and the most memory that was ever resident."""
+    """One step in this process: its seconds, the seconds of its parts, and its peak resident memory."""
     model = import_torchvision().models.resnet50(weights=None).eval()
     images = torch.randn(samples, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
     batches = list(images.split(BATCH))
@@ -75,7 +75,7 @@ def step(what: str, samples: int, seed: int) -> Row:
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
-    """Every step in a process of its own; ratios to the mean of the two yardsticks."""
+    """Every step in its own process; ratios to the mean of the two yardsticks."""
     rows: list[Row] = []
     for what in (YARDSTICK, *arguments.methods, YARDSTICK):
         given = {"step": what, "samples": arguments.samples, "seed": arguments.seed, "threads": arguments.threads}

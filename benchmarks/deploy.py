@@ -1,11 +1,11 @@
-"""Compressed networks in the engines that run them: size, time, difference from torch; and what storage they take.
+"""Compressed networks in the engines that run them: size, time, difference from torch, storage.
 
     python -m benchmarks.deploy [--quick] [--networks resnet18 resnet20] [--json FILE]
 
-`resnet18` has random weights, which does not matter for speed: dense and at half its MACs (ranks in multiples of 16),
-and in float32 with folded batch norms too, in onnxruntime, ExecuTorch, eager torch and torch.compile, at batch 1 on one
-thread. `difference` is `max |engine - torch| / max |torch|` over the outputs. `resnet20` is trained: the bytes of its
-artifact at half its MACs in each storage, and top-1 of its 8-bit forms on 1,000 test images.
+`resnet18` has random weights, which do not affect speed. It is measured dense and at half its MACs (ranks in multiples
+of 16), in float32 also with folded batch norms, in onnxruntime, ExecuTorch, eager torch and torch.compile, at batch 1
+on one thread. `difference` is `max |engine - torch| / max |torch|` over the outputs. `resnet20` is trained: the bytes
+of its artifact at half its MACs in each storage, and top-1 of its 8-bit files on 1,000 test images.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def torch_run(model: nn.Module, example: Tensor, compiled: bool) -> Run:
 
 
 def storage_rows(folder: Path, task: Task, small: nn.Module) -> list[Row]:
-    """Bytes of the artifact in each storage, and top-1 of what it gives back."""
+    """Bytes of the artifact in each storage, and top-1 of the loaded network."""
     rows: list[Row] = []
     plain: dict[str, int] = {}
     for what, model in (("dense", task.model), ("compressed", small)):
@@ -153,7 +153,7 @@ def eight_bit_rows(folder: Path, task: Task, models: Mapping[str, nn.Module]) ->
 
 
 def top1(scores: Callable[[Tensor], Tensor], task: Task, images: int = 1000) -> float:
-    """Percent of right answers; the last batch is filled up, since some files take one batch size alone."""
+    """Per cent of right answers; the last batch is filled up, because some files take only one batch size."""
     right = 0
     for first in range(0, images, task.batch):
         stop = min(first + task.batch, images)

@@ -1,12 +1,12 @@
-"""Do the same settings give the same bits, and other ones the same factors up to rounding?
+"""Check that equal settings give equal bits, and other settings equal factors up to rounding.
 
     python -m benchmarks.determinism [--only WORD ...] [--quick] [--json FILE]
 
-Each row is one result: statistics, a plan, a factorised network of each format both ways, a healed one, a stored file.
-It is made anew in processes of their own. With the same seed and number of threads its bits have to be those of the
-first process. With another number of threads, or the same samples in other batches, the weights V that the chains stand
-for may differ by rounding, by no more than `ROUNDING` of their norm; where only the bits are promised there is no
-figure, or one in brackets. The status is 1 if a row breaks its promise.
+Each row is one result: statistics, a plan, a network factorised in one format one-shot or sequentially, a healed one, a
+stored file. It is made again in several processes. With the same seed and number of threads, its bits must equal those
+of the first process. With another number of threads, or the same samples in other batches, the weights V of the chains
+may differ by rounding, by at most `ROUNDING` of their norm. If only the bits are promised, there is no figure, or one
+in brackets. The status is 1 if a row breaks its promise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SAMPLES, BATCH, OTHER_BATCH = 48, 12, 16
 
 
 class Net(nn.Module):
-    """A layer of each kind that formats tell apart: 3 x 3, grouped with stride, 1 x 1, linear."""
+    """One layer of each kind that formats treat differently: 3 x 3, grouped with stride, 1 x 1, linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def results(seed: int, batch: int, only: Sequence[str]) -> Iterator[tuple[str, M
 def _factorised(
     model: nn.Module, stats: rw.Statistics, data: list[Tensor], name: str, method: str, seed: int
 ) -> nn.Module:
-    """The network with every layer in a format that takes it, at half of its ranks."""
+    """The network with every layer that a format can factorise, at half of its ranks."""
     format, sites = get_format(name), stats.sites
     pins = {
         site.name: (name, tuple(max(1, limit // 2) for limit in format.limits(site)))
@@ -128,7 +128,7 @@ def _made(small: nn.Module) -> Made:
 
 
 def _tensors(found: rw.Moments) -> Iterator[tuple[str, Tensor]]:
-    """What moments hold: the second one about zero, whichever way it is held, and the mean."""
+    """Second moment about zero, however it is stored, and mean."""
     for metric in found.metrics():
         yield "second moment", metric.dense()
     yield "mean", found.mean_GD
@@ -183,7 +183,7 @@ def _bits(same: bool) -> str:
 
 
 def difference(first: Made, other: Made) -> float | None:
-    """The largest relative difference of the weights, None where none is promised."""
+    """The largest relative difference of the weights, None if no limit is promised."""
     if first.weights.keys() != other.weights.keys():
         return float("inf")
     pairs = [(first.weights[name].double(), other.weights[name].double()) for name in first.weights]
@@ -192,9 +192,9 @@ def difference(first: Made, other: Made) -> float | None:
 
 def main() -> None:
     options = parser(__doc__.split("\n\n")[0])
-    options.add_argument("--only", nargs="+", default=[], help="words in the names of the rows")
+    options.add_argument("--only", nargs="+", default=[], help="only rows whose name contains one of these words")
     options.add_argument("--write", type=Path, help="make the results in this process, and write them to this file")
-    options.add_argument("--batch", type=int, default=BATCH, help="samples of a batch, with --write")
+    options.add_argument("--batch", type=int, default=BATCH, help="samples in a batch, with --write")
     arguments = options.parse_args()
     start(arguments)
     if arguments.write is not None:

@@ -1,14 +1,13 @@
-"""Tables of the documentation that are older than the code they measure.
+"""List tables of the documentation that are older than the code they measure.
 
     python -m benchmarks.docs_age [--strict]
 
-A table of figures is followed by a line that says which command made it and at which commit:
+Below a table of figures, a line names the command that made it and the commit:
 
     Figures: `python -m benchmarks.cost --threads 1` at `0be32a6`.
 
-For each the commits are counted that have changed its benchmark, or what that measures, since then. A table of figures
-without such a line, a command that there is not, and a commit that is not in the history are faults; old tables are
-faults with `--strict`.
+For each table, the commits are counted that have changed its benchmark, or the code it measures, since then. A missing
+line, an unknown command, and a commit that is not in the history are faults; with `--strict` old tables are too.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("where", "commit", "of", "newer", "lines", "command")
 _STAMP = re.compile(r"Figures: `python -m (?P<command>(?P<module>[\w.]+)[^`]*)`.* at `(?P<commit>[0-9a-f]{7,40})`")
 _FIGURE = re.compile(r"^[^a-zA-Z]*\d[\d.,]*\s*(%|x)?(\s*\([^)]*\))?[*\s]*$")
-# What a benchmark measures, where that is not the whole library; the command line never is.
+# What a benchmark measures if it is not the whole library, which always excludes the command line.
 MEASURED = {
     "benchmarks.formats": ("formats", "linalg"),
     "benchmarks.slr": ("formats", "linalg", "importance"),
@@ -84,7 +83,7 @@ def pages() -> list[Path]:
 
 
 def fault(table: Table) -> str | None:
-    """What is wrong with how a table says where it is from."""
+    """What is wrong with the line below a table; None if nothing is."""
     if table.module is None:
         return "no line below says which command made it, at which commit"
     if importlib.util.find_spec(table.module) is None:

@@ -1,12 +1,12 @@
-"""What every format makes of a layer at equal cost, beside tensorly at equal ranks and the published Tucker-2 fit.
+"""Compare all formats on a layer at equal cost, with tensorly at equal ranks and with the published Tucker-2 fit.
 
     python -m benchmarks.formats [--quick] [--layers resnet20 512x512 ...] [--tables formats peers ...] [--json FILE]
 
 Layers of trained networks with the statistics of real images, and synthetic ones up to 512 x 512 x 3 x 3. Errors are
-relative squared errors in per cent: `sigma` in the metric of the inputs, `weight` in the Frobenius norm. `worse_by` is
-by how many per cent our squared error, in the metric of the fit, is above the other one. Times on one thread are those
-of the processor; `equal_seconds` is what we take to come to the other one's error. The last table says what is asked of
-the fits, and whether they do it.
+relative squared errors in per cent: `sigma` in the metric of the inputs, `weight` in the Frobenius norm. `worse_by`
+says by how many per cent our squared error, in the metric of the fit, is above the other one. Times on one thread are
+processor times; `equal_seconds` is the time we need to reach the other error. The last table lists the requirements
+for our fits, and whether they are met.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def measure_formats(
 
 
 def measure_reference(layer: Layer) -> list[Row]:
-    """Rows of one layer beside the published algorithm, where that can be run."""
+    """Rows of one layer compared with the published algorithm, where that can be run."""
     format = FORMATS["tucker2"]
     if format.refuses(layer.site) or layer.site.in_features > REFERENCE_INPUTS:
         return []
@@ -158,16 +158,16 @@ def _write(rows: dict[str, list[Row]], seed: int, path: Path | None) -> None:
 def main() -> None:
     """Run the benchmark."""
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--layers", nargs="+", default=[], help="only layers whose name holds one of these words")
+    options.add_argument("--layers", nargs="+", default=[], help="only layers whose name contains one of these words")
     options.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     options.add_argument("--tables", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
-    options.add_argument("--states", type=int, default=2048, help="leave out fits with more bond states in a factor")
+    options.add_argument("--states", type=int, default=2048, help="skip fits with more bond states in a factor")
     arguments = options.parse_args()
     start(arguments)
     quick, seed = arguments.quick, arguments.seed
     rows: dict[str, list[Row]] = {table: [] for table in arguments.tables}
     if not formats_peers.available():
-        print("tensorly is not installed (pip install -e .[bench]): no comparison with it")
+        print("no comparison with tensorly: it is not installed (pip install -e .[bench])")
         rows.pop("peers", None)
         rows.pop("speed", None)
     layers: Iterator[Layer] = chain(

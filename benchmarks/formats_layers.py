@@ -1,4 +1,4 @@
-"""Layers on which formats are compared: real ones with the statistics of real images, and synthetic ones.
+"""Layers to compare formats on: real layers with the statistics of real images, and synthetic layers.
 
 Letters: T outputs, C channels, K terms.
 """
@@ -66,7 +66,7 @@ class Layer:
 
 
 def real(sites: dict[str, Sequence[str]], wanted: Sequence[str], quick: bool, seed: int) -> Iterator[Layer]:
-    """Layers of the trained networks whose network or name holds one of the words."""
+    """Layers of the trained networks whose network or name contains one of the words."""
     for network, names in sites.items():
         chosen = [name for name in names if is_wanted(network, name, wanted)]
         if not chosen:
@@ -82,7 +82,7 @@ def real(sites: dict[str, Sequence[str]], wanted: Sequence[str], quick: bool, se
 
 
 def synthetic(sizes: Sequence[int], wanted: Sequence[str], seed: int) -> Iterator[Layer]:
-    """Square 3 x 3 layers with a spectrum that falls along every mode, fed with smooth, correlated, rectified maps."""
+    """Square 3 x 3 layers whose spectrum falls along every mode, on smooth, correlated, rectified maps."""
     for size in sizes:
         name = f"{size}x{size}x3x3"
         if not is_wanted("synthetic", name, wanted):
@@ -98,7 +98,7 @@ def synthetic(sizes: Sequence[int], wanted: Sequence[str], seed: int) -> Iterato
 
 
 def is_wanted(network: str, name: str, words: Sequence[str]) -> bool:
-    """Whether the layer is asked for; without words all are."""
+    """Whether the layer is selected; without words all are."""
     return not words or any(word in f"{network}.{name}" for word in words)
 
 

@@ -1,4 +1,4 @@
-"""The same decompositions by tensorly: float32 on its PyTorch backend, at the ranks of one of our formats.
+"""The same decompositions in tensorly: float32 on its PyTorch backend, at the ranks of one of our formats.
 
 Letters: T outputs, C channels, Q taps, R, S ranks.
 """
@@ -86,7 +86,7 @@ def arranged(format: str, weight: Tensor) -> Tensor:
 
 
 def dense(format: str, weight: Tensor, found: Any) -> Tensor:
-    """The kernel that a decomposition stands for, in the shape of `weight`, float64."""
+    """The kernel of a decomposition, in the shape of `weight`, float64."""
     if format in ("tucker2", "tucker"):
         core, factors = found
         tensor = core.double()

@@ -1,11 +1,11 @@
-"""Tucker-2 in the input metric as its paper fits it: plain start, one block after the other, many sweeps.
+"""Tucker-2 in the input metric as in its paper: plain start, one block after the other, many sweeps.
 
 `W[t, c, q] = sum A[t, r] G[r, s, q] B[c, s]`. A sweep solves for `B`, then `A`, then `G`, each a linear least squares
 problem in the metric.
 
 Letters: T outputs, C channels, Q taps, D = C * Q, R output rank, S channel rank.
 
-Source: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, 2025, arXiv 2511.04494 (written anew from its equations).
+Source: Kalle, Rudkiewicz, Ouerfelli, Tamaazousti, 2025, arXiv 2511.04494 (re-implemented from its equations).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _core(WS_TD: Tensor, sigma_DD: Tensor, A_TR: Tensor, B_CS: Tensor, Q: int) -
 
 
 def _channels(WS_TD: Tensor, sigma_DD: Tensor, A_TR: Tensor, G_RSQ: Tensor, B_CS: Tensor) -> Tensor:
-    """The best `B` for a given core and `A`: `C S` unknowns, which the metric couples all."""
+    """The best `B` for a given core and `A`: `C S` unknowns, all coupled by the metric."""
     C, S = B_CS.shape
     Q = G_RSQ.shape[2]
     gram_RR = A_TR.mT @ A_TR

@@ -1,4 +1,4 @@
-"""What the benchmark of formats asks of our fits, each with the figure that was measured."""
+"""Requirements for our fits, each with the measured figure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from benchmarks.common import Row
 from benchmarks.formats_versus import OUR_SWEEPS, REFERENCE_SWEEPS
 
-# How much faster the canonical polyadic forms are to be, on which planted kernel; what Tucker-2 may be worse, per cent.
+# How many times as fast the canonical polyadic forms must be, on which planted kernel; by how many per cent Tucker-2
+# may be worse.
 FASTER, PLANTED, WORSE = 5.0, "512x512x3x3", 0.1
 COLUMNS = ("requirement", "rows", "missed", "measured", "worst", "met")
 
 
 def summary(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """One row for each requirement that was measured."""
+    """One row for each measured requirement."""
     peers, real = tables.get("peers", ()), [row for row in tables.get("peers", ()) if row["network"] != "synthetic"]
     sigma = [row for row in peers if row["metric"] == "input" and "worse_by" in row]
     found = [
@@ -55,7 +56,7 @@ def _at_most(requirement: str, rows: Sequence[Row], key: str, limit: float) -> R
 
 
 def _faster(requirement: str, rows: Sequence[Row], limit: float) -> Row:
-    """A row that never came to the error counts as a speed of 0."""
+    """A row that never reached the error counts as speed 0."""
     speeds = [row.get("equal_speedup", 0.0) for row in rows]
     worst = min(rows, key=lambda row: row.get("equal_speedup", 0.0))
     measured = f"{min(speeds):.2f}x to {max(speeds):.2f}x, median {statistics.median(speeds):.2f}x"

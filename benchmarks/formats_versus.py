@@ -1,8 +1,8 @@
-"""Our fits beside those of tensorly and beside the published Tucker-2 fit, the times of both measured in turn.
+"""Compare our fits with tensorly's and with the published Tucker-2 fit; their times are measured in turn.
 
-Besides the whole fit (`seconds`), each row has what we take to come to the other one's error (`equal_seconds`), which
-is to 0.001 % and in the metric of the row, and how much faster that is (`equal_speedup`). Where we end above that error
-both are absent.
+Besides the seconds of the whole fit, each row has the time we need to reach the other error, within 0.001 % and in the
+metric of the row (`equal_seconds`), and how many times as fast that is (`equal_speedup`). Both are absent if we end
+above that error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPEED_SWEEPS = 20
 
 
 def clock() -> float:
-    """Seconds of the processor on one thread, which other programs hardly change; else those of the wall clock."""
+    """Processor seconds on one thread, which other programs hardly change; else wall-clock seconds."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -76,7 +76,7 @@ def speed(size: int, rank: int, rounds: int, seed: int) -> list[Row]:
 
 
 def reference(layer: Layer, ranks: Sequence[Ranks]) -> list[Row]:
-    """Rows of one layer beside the published algorithm."""
+    """Rows of one layer compared with the published algorithm."""
     rows = list[Row]()
     W_TCQ = layer.weight.flatten(2)
     total, sigma_DD = layer.input.energy(W_TCQ.flatten(1)), layer.input.dense()
@@ -157,7 +157,7 @@ def in_turn(runs: Sequence[Callable[[], Any]], rounds: int, repeated: float) -> 
 
 
 def about(layer: Layer, format: str, ranks: Ranks, metric: str) -> Row:
-    """What a row is about."""
+    """The first columns of a row."""
     row: Row = {"network": layer.network, "layer": layer.name, "shape": "x".join(map(str, layer.site.weight_shape))}
     return row | {"format": format, "ranks": ",".join(map(str, ranks)), "metric": metric}
 
@@ -169,5 +169,5 @@ def errors(layer: Layer, replacement: torch.Tensor, prefix: str = "") -> Row:
 
 
 def show(row: Row) -> None:
-    """Print a row as soon as it is there."""
+    """Print a row as soon as it is measured."""
     print("  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)

@@ -1,11 +1,11 @@
-"""Every kind of layer in every format and type of number, at full rank, on the whole way from the plan to the network.
+"""Check every kind of layer in every format and number type, at full rank, from the plan to the network.
 
     python -m benchmarks.grid [--only WORD ...] [--quick] [--json FILE]
 
-In each cell one layer is factorised at the least ranks at which its format is exact. The result has to compute what the
-layer computes, within the rounding of its type (`ROUNDINGS`), of the largest output. Parameters and MACs that are
-counted on it have to be the planned ones, to the unit, and so has its type. What a format refuses has to be refused by
-`factorise` as well, with the reason that it gives; such cells are counted apart. The status is 1 if there is a fault.
+In each cell, one layer is factorised at the least ranks at which its format is exact. The result must compute the same
+as the layer, within the rounding of its type (`ROUNDINGS`) relative to the largest output. Counted parameters and MACs
+must equal the planned ones to the unit, and the type must be kept. If the format refuses the layer, `factorise` must
+refuse it with the same reason; such cells are counted separately. The status is 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Cell:
 
 
 def network(kind: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
-    """A network of one layer, with values that are not small beside one another, and an input."""
+    """A network of one layer, with values of similar size, and an input."""
     with torch.random.fork_rng():
         torch.manual_seed(len(kind))
         if kind in NETWORKS:
@@ -91,7 +91,7 @@ def exact_ranks(format: Format, site: rw.Site) -> Ranks:
 
 
 def cell(kind: str, format: Format, dtype: str) -> Cell:
-    """Factorise a layer, and look at the result."""
+    """Factorise a layer, and check the result."""
     model, x = network(kind, DTYPES[dtype])
     sites = rw.find(model, x)
     site = next(iter(sites.values()))
@@ -151,7 +151,7 @@ def diagonal() -> list[tuple[str, str, str]]:
 
 
 def summary(found: list[Cell]) -> list[Row]:
-    """What there is of each format and type."""
+    """The cells of each format and type."""
     rows: list[Row] = []
     for name in (*rw.FORMATS, *DTYPES):
         own = [each for each in found if name in (each.format, each.dtype)]
@@ -184,7 +184,7 @@ def told(found: list[Cell]) -> str:
 
 def main() -> None:
     options = parser(__doc__.split("\n\n")[0])
-    options.add_argument("--only", nargs="+", default=[], help="words in the names of layers, formats or types")
+    options.add_argument("--only", nargs="+", default=[], help="only layers, formats or types with one of these words")
     arguments = options.parse_args()
     start(arguments)
     grid = [(kind, format, dtype) for kind in NAMES for format in rw.FORMATS for dtype in DTYPES]

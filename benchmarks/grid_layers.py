@@ -1,4 +1,4 @@
-"""Layers of every kind that can be factorised, in their harder settings, each with the shape of an input."""
+"""Layers of every kind that can be factorised, in harder settings, each with the shape of an input."""
 
 from __future__ import annotations
 

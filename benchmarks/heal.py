@@ -1,12 +1,12 @@
-"""Healing without labels: top-1 and distance from the dense network before and after, for some minutes per budget.
+"""Healing without labels: top-1 and distance from the dense network, before and after a few minutes per budget.
 
     python -m benchmarks.heal [--networks resnet20] [--formats default cp3] [--keeps 0.5 0.3 0.2] [--minutes 10]
         [--epochs E] [--samples N] [--variants default] [--quick] [--seed N] [--json FILE]
 
-Each network is compressed with its calibration images and healed on all unlabelled images at hand: of ResNet-20 the
+Each network is compressed with its calibration images and healed on all available images without labels: for ResNet-20
 4,000 lossless training images and 50,000 JPEG copies. `held_out` is the divergence from the dense network, in nats, on
-up to 1,024 of these that are not trained on; by it alone a state is chosen. The accuracy on the test images is read off
-at the end.
+up to 1,024 images that are not trained on; it alone chooses the state. The accuracy on the test images is only read at
+the end.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def unlabelled(module: ModuleType, name: str, task: Task) -> Tensor:
-    """All images without labels that a network may heal on, none of its test images among them; bytes."""
+    """All images that a network may heal on, without labels and without its test images; bytes."""
     if name in CIFAR:
         return torch.cat([module.cifar10_lossless("train")[0], module.cifar10_jpeg("train")[0]])
     pictures = module.imagenette("train")[0]
@@ -67,7 +67,7 @@ def unlabelled(module: ModuleType, name: str, task: Task) -> Tensor:
 
 
 def chosen(images: Tensor, count: int | None, first: int, seed: int) -> Tensor:
-    """The first ones and further ones by the seed; all without a count."""
+    """The first images, and further ones chosen by the seed; all without a count."""
     if count is None or count >= len(images):
         return images
     if count <= first:
@@ -86,7 +86,7 @@ def measure(
     limit: dict[str, Any],
     seed: int,
 ) -> list[Row]:
-    """One row for each variant; the limit is of minutes or epochs."""
+    """One row for each variant; the limit is in minutes or epochs."""
     small, compressed = rw.compress(
         task.model, task.batches(), keep={"macs": keep}, formats=FORMATS[formats], seed=seed
     )
@@ -158,9 +158,9 @@ def main() -> None:
     options.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     options.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.3, 0.2])
     options.add_argument("--variants", nargs="+", default=["default"], choices=list(VARIANTS))
-    options.add_argument("--minutes", type=float, default=10.0, help="of healing, for each row")
+    options.add_argument("--minutes", type=float, default=10.0, help="minutes of healing for each row")
     options.add_argument("--epochs", type=float, help="passes over the images instead of minutes")
-    options.add_argument("--samples", type=int, help="unlabelled images; all at hand unless said")
+    options.add_argument("--samples", type=int, help="number of unlabelled images; by default all")
     options.add_argument("--device", default="cpu")
     arguments = options.parse_args()
     start(arguments)

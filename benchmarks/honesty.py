@@ -1,13 +1,13 @@
-"""Is the result what the report says? Ordinary and odd networks, each compressed both ways at two budgets.
+"""Check that results match their reports: ordinary and odd networks, compressed one-shot and sequentially.
 
     python -m benchmarks.honesty [--only NAME ...] [--quick] [--json FILE]
 
-Of every result: MACs and parameters counted on it are the plan's, to the unit; PyTorch's own counter sees as many MACs
-fewer as the plan says; outputs are finite; the error of every layer on the dense network's inputs, which is what a
-one-shot plan predicts, is within a factor of two of the prediction; on held-out data the outputs of the sequential way
-are no more than 1.1 times as far off as those of the one-shot way; the user's network is bit for bit as it was. What is
-refused is refused by a ValueError with the words that the case expects. The status is 1 if a row is not right. Networks
-have random weights, and data a few directions and noise; nothing here says what a trained network would lose.
+For every result at two budgets: counted MACs and parameters equal the plan's to the unit; PyTorch's own counter sees
+the same saving of MACs; outputs are finite; the error of every layer on the dense network's inputs, which a one-shot plan
+predicts, is within a factor of two of the prediction; on held-out data the sequential error is at most 1.1 times the
+one-shot error; the user's network has not changed by a bit. A refusal must be a ValueError with the words that the case
+expects. The status is 1 if a row is wrong. Networks have random weights, and data few directions and noise, so nothing
+here says what a trained network would lose.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(case: Case, seed: int) -> list[Verdict]:
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """Of each kind of networks how many rows there are, and the worst figures among those that are no refusals."""
+    """Number of rows of each kind of network, and the worst figures among rows that were not refused."""
     result: list[Row] = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
         own = [row for row in rows if row["kind"] == kind]
@@ -77,7 +77,7 @@ def summary(rows: list[Row]) -> list[Row]:
 
 def main() -> None:
     options = parser(__doc__.split("\n\n")[0])
-    options.add_argument("--only", nargs="+", help="words in the names or kinds of the networks")
+    options.add_argument("--only", nargs="+", help="only networks whose name or kind contains one of these words")
     arguments = options.parse_args()
     start(arguments)
     warnings.filterwarnings("ignore")

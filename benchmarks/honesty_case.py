@@ -1,4 +1,4 @@
-"""What a case of the honesty benchmark is, and data that have something to find: few directions and noise.
+"""Cases of the honesty benchmark, and data with structure: few directions and noise.
 
 Letters: B samples, D features, R directions.
 """
@@ -51,7 +51,7 @@ class Case:
 
 
 def rows(*shape: int, directions: int = 6) -> Batch:
-    """B x ... x D: vectors near few directions, which are the same in every batch."""
+    """B x ... x D: vectors near a few directions, the same in every batch."""
 
     def make(generator: torch.Generator) -> Tensor:
         fixed = torch.Generator().manual_seed(shape[-1])
@@ -75,7 +75,7 @@ def images(*shape: int) -> Batch:
 
 
 def tokens(samples: int, length: int, vocabulary: int, least: int = 2) -> Batch:
-    """B x T: words, of which few make most of the text; every second one follows from the one before it."""
+    """B x T: words; a few of them are most of the text, and every second one follows from the one before it."""
 
     def make(generator: torch.Generator) -> Tensor:
         frequency = 1 / torch.arange(1, vocabulary - least + 1)

@@ -1,4 +1,4 @@
-"""What must hold of a compressed network, whatever the network: each check returns what is wrong, in words.
+"""Checks that every compressed network must pass; each returns what is wrong, in words.
 
 Letters: B samples, T outputs.
 """
@@ -29,7 +29,7 @@ BEHIND, FACTOR = 1.1, 2.0
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that a user can see of a network: tensors, attributes, hooks, flags, and the state of random numbers."""
+    """Everything a user can see of a network: tensors, attributes, hooks, flags, and the state of random numbers."""
     seen: dict[str, Any] = {"random state": torch.get_rng_state()}
     for key, value in model.state_dict().items():
         seen[f"tensor {key}"] = value.clone() if isinstance(value, Tensor) else value
@@ -47,7 +47,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What of a network is no longer as it was."""
+    """What has changed in a network."""
     differing = [key for key in before.keys() | after.keys() if not _same(before.get(key), after.get(key))]
     return [f"changed the user's network: {key}" for key in sorted(differing)]
 
@@ -59,7 +59,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def flops(model: nn.Module, batch: Any) -> int | None:
-    """Floating-point operations that PyTorch's own counter sees; None where its hooks break the forward."""
+    """Floating-point operations that PyTorch's own counter sees; None if its hooks break the forward."""
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             call(model, batch)
@@ -69,12 +69,12 @@ def flops(model: nn.Module, batch: Any) -> int | None:
 
 
 def in_memory(model: nn.Module) -> int:
-    """Parameters, those that share their memory once."""
+    """Number of parameters, shared memory counted once."""
     return sum({parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}.values())
 
 
 def outputs(model: nn.Module, batches: list[Any]) -> list[Tensor]:
-    """All floating-point numbers that a network returns, the same random numbers in each batch of each network."""
+    """All floating-point outputs of a network, with the same random numbers in each batch of each network."""
     result = []
     for number, batch in enumerate(batches):
         torch.manual_seed(number)
@@ -85,14 +85,14 @@ def outputs(model: nn.Module, batches: list[Any]) -> list[Tensor]:
 
 
 def _plain(value: Any) -> Any:
-    """An output object of transformers as a tuple, without what it keeps for the next word."""
+    """An output object of transformers as a tuple, without its cache for the next word."""
     if hasattr(value, "to_tuple"):
         return [_plain(part) for key, part in value.items() if "past_key_values" not in key]
     return value
 
 
 def relative_error(found: list[Tensor], wanted: list[Tensor]) -> float | None:
-    """`sqrt(sum (y - z)^2 / sum y^2)`; None where outputs have other sizes, such as boxes that were found."""
+    """`sqrt(sum (y - z)^2 / sum y^2)`; None if outputs have other sizes, such as detected boxes."""
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
         return None
     missed = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(found, wanted, strict=True))
@@ -160,7 +160,7 @@ def layer_errors(dense: nn.Module, small: nn.Module, report: rw.CompressReport, 
 
 
 def by_rows(dense: nn.Module, small: nn.Module, report: rw.CompressReport, batch: Any) -> list[str]:
-    """Chains whose products are not those of the plan for the rows that they were given; only linear layers."""
+    """Chains whose products differ from the plan's for the rows they received; only linear layers."""
     rows: dict[str, list[int]] = {}
     for network, number in ((dense, 0), (small, 1)):
         for row in report.plan.factorised:

@@ -1,6 +1,6 @@
-"""Odd hosts for the honesty benchmark, by what is odd: how they reach their layers, draw, route, or remember.
+"""Odd hosts for the honesty benchmark: odd in how they reach their layers, draw, route, or remember.
 
-Such a network may be refused by name where a case says with which words; what is not refused has to be right.
+A case may name the words with which its network is refused; what is not refused must be right.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.honesty_case import Case, images, rows, tokens
 
 
 class Base(nn.Module):
-    """Two layers, of which `hidden` is reached in some way."""
+    """Two layers; `hidden` is reached in an odd way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class BoundMethod(Base):
 
 
 class ByClass(Base):
-    """Layers of a class it does not know are passed over."""
+    """Skips layers of a class it does not know."""
 
     def inner(self, x: Tensor) -> Tensor:
         return self.hidden(x) if isinstance(self.hidden, nn.Linear) else x
 
 
 class ByIndexing(nn.Module):
-    """Every child that is a linear layer is run, all others are activations."""
+    """Runs every child that is a linear layer; all others are activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class ByIndexing(nn.Module):
 
 
 class ReadsWeight(Base):
-    """Reads what a weight is like, as hosts in transformers do, in every forward."""
+    """Reads properties of a weight in every forward, as hosts in transformers do."""
 
     def inner(self, x: Tensor) -> Tensor:
         weight = self.hidden.weight
@@ -157,7 +157,7 @@ class Experts(nn.Module):
 
 
 class EmptyCalls(Base):
-    """A branch that most samples do not take, and some batches not at all."""
+    """A branch that most samples, and some whole batches, do not take."""
 
     def inner(self, x: Tensor) -> Tensor:
         taken = (x.mean(-1) > x.mean() + 0.1).nonzero().flatten()
@@ -185,7 +185,7 @@ class Vmapped(Base):
 
 
 class BatchOnly(Base):
-    """Compares the samples of a batch; one sample is none."""
+    """Compares the samples of a batch; a single sample has none to compare with."""
 
     def inner(self, x: Tensor) -> Tensor:
         if len(x) < 2:
@@ -206,7 +206,7 @@ class TimeFirst(nn.Module):
 
 
 class Remembers(Base):
-    """Keeps a trace of what it saw in plain attributes."""
+    """Records its inputs in plain attributes."""
 
     def reach(self) -> None:
         self.trace: Tensor | None = torch.zeros(48)
@@ -224,7 +224,7 @@ class KeepsActivation(Base):
 
 
 class ReadsAttributes(nn.Module):
-    """Reads what a convolution is like, and adapts to it."""
+    """Reads properties of a convolution, and adapts to them."""
 
     def __init__(self) -> None:
         super().__init__()

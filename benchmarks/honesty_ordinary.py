@@ -27,7 +27,7 @@ class Residual(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down, up, and a link between both sides."""
+    """A U-Net: down, up, and a link between both sides."""
 
     def __init__(self) -> None:
         super().__init__()

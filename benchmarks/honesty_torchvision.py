@@ -1,7 +1,7 @@
-"""Every family of torchvision for the honesty benchmark: the smallest member, small pictures, random weights.
+"""Every torchvision family for the honesty benchmark: the smallest member, small pictures, random weights.
 
-Layers whose fits would take minutes are not touched: `include` names a part of the network that all kinds of its layers
-are in.
+Layers whose fits would take minutes are left out: `include` names a part of the network that has all its kinds of
+layers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def made(name: str, module: str = "torchvision.models", **settings: Any) -> Any:
 
 
 def _implement_nms() -> None:
-    """Give `nms` an implementation where the compiled one does not load."""
+    """Implement `nms` if the compiled one does not load."""
     if torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU"):
         return
     library = torch.library.Library("torchvision", "IMPL")
@@ -58,7 +58,7 @@ def _one(size: int, samples: int = 8) -> Batch:
 
 
 def _listed(size: int) -> Batch:
-    """What detectors take: a list of pictures, as the only argument."""
+    """Batches for detectors: a list of pictures, as the only argument."""
     return lambda generator: ([images(1, 3, size, size)(generator)[0]],)
 
 

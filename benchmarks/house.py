@@ -1,4 +1,4 @@
-"""The structure of the source, counted: rooms, circles, lines, the longest function, the most parameters, comments.
+"""Count the structure of the source: rooms, circles, lines, the longest function, the most parameters, comments.
 
 python -m benchmarks.house [--json FILE] [--source FOLDER]
 """
@@ -43,7 +43,7 @@ class Module:
 
 @dataclass(frozen=True, kw_only=True)
 class House:
-    """What is counted. Circles are groups of files, or of rooms, that import one another."""
+    """The counts. Circles are groups of files, or of rooms, that import each other."""
 
     top_level_modules: int
     rooms: int
@@ -120,7 +120,7 @@ def circles(arrows: Mapping[str, frozenset[str]]) -> list[list[str]]:
 
 
 def between_rooms(modules: Mapping[str, Module]) -> dict[str, frozenset[str]]:
-    """Which room imports from which; the package itself, which only hands names on, is no room."""
+    """Which room imports from which; the package itself only passes names on and is not a room."""
     rooms: dict[str, set[str]] = {module.room: set() for module in modules.values() if module.name}
     for module in modules.values():
         for name in module.imports if module.name else ():
@@ -138,14 +138,14 @@ def functions(modules: Mapping[str, Module]) -> Iterator[tuple[str, Function]]:
 
 
 def parameters(function: Function) -> int:
-    """How many parameters a function takes; those of its caller's class or object are none."""
+    """Number of parameters of a function, without `self` and `cls`."""
     given = function.args
     named = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
     return len([name for name in named if name not in ("self", "cls")]) + bool(given.vararg) + bool(given.kwarg)
 
 
 def length(function: Function) -> int:
-    """Lines of a function, its signature and docstring among them."""
+    """Lines of a function, including signature and docstring."""
     return (function.end_lineno or 0) - function.lineno + 1
 
 
@@ -181,10 +181,10 @@ def house(source: Path = SOURCE) -> House:
 
 
 def main() -> None:
-    """Print what was counted."""
+    """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, default=SOURCE, help="folder of the package")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = parser.parse_args()
     found = asdict(house(given.source))
     for name, value in found.items():

@@ -1,13 +1,12 @@
-"""How fast factorised layers run against what the machine allows: linear pairs and convolution chains, form by form.
+"""Speed of factorised layers compared with the limits of the machine: linear pairs and convolution chains.
 
     python -m benchmarks.kernels [--quick] [--json FILE]
 
-Batch 1. Chains of the formats `svd`, `tucker2` and `spatial_svd` with random weights: as torch runs them, with
-channels last, through `torch.compile`, and as `rankwise.kernels.optimised` runs them. All forms of a layer take turns;
-`achieved` is the least time that the machine allows for the chain's MACs and for its input, weights and output, over
-the median. It is above 1 where weights stay in a cache. `slower` says how many times as long a form takes as the plain
-chain, and the plain chain as the dense layer, where it is more than 5 %. Where there is a GPU, the same in half
-precision on it, fused kernels among them.
+Batch 1. Chains of the formats `svd`, `tucker2` and `spatial_svd` with random weights: in eager torch, with channels
+last, with `torch.compile`, and from `rankwise.kernels.optimised`. All forms of a layer take turns. `achieved` is the
+least time that the machine allows for the chain's MACs, input, weights and output, divided by the median; it is above 1
+if weights stay in a cache. `slower` says how many times as long as the plain chain a form takes, and as the dense layer
+the plain chain, if that is more than 5 %. On a GPU, if there is one, the same in half precision with fused kernels.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Perplexity of a small trained language model under budgets, with no option but the budget.
+"""Perplexity of a small trained language model under budgets, without any other option.
 
     python -m benchmarks.language [--keeps 0.9 0.8 0.7] [--rule RULE ...] [--quick] [--json FILE]
 
-`stories260k` is a Llama of 5 layers whose embedding is its head. Calibration texts are the first 100 of the stories;
-perplexity is that of the 74 others, and `ratio` is it over the dense network's. Budgets are in parameters of the whole
+`stories260k` is a Llama of 5 layers whose embedding is its head. It is calibrated on the first 100 stories; perplexity
+is measured on the 74 others, and `ratio` is relative to the dense network. Budgets count parameters of the whole
 network, and each is tried one-shot and sequentially.
 """
 

@@ -1,14 +1,14 @@
-"""Plans for measured time: predicted against measured, against plans for MACs, and for a device that is described.
+"""Plans for measured time: predicted and measured, compared with plans for MACs, and for a described device.
 
     python -m benchmarks.latency [--parts networks accuracy roofline] [--networks resnet18 ...] [--engines onnxruntime]
                                  [--quick] [--json FILE]
 
-`networks`: random networks at half of their time, which MobileNetV2 cannot have; ResNet-50 at half of its MACs.
-`accuracy`: trained networks, planned for MACs and for latency, in measured time at equal agreement with the
-dense network. `roofline`: this CPU described by four numbers, and how far that description is from measurements.
+`networks`: random networks at half of their time, which MobileNetV2 cannot reach; ResNet-50 at half of its MACs.
+`accuracy`: trained networks, planned for MACs and for latency; measured time at equal agreement with the dense network.
+`roofline`: this CPU described by four numbers, and how far that description is from measurements.
 
-One thread, batch 1. Every final figure is measured on the factorised network beside the dense one, after the plan and
-independently of it. What got worse is listed at the end.
+One thread, batch 1. Every final figure is measured on the factorised network beside the dense one, after planning and
+independently of the plan. What got worse is listed at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SHARES = {"macs": (0.7, 0.5, 0.35, 0.25), "latency": (0.85, 0.75, 0.65, 0.55)}
 def planned(
     name: str, what: str, engine: str, keep: Mapping[str, float], rounds: int, planned_for: Engine | None = None
 ) -> Row:
-    """A plan of a random network, and what the network that it makes really takes; `least` where there is no plan."""
+    """A plan of a random network, and the measured time of its network; `least` if there is no plan."""
     model, example = NETWORKS[name]()
     sites = rw.find(model, example)
     row: Row = {"network": name, "what": what, "engine": engine}

@@ -1,4 +1,4 @@
-"""The networks that are planned for time; weights are random, which does not matter for speed."""
+"""Networks to plan for time; their weights are random, which does not affect speed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
 
 
 def bert() -> tuple[nn.Module, Any]:
-    """BERT-base of transformers where that is installed, else an encoder of its size; 128 tokens."""
+    """BERT-base from transformers if installed, else an encoder of its size; 128 tokens."""
     ids = torch.randint(BERT[4], (1, TOKENS))
     try:
         from transformers import BertConfig, BertModel

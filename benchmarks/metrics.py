@@ -1,12 +1,13 @@
-"""Every metric on one trained network: the same budgets, one-shot and sequential fits, and two rules.
+"""Compare all metrics on one trained network: the same budgets, one-shot and sequential fits, two rules.
 
     python -m benchmarks.metrics [--network NAME] [--keeps 0.5 0.3] [--formats NAME ...] [--quick] [--json FILE]
 
 `weight` sees no data, `diagonal` the variance of each input, `input` their covariance, `fisher` also the gradients at
-the outputs, of the Fisher information of the network's own answers. The rules are the product of what layers keep
-(`knapsack`) and the loss that second derivatives predict (`fisher`). Beside accuracy on the test pictures and agreement
-with the dense network on a fifth of the further ones stands the Kullback-Leibler divergence between both networks on
-half of the calibration pictures, as it came out and as the plan predicted it (metric and rule `fisher`, one-shot).
+the outputs, from the Fisher information of the network's own answers. The rules are the product of what layers keep
+(`knapsack`) and the loss that second derivatives predict (`fisher`). The columns are accuracy on the test pictures,
+agreement with the dense network on a fifth of the further ones, and the Kullback-Leibler divergence between both
+networks on half of the calibration pictures, measured and as the plan predicted it (metric and rule `fisher`,
+one-shot).
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Training with orthogonal factors, cut at EVBMF ranks, against training dense and compressing to as many parameters.
+"""Compare training with orthogonal factors, cut at EVBMF ranks, with training dense and compressing.
 
     python -m benchmarks.orthogonal [--networks lenet5 resnet8] [--orthogonal none soft:1 ...] [--seeds 0 1 2]
         [--epochs 8] [--rate R] [--samples N] [--quick] [--json FILE]
 
-Every network is trained from its random weights: three quarters of the epochs as it is ("dense") or with its hidden
-layers expanded to chains of full rank, then cut, then the rest of the epochs. An expanded network is cut at its EVBMF
-ranks and fitted to 512 of its training images. Beside each of them the dense one is compressed to the same number of
-parameters by `rankwise.compress` (its default rule and metric, the same images) and trained on for as long. All see the
-same samples, in the same order, with AdamW, one rate for all and a tenth of it after the cut, and batch norms that
-follow the batches; a tenth of the samples (at most 1,024) is held out and chooses the state that stays. The test images
-are read at the end.
+Every network is trained from random weights: three quarters of the epochs dense, or with its hidden layers expanded to
+chains of full rank; then it is cut, then it is trained for the rest of the epochs. An expanded network is cut at its
+EVBMF ranks and fitted to 512 of its training images. For comparison, the dense network is compressed to the same number
+of parameters by `rankwise.compress` (default rule and metric, the same images) and trained on for as long. All see the
+same samples in the same order, with AdamW, the same rate and a tenth of it after the cut, and batch norms that are
+trained. A tenth of the samples (at most 1,024) is held out and chooses the state that is kept. The test images are only
+read at the end.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Case:
 
     @classmethod
     def of(cls, name: str, module: ModuleType, samples: int | None, tests: int) -> Case:
-        """The network of that name, with some of its training images and of its test images, chosen by one seed."""
+        """The network of that name, with training and test images chosen by one seed."""
         few = torch.Generator().manual_seed(0)
 
         def part(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ class Case:
 
 
 def orthogonal(case: Case, model: nn.Module, kind: str, epochs: float, options: dict[str, Any]) -> tuple[Row, int]:
-    """The figures of one way to train expanded, and how many parameters came out."""
+    """The figures of one way to train expanded, and the number of parameters."""
     begin = time.perf_counter()
     small, told = train(
         model,
@@ -184,12 +184,12 @@ def main() -> None:
     """Run the benchmark."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--networks", nargs="+", default=["lenet5", "resnet8"], choices=["lenet5", "resnet8"])
-    options.add_argument("--orthogonal", nargs="+", default=["none", "soft:1"], help="as rankwise train takes it")
-    options.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the weights and the order")
+    options.add_argument("--orthogonal", nargs="+", default=["none", "soft:1"], help="penalties, as in rankwise train")
+    options.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the weights and the order")
     options.add_argument("--epochs", type=float, default=8.0)
-    options.add_argument("--rate", type=float, help=f"by default {RATES}")
+    options.add_argument("--rate", type=float, help=f"learning rate; by default {RATES}")
     options.add_argument("--rule", default="evbmf")
-    options.add_argument("--samples", type=int, help="training images")
+    options.add_argument("--samples", type=int, help="number of training images")
     arguments = options.parse_args()
     start(arguments)
     if arguments.quick:

@@ -1,9 +1,9 @@
-"""How long the choice of ranks takes once curves are known: synthetic networks, one to three budgets.
+"""Time to choose ranks once curves are known: synthetic networks, one to three budgets.
 
     python -m benchmarks.planning [--quick] [--seed N] [--json FILE]
 
-A site's error falls like the tail of a spectrum, with a little noise; the second unit weighs the ranks differently, as
-MACs do beside parameters. `bound` is the best value of the dual function, below which no plan lies.
+A site's error falls like the tail of a spectrum, with a little noise. The second unit weights the ranks differently, as
+MACs do compared with parameters. `bound` is the best value of the dual function; no plan lies below it.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Rules that choose ranks, on trained networks: the same curves, budgets, fits and test pictures.
+"""Compare rules that choose ranks on trained networks: the same curves, budgets, fits and test pictures.
 
     python -m benchmarks.rank_rules [--parts rules seeds bayesian target] [--quick] [--seed N] [--json FILE]
 
 rules     every rule, on ResNet-32 at half of the MACs
-seeds     three draws of calibration images: the default rule and the two others whose answers are most like the dense
-          network's in the part `rules`, or `--rivals`
+seeds     three draws of calibration images: the default rule and the two others with the highest agreement in the
+          part `rules`, or `--rivals`
 bayesian  30 trials on ResNet-20 at half of the MACs, tried with one-shot and with sequential fits
 target    the smallest ResNet-20 that loses a point on one half of the JPEG test pictures, judged on the other half,
-          halved in three ways; `deviation` is in standard errors of the judged mean, `of_the_difference` in those of
-          the judged less the searched one, which are two samples of the same kind
+          halved in three ways; `deviation` is in standard errors of the judged mean, `of_the_difference` in standard
+          errors of the judged minus the searched mean
 
 Plans are factorised sequentially on 1,024 calibration images. `top1` is measured on 1,000 test pictures, `agreement`
-with the dense network on 10,000 further ones, JPEG copies. `prepared` are the seconds of statistics and curves, which
-all rules share, `seconds` those of the choice, tried plans included.
+with the dense network on 10,000 further JPEG copies. `prepared` is the seconds for statistics and curves, which all
+rules share, `seconds` the time for the choice, tried plans included.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Case:
         return rw.factorise(self.task.model, plan, self.stats, data=self.batches[: TRIED // self.task.batch])
 
     def trials(self, build: Callable[[rw.Plan], nn.Module]) -> rw.evaluate.Trials:
-        """What tries plans, on some of the calibration samples."""
+        """Trials of plans on some of the calibration samples."""
         return rw.evaluate.Trials(self.task.model, build, torch.cat(self.batches)[:TRIED].split(self.task.batch))
 
     def row(self, rule: str, keep: float, trials: rw.evaluate.Trials, label: str = "") -> Row:
@@ -142,7 +142,7 @@ def seeds(arguments: argparse.Namespace) -> list[Row]:
 
 
 def bayesian(arguments: argparse.Namespace) -> list[Row]:
-    """Multipliers searched on one-shot and on sequential fits, beside the plan that the search begins with."""
+    """Multipliers searched on one-shot and sequential fits, compared with the plan that the search starts from."""
     case, rule = Case.of("resnet20", arguments.quick), f"bayesian:trials={4 if arguments.quick else 30}"
     one_shot, sequential = case.trials(case.one_shot), case.trials(case.brief)
     return [
@@ -154,7 +154,7 @@ def bayesian(arguments: argparse.Namespace) -> list[Row]:
 
 
 def target(arguments: argparse.Namespace) -> list[Row]:
-    """A drop that was asked for, measured on one half of the JPEG test pictures, and what it is on the other half."""
+    """The requested drop on one half of the JPEG test pictures, and the drop on the other half."""
     case, rows = Case.of("resnet20", arguments.quick), []
     images, labels = networks().cifar10_jpeg("test")
     if arguments.quick:
@@ -163,7 +163,7 @@ def target(arguments: argparse.Namespace) -> list[Row]:
     known: dict[str, Tensor] = {}
 
     def answers(plan: rw.Plan) -> Tensor:
-        """Of the network of a plan, to all pictures."""
+        """Answers of a plan's network to all pictures."""
         key = str([(row.site, row.format, row.ranks) for row in plan.factorised])
         if key not in known:
             known[key] = case.task.answers(case.sequential(plan), images)
@@ -201,7 +201,7 @@ def target(arguments: argparse.Namespace) -> list[Row]:
 
 
 def _standard_error(*parts: Tensor) -> float:
-    """Of a mean, or of the difference of two."""
+    """Standard error of a mean, or of the difference of two."""
     return sum(float(part.var()) / len(part) for part in parts) ** 0.5
 
 
@@ -218,10 +218,10 @@ def main() -> None:
     """Run the parts, and write all rows so far after each of them."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    options.add_argument("--network", choices=TASKS, help="of rules and seeds")
-    options.add_argument("--keeps", type=float, nargs="+", default=[0.5], help="of rules; the first one of seeds")
+    options.add_argument("--network", choices=TASKS, help="network of the parts rules and seeds")
+    options.add_argument("--keeps", type=float, nargs="+", default=[0.5], help="budgets of rules; seeds uses the first")
     options.add_argument("--rules", nargs="+", default=list(rw.RULES))
-    options.add_argument("--rivals", nargs="+", help="of seeds; else the two best of the part rules")
+    options.add_argument("--rivals", nargs="+", help="rivals in seeds; by default the two best of rules")
     options.add_argument("--target-drop", type=float, default=1.0)
     arguments = options.parse_args()
     arguments.network = arguments.network or ("resnet20" if arguments.quick else "resnet32")

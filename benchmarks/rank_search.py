@@ -1,11 +1,11 @@
-"""The search that trains weights too, on ResNet-20: what its weight phase is good for, beside the default rule.
+"""The search that trains weights too, on ResNet-20: the gain of its weight phase, compared with the default rule.
 
     python -m benchmarks.rank_search [--keep 0.5] [--steps 60] [--quick] [--seed N] [--json FILE]
 
-The alphas follow the divergence from the dense network's answers times the expected share, on unlabelled calibration
-images; every five steps the weights follow the penalty for five steps and the fits are made anew. Each plan is
-factorised sequentially, from the weights as they were and from those that moved. Costs and pictures are those of
-`benchmarks.rank_rules`; `moved_top1` is that of the network before it is factorised.
+The alphas minimise the divergence from the dense network's answers times the expected share, on unlabelled calibration
+images. Every five steps the weights minimise the penalty for five steps, and the fits are repeated. Each plan is
+factorised sequentially, from the original and from the moved weights. Costs and pictures are the same as in
+`benchmarks.rank_rules`; `moved_top1` is measured before the network is factorised.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Sparse low rank against truncated SVD and pruning, on layers of trained networks: accuracy, storage, latency.
+"""Compare sparse low rank with truncated SVD and pruning on layers of trained networks: accuracy, storage, latency.
 
     python -m benchmarks.slr [--tables lenet300 lenet5 vgg mobilenet_v2 tiny_darknet criterion] [--cache DIR]
     python -m benchmarks.slr --tables speed --threads 1
     python -m benchmarks.slr --tables lenet300 lenet5 vgg mobilenet_v2 --latency --threads 1
 
-Only the named layers are replaced, without training. Parameters are those of the layers' factors, without biases;
-`whole` counts the whole network. Pruning keeps as many non-zeros as sparse low rank has at the same place of the grid.
-`share` is the least parameters of a method with an accuracy of at least that of an SVD less 0.2 points, in parts of the
-least parameters with which any SVD of the same metric reaches that accuracy; `strict` is the same without 0.2 points.
+Only the named layers are replaced, without training. Parameters are counted in the layers' factors, without biases;
+`whole` counts the whole network. Pruning keeps as many non-zeros as sparse low rank has at the same point of the grid.
+`share` is the least number of parameters with which a method reaches the accuracy of an SVD minus 0.2 points, relative
+to the least with which any SVD of the same metric reaches that accuracy; `strict` is the same without the 0.2 points.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def measured(
 
 
 def pruned(case: Case, params: Mapping[str, int]) -> Row:
-    """Magnitude pruning: of every layer's weight the largest entries alone, stored as compressed sparse rows."""
+    """Magnitude pruning: only the largest entries of every layer's weight, stored as compressed sparse rows."""
     trial, stored = copy.deepcopy(case.model), 0
     for name, count in params.items():
         weight = trial.get_submodule(name).weight
@@ -90,14 +90,14 @@ def pruned(case: Case, params: Mapping[str, int]) -> Row:
 
 
 def magnitude(weight: Tensor, count: int) -> Tensor:
-    """The weight with its largest entries alone."""
+    """The weight with only its largest entries."""
     kept = torch.zeros(weight.numel(), dtype=weight.dtype)
     kept[weight.abs().flatten().argsort(descending=True, stable=True)[:count]] = 1
     return weight * kept.reshape(weight.shape)
 
 
 def points(case: Case) -> Iterator[Row]:
-    """Every method at every place of its grid."""
+    """Every method at every point of its grid."""
     dense = {"network": case.network, "method": "dense", "params_ratio": 1.0, "whole": 1.0}
     yield {**dense, "top1": case.accuracy(case.model)}
     for metric, k in product(("weight", "input"), case.ks):
@@ -108,7 +108,7 @@ def points(case: Case) -> Iterator[Row]:
 
 
 def published(case: Case, k: float, sr: float, rr: float) -> Iterator[Row]:
-    """One place of the paper's grid: its three criteria, its form fitted, and pruning with as many numbers."""
+    """One point of the paper's grid: its three criteria, its form fitted, and pruning with as many numbers."""
     layers: dict[str, tuple[str, Ranks]] = {}
     for name, site in case.sites.items():
         channels, outputs = site.weight_shape[1], site.out_features
@@ -134,7 +134,7 @@ def published(case: Case, k: float, sr: float, rr: float) -> Iterator[Row]:
 
 
 def chosen(case: Case) -> Iterator[Row]:
-    """Of each format what the knapsack chooses from its curve, for some numbers of parameters."""
+    """The knapsack's choice from the curve of each format, for several numbers of parameters."""
     most = rw.evaluate.size(case.model).params - case.weights()
     for metric, format in product(("weight", "input"), ("svd", "slr", "slr3")):
         if format == "svd" and len(case.names) == 1:  # one layer and one format leave no choice
@@ -157,11 +157,11 @@ def chosen(case: Case) -> Iterator[Row]:
 
 
 def shares(rows: Iterable[Row], below: float) -> list[Row]:
-    """Of every method the point with the smallest share of the SVD's parameters at equal accuracy.
+    """The point of every method with the smallest share of the SVD's parameters at equal accuracy.
 
     Args:
         rows: what was measured, the dense network first.
-        below: accuracies are looked at down to the dense one's less this many points.
+        below: points below the dense accuracy down to which accuracies are compared.
     """
     rows = list(rows)
     lowest = rows[0]["top1"] - below
@@ -189,7 +189,7 @@ def shares(rows: Iterable[Row], below: float) -> list[Row]:
 
 
 def frontier(rows: Iterable[Row]) -> list[Row]:
-    """The points that no other one of the same network beats in both parameters and accuracy."""
+    """The points that no other point of the same network beats in both parameters and accuracy."""
     rows = sorted(rows, key=lambda row: (row["params_ratio"], -row["top1"]))
     kept: list[Row] = []
     for row in rows:
@@ -220,7 +220,7 @@ def main() -> None:
     tables = [*CASES, "criterion", "speed"]
     options.add_argument("--tables", nargs="+", default=[*CASES, "criterion"], choices=tables)
     options.add_argument("--cache", type=Path, help="keep trained networks here")
-    options.add_argument("--latency", action="store_true", help="time the points of the table of shares too")
+    options.add_argument("--latency", action="store_true", help="also time the points in the table of shares")
     arguments = options.parse_args()
     start(arguments)
     rows: list[Row] = []

@@ -1,6 +1,6 @@
-"""Networks whose layers the benchmark of sparse low rank replaces; two of them are trained here.
+"""Networks for the benchmark of sparse low rank; two of them are trained here.
 
-Each case has a test set, and samples with labels that may be learnt from.
+Each case has a test set, and labelled samples to learn from.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Case:
         return max(1, round(k * full)) if isinstance(k, float) else min(k, full)
 
     def budgets(self) -> list[int]:
-        """Parameters that plans are asked for: those of the truncated SVD at some of its ranks, or shares of dense."""
+        """Budgets in parameters: those of the truncated SVD at some of its ranks, or shares of dense."""
         if self.shares:
             return [round(share * self.weights()) for share in self.shares]
         svd = get_format("svd")
@@ -101,7 +101,7 @@ class Case:
         return recount(self.model, plan, self.stats.sites)
 
     def whole(self, params: int) -> float:
-        """Parameters of the whole network as a share of the dense one's, where its part has so many."""
+        """Parameters of the whole network as a share of the dense one's, if the replaced part has so many."""
         dense = rw.evaluate.size(self.model).params
         return (self.before + params) / (self.before + dense)
 
@@ -109,7 +109,7 @@ class Case:
         return rw.factorise(self.model, plan, self.stats, formats=formats)
 
     def accuracy(self, model: nn.Module) -> float:
-        """Per cent of the test set."""
+        """Accuracy on the test set, in per cent."""
         answers = torch.cat([model(x).argmax(1) for x in self.inputs.split(self.batch)])
         return 100 * float((answers == self.labels).double().mean())
 
@@ -242,7 +242,7 @@ def vgg(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
 
 
 def after_convolutions(model: nn.Sequential, *, inputs: Tensor, calibration: Tensor, **options: Any) -> Case:
-    """The linear layers of a network, on the features that its convolutions make: they are computed once."""
+    """The linear layers of a network, on the features of its convolutions, which are computed once."""
     front, *rest = model.named_children()
     features = [torch.cat([front[1](x) for x in part.split(500)]) for part in (inputs, calibration)]
     return Case(
@@ -282,7 +282,7 @@ def mobilenet_v2(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
 
 
 def tiny_darknet(networks: ModuleType, quick: bool, cache: Path | None) -> Case:
-    """All 1 x 1 convolutions; channels play the neurons, and every layer keeps the same share of its full rank."""
+    """All 1 x 1 convolutions; channels are the neurons, and every layer keeps the same share of its full rank."""
     task = TASKS["tiny_darknet"](networks)
     layers = [(name, part) for name, part in task.model.named_modules() if isinstance(part, nn.Conv2d)]
     names = [name for name, layer in layers if layer.kernel_size == (1, 1)]

@@ -1,4 +1,4 @@
-"""Sparse low rank on one layer: its wall-clock beside the truncated SVD's, and how well one pass ranks the neurons."""
+"""Sparse low rank on one layer: wall-clock compared with truncated SVD, and how well one pass ranks the neurons."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def speed(size: int, quick: bool) -> Iterator[Row]:
 
 
 def criterion(module: ModuleType, quick: bool, cache: Path | None) -> Iterator[Row]:
-    """Rank correlation of the cost criteria that need few passes with the exact one, and seconds of processor time."""
+    """Rank correlation of cost criteria that need few passes with the exact one, and processor seconds."""
     cases: dict[str, Case] = {}
     for network, name, k, sr, rr, samples in CRITERIA[:1] if quick else CRITERIA:
         if network not in cases:
@@ -88,19 +88,19 @@ def criterion(module: ModuleType, quick: bool, cache: Path | None) -> Iterator[R
 
 
 def timed(score: Callable[[], Importance]) -> tuple[Importance, float]:
-    """Importance, and the seconds of processor time that it took."""
+    """Importance, and its processor seconds."""
     begin = time.process_time()
     found = score()
     return found, time.process_time() - begin
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Correlation of the places that two lists of values give."""
+    """Rank correlation of two lists of values."""
     return float(torch.corrcoef(torch.stack([_places(a), _places(b)]))[0, 1])
 
 
 def _places(values: Tensor) -> Tensor:
-    """Places in ascending order, equal values sharing the mean of theirs."""
+    """Ranks in ascending order; equal values share their mean rank."""
     _, group, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[group]

@@ -1,9 +1,9 @@
-"""How much faster a compressed network runs: ResNet-18 at half its MACs, batch 1, one thread, torch and onnxruntime.
+"""Speed of a compressed network: ResNet-18 at half its MACs, batch 1, one thread, torch and onnxruntime.
 
     python -m benchmarks.speed [--quick] [--json FILE]
 
-Weights are random, which does not matter for speed; ranks are those that the budget gives, in
-multiples of 16: vector units of current processors take 8 or 16 numbers.
+Weights are random, which does not affect speed. Ranks follow from the budget, in multiples of 16, because vector units
+of current processors take 8 or 16 numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--network", default="resnet18", help="a torchvision classifier")
     options.add_argument("--keep", type=float, default=0.5)
-    options.add_argument("--round-to", type=int, default=16, help="ranks are multiples of this")
+    options.add_argument("--round-to", type=int, default=16, help="make ranks multiples of this")
     arguments = options.parse_args()
     arguments.threads = 1
     start(arguments)

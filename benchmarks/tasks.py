@@ -17,7 +17,7 @@ class Task:
     Attributes:
         calibration: unlabelled images.
         images, labels: the test set.
-        further: more unlabelled images for agreement with the dense network; the test images where there are none.
+        further: more unlabelled images for agreement with the dense network; the test images if there are none.
         keeps: fractions of the MACs to measure.
     """
 

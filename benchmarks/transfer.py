@@ -1,12 +1,12 @@
-"""Statistics of other data: a network compressed with a stored file of statistics, its own data never seen.
+"""Statistics of other data: compress a network from a stored file of statistics, without its own data.
 
     python -m benchmarks.transfer [--formats default tucker2 cp3] [--sources own jpeg ...] [--quick] [--json FILE]
 
 ResNet-20 at half its MACs, one-shot. Every row reads a file of moments, without rows of activations, that was collected
 on 1,024 pictures: the first training pictures (own), others of the training set after JPEG compression (jpeg), five of
-the ten classes (five), photographs with ImageNet labels shrunk to 32 x 32 (photos), noise of no picture at all (noise).
-Each is used as it is, and shrunk towards the weight metric by the share that 128 further training pictures choose, once
-for every source, on the fits of the default formats; there is no second row where it is 0.
+the ten classes (five), photographs with ImageNet labels shrunk to 32 x 32 (photos), random pixels (noise). Each is used
+unchanged, and shrunk towards the weight metric. 128 further training pictures choose the share, once for every source,
+on the fits of the default formats; if it is 0, there is no second row.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def sources(module: ModuleType, seed: int, samples: int) -> dict[str, Callable[[
 
 
 def stored(task: Task, images: Tensor, seed: int, folder: Path) -> rw.Statistics:
-    """Statistics as somebody else would get them: through a file that holds no rows."""
+    """Statistics as somebody else would get them: from a file without rows."""
     stats = rw.collect(task.model, batches(task, images), seed=seed).without_rows()
     return rw.Statistics.load(stats.save(folder / "stats.safetensors"))
 
@@ -125,7 +125,7 @@ class Measured:
 
 
 def compare(measured: Measured, name: str, known: dict[str, rw.Statistics], shares: dict[str, float]) -> list[Row]:
-    """Rows of one set of formats: the weight metric, then every source as it is and shrunk."""
+    """Rows of one set of formats: the weight metric, then every source unchanged and shrunk."""
     model, formats, rows = measured.task.model, FORMATS[name], []
     sites = rw.find(model, measured.example)
 
