@@ -58,7 +58,7 @@ class Made(NamedTuple):
 
     Attributes:
         digest: of all its bits.
-        weights: what may differ by rounding; none where nothing but the bits is promised.
+        weights: tensors that may differ by rounding; empty if only the bits are promised.
     """
 
     digest: str

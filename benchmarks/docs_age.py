@@ -44,9 +44,9 @@ class Table:
 
     Attributes:
         where: file and line.
-        module: of the command that made it; None where no line says so.
-        command: all of it.
-        commit: at which it was run.
+        module: module of the command that made it; None if no line says so.
+        command: the whole command.
+        commit: commit at which it was run.
     """
 
     where: str

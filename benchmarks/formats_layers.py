@@ -44,7 +44,7 @@ class Layer:
     """A convolution with one group, and both metrics.
 
     Attributes:
-        network, name: where it is from.
+        network, name: its origin.
         weight: T x C x kh x kw, float64.
         input: the covariance of its inputs.
     """

@@ -160,7 +160,7 @@ def shares(rows: Iterable[Row], below: float) -> list[Row]:
     """The point of every method with the smallest share of the SVD's parameters at equal accuracy.
 
     Args:
-        rows: what was measured, the dense network first.
+        rows: measured rows, the dense network first.
         below: points below the dense accuracy down to which accuracies are compared.
     """
     rows = list(rows)

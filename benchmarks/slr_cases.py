@@ -37,7 +37,7 @@ class Case:
         names: the layers.
         inputs, labels: the test set.
         calibration, answers: samples that may be learnt from, and their labels.
-        ks: ranks of the truncated SVD, or shares of the full rank where there are several layers.
+        ks: ranks of the truncated SVD, or shares of the full rank for several layers.
         grid: those of sparse low rank as published.
         batch: samples that are run at once.
         rates: sparsity rates and reduction rates of the grid.
