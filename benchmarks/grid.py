@@ -57,8 +57,8 @@ class Cell:
     """One layer in one format and type.
 
     Attributes:
-        refused: why there is none, in the format's words.
-        difference: of the outputs, in parts of the largest one of the dense layer.
+        refused: why the format refuses the layer, in its words.
+        difference: of the outputs, relative to the largest output of the dense layer.
         faults: what is wrong, in words.
     """
 

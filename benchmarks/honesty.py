@@ -4,10 +4,10 @@
 
 For every result at two budgets: counted MACs and parameters equal the plan's to the unit; PyTorch's own counter sees
 the same saving of MACs; outputs are finite; the error of every layer on the dense network's inputs, which a one-shot
-plan predicts, is within a factor of two of the prediction; on held-out data the sequential error is at most 1.1 times the
-one-shot error; the user's network has not changed by a bit. A refusal must be a ValueError with the words that the case
-expects. The status is 1 if a row is wrong. Networks have random weights, and data few directions and noise, so nothing
-here says what a trained network would lose.
+plan predicts, is within a factor of two of the prediction; on held-out data the sequential error is at most 1.1 times
+the one-shot error; the user's network has not changed by a bit. A refusal must be a ValueError with the words that the
+case expects. The status is 1 if a row is wrong. Networks have random weights, and data few directions and noise, so
+nothing here says what a trained network would lose.
 """
 
 from __future__ import annotations

@@ -185,11 +185,11 @@ def by_rows(dense: nn.Module, small: nn.Module, report: rw.CompressReport, batch
 
 @dataclass
 class Verdict:
-    """What was found of one network at one budget in one way.
+    """The result of one network at one budget, one-shot or sequential.
 
     Attributes:
-        figures: for the table.
-        faults: what is wrong, in words; nothing for a row that is right.
+        figures: figures for the table.
+        faults: what is wrong, in words; empty for a row that is right.
     """
 
     figures: dict[str, Any]
