@@ -99,7 +99,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """JSON text without spaces; `rankwise inspect` shows it to people.
+        """JSON text without spaces; `rankwise verify` says whether it is whole.
 
         Raises:
             ValueError: if figures or plan hold what JSON cannot.
