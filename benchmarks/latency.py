@@ -27,7 +27,7 @@ from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.latency_networks import NETWORKS
 from benchmarks.tasks import TASKS
 from rankwise.latency import Engine, get_engine
-from rankwise.latency.roofline import Roofline
+from rankwise.latency.roofline import RooflineEngine
 from rankwise.latency.roofline_fit import measured_device
 from rankwise.latency.table import Table
 from rankwise.plan import dense_option
@@ -160,7 +160,8 @@ def described(names: Sequence[str], engines: Sequence[str], rounds: int) -> list
             sites = rw.find(model, example)
             curves = rw.profile(model, sites, metric="weight", round_to=VECTOR)
             real, paper = (
-                Table(each, model, sites, example, metric="weight") for each in (get_engine(engine), Roofline(device))
+                Table(each, model, sites, example, metric="weight")
+                for each in (get_engine(engine), RooflineEngine(device))
             )
             real.learn(curves)
             pairs = [(site, option) for site, curve in curves.items() for option in curve if (site, option) in real]
@@ -178,7 +179,7 @@ def described(names: Sequence[str], engines: Sequence[str], rounds: int) -> list
             rows.append({**row, "layer_error": median(off), "share_error": median(unlike)})
             _show(rows[-1])
             what = "planned by its roofline, 0.5"
-            rows.append(planned(name, what, engine, {"latency": 0.5}, rounds, planned_for=Roofline(device)))
+            rows.append(planned(name, what, engine, {"latency": 0.5}, rounds, planned_for=RooflineEngine(device)))
     return rows
 
 

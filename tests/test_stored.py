@@ -17,7 +17,7 @@ from stored.make import HERE, PINS, Pictures, Words, exact, made_of, pictures, w
 import rankwise as rw
 from rankwise.latency import Latency
 from rankwise.latency.cache import Cache
-from rankwise.latency.roofline import Device, Roofline
+from rankwise.latency.roofline import Device, RooflineEngine
 from rankwise.training.checkpoint import read_checkpoint
 from rankwise.work import Work
 
@@ -108,7 +108,7 @@ def test_a_search_goes_on(tmp_path: Path) -> None:
 def test_measured_times_and_a_described_device(tmp_path: Path) -> None:
     device = Device.load(HERE / "device.yaml")
     assert device == Device(name="paper", peak=1e9, bandwidth=1e12, tile=16, overhead=1e-6)
-    cache = Cache(Roofline(device), torch.nn.Linear(2, 2), folder=HERE)
+    cache = Cache(RooflineEngine(device), torch.nn.Linear(2, 2), folder=HERE)
     assert cache["a layer"] == Latency(median=2.0, low=1.0, high=3.0)
 
 

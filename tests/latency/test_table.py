@@ -14,14 +14,14 @@ import rankwise as rw
 from rankwise.latency import Latency, Work
 from rankwise.latency.cache import Cache
 from rankwise.latency.layers import calls_of
-from rankwise.latency.roofline import Device, Roofline
+from rankwise.latency.roofline import Device, RooflineEngine
 from rankwise.latency.table import PROBES, Table
 from rankwise.plan import Curve, Option, dense_option
 
 DEVICE = Device(name="paper", peak=1e9, bandwidth=1e12, tile=1, overhead=1e-6)
 
 
-class Counting(Roofline):
+class Counting(RooflineEngine):
     """A roofline that remembers what it was asked, and may slow down."""
 
     def __init__(self, slower: float = 1.0) -> None:

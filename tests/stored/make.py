@@ -129,11 +129,13 @@ def search(folder: Path, stats: rw.Statistics, evaluate: Callable[[rw.Plan], flo
 def measured(folder: Path) -> None:
     from rankwise.latency import Latency
     from rankwise.latency.cache import Cache
-    from rankwise.latency.roofline import Device, Roofline
+    from rankwise.latency.roofline import Device, RooflineEngine
 
     device = Device(name="paper", peak=1e9, bandwidth=1e12, tile=16, overhead=1e-6)
     device.save(folder / "device.yaml")
-    Cache(Roofline(device), nn.Linear(2, 2), folder=folder).add({"a layer": Latency(median=2.0, low=1.0, high=3.0)})
+    Cache(RooflineEngine(device), nn.Linear(2, 2), folder=folder).add(
+        {"a layer": Latency(median=2.0, low=1.0, high=3.0)}
+    )
 
 
 def make(folder: Path) -> None:
