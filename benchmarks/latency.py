@@ -159,10 +159,8 @@ def described(names: Sequence[str], engines: Sequence[str], rounds: int) -> list
             model, example = NETWORKS[name]()
             sites = rw.find(model, example)
             curves = rw.profile(model, sites, metric="weight", round_to=VECTOR)
-            real, paper = (
-                Table(each, model, sites, example, metric="weight")
-                for each in (get_engine(engine), RooflineEngine(device))
-            )
+            engines = get_engine(engine), RooflineEngine(device)
+            real, paper = (Table(each, model, sites, example, metric="weight") for each in engines)
             real.learn(curves)
             pairs = [(site, option) for site, curve in curves.items() for option in curve if (site, option) in real]
             paper.measure(pairs)
@@ -179,7 +177,8 @@ def described(names: Sequence[str], engines: Sequence[str], rounds: int) -> list
             rows.append({**row, "layer_error": median(off), "share_error": median(unlike)})
             _show(rows[-1])
             what = "planned by its roofline, 0.5"
-            rows.append(planned(name, what, engine, {"latency": 0.5}, rounds, planned_for=RooflineEngine(device)))
+            described = RooflineEngine(device)
+            rows.append(planned(name, what, engine, {"latency": 0.5}, rounds, planned_for=described))
     return rows
 
 

@@ -129,13 +129,11 @@ def search(folder: Path, stats: rw.Statistics, evaluate: Callable[[rw.Plan], flo
 def measured(folder: Path) -> None:
     from rankwise.latency import Latency
     from rankwise.latency.cache import Cache
-    from rankwise.latency.roofline import Device, RooflineEngine
+    from rankwise.latency.roofline import Device, Roofline
 
     device = Device(name="paper", peak=1e9, bandwidth=1e12, tile=16, overhead=1e-6)
     device.save(folder / "device.yaml")
-    Cache(RooflineEngine(device), nn.Linear(2, 2), folder=folder).add(
-        {"a layer": Latency(median=2.0, low=1.0, high=3.0)}
-    )
+    Cache(Roofline(device), nn.Linear(2, 2), folder=folder).add({"a layer": Latency(median=2.0, low=1.0, high=3.0)})
 
 
 def make(folder: Path) -> None:
