@@ -1,6 +1,6 @@
 """Count the structure of the source: rooms, circles, lines, the longest function, the most parameters, comments.
 
-python -m benchmarks.house [--json FILE] [--source FOLDER]
+python -m benchmarks.house [--against FOLDER] [--json FILE] [--source FOLDER]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).parent.parent / "src" / "rankwise"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -181,18 +182,30 @@ def house(source: Path = SOURCE) -> House:
 
 
 def main() -> None:
-    """Print the counts."""
+    """Print what was counted, beside another checkout's where one is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, default=SOURCE, help="folder of the package")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--against", type=Path, help="folder of another version of the package, for a table of both")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
     found = asdict(house(given.source))
-    for name, value in found.items():
-        shown = f"{value[0]:,} ({value[1]})" if isinstance(value, tuple) else value
-        text = f"{shown:.2%}" if isinstance(shown, float) else f"{shown:,}" if isinstance(shown, int) else shown
-        print(f"{name.replace('_', ' '):<28} {text}")
+    if given.against is None:
+        for name, value in found.items():
+            print(f"{name.replace('_', ' '):<28} {_shown(value)}")
+    else:
+        before = asdict(house(given.against))
+        print("| counted | before | now |\n|---|---|---|")
+        for name, value in found.items():
+            print(f"| {name.replace('_', ' ')} | {_shown(before[name])} | {_shown(value)} |")
     if given.json:
         given.json.write_text(json.dumps(found, indent=2))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        count, name = value
+        return f"{count:,} (`{name}`)"
+    return f"{value:.1%}".replace("%", " %") if isinstance(value, float) else f"{value:,}"
 
 
 if __name__ == "__main__":
