@@ -53,7 +53,6 @@ class FitMetric:
         """The metric of a site's inputs and outputs from its moments; sequential fits have moments in any metric.
 
         Args:
-            moments: of the site.
             shrink: share of the weight metric, from 0 to 1.
 
         Raises:

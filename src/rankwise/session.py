@@ -61,11 +61,9 @@ class Session:
     """One network on its way to a smaller one; the first verb that needs statistics collects them.
 
     Attributes:
-        model: the dense network.
         sites: what can be factorised; after collecting, only what the data reached.
         example: the input that sites were found with.
         data: calibration batches, or None.
-        method: "sequential" or "one-shot".
         gradients: whether to collect statistics of gradients too.
         only: names of the sites to collect statistics of; None for all.
         given: reads existing statistics, perhaps of other data.
@@ -74,7 +72,6 @@ class Session:
         work: the parts that are done, and where they are kept.
         progress: wraps batches and sites, for progress bars.
         name: the data's, for messages.
-        clock: seconds of each verb.
     """
 
     model: nn.Module
@@ -123,12 +120,7 @@ class Session:
         return self.statistics if asked.metric.needs_statistics or asked.needs_gradients else self.sites
 
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None) -> Plan:
-        """Choose formats and ranks; if `share_for` then finds another share of the weight metric, choose again with it.
-
-        Args:
-            wishes: arguments of `choose`.
-            shrink: as for `share_for`.
-        """
+        """Choose formats and ranks; if `share_for` then finds another share of the weight metric, choose again with it."""
 
         def best() -> Plan:
             plan = self._choose(wishes, 0.0 if shrink in (None, "auto") else shrink)
@@ -152,7 +144,6 @@ class Session:
         """The share of the weight metric that the fits of a plan shall have.
 
         Args:
-            plan: records the share that it was made with.
             wanted: a share; "auto" to choose it on the data as held-out samples; None for the plan's own, or as "auto"
                 for one-shot fits on given statistics with data.
         """

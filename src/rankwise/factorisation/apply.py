@@ -175,13 +175,7 @@ def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = 
 
 
 def check_plan(plan: Plan, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
-    """Raise a ValueError that names the row of a plan that does not fit the network, and why.
-
-    Args:
-        plan: for the network.
-        sites: of the network.
-        formats: replace the registered ones of the same names.
-    """
+    """Raise a ValueError that names the row of a plan that does not fit the network, and why."""
     for row in plan.rows:
         site = site_of(row, sites)
         if row.format == DENSE:

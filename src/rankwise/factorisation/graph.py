@@ -80,7 +80,6 @@ def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]
 
     Args:
         model: in eval mode, under no_grad.
-        example: what the model is called with.
         sites: qualified names of the modules that must be nodes.
         linked: the sites whose output goes into an addition.
     """
@@ -144,9 +143,6 @@ def run(
 
     Args:
         dense, compressed: the two networks; the visitor changes the second.
-        graph: of the dense one.
-        batches: calibration data.
-        sites: their qualified names.
         linked: the sites whose output goes into an addition.
         visitor: observes and fits each site.
         cap: bytes of activations that are kept in memory.

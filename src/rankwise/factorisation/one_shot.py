@@ -36,12 +36,8 @@ def one_shot(
     """Factorise `compressed`, a copy of `dense`, in place.
 
     Args:
-        dense, compressed: the networks.
-        plan: what to build.
-        sites: of the dense network.
         stats: None fits in the weight metric, without a bias correction.
         shrink: share of the weight metric in that of the statistics.
-        formats: replace the registered ones of the same names.
         done: layers that were fitted before; missing ones are added.
 
     Raises:

@@ -93,14 +93,9 @@ def sequential(
 
     Args:
         dense, compressed: the networks, in eval mode, under no_grad.
-        plan: what to build.
-        sites: of the dense network.
-        batches: calibration data.
         example: a batch like the data.
-        how: which rows are used, and how the networks are run.
         gradients: of the dense network, for a plan in the metric "fisher".
         step: called with each site's name before it is fitted.
-        formats: replace the registered ones of the same names.
         done: layers that were fitted before; missing ones are added.
 
     Raises:

@@ -32,7 +32,6 @@ def unreplaceable(model: nn.Module, sites: Mapping[str, Mapping[str, int]], batc
     Args:
         model: an unwrapped network.
         sites: name of a site -> the qualified name of each of its layers -> its calls in one forward.
-        batch: what the model is called with.
         output: what it returns for that batch, from the same random state.
 
     Raises:

@@ -79,10 +79,8 @@ class Constraints:
         """By site name the remaining options, and the reason if a constraint left no choice.
 
         Args:
-            sites: all of the network.
             curves: options by site name; a site that stays dense needs none.
             fitted: makes the option that a pin names.
-            formats: replace registered ones of the same names.
 
         Raises:
             ValueError: for a pattern that matches nothing, or constraints that contradict each other.

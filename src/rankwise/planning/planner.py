@@ -52,8 +52,6 @@ class Planner:
     """Makes plans of one network for any request; nothing is computed twice.
 
     Attributes:
-        model: the dense network.
-        sites: its sites.
         metric: how errors are measured.
         shrink: share of the weight metric in it.
         options: by site name, the options that the constraints leave, and the reason if they leave no choice.

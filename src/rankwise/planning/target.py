@@ -28,11 +28,9 @@ def smallest(
     smaller by one per cent of the dense count was measured and is not, or does not exist.
 
     Args:
-        planner: makes plans.
         request: what else is asked of each plan; its budgets are met too.
         drop: measures the loss of a plan on held-out data, 0 for the dense network.
         target: the loss that is allowed, in the unit of `drop`, 0 or more.
-        minimise: name of the unit.
 
     Returns:
         A plan whose `keep` holds the share that was found.

@@ -58,13 +58,7 @@ class Unit(ABC):
 
 
 class Counted(Unit):
-    """A unit that follows from the structure of the network.
-
-    Args:
-        model: the dense network.
-        sites: its sites.
-        formats: replace registered ones of the same names.
-    """
+    """A unit that follows from the structure of the network."""
 
     def __init__(self, model: nn.Module, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
         self._model, self._sites, self._formats = model, sites, formats
@@ -139,12 +133,7 @@ class Times(Protocol):
 
 
 class Latency(Unit):
-    """Microseconds of one forward, as an engine measures them.
-
-    Args:
-        times: knows them.
-        sites: the network's.
-    """
+    """Microseconds of one forward, as an engine measures them."""
 
     name = "latency"
     title = "microseconds"

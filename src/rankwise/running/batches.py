@@ -177,7 +177,6 @@ def made(source: Iterable[Any], what: str = "batch") -> Iterator[Any]:
     """The batches of a source; an error while one is made names its number.
 
     Args:
-        source: of batches.
         what: a batch is called in the message.
 
     Raises:
@@ -217,8 +216,6 @@ def read_sample(dataset: Any, number: int, name: str | None = None) -> Any:
     """One sample of a map-style data set; an error while it is read names it.
 
     Args:
-        dataset: the data set.
-        number: of the sample.
         name: of the data set in the message; by default its class.
 
     Raises:

@@ -54,7 +54,6 @@ def with_example(model: nn.Module, batches: Batches, example: Any = None) -> tup
 
     Args:
         model: left as found; it is run on one and on two samples, and on the first batch where these miss a layer.
-        batches: the data.
         example: the user's own, which is returned.
 
     Raises:

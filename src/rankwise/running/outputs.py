@@ -85,8 +85,6 @@ class Outputs:
 
         Args:
             model: the network; left exactly as it was.
-            batch: inputs.
-            labels: of the batch, if any.
             classes_dim: the dimension of the classes, if the user gave it.
             scores: the outputs are scores of classes; only their dimension is decided.
 
@@ -338,8 +336,6 @@ def check_labels(labels: Tensor, classes: int, where: str = "labels") -> None:
 
     Args:
         labels: one for each sample, or a map of them; `ignored` ones may be anything.
-        classes: of the network.
-        where: what the message calls them.
 
     Raises:
         ValueError: naming the first wrong label and its place.
