@@ -29,7 +29,6 @@ class FitMetric:
 
     Attributes:
         name: as users write it.
-        summary: for people.
         needs_statistics: whether it needs moments of the inputs.
         needs_gradients: whether outputs are weighted by the gradients of the loss, which the statistics must hold.
         corrects_bias: whether fits know the mean of the input, so that a bias can correct the mean output.

@@ -22,7 +22,6 @@ from .formats import Format
 from .network.find import find
 from .network.sites import Sites
 from .plan import Plan
-from .planning.budgets import check_keep
 from .planning.choose import choose
 from .planning.pareto import pareto
 from .planning.unmet import check_budgets
@@ -63,7 +62,6 @@ class Session:
     Attributes:
         sites: what can be factorised; after collecting, only what the data reached.
         example: the input that sites were found with.
-        data: calibration batches, or None.
         gradients: whether to collect statistics of gradients too.
         only: names of the sites to collect statistics of; None for all.
         given: reads existing statistics, perhaps of other data.
@@ -120,7 +118,7 @@ class Session:
         return self.statistics if asked.metric.needs_statistics or asked.needs_gradients else self.sites
 
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None) -> Plan:
-        """Choose formats and ranks; if `share_for` then finds another share of the weight metric, choose again with it."""
+        """Choose formats and ranks by `wishes` for `choose`; again if `share_for` then finds another share."""
 
         def best() -> Plan:
             plan = self._choose(wishes, 0.0 if shrink in (None, "auto") else shrink)
@@ -200,7 +198,6 @@ class CompressReport:
 
     Attributes:
         sites: what could be factorised.
-        plan: what was chosen, and why.
         dense, compressed: parameters, MACs and bytes of the two networks.
         seconds: time by verb.
     """
@@ -276,10 +273,10 @@ def compress(
     if method not in METHODS:
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
-    keep = None if keep is None else check_keep(keep)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
+    keep = asked.keep
     replace(asked, example=data if asked.is_timed else None).check(model)
     check_shrink(shrink or 0.0)
     work = Work(checkpoint, resume)

@@ -30,6 +30,7 @@ from .spill import ActivationStore
 # Prefix of the attributes in which tracing stores tensors that are not inputs; the graph reads them.
 _CONSTANTS = "_tensor_constant"
 _DRAWS = "draws random numbers"  # key of a node's meta data, set when the graph is checked
+SAME = object()  # in place of a compressed value that still equals the dense one
 
 
 class OtherOptionsError(ValueError):
@@ -55,13 +56,6 @@ class Visitor(Protocol):
 
     def differs(self, module: str) -> bool:
         """Whether a module of the compressed network holds chains already."""
-
-
-class _Same:
-    """In place of a compressed value that still equals the dense one."""
-
-
-SAME = _Same()
 
 
 class _Tracer(OwnTracer):
@@ -144,7 +138,6 @@ def run(
     Args:
         dense, compressed: the two networks; the visitor changes the second.
         linked: the sites whose output goes into an addition.
-        visitor: observes and fits each site.
         cap: bytes of activations that are kept in memory.
         padding: which rows count.
         step: called with each site's name before it is fitted.

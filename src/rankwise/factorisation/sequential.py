@@ -27,7 +27,7 @@ from ..network.counting import Calls
 from ..network.replacing import put
 from ..network.site import Site
 from ..network.sites import Sites
-from ..plan import DENSE, Plan, PlanRow
+from ..plan import Plan, PlanRow
 from ..running.batches import Batches, call
 from ..running.calling import DataError
 from ..running.finite import culprit
@@ -101,7 +101,7 @@ def sequential(
     Raises:
         ValueError: if the engine is "graph" and the network cannot be traced.
     """
-    rows = {row.site: row for row in plan.rows if row.format != DENSE}
+    rows = {row.site: row for row in plan.factorised}
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # raises for weights that are not finite, before anything runs

@@ -67,29 +67,28 @@ class Counted(Unit):
         return [(row, self._sites[row.site]) for row in rows if row.format != DENSE]
 
 
-class Params(Counted):
+class Summed(Counted):
+    """A unit that sites, options and rows of plans hold an amount of, by its name."""
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        total: float = getattr(self._sites, f"total_{self.name}")
+        return total + sum(getattr(row, self.name) - getattr(site, self.name) for row, site in self._built(rows))
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        return tuple([getattr(option, self.name) for option in options])
+
+
+class Params(Summed):
     """Parameters."""
 
     name = title = whole = "params"
 
-    def planned(self, rows: Sequence[PlanRow]) -> float:
-        return self._sites.total_params + sum(row.params - site.params for row, site in self._built(rows))
 
-    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
-        return tuple([option.params for option in options])
-
-
-class Macs(Counted):
+class Macs(Summed):
     """Multiply-accumulates for the example input."""
 
     name = title = "macs"
     whole = "MACs"
-
-    def planned(self, rows: Sequence[PlanRow]) -> float:
-        return self._sites.total_macs + sum(row.macs - site.macs for row, site in self._built(rows))
-
-    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
-        return tuple([option.macs for option in options])
 
     def beside(self) -> Mapping[str, float]:
         return self._sites.other_macs

@@ -69,10 +69,8 @@ def rows_kept(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for weight, version, values in kept:
-                if writes(weight) != version:
-                    weight.copy_(values)
+        for weight, version, values in kept:
+            put_back(weight, version, values)
 
 
 @contextmanager
