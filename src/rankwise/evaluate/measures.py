@@ -19,9 +19,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..running.batches import call, inputs_to_blame, made, pristine
+from ..running.batches import inputs_to_blame, made
+from ..running.calling import call
 from ..running.guards import unwrap
 from ..running.outputs import Outputs
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from .scores import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally

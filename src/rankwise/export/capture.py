@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..running.batches import samples_in
+from ..running.calling import samples_in
 from ..running.guards import refuse_running_copy
 from .compare import Arguments, first_line
 

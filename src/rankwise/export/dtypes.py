@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..running.arguments import arguments
-from ..running.batches import Batches, samples_in
+from ..running.batches import Batches
+from ..running.calling import samples_in
 from ..running.copying import copied
 from .capture import resized
 from .compare import Arguments, difference, largest, outputs

@@ -16,10 +16,11 @@ from ..network.replacing import put
 from ..network.sites import Sites
 from ..network.ties import Ties
 from ..plan import DENSE, Plan, site_of
-from ..running.batches import Batches, pristine
+from ..running.batches import Batches
 from ..running.copying import copied
 from ..running.example import with_example
 from ..running.guards import unwrap
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from ..statistics import Statistics
 from ..statistics.shrinkage import check_shrink

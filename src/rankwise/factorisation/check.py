@@ -17,9 +17,9 @@ from ..network.find import find
 from ..network.site import Site
 from ..network.sites import Sites
 from ..network.standins import Reads, works_on_another
-from ..running.batches import call, pristine
-from ..running.calling import tensor_leaves
+from ..running.calling import call, tensor_leaves
 from ..running.exclusive import own_thread
+from ..running.pristine import pristine
 
 
 def check_result(

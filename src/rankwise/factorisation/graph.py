@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..running.attributes import Attributes
-from ..running.batches import Batches, call
-from ..running.calling import DataError, apart
+from ..running.batches import Batches
+from ..running.calling import DataError, apart, call
 from ..running.exclusive import own_thread
 from ..running.padding import Padding
 from ..running.randomness import Randomness

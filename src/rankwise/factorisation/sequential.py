@@ -28,8 +28,8 @@ from ..network.replacing import put
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Plan, PlanRow
-from ..running.batches import Batches, call
-from ..running.calling import DataError
+from ..running.batches import Batches
+from ..running.calling import DataError, call
 from ..running.finite import culprit
 from ..running.padding import Padding
 from ..statistics import Moments, Statistics

@@ -14,8 +14,8 @@ from ..network.sites import Sites
 from ..plan import Option, Plan, dense_option
 from ..plan.plan import PlannedLatency
 from ..running.arguments import arguments
-from ..running.batches import pristine
 from ..running.copying import copied
+from ..running.pristine import pristine
 from ..surgery.rebuild import rebuild
 from ..timing.clock import Latency, Ratio
 from ..timing.load import Watch

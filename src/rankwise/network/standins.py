@@ -17,11 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..layers.low_rank import LowRank, LowRankLayer, Ranks
-from ..running.batches import call, pristine
-from ..running.calling import tensor_leaves
+from ..running.calling import call, tensor_leaves
 from ..running.copying import copied
 from ..running.exclusive import own_thread
 from ..running.guards import in_words
+from ..running.pristine import pristine
 from .references import closure_of
 from .replacing import replace_all
 

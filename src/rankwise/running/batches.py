@@ -10,24 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .calling import DataError, call, describe, first_samples, map_tensors, samples_in, tensors_in, to_device
-from .pristine import pristine
+from .calling import DataError, describe, map_tensors, samples_in, tensors_in
 from .randomness import Randomness
-
-__all__ = [
-    "Batches",
-    "call",
-    "describe",
-    "first_samples",
-    "inputs_only",
-    "inputs_to_blame",
-    "is_sound",
-    "made",
-    "pristine",
-    "read_sample",
-    "samples_in",
-    "to_device",
-]
 
 _log = logging.getLogger("rankwise")
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.kinds import site_kind
-from .batches import Batches, call, first_samples, pristine, samples_in
-from .calling import describe, tensors_in
+from .batches import Batches
+from .calling import call, describe, first_samples, samples_in, tensors_in
 from .exclusive import own_thread
 from .guards import refuse_unsupported, unwrap
+from .pristine import pristine
 
 logger = logging.getLogger("rankwise")
 
