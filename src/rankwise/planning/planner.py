@@ -15,6 +15,7 @@ from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..latency import get_engine
 from ..latency.meter import Meter
+from ..latency.table import Table
 from ..metrics import FitMetric
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, Plan, PlanRow, dense_option
@@ -128,8 +129,8 @@ class Planner:
         if asked.example is None:
             prices = Prices(model, sites, formats)
         else:
-            meter = Meter(get_engine(asked.engine, asked.threads), model, sites, asked.example, metric=metric)
-            prices = MeasuredPrices(model, sites, meter, options, formats, asked.progress)
+            table = Table(get_engine(asked.engine, asked.threads), model, sites, asked.example, metric=metric)
+            prices = MeasuredPrices(model, sites, Meter(table, asked.example), options, formats, asked.progress)
         return cls(
             model=model,
             sites=sites,
