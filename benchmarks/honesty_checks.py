@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import rankwise as rw
 from benchmarks.honesty_case import Case
 from rankwise.evaluate import size
-from rankwise.running.batches import call, first_samples
+from rankwise.running.calling import call, first_samples
 
 # Squared errors below this (3 % of an output) are too small for a ratio of them to matter.
 SMALL = 1e-3

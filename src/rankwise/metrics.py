@@ -29,7 +29,6 @@ class FitMetric:
 
     Attributes:
         name: as users write it.
-        summary: for people.
         needs_statistics: whether it needs moments of the inputs.
         needs_gradients: whether outputs are weighted by the gradients of the loss, which the statistics must hold.
         corrects_bias: whether fits know the mean of the input, so that a bias can correct the mean output.
@@ -53,7 +52,6 @@ class FitMetric:
         """The metric of a site's inputs and outputs from its moments; sequential fits have moments in any metric.
 
         Args:
-            moments: of the site.
             shrink: share of the weight metric, from 0 to 1.
 
         Raises:

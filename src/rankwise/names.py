@@ -31,8 +31,6 @@ def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> N
 
     Args:
         what: is named, such as "format".
-        name: as the user wrote it.
-        known: all names.
         where: the start of the message, such as the option.
 
     Example:
@@ -51,7 +49,6 @@ def parted(given: Mapping[str, Any], *kinds: type, where: str = "") -> list[Any]
     """Keyword arguments as the dataclasses whose fields they name.
 
     Args:
-        given: the arguments.
         kinds: the dataclasses; what is not given keeps its default.
         where: what the message begins with, such as the function.
 

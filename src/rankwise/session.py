@@ -22,7 +22,6 @@ from .formats import Format
 from .network.find import find
 from .network.sites import Sites
 from .plan import Plan
-from .planning.budgets import check_keep
 from .planning.choose import choose
 from .planning.pareto import pareto
 from .planning.unmet import check_budgets
@@ -61,11 +60,8 @@ class Session:
     """One network on its way to a smaller one; the first verb that needs statistics collects them.
 
     Attributes:
-        model: the dense network.
         sites: what can be factorised; after collecting, only what the data reached.
         example: the input that sites were found with.
-        data: calibration batches, or None.
-        method: "sequential" or "one-shot".
         gradients: whether to collect statistics of gradients too.
         only: names of the sites to collect statistics of; None for all.
         given: reads existing statistics, perhaps of other data.
@@ -74,7 +70,6 @@ class Session:
         work: the parts that are done, and where they are kept.
         progress: wraps batches and sites, for progress bars.
         name: the data's, for messages.
-        clock: seconds of each verb.
     """
 
     model: nn.Module
@@ -123,12 +118,7 @@ class Session:
         return self.statistics if asked.metric.needs_statistics or asked.needs_gradients else self.sites
 
     def plan(self, wishes: Mapping[str, Any], shrink: float | str | None = None) -> Plan:
-        """Choose formats and ranks; if `share_for` then finds another share of the weight metric, choose again with it.
-
-        Args:
-            wishes: arguments of `choose`.
-            shrink: as for `share_for`.
-        """
+        """Choose formats and ranks by `wishes` for `choose`; again if `share_for` then finds another share."""
 
         def best() -> Plan:
             plan = self._choose(wishes, 0.0 if shrink in (None, "auto") else shrink)
@@ -152,7 +142,6 @@ class Session:
         """The share of the weight metric that the fits of a plan shall have.
 
         Args:
-            plan: records the share that it was made with.
             wanted: a share; "auto" to choose it on the data as held-out samples; None for the plan's own, or as "auto"
                 for one-shot fits on given statistics with data.
         """
@@ -209,7 +198,6 @@ class CompressReport:
 
     Attributes:
         sites: what could be factorised.
-        plan: what was chosen, and why.
         dense, compressed: parameters, MACs and bytes of the two networks.
         seconds: time by verb.
     """
@@ -285,10 +273,10 @@ def compress(
     if method not in METHODS:
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
-    keep = None if keep is None else check_keep(keep)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
+    keep = asked.keep
     replace(asked, example=data if asked.is_timed else None).check(model)
     check_shrink(shrink or 0.0)
     work = Work(checkpoint, resume)

@@ -41,9 +41,6 @@ def verify(path: str | Path) -> Verified:
     For an artifact: the checksum of its manifest, the sha256 of its tensors, every field, its structure against the
     fingerprint, and that each coded tensor can be decoded. Its network is not needed; `load` compares that.
 
-    Args:
-        path: the file or folder.
-
     Raises:
         ValueError: naming what is missing, damaged, or not written by Rankwise.
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import rankwise as rw
 from rankwise.factorisation import graph
-from rankwise.running.batches import pristine
+from rankwise.running.pristine import pristine
 
 
 class Counted:

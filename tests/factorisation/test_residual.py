@@ -16,7 +16,7 @@ import rankwise as rw
 from rankwise.factorisation import graph, residual
 from rankwise.factorisation.residual import corrected, schedule
 from rankwise.factorisation.watch import linked_sites
-from rankwise.running.batches import pristine
+from rankwise.running.pristine import pristine
 
 
 def links_of(model: nn.Module, sites: set[str], example: Tensor) -> dict[str, residual.Link]:

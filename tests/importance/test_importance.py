@@ -14,7 +14,7 @@ import rankwise as rw
 from rankwise.formats.slr import Importance, SparseLowRank, Staircase
 from rankwise.formats.weights import site_weight
 from rankwise.importance import by_activation, by_cost, by_curvature, by_gradient, by_weight, of_plan, self_labelled
-from rankwise.linalg.sparse_low_rank import leading
+from rankwise.linalg.splitting import leading
 from rankwise.statistics.moments import identity_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")

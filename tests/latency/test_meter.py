@@ -60,7 +60,9 @@ def seconds(network: nn.Module) -> float:
 class Layers:
     """Times of layers that agree with the engine, and how often each was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Fake, model: nn.Module, sites: rw.Sites) -> None:
+        self.engine, self.model, self.sites = engine, model, sites
+        self.bias = {name: site.chain_bias("weight") for name, site in sites.items()}
         self.asked: list[tuple[str, Option]] = []
 
     def seconds(self, site: str, option: Option) -> Latency:
@@ -79,7 +81,7 @@ def sites(net: nn.Module) -> rw.Sites:
 
 
 def meter(net: nn.Module, sites: rw.Sites, engine: Fake) -> Meter:
-    return Meter(engine, net, sites, X, metric="weight", table=Layers())  # type: ignore[arg-type]
+    return Meter(Layers(engine, net, sites), X)  # type: ignore[arg-type]
 
 
 def planned(net: nn.Module, sites: rw.Sites, found: Meter, ranks: Mapping[str, int]) -> rw.Plan:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rankwise.linalg.sparse_low_rank import BOUND, Level, Nested, deflated, fit, improve, leading, masked, peeled
+from rankwise.linalg.sparse_low_rank import BOUND, Level, Nested, deflated, fit, improve, masked, peeled
+from rankwise.linalg.splitting import leading
 
 TWO = [Level(6, 40, 30), Level(6, 20, 15)]
 THREE = [Level(4, 40, 30), Level(4, 20, 15), Level(3, 8, 7)]

@@ -11,8 +11,8 @@ from support.nets import batches_of
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.running.batches import pristine
 from rankwise.running.copying import copied
+from rankwise.running.pristine import pristine
 
 
 class Spiking(nn.Module):

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import rankwise as rw
 from rankwise.inputs.torchvision_shim import import_torchvision
 from rankwise.network.find import find
-from rankwise.running.batches import Batches, call, first_samples, inputs_only, pristine, samples_in, to_device
+from rankwise.running.batches import Batches, inputs_only
+from rankwise.running.calling import call, first_samples, samples_in, to_device
+from rankwise.running.pristine import pristine
 from rankwise.training import Samples
 
 # ---- data

@@ -60,9 +60,6 @@ def save(
             bits first, one scale for each entry of their first dimension. The rounding error is logged and stored.
             Biases, norms, buffers and indices keep their bits.
 
-    Returns:
-        The directory.
-
     Raises:
         ValueError: if the model or the figures cannot be stored, the directory holds something else, or the storage is
             unknown.
@@ -107,7 +104,6 @@ def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) 
 
     Args:
         fresh_model: the dense architecture, with any values; it is not changed.
-        directory: the one that `save` wrote.
         example: an input, as for `find`. With it the result is run once, and refused if the architecture treats its
             factorised layers differently from the saved one.
 

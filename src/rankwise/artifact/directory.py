@@ -24,9 +24,6 @@ def replacing(directory: Path) -> Iterator[tuple[Path, Path]]:
 
     Other files in the directory stay. Leftovers of killed runs are removed.
 
-    Args:
-        directory: of the artifact; it may be absent or empty.
-
     Raises:
         ValueError: if `directory` is a file, or holds something else than an artifact.
         OSError: naming `directory`, if it cannot be written; the old artifact is unchanged, or the error says that it

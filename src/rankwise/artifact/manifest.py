@@ -62,14 +62,11 @@ class Manifest:
     """The content of `rankwise.json`.
 
     Attributes:
-        structure: the chains.
         dense_fingerprint: sha256 of the dense network's `outline`.
         tensors_bytes, tensors_sha256: length and hash of `model.safetensors`.
         aliases: further name of a tied tensor -> the name that it is stored under.
         channels_last: names of tensors in that memory format.
         unsaved_buffers: dtypes of the floating-point buffers outside the state dict.
-        plan: the plan that the model was made by.
-        figures: measured figures, as given to `save`.
         provenance: versions, model class and time of saving.
         storage: one of `names.STORAGES`.
         coded: name of every tensor -> how it was coded; empty for plain storage.
@@ -77,7 +74,6 @@ class Manifest:
         plain_bytes: length of `model.safetensors` without coding, None for plain storage.
         largest_error: largest `||V - W|| / ||W||` of the tensors rounded to 8 bits, None without rounding.
         seen: samples that the network was made from, by use; empty where unknown.
-        format_version: of this file.
     """
 
     structure: tuple[StoredChain, ...]

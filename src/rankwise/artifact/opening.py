@@ -28,7 +28,6 @@ class Opened:
     """An artifact in memory, whatever happens to its files from now on.
 
     Attributes:
-        manifest: its manifest.
         file: name of the manifest's file.
         tensors: the content of its tensors' file, which has the manifest's sha256.
     """
@@ -40,10 +39,6 @@ class Opened:
 
 def opened(directory: Path, *, alone: bool = False) -> Opened:
     """Read an artifact.
-
-    Args:
-        directory: of the artifact.
-        alone: the caller holds the directory's lock.
 
     Raises:
         ValueError: naming the file that is missing or damaged, or does not match the other.

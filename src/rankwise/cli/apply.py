@@ -45,17 +45,8 @@ def apply(
         wanted, selection = Plan.load(plan), Selection.of(way.importance)
         from ..planning.prices import recount  # imports torch: what is spelled wrong is reported before
 
-        job = Job.start(
-            out,
-            network,
-            data,
-            run.seed,
-            judging=judging,
-            folder=out_folder,
-            fold=way.fold,
-            method=way.method,
-            gradients=wanted.fit_metric.needs_gradients,
-        )
+        needed = wanted.fit_metric.needs_gradients
+        job = Job.start(out, network, data, run.seed, judging=judging, folder=out_folder, way=way, gradients=needed)
         wanted = job.shrunk(recount(job.session.model, wanted, job.session.sites), share)
         job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
         small = job.factorise(wanted, selection)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Any, get_type_hints
-
-KEYWORD = Parameter.KEYWORD_ONLY
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -29,10 +27,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters: list[Parameter] = []
     for name, single in signature(function).parameters.items():
-        if name in groups:
-            parameters += _options_of(groups[name])
-        else:
-            parameters.append(single.replace(kind=KEYWORD, annotation=hints[name]))
+        group = groups.get(name)
+        options = [single] if group is None else list(signature(group).parameters.values())
+        types = hints if group is None else get_type_hints(group, include_extras=True)
+        parameters += [each.replace(kind=Parameter.KEYWORD_ONLY, annotation=types[each.name]) for each in options]
 
     @wraps(function)
     def run(**options: Any) -> None:
@@ -44,14 +42,3 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # read by inspect before anything else
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
-
-
-def _options_of(group: Any) -> list[Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        Parameter(field.name, KEYWORD, default=_default(field), annotation=hints[field.name]) for field in fields(group)
-    ]
-
-
-def _default(field: Field[Any]) -> Any:
-    return Parameter.empty if field.default is MISSING else field.default

@@ -88,16 +88,7 @@ def compress(
         timed = Asked.of(**wishes).is_timed
         engine = timing.measuring(timed, figures=True)
         job = Job.start(
-            out,
-            network,
-            data,
-            run.seed,
-            judging=judging,
-            wishes=wishes,
-            folder=out_folder,
-            fold=way.fold,
-            method=way.method,
-            work=work,
+            out, network, data, run.seed, judging=judging, wishes=wishes, folder=out_folder, way=way, work=work
         )
         job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
         job.begin(_identity(job, wishes, budget, way, timing if timed else None))

@@ -100,11 +100,8 @@ def _short(path: Path) -> Path:
 def _in_memory(name: str, images: Tensor, labels: Tensor | None) -> Data:
     from ..inputs.data import Data
 
-    size = 64
-    batches = [
-        (images[start : start + size], None if labels is None else labels[start : start + size])
-        for start in range(0, len(images), size)
-    ]
+    parts = images.split(64)
+    batches = list(zip(parts, [None] * len(parts) if labels is None else labels.split(64), strict=True))
     return Data(
         name=name,
         samples=len(images),

@@ -15,7 +15,7 @@ from .output import Output
 from .stopping import checkpoint_told
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..inputs.data import Data
     from ..training import HealReport, Look
@@ -60,7 +60,11 @@ class Healing:
         options = {**vars(self), "logits": False if self.regression else None}
         del options["regression"]
         options["minutes"] = MINUTES if self.minutes is None and self.epochs is None else self.minutes
-        options["labels"] = _labels(data, dense) if self.labels else None
+        if self.labels and not data.labelled:
+            raise ValueError(
+                f"--labels: {data.name} has no labels; leave the option out, the dense network teaches alone"
+            )
+        options["labels"] = data.label_numbers(dense) if self.labels else None
         return options
 
 
@@ -152,9 +156,3 @@ def _gains(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if key in was:
             lines.append(f"{about['title']}: {shown(was[key], about['unit'])} -> {shown(now[key], about['unit'])}")
     return lines
-
-
-def _labels(data: Data, dense: nn.Module) -> Tensor:
-    if not data.labelled:
-        raise ValueError(f"--labels: {data.name} has no labels; leave the option out, the dense network teaches alone")
-    return data.label_numbers(dense)

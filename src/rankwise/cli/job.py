@@ -13,6 +13,7 @@ from ..figures.judging import Judging
 from ..inputs.data import Data, random_data
 from ..metrics import METRICS, FitMetric
 from .loading import load_network
+from .options.choosing import Factorising
 from .options.data import Calibration, Network
 from .output import Output
 
@@ -56,8 +57,7 @@ class Job:
         judging: Judging,
         wishes: Mapping[str, Any] | None = None,
         folder: Path | None = None,
-        fold: bool = False,
-        method: str = "auto",
+        way: Factorising | None = None,
         work: Work | None = None,
         gradients: bool = False,
     ) -> Job:
@@ -73,7 +73,8 @@ class Job:
         from ..statistics.sampling import Sampling
         from ..work import STATISTICS, Work
 
-        network = load_network(out, named, seed, folder, fold)
+        way = way or Factorising()
+        network = load_network(out, named, seed, folder, way.fold)
         asked = Asked.of(**(wishes or {}))
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
@@ -86,7 +87,7 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            method=method_for(method, calibration),
+            method=_method(way.method, calibration),
             gradients=gradients or asked.needs_gradients,
             given=file.read if file.stored or calibration is None else None,
             collected=file.write,
@@ -215,7 +216,7 @@ class Job:
         return selection.formats(session.model, plan, source, data)
 
 
-def method_for(method: str, data: Data | None) -> str:
+def _method(method: str, data: Data | None) -> str:
     """The method that `--method` stands for; without DATA only one-shot is possible."""
     if method == "sequential" and data is None:
         raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")

@@ -73,7 +73,9 @@ class Output:
 
     def _end(self, error: BaseException | None) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self._stop(error)
+            with suppress(OSError):  # the terminal may be gone
+                self.errors.print(self._kept.told(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(exit_code(error)) from error
         if isinstance(error, BrokenPipeError):
             self._hang_up(error)
         # typer.Exit is a RuntimeError, but not a failure.
@@ -157,11 +159,6 @@ class Output:
         from ..files.json_values import json_value
 
         return json.dumps(json_value(self._document), indent=2, allow_nan=False) + "\n"
-
-    def _stop(self, error: KeyboardInterrupt) -> None:
-        with suppress(OSError):  # the terminal may be gone
-            self.errors.print(self._kept.told(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(exit_code(error)) from error
 
     def _hang_up(self, error: BrokenPipeError) -> None:
         close_quietly()

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 BUDGETS = ("macs", "params", "bytes", "latency")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
-METHODS = ("auto", "sequential", "one-shot")
 
 
 def check_names(rule: str, floor_rule: str | None, formats: Iterable[str], pins: Mapping[str, str]) -> None:
@@ -162,13 +161,6 @@ def parse_round_to(text: str) -> int | str:
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"--round-to {text!r} is neither auto nor a number of at least 1")
     return int(text)
-
-
-def check_method(method: str) -> str:
-    """The method, if there is such a one."""
-    if method not in METHODS:
-        raise ValueError(f"--method {method!r} is not one of {', '.join(METHODS)}")
-    return method
 
 
 def parse_shrink(text: str | None) -> float | str | None:

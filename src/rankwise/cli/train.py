@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +19,10 @@ from .stopping import checkpoint_told
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..figures.judging import Judging
-    from ..figures.measured import Figures, Timing
+    from ..figures.measured import Figures
     from ..inputs.data import Data
     from ..training import TrainReport
+    from .results import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +114,11 @@ def train(
         out.if_stopped(lambda: checkpoint_told(how.checkpoint, "expanded"))
         figured, judging = timing.timing(), judged.judging()
         from ..planning.wishes import Asked, check_wishes
+        from ..running.seen import Seen
         from ..training import train as train_network
         from ..training.together import rank, together
         from .loading import load_networks, load_samples
+        from .results import Result
 
         model = load_networks(out, network, None, run.seed, folder=out_folder)["dense"].to(_device(device))
         check_wishes(model, Asked.of(include=ranks.include or ("*",), ignore=ranks.ignore or ()))
@@ -143,40 +144,28 @@ def train(
             )
             first = rank() == 0
         if first:
-            _finish(out, out_folder, small.cpu(), report, inputs, measured_on, figured, judging, run.seed)
+            result = Result(
+                out=out,
+                folder=out_folder,
+                plan=report.plan,
+                seen={"calibration": Seen.of([]), "training": Seen.of(inputs)},  # calibration samples are of these
+                data=measured_on,
+                timing=figured,
+                judging=judging,
+            )
+            _finish(result, small.cpu(), report, run.seed)
 
 
-def _finish(
-    out: Output,
-    folder: Path,
-    small: nn.Module,
-    report: TrainReport,
-    inputs: Sequence[Any],
-    data: Data,
-    timing: Timing,
-    judging: Judging,
-    seed: int,
-) -> None:
+def _finish(result: Result, small: nn.Module, report: TrainReport, seed: int) -> None:
     """Write the network, measure it beside those it came from, and show the result."""
-    from ..running.seen import Seen
-    from .results import Result
     from .tables import plan_table
 
-    dense, cut = (each.cpu() for each in (report.dense, report.cut))
-    result = Result(
-        out=out,
-        folder=folder,
-        plan=report.plan,
-        seen={"calibration": Seen.of([]), "training": Seen.of(inputs)},  # calibration takes samples of the training
-        data=data,
-        timing=timing,
-        judging=judging,
-    )
+    out, (dense, cut) = result.out, (each.cpu() for each in (report.dense, report.cut))
     result.save(small)
     before = result.untimed({"dense": dense, "cut": cut})
     told = _told(report, before)
     figures = result.measured(dense, small, {"training": told})
-    out.show(plan_table(report.plan, _sites(dense, data), out.console.width))
+    out.show(plan_table(report.plan, _sites(dense, result.data), out.console.width))
     out.say("")
     lines = [result.judged().text, str(report)]
     if "top1" in before["cut"]:

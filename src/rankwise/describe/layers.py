@@ -46,6 +46,13 @@ def dense_layer(site: Site) -> nn.Module:
     return nn.Linear(inputs, outputs, bias=False, device="meta")
 
 
+def layer_row(module: Any, factor: str, slices: int = 1) -> dict[str, Any]:
+    """A layer of a chain; `slices` counts the parts of the channels that it treats alike, as it does samples."""
+    (outputs, inputs, *_), groups = module.weight.shape, getattr(module, "groups", 1)
+    sizes = {"inputs": inputs * groups, "outputs": outputs, "groups": groups, "slices": slices}
+    return {"layer": layer_text(module), "factor": factor, **sizes, "params": module.weight.numel()}
+
+
 def layer_text(module: Any) -> str:
     """Such as "1 x 1", "depthwise 3 x 1", "grouped Linear"."""
     kernel = getattr(module, "kernel_size", None)

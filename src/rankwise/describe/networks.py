@@ -13,7 +13,7 @@ from ..formats.network import Network
 from ..formats.shape import Shape
 from ..layers.modules import Pivoted
 from ..network.site import Site
-from .layers import dense_layer, layer_text
+from .layers import dense_layer, layer_row
 
 # Factors and taps (letters as in `formats/network.py`) and rank letters of formats that are not `Multilinear`.
 CLOSED_FORMS: dict[str, dict[str, tuple[tuple[str, ...], str, str]]] = {
@@ -119,10 +119,7 @@ def split_modes(network: Network) -> dict[str, str]:
 
 
 def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, Any]]:
-    """The layers that the format builds, and reorderings between them.
-
-    `slices` counts the parts of the channels that a layer treats alike, as it does samples.
-    """
+    """The layers that the format builds, and reorderings between them."""
     network = network_of(format, Shape.of_site(site), ranks)
     chain: Any = format.build(dense_layer(site), ranks, bias=False)
     factors = iter(zip(factor_names(format, network), network.steps, strict=True))
@@ -138,14 +135,6 @@ def layers_of(format: Format, site: Site, ranks: Ranks) -> Iterator[dict[str, An
         if module is None:  # all outputs were made before
             yield {"layer": "reorder"}
             continue
-        yield {
-            "layer": layer_text(module),
-            "factor": f"{name}[{', '.join(step.letters)}]",
-            "inputs": module.weight.shape[1] * getattr(module, "groups", 1),
-            "outputs": module.weight.shape[0],
-            "groups": getattr(module, "groups", 1),
-            "slices": network.count(step.waiting),
-            "params": module.weight.numel(),
-        }
+        yield layer_row(module, f"{name}[{', '.join(step.letters)}]", network.count(step.waiting))
         if ordered:
             yield {"layer": "join"}

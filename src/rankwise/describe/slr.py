@@ -10,7 +10,7 @@ from ..formats import Ranks
 from ..formats.ladders import steps
 from ..formats.slr import SparseLowRank
 from ..network.site import Site
-from .layers import dense_layer, layer_text
+from .layers import dense_layer, layer_row
 
 # For each level the letters of its rank, inputs and outputs, and the names of its branch and of its band.
 LEVELS = (("r", "C", "T"), ("s", "b", "a"), ("x", "d", "e"))
@@ -70,15 +70,7 @@ def layers(format: SparseLowRank, site: Site, ranks: Ranks) -> Iterator[dict[str
         bands.append((BANDS[place], f"{LEVELS[count - 1][2].lower()}, {held}"))
     for modules, names in ((chain[0].levels, branches), (chain[1].bands, bands)):
         for module, (name, letters) in zip(modules, names, strict=False):
-            yield {
-                "layer": layer_text(module),
-                "factor": f"{name}[{letters}]",
-                "inputs": module.weight.shape[1],
-                "outputs": module.weight.shape[0],
-                "groups": 1,
-                "slices": 1,
-                "params": module.weight.numel(),
-            }
+            yield layer_row(module, f"{name}[{letters}]")
         yield {"layer": "place" if modules is chain[0].levels else "reorder"}
 
 

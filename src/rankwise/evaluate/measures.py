@@ -19,9 +19,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..running.batches import call, inputs_to_blame, made, pristine
+from ..running.batches import inputs_to_blame, made
+from ..running.calling import call
 from ..running.guards import unwrap
 from ..running.outputs import Outputs
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from .scores import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally
@@ -226,24 +228,14 @@ def _accuracy(outputs: Outputs) -> Measure:
     )
 
 
-def _agreement(outputs: Outputs) -> Measure:
-    tally = partial(Agreement, outputs)
-    return Measure(key="agreement", title=f"agreement, {outputs}", higher=True, unit="%", best=100.0, tally=tally)
+def _alike(key: str, title: str, tally: Callable[[], Tally]) -> Measure:
+    """How much is alike, in per cent."""
+    return Measure(key=key, title=title, higher=True, unit="%", best=100.0, tally=tally)
 
 
-def _divergence(outputs: Outputs) -> Measure:
-    tally = partial(Divergence, outputs)
-    return Measure(key="divergence", title=f"divergence in nats, {outputs}", higher=False, best=0.0, tally=tally)
-
-
-def _relative_error(_: Outputs) -> Measure:
-    title = "relative error"
-    return Measure(key="relative_error", title=title, higher=False, point=0.01, best=0.0, tally=RelativeError)
-
-
-def _squared_error(_: Outputs) -> Measure:
-    title = "relative squared error"
-    return Measure(key="squared_error", title=title, higher=False, point=0.01, best=0.0, tally=SquaredError)
+def _apart(key: str, title: str, tally: Callable[[], Tally], point: float = 0.01) -> Measure:
+    """A distance."""
+    return Measure(key=key, title=title, higher=False, point=point, best=0.0, tally=tally)
 
 
 def _cosine(outputs: Outputs) -> Measure:
@@ -251,17 +243,12 @@ def _cosine(outputs: Outputs) -> Measure:
     return Measure(key="cosine", title="cosine", higher=True, point=0.01, best=1.0, tally=partial(Cosine, dim))
 
 
-def _detections(_: Outputs) -> Measure:
-    title = "detections that agree, IoU 0.5"
-    return Measure(key="detections", title=title, higher=True, unit="%", best=100.0, tally=Detections)
-
-
 MEASURES: Mapping[str, Callable[[Outputs], Measure]] = {
     "accuracy": _accuracy,
-    "agreement": _agreement,
-    "divergence": _divergence,
-    "relative_error": _relative_error,
-    "squared_error": _squared_error,
+    "agreement": lambda of: _alike("agreement", f"agreement, {of}", partial(Agreement, of)),
+    "divergence": lambda of: _apart("divergence", f"divergence in nats, {of}", partial(Divergence, of), point=1.0),
+    "relative_error": lambda _: _apart("relative_error", "relative error", RelativeError),
+    "squared_error": lambda _: _apart("squared_error", "relative squared error", SquaredError),
     "cosine": _cosine,
-    "detections": _detections,
+    "detections": lambda _: _alike("detections", "detections that agree, IoU 0.5", Detections),
 }

@@ -18,10 +18,10 @@ from ..network.find import find
 from ..running.arguments import arguments
 from ..running.exclusive import own_thread
 from ..running.guards import unwrap
+from ..running.pristine import evaluating, rows_kept
 from ..running.verbs import verb
 from ..timing.clock import torch_threads
 from .limits import Limits, machine_limits
-from .speed import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def roofline(
     counted = {site.name: site for site in sites.values() if site.macs}
     layers = {model.get_submodule(name): site.name for site in counted.values() for name in (site.name, *site.aliases)}
     weight = next(model.parameters(), torch.zeros(0))
-    with torch.no_grad(), evaluating(model), torch_threads(threads):
+    with torch.no_grad(), evaluating(model), rows_kept(model), torch_threads(threads):
         args, kwargs = arguments(model, example)
         clock = _Clock(layers, weight.device)
         with clock.attached():

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..running.batches import call, inputs_to_blame, made, pristine
+from ..running.batches import inputs_to_blame, made
+from ..running.calling import call
 from ..running.guards import unwrap
 from ..running.outputs import Outputs, described, fits, ignored
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from .tallies import NO_SAMPLES
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from ..latency import Engine, Latency, Work, get_engine
 from ..latency.engine import Running
 from ..running.arguments import arguments
 from ..running.guards import unwrap
-from ..running.pristine import rows_kept
+from ..running.pristine import evaluating, rows_kept
 from ..running.verbs import verb
 from ..timing.clock import WARMUP
 from ..timing.load import watched
@@ -64,21 +64,9 @@ def latency(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
+            stack.enter_context(rows_kept(model))
         stack.enter_context(running.ready())
         if isinstance(running, Running):
             stack.enter_context(watched())
         works = {name: Work(model, arguments(unwrap(model), example)) for name, model in models.items()}
         return running.times(works, rounds=rounds, warmup=warmup)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and nothing else: unlike `pristine` it leaves fused kernels and compiled code on, as in use."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with rows_kept(model):
-            yield
-    finally:
-        for module, flag in training:
-            module.training = flag

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from ..running.batches import samples_in
+from ..running.calling import samples_in
 from .capture import Place, captured
 from .compare import Arguments, first_line, outputs, tensors_in
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ..running.batches import samples_in
+from ..running.calling import samples_in
 from ..running.guards import refuse_running_copy
 from .compare import Arguments, first_line
 
@@ -77,13 +77,17 @@ def captured(
 
 def resized(given: Arguments, wanted: int) -> Arguments:
     """The same arguments with `wanted` samples: samples are repeated or left out."""
+    return picked(given, torch.arange(wanted) % samples_in(pytree.tree_leaves(given)))
+
+
+def picked(given: Arguments, numbers: Tensor) -> Arguments:
+    """The samples of these numbers."""
     size = samples_in(pytree.tree_leaves(given))
-    index = torch.arange(wanted) % size
 
-    def resize(leaf: Any) -> Any:
-        return leaf[index.to(leaf.device)] if _batched(leaf, size) else leaf
+    def pick(leaf: Any) -> Any:
+        return leaf[numbers.to(leaf.device)] if _batched(leaf, size) else leaf
 
-    made: Arguments = pytree.tree_map(resize, given)
+    made: Arguments = pytree.tree_map(pick, given)
     return made
 
 

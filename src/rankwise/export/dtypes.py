@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..running.arguments import arguments
-from ..running.batches import Batches, samples_in
+from ..running.batches import Batches
+from ..running.calling import samples_in
 from ..running.copying import copied
-from .capture import resized
+from .capture import picked
 from .compare import Arguments, difference, largest, outputs
 
 FLOATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -54,15 +55,8 @@ def cast(model: nn.Module, dtype: str) -> nn.Module:
         torch.float32
     """
     made, inside = copied(model).to(FLOATS[dtype]), FLOATS[dtype]
-
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return _floats_to((args, kwargs), inside)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        return _floats_to(output, torch.float32)
-
-    made.register_forward_pre_hook(enter, with_kwargs=True)
-    made.register_forward_hook(leave)
+    made.register_forward_pre_hook(lambda _, args, kwargs: _floats_to((args, kwargs), inside), with_kwargs=True)
+    made.register_forward_hook(lambda _, args, output: _floats_to(output, torch.float32))
     return made
 
 
@@ -70,9 +64,13 @@ def calibrating(model: nn.Module, calibration: Iterable[Any] | None, example: Ar
     """All calibration samples as arguments of the forward, in parts of the example's size; else the example."""
     if calibration is None:
         return [example]
-    size = samples_in(pytree.tree_leaves(example))
-    given = (arguments(model, batch) for batch in Batches.of(calibration))
-    return [part for whole in given for part in _parts(whole, size)]
+    size, parts = samples_in(pytree.tree_leaves(example)), []
+    for batch in Batches.of(calibration):
+        given = arguments(model, batch)
+        for numbers in torch.arange(samples_in(pytree.tree_leaves(given))).split(size):
+            # Samples are repeated to fill the last part.
+            parts.append(picked(given, numbers[torch.arange(size) % len(numbers)]))
+    return parts
 
 
 def gap(model: nn.Module, run: Callable[[Arguments], list[Tensor]], batches: Iterable[Arguments], dtype: str) -> float:
@@ -92,24 +90,8 @@ def gap(model: nn.Module, run: Callable[[Arguments], list[Tensor]], batches: Ite
     return largest(differences)
 
 
-def _parts(given: Arguments, size: int) -> Iterator[Arguments]:
-    """The same samples, `size` at a time; samples are repeated to fill the last part."""
-    samples = samples_in(pytree.tree_leaves(given))
-    for start in range(0, samples, size):
-        stop = min(start + size, samples)
-
-        def cut(leaf: Any, start: int = start, stop: int = stop) -> Any:
-            whole = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == samples
-            return leaf[start:stop] if whole else leaf
-
-        yield resized(pytree.tree_map(cut, given), size)
-
-
 def _floats_to(value: Any, dtype: torch.dtype) -> Any:
     def to(leaf: Any) -> Any:
         return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
     return pytree.tree_map(to, value)
-
-
-__all__ = ["DTYPES", "FLOATS", "calibrating", "cast", "check_dtype", "gap"]

@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 from ..files import replacing
 from ..running.arguments import arguments
-from ..running.batches import pristine, samples_in
+from ..running.calling import samples_in
 from ..running.copying import copied
 from ..running.example import taking_example
 from ..running.guards import unwrap
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from .capture import captured, file_path, layer_of, quiet, root, site_of
 from .check_executorch import forward as run_by_executorch

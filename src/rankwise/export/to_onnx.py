@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..files import replacing_several
 from ..running.arguments import arguments
-from ..running.batches import pristine
 from ..running.example import taking_example
 from ..running.guards import unwrap
+from ..running.pristine import pristine
 from ..running.state import state_of
 from ..running.verbs import verb
 from .axes import Capture, DynamicAxes, capture

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..files import Stream, replacing
 from ..running.arguments import arguments, fresh
-from ..running.batches import pristine
 from ..running.example import taking_example
 from ..running.guards import unwrap
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from .axes import DynamicAxes, capture
 from .capture import file_path, quiet

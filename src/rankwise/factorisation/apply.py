@@ -16,10 +16,11 @@ from ..network.replacing import put
 from ..network.sites import Sites
 from ..network.ties import Ties
 from ..plan import DENSE, Plan, site_of
-from ..running.batches import Batches, pristine
+from ..running.batches import Batches
 from ..running.copying import copied
 from ..running.example import with_example
 from ..running.guards import unwrap
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from ..statistics import Statistics
 from ..statistics.shrinkage import check_shrink
@@ -175,13 +176,7 @@ def factorise_(model: nn.Module, plan: Plan, stats: Statistics | Sites | None = 
 
 
 def check_plan(plan: Plan, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
-    """Raise a ValueError that names the row of a plan that does not fit the network, and why.
-
-    Args:
-        plan: for the network.
-        sites: of the network.
-        formats: replace the registered ones of the same names.
-    """
+    """Raise a ValueError that names the row of a plan that does not fit the network, and why."""
     for row in plan.rows:
         site = site_of(row, sites)
         if row.format == DENSE:

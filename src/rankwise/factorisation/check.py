@@ -17,9 +17,9 @@ from ..network.find import find
 from ..network.site import Site
 from ..network.sites import Sites
 from ..network.standins import Reads, works_on_another
-from ..running.batches import call, pristine
-from ..running.calling import tensor_leaves
+from ..running.calling import call, tensor_leaves
 from ..running.exclusive import own_thread
+from ..running.pristine import pristine
 
 
 def check_result(
@@ -38,11 +38,7 @@ def check_result(
     each layer's MACs are compared for the rows that it received.
 
     Args:
-        dense: the network that was factorised.
-        result: the factorised network.
-        sites: of the dense network.
         planned: factorised site -> MACs of its chain by the plan.
-        example: what the networks are called with.
         alike: whether the sites were counted with the same MACs as this example; only then are MACs compared.
 
     Raises:
@@ -122,7 +118,6 @@ def _compare(
     Args:
         before, after: MACs by module, in the dense and in the factorised network.
         given_before, given_after: numbers that each module received.
-        sites: the factorised ones.
         planned: site -> MACs of its chain.
     """
     inside = {site.name: site.names for site in sites}

@@ -85,14 +85,9 @@ def fit_site(
     """Fit a format to the regression target on the compressed network's inputs.
 
     Args:
-        site: the site.
         weight: dense weight, O x I/G [x kh x kw], float64.
-        format: its name.
-        ranks: of the format.
         moments: of the inputs, with the dense network's outputs as targets; with gradients for the metric "fisher".
         beta: how far to follow the target, from 0 (the weight itself) to 1.
-        metric: of the fit.
-        formats: replace the registered ones of the same names.
 
     Returns:
         The factors and the bias, O.

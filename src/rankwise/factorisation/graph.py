@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..running.attributes import Attributes
-from ..running.batches import Batches, call
-from ..running.calling import DataError, apart
+from ..running.batches import Batches
+from ..running.calling import DataError, apart, call
 from ..running.exclusive import own_thread
 from ..running.padding import Padding
 from ..running.randomness import Randomness
@@ -30,6 +30,7 @@ from .spill import ActivationStore
 # Prefix of the attributes in which tracing stores tensors that are not inputs; the graph reads them.
 _CONSTANTS = "_tensor_constant"
 _DRAWS = "draws random numbers"  # key of a node's meta data, set when the graph is checked
+SAME = object()  # in place of a compressed value that still equals the dense one
 
 
 class OtherOptionsError(ValueError):
@@ -57,13 +58,6 @@ class Visitor(Protocol):
         """Whether a module of the compressed network holds chains already."""
 
 
-class _Same:
-    """In place of a compressed value that still equals the dense one."""
-
-
-SAME = _Same()
-
-
 class _Tracer(OwnTracer):
     """Traces into modules that hold a site; all others are one node each."""
 
@@ -80,7 +74,6 @@ def trace(model: nn.Module, example: Any, sites: Iterable[str], linked: set[str]
 
     Args:
         model: in eval mode, under no_grad.
-        example: what the model is called with.
         sites: qualified names of the modules that must be nodes.
         linked: the sites whose output goes into an addition.
     """
@@ -144,11 +137,7 @@ def run(
 
     Args:
         dense, compressed: the two networks; the visitor changes the second.
-        graph: of the dense one.
-        batches: calibration data.
-        sites: their qualified names.
         linked: the sites whose output goes into an addition.
-        visitor: observes and fits each site.
         cap: bytes of activations that are kept in memory.
         padding: which rows count.
         step: called with each site's name before it is fitted.

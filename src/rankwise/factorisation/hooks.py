@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..running.attributes import Attributes
-from ..running.batches import Batches, call
+from ..running.batches import Batches
+from ..running.calling import call
 from ..running.exclusive import own_thread
 from ..running.padding import Padding
 from ..running.randomness import Randomness

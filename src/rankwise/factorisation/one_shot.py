@@ -12,7 +12,7 @@ from ..formats.both_sides import fit
 from ..formats.weights import site_bias, site_weight, weight_metrics
 from ..network.site import Site
 from ..network.sites import Sites
-from ..plan import DENSE, Plan, PlanRow
+from ..plan import Plan, PlanRow
 from ..statistics import Statistics
 from ..statistics.moments import Moments
 from ..surgery.rebuild import rebuild
@@ -36,20 +36,14 @@ def one_shot(
     """Factorise `compressed`, a copy of `dense`, in place.
 
     Args:
-        dense, compressed: the networks.
-        plan: what to build.
-        sites: of the dense network.
         stats: None fits in the weight metric, without a bias correction.
         shrink: share of the weight metric in that of the statistics.
-        formats: replace the registered ones of the same names.
         done: layers that were fitted before; missing ones are added.
 
     Raises:
         ValueError: if the statistics miss a site.
     """
-    for row in plan.rows:
-        if row.format == DENSE:
-            continue
+    for row in plan.factorised:
         if put_done(compressed, sites[row.site], row, plan.metric, formats, done):
             continue
         moments = None if stats is None else stats.require(row.site, gradients=plan.fit_metric.needs_gradients)

@@ -70,8 +70,6 @@ def schedule(graph: fx.Graph, model: nn.Module, linked: set[str]) -> tuple[list[
     """The graph's nodes, with other summands moved before the site that needs them, and the links by site.
 
     Args:
-        graph: of the model.
-        model: the dense network.
         linked: the sites whose output goes into an addition.
     """
     nodes = list(graph.nodes)

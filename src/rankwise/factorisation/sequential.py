@@ -27,9 +27,9 @@ from ..network.counting import Calls
 from ..network.replacing import put
 from ..network.site import Site
 from ..network.sites import Sites
-from ..plan import DENSE, Plan, PlanRow
-from ..running.batches import Batches, call
-from ..running.calling import DataError
+from ..plan import Plan, PlanRow
+from ..running.batches import Batches
+from ..running.calling import DataError, call
 from ..running.finite import culprit
 from ..running.padding import Padding
 from ..statistics import Moments, Statistics
@@ -93,20 +93,15 @@ def sequential(
 
     Args:
         dense, compressed: the networks, in eval mode, under no_grad.
-        plan: what to build.
-        sites: of the dense network.
-        batches: calibration data.
         example: a batch like the data.
-        how: which rows are used, and how the networks are run.
         gradients: of the dense network, for a plan in the metric "fisher".
         step: called with each site's name before it is fitted.
-        formats: replace the registered ones of the same names.
         done: layers that were fitted before; missing ones are added.
 
     Raises:
         ValueError: if the engine is "graph" and the network cannot be traced.
     """
-    rows = {row.site: row for row in plan.rows if row.format != DENSE}
+    rows = {row.site: row for row in plan.factorised}
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # raises for weights that are not finite, before anything runs

@@ -108,8 +108,6 @@ def output_error(change_GTD: Tensor, weight_GTD: Tensor, fitted: Moments, held: 
     """`E ||(W - V)(x - mu)||^2 / E ||W (x - E x)||^2` with `x` held out and `mu` the mean that the bias corrects for.
 
     Args:
-        change_GTD: `W - V`.
-        weight_GTD: `W`.
         fitted, held: moments of the site's input in the statistics, and in the held-out samples.
 
     Returns:

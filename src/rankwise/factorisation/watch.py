@@ -26,7 +26,6 @@ def linked_sites(model: nn.Module, sample: Any, sites: Sequence[str]) -> set[str
 
     Args:
         model: in eval mode, under no_grad.
-        sample: what the model is called with.
         sites: qualified names in the order of execution, each of them called once.
     """
     with _WholePass(model, sites) as watcher:

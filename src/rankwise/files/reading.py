@@ -35,7 +35,6 @@ def told(path: Path | str, fix: str = "", *further: type[Exception]) -> Iterator
     """Turn an error inside into a `ValueError` of bounded length that names the file and the fix.
 
     Args:
-        path: the file.
         fix: the end of the message.
         further: kinds of errors beside OSError, ValueError and MemoryError.
     """

@@ -11,6 +11,7 @@ from .plain import is_finite
 from .text import shown
 
 Built = TypeVar("Built")
+_hints = cache(get_type_hints)
 _LARGEST = 1 << 63
 
 
@@ -19,7 +20,6 @@ def built(cls: type[Built], plain: object, where: str = "") -> Built:
 
     Args:
         cls: the dataclass; its fields are text, truth values, numbers, None, tuples, mappings and dataclasses of these.
-        plain: a mapping of its fields.
         where: the start of messages.
 
     Raises:
@@ -83,8 +83,3 @@ def _words(hint: Any) -> str:
     if hint in words:
         return words[hint]
     return "a list" if get_origin(hint) is tuple else "a mapping"
-
-
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)

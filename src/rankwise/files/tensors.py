@@ -22,7 +22,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str,
     """Write a safetensors file; an OSError if it cannot be written.
 
     Args:
-        tensors: by name.
         path: the file, new or to be overwritten; see `replacing`.
         about: text by name, stored with the tensors and with the sha256 of all, which `read_tensors` checks.
     """

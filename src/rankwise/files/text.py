@@ -8,16 +8,10 @@ LONGEST = 80
 LONGEST_MESSAGE = 900
 
 
-class _Short(reprlib.Repr):
-    """Reads only a few items and levels: a nest of a billion items costs no more than a small one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 3, 5, 5, 5, 5
-        self.maxstring = self.maxlong = self.maxother = LONGEST
-
-
-_SHORT = _Short()
+# Reads only a few items and levels: a nest of a billion items costs no more than a small one.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxset = 3, 5, 5, 5, 5
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = LONGEST
 
 
 def shown(value: object, longest: int = LONGEST) -> str:

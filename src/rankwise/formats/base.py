@@ -107,6 +107,11 @@ class Format(ABC):
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
         """Exact parameters and MACs of the chain, built with or without a bias."""
 
+    def saves(self, site: Site, ranks: Ranks) -> bool:
+        """Whether these ranks cost less than the dense layer, in both parameters and MACs."""
+        cost = self.cost(site, ranks, site.has_bias)
+        return cost.macs < site.macs and cost.params < site.params
+
     @abstractmethod
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None

@@ -132,11 +132,6 @@ class Multilinear(Format):
         macs = [self.cost(site, ranks, site.has_bias).macs for ranks in useful]
         return min(range(len(useful)), key=lambda place: abs(2 * macs[place] - macs[-1]))
 
-    def saves(self, site: Site, ranks: Ranks) -> bool:
-        """Whether these ranks cost less than the dense layer, in both parameters and MACs."""
-        cost = self.cost(site, ranks, site.has_bias)
-        return cost.macs < site.macs and cost.params < site.params
-
     def states(self, site: Site, ranks: Ranks) -> int:
         """The largest number of bond states of a factor, the product over its bonds."""
         network = self.network(Shape.of_site(site), ranks)

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..linalg.metric import Metric
 from ..linalg.sorting import Sorted, descending, shares
-from ..linalg.sparse_low_rank import leading
+from ..linalg.splitting import leading
 from ..linalg.symmetric import eigenvalues
 from ..network.site import Site
-from .base import Cost, Ranks, Rivals, relative
+from .base import Format, Ranks, Rivals, relative
 from .ladders import steps
 from .weights import grouped
 
@@ -34,22 +33,8 @@ FIRST_RANKS, FURTHER_RANKS = 8, 16
 BEATEN = 1.25
 
 
-class Levels(Protocol):
-    """What a curve asks of the format."""
-
-    @property
-    def levels(self) -> int:
-        """Number of blocks, the whole weight included."""
-
-    def limits(self, site: Site) -> Ranks:
-        """See `Format.limits`."""
-
-    def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
-        """See `Format.cost`."""
-
-
 def curve(
-    format: Levels, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None
+    format: Format, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None
 ) -> list[tuple[Ranks, float]]:
     """See `Format.curve`; options that another one matches in both costs and error are left out."""
     limits = format.limits(site)
@@ -64,14 +49,14 @@ def curve(
     middle = len(firsts) // 2
     firsts = firsts[middle::-1] + firsts[middle + 1 :]  # the middle first: a beaten shape stops there
     found: dict[Ranks, float] = {limits: 0.0}
-    for shapes in staircases(T, C, step, format.levels - 1):
+    for shapes in staircases(T, C, step, len(limits) // 3):
         beaten = None if rivals is not None else False
         for first in firsts:
             rest = [Z - U[:, :first] @ V[:first] for Z, (U, V) in zip(Z_GTD, whole, strict=True)]
             options = {
                 (first, *ranks): relative(error, total)
                 for ranks, error in _further(rest, shapes, site.taps, step)
-                if _saves(format, site, (first, *ranks))
+                if format.saves(site, (first, *ranks))
             }
             if beaten is None and rivals is not None and options:
                 costs = [format.cost(site, ranks, False) for ranks in options]
@@ -125,12 +110,7 @@ def _spectrum(block_td: Tensor) -> Tensor:
     return eigenvalues(block_td @ block_td.mT if t <= d else block_td.mT @ block_td).cpu()
 
 
-def _saves(format: Levels, site: Site, ranks: Ranks) -> bool:
-    cost = format.cost(site, ranks, site.has_bias)
-    return cost.macs < site.macs and cost.params < site.params
-
-
-def _undominated(format: Levels, site: Site, found: dict[Ranks, float]) -> list[tuple[Ranks, float]]:
+def _undominated(format: Format, site: Site, found: dict[Ranks, float]) -> list[tuple[Ranks, float]]:
     """Options that no other one matches in both costs and error, so that errors fall as costs rise."""
     costs = [format.cost(site, ranks, False) for ranks in found]
     _, macs = (torch.tensor(values) for values in zip(*costs, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from ..linalg import sparse_low_rank
 from ..linalg.sparse_low_rank import Level
 from .base import Ranks
 
@@ -79,7 +80,5 @@ def bands(levels: Sequence[Level]) -> Iterator[tuple[int, int]]:
         >>> list(bands([Level(2, 40, 30), Level(3, 20, 10)]))
         [(5, 20), (2, 20)]
     """
-    for count in range(len(levels), 0, -1):
-        inner = levels[count].rows if count < len(levels) else 0
-        if levels[count - 1].rows > inner:
-            yield sum(level.rank for level in levels[:count]), levels[count - 1].rows - inner
+    for first, last, count in sparse_low_rank.bands([level.rows for level in levels]):
+        yield sum(level.rank for level in levels[:count]), last - first

@@ -94,15 +94,9 @@ def by_curvature(
 
 @dataclass(frozen=True)
 class _Side:
-    """The inputs or outputs of a layer, and how the loss of single samples changes when they are cut off.
+    """The inputs (`reads`) or outputs of a layer, and how the loss of single samples changes when they are cut off.
 
-    Attributes:
-        site: name of the site.
-        network: with the truncated SVD in place.
-        layer: of the network.
-        beyond: a layer with only the components beyond the first rank.
-        loss: mean over samples.
-        reads: whether the neurons are inputs of the layer, else outputs.
+    The network holds the truncated SVD; `beyond` is a layer with only its components beyond the first rank.
     """
 
     site: str

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from ..formats.weights import grouped, site_weight, write
-from ..linalg.sparse_low_rank import leading
+from ..linalg.splitting import leading
 from ..network.site import Site
 
 

@@ -29,7 +29,14 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     Raises:
         ValueError: if the spec names nothing that makes a model, or the weights do not fit.
     """
-    model = torchvision_model(spec.removeprefix(TORCHVISION)) if spec.startswith(TORCHVISION) else user_model(spec)
+    from torch import nn
+
+    if is_torchvision(spec):
+        model = torchvision_model(spec.removeprefix(TORCHVISION))
+    else:
+        model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18)")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
         load_weights(model, weights, spec)
     return model.eval()
@@ -59,16 +66,6 @@ def torchvision_model(name: str) -> nn.Module:
     # Detection and segmentation models download the weights of their backbone unless told not to.
     accepted = inspect.signature(builder).parameters
     model: nn.Module = builder(**{key: None for key in ("weights", "weights_backbone") if key in accepted})
-    return model
-
-
-def user_model(spec: str) -> nn.Module:
-    """The model that a function of the user's own file returns."""
-    from torch import nn
-
-    model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18)")
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 

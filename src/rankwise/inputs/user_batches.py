@@ -108,7 +108,8 @@ def _without(batch: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _takes(network: nn.Module | None, inputs: Any) -> bool:
     """Whether the network can be called with these inputs."""
-    from ..running.batches import call, pristine
+    from ..running.calling import call
+    from ..running.pristine import pristine
 
     if network is None:
         return False

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..evaluate.speed import evaluating
 from ..export.compare import difference, largest
 from ..latency.layers import Input, device_of
 from ..network.find import find
@@ -20,6 +19,7 @@ from ..running.arguments import Arguments, arguments, fresh
 from ..running.copying import copied
 from ..running.exclusive import own_thread
 from ..running.guards import mark_for_running, unwrap
+from ..running.pristine import evaluating, rows_kept
 from ..running.verbs import verb
 from ..timing.clock import in_turns, synchronised, torch_threads
 from .forms import AS_IT_IS, forms_of, is_pair
@@ -107,22 +107,18 @@ def optimised(
             raise ValueError(f"{name} is {value}; it must be at least 1")
     model = unwrap(model)
     layers = _layers(model, example)
-    with torch.no_grad(), evaluating(model), torch_threads(threads):
-        given = args, kwargs = arguments(model, example)
-        device = device_of(model)
-
-        def timed(module: nn.Module) -> Callable[[], object]:
-            return synchronised(lambda: module(*args, **kwargs), device)
-
+    with torch.no_grad(), evaluating(model), rows_kept(model), torch_threads(threads):
+        given = arguments(model, example)
         tried = {AS_IT_IS: (copied(model), tuple(_kept(name) for name in layers))}
         pictures = any(isinstance(module, nn.Conv2d) for module in model.modules())
         for layout in list(LAYOUTS)[: 2 if pictures else 1]:
-            tried[layout] = _variant(model, layout, layers, args, kwargs, rounds)
-        seconds = _medians({name: timed(module) for name, (module, _) in tried.items()}, rounds)
+            tried[layout] = _variant(model, layout, layers, given, rounds)
+        seconds = _medians({name: module for name, (module, _) in tried.items()}, given, rounds)
         best = _fastest(seconds)
         fast, choices = tried[best]
         apart = _apart(*(_output(network, fresh(given)) for network in (model, fast)))
-    allowed = _tolerance(model) if tolerance is None else tolerance
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    allowed = TOLERANCES.get(dtype, HALF_TOLERANCE) if tolerance is None else tolerance
     if not apart <= allowed:
         raise ValueError(
             f"the copy of {type(model).__name__} for running is off by {apart:.2g} relative to the network, tolerance "
@@ -147,7 +143,7 @@ def _layers(model: nn.Module, example: Any) -> list[str]:
 
 
 def _variant(
-    model: nn.Module, layout: str, names: list[str], args: Any, kwargs: Any, rounds: int
+    model: nn.Module, layout: str, names: list[str], given: Arguments, rounds: int
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
     """A copy in a layout, with the fastest form of each layer in that layout."""
     result = copied(model)
@@ -159,7 +155,7 @@ def _variant(
         result.get_submodule(name).register_forward_pre_hook(own_thread(_recorder(name, inputs)), with_kwargs=True)
         for name in names
     ]
-    result(*args, **kwargs)
+    _output(result, given)
     for hook in hooks:
         hook.remove()
     choices = []
@@ -191,18 +187,20 @@ def _measured(
     layer: nn.Module, forms: dict[str, Callable[[], nn.Module]], given: Input, rounds: int
 ) -> tuple[str, dict[str, float]]:
     """The fastest form, and the seconds of all forms."""
-    device = device_of(layer)
-    x = given.tensor(layer).to(device)
     modules = {AS_IT_IS: layer, **{name: make() for name, make in forms.items()}}
-
-    def timed(module: nn.Module) -> Callable[[], object]:
-        return synchronised(lambda: module(x), device)
-
-    seconds = _medians({name: timed(module) for name, module in modules.items()}, rounds)
+    seconds = _medians(modules, ((given.tensor(layer).to(device_of(layer)),), {}), rounds)
     return _fastest(seconds), seconds
 
 
-def _medians(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def _medians(modules: dict[str, nn.Module], given: Arguments, rounds: int) -> dict[str, float]:
+    """Seconds of one forward of each, on the device of the first."""
+    args, kwargs = given
+    device = device_of(next(iter(modules.values())))
+
+    def run(module: nn.Module) -> Callable[[], object]:
+        return synchronised(lambda: module(*args, **kwargs), device)
+
+    runs = {name: run(module) for name, module in modules.items()}
     return {name: statistics.median(values) for name, values in in_turns(runs, rounds, WARMUP).items()}
 
 
@@ -225,8 +223,3 @@ def _apart(exact: Any, other: Any) -> float:
     """The largest difference between two networks' outputs."""
     pairs = zip(pytree.tree_leaves(exact), pytree.tree_leaves(other), strict=True)
     return largest(difference(b, a) for a, b in pairs if isinstance(a, Tensor))
-
-
-def _tolerance(model: nn.Module) -> float:
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    return TOLERANCES.get(dtype, HALF_TOLERANCE)

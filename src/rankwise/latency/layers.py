@@ -20,9 +20,9 @@ from ..layers.kinds import Role
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import DENSE, Option
-from ..running.batches import pristine
 from ..running.calling import call
 from ..running.exclusive import own_thread
+from ..running.pristine import pristine
 from .engine import Work
 
 

@@ -8,18 +8,16 @@ from typing import Any
 from torch import nn
 
 from ..formats import get_format
-from ..metrics import FitMetric
 from ..network.site import Site
-from ..network.sites import Sites
 from ..plan import Option, Plan, dense_option
 from ..plan.plan import PlannedLatency
 from ..running.arguments import arguments
-from ..running.batches import pristine
 from ..running.copying import copied
+from ..running.pristine import pristine
 from ..surgery.rebuild import rebuild
 from ..timing.clock import Latency, Ratio
 from ..timing.load import Watch
-from .engine import Engine, Running, Work
+from .engine import Running, Work
 from .layers import randomised
 from .table import Table
 
@@ -35,38 +33,22 @@ class Meter:
     `gain` times what its layers save. The gain is 1 until a planned network has been measured.
 
     Args:
-        engine: that will run the network.
-        model: the dense network.
-        sites: of the network.
+        table: times of the layers.
         example: an input, as for `find`.
-        metric: of the plans.
-        table: times of the layers, by default a new one.
 
     Attributes:
         dense: microseconds of the dense network.
         gain: see above.
         corrections: how often measured networks have corrected the gain.
-        table: times of the layers.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        model: nn.Module,
-        sites: Sites,
-        example: Any,
-        *,
-        metric: str | FitMetric = "input",
-        table: Table | None = None,
-    ) -> None:
-        self.engine, self.gain, self.corrections = engine, 1.0, 0
-        self._watch = Watch() if isinstance(engine, Running) else None
-        self._model, self._sites, self._metric = model, sites, metric
-        self.table = table or Table(engine, model, sites, example, metric=metric)
-        with pristine(model):
-            self._given = arguments(model, example)
-        self._network = copied(model).eval().requires_grad_(False)
-        engine.hold(Work(self._network, self._given))
+    def __init__(self, table: Table, example: Any) -> None:
+        self.table, self.engine, self.gain, self.corrections = table, table.engine, 1.0, 0
+        self._watch = Watch() if isinstance(self.engine, Running) else None
+        with pristine(table.model):
+            self._given = arguments(table.model, example)
+        self._network = copied(table.model).eval().requires_grad_(False)
+        self.engine.hold(Work(self._network, self._given))
         self.dense = self._times({})["dense"].median * MICRO
 
     def costs(self, site: Site, options: Sequence[Option]) -> tuple[float, ...]:
@@ -111,9 +93,8 @@ class Meter:
         """The planned network with random factors: they are as fast as fitted ones."""
         network = copied(self._network)
         for row in plan.factorised:
-            site = self._sites[row.site]
-            format, bias = get_format(row.format), site.chain_bias(self._metric)
-            randomised(rebuild(network, site.role, site.names, format, row.ranks, bias))
+            site, bias = self.table.sites[row.site], self.table.bias[row.site]
+            randomised(rebuild(network, site.role, site.names, get_format(row.format), row.ranks, bias))
         return network.eval().requires_grad_(False)
 
     def _times(self, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:

@@ -61,11 +61,11 @@ class Table:
         metric: str | FitMetric = "input",
         cache: Cache | None = None,
     ) -> None:
-        self.engine, self._model, self._sites = engine, model, sites
+        self.engine, self.model, self.sites = engine, model, sites
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         self._around = min(1 << max(weights.bit_length() - 1, 0), AROUND)
         self._cache = Cache(engine, model, self._around) if cache is None else cache
-        self._bias = {name: site.chain_bias(metric) for name, site in sites.items()}
+        self.bias = {name: site.chain_bias(metric) for name, site in sites.items()}
         calls = calls_of(model, sites, example)
         self._parts = {
             name: Counter(_Part(name, layer, given) for layer, inputs in calls[name].items() for given in inputs)
@@ -113,7 +113,7 @@ class Table:
             for part in self._parts[name]:
                 key = self._key(part, option)
                 if key not in self._cache:
-                    dense = dense_option(self._sites[name])
+                    dense = dense_option(self.sites[name])
                     todo[self._key(part, dense)] |= {self._key(part, dense): (part, dense), key: (part, option)}
         batches = list(self._batches(todo))
         for batch in batches if progress is None or not batches else progress(batches, "latency"):
@@ -139,15 +139,15 @@ class Table:
 
     def is_faster(self, name: str, option: Option) -> bool:
         """Whether an option is faster than the dense layer beyond noise: the intervals do not overlap."""
-        return self.seconds(name, option).high < self.seconds(name, dense_option(self._sites[name])).low
+        return self.seconds(name, option).high < self.seconds(name, dense_option(self.sites[name])).low
 
     def _measured(self, name: str, option: Option) -> Latency:
         times = [self._cache[self._key(part, option)] * count for part, count in self._parts[name].items()]
         return Latency(**{field: sum(getattr(time, field) for time in times) for field in FIGURES})
 
     def _key(self, part: _Part, option: Option) -> str:
-        site, layer = self._sites[part.site], self._model.get_submodule(part.layer)
-        return signature(site, layer, part.input, option, self._bias[part.site])
+        site, layer = self.sites[part.site], self.model.get_submodule(part.layer)
+        return signature(site, layer, part.input, option, self.bias[part.site])
 
     def _batches(
         self, todo: Mapping[str, dict[str, tuple[_Part, Option]]]
@@ -169,7 +169,7 @@ class Table:
         works: dict[str, Work] = {}
         for dense, each in batch.items():  # the dense layer comes first, and all options share its input
             for key, (part, option) in each.items():
-                chains = dict(layers_of(self._model, self._sites[part.site], option, self._bias[part.site]))
+                chains = dict(layers_of(self.model, self.sites[part.site], option, self.bias[part.site]))
                 works[key] = work_of(chains[part.layer], works.get(dense, part.input))
         layers = {key: part.layer for each in batch.values() for key, (part, _) in each.items()}
         times = self.engine.times(works, rounds=ROUNDS, warmup=WARMUP, around=self._around, layers=layers)

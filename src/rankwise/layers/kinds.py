@@ -71,7 +71,6 @@ def output_first(kind: str | None, weight: Tensor, groups: int = 1) -> Tensor:
     Args:
         kind: of the layer; None if it stores its weight as a linear layer does.
         weight: in one of the two layouts.
-        groups: of the layer.
 
     Example:
         >>> output_first("conv1d_hf", nn.Linear(3, 5).weight).shape

@@ -40,8 +40,6 @@ class LowRank(nn.Sequential):
     has set.
 
     Attributes:
-        format: the format of the chain.
-        ranks: its ranks.
         kind: of the layer that it replaced.
         role: how its site uses the weight.
     """

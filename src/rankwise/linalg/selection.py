@@ -15,7 +15,7 @@ from . import sparse_low_rank as nested
 from .metric import Metric
 from .reduced_rank import balance, spectrum
 from .sorting import Sorted, descending, shares
-from .sparse_low_rank import Level, Nested, held
+from .sparse_low_rank import Level, Nested
 
 # How often neurons are selected anew from what the first level leaves.
 SELECTIONS = 4
@@ -88,7 +88,8 @@ def _fit(W_TD: Tensor, metric: Metric, levels: Sequence[Level], orders: tuple[Te
     weight = Sorted(W_TD, metric, rows_T, channels_C)
     wide = [level._replace(columns=level.columns * taps) for level in levels]
     if refit:
-        factors = nested.fit(weight.Z_TD, list(map(held, wide)))[0]
+        holding = [level._replace(rank=min(level)) for level in wide]  # no more rank than its block can hold
+        factors = nested.fit(weight.Z_TD, holding)[0]
     else:
         factors = nested.shortened(nested.masked(weight.Z_TD, wide))
     pairs = [balance(U, weight.plain(V)) for U, V in zip(factors.U, factors.V, strict=True)]

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .symmetric import cholesky, eigh, orthonormal
+from .splitting import leading
+from .symmetric import cholesky, orthonormal
 
 # Sweeps over all factors for each start, and at most for the best start.
 FIRST_SWEEPS, MOST_SWEEPS = 3, 40
@@ -62,26 +63,6 @@ class Nested(NamedTuple):
         for U_tR, V_Rd in zip(self.U, self.V, strict=True):
             total_TD[: len(U_tR), : V_Rd.shape[1]] += U_tR @ V_Rd
         return total_TD
-
-
-def leading(Z_TD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best `U V` of a rank, `U` with orthonormal columns."""
-    if Z_TD.shape[0] <= Z_TD.shape[1]:
-        U_TR = eigh(Z_TD @ Z_TD.mT)[1][:, :rank]
-        return U_TR, U_TR.mT @ Z_TD
-    V_DR = eigh(Z_TD.mT @ Z_TD)[1][:, :rank]
-    U_TR, R_RR = torch.linalg.qr(Z_TD @ V_DR)
-    return U_TR, R_RR @ V_DR.mT
-
-
-def held(level: Level) -> Level:
-    """The level, with no more rank than its block can hold.
-
-    Example:
-        >>> held(Level(rank=15, rows=2, columns=7))
-        Level(rank=2, rows=2, columns=7)
-    """
-    return level._replace(rank=min(level))
 
 
 def masked(Z_TD: Tensor, levels: Sequence[Level]) -> Nested:
@@ -215,7 +196,7 @@ def _solve(rest_TD: Tensor, U: list[Tensor], V: list[Tensor]) -> None:
         Q_dR = orthonormal(V_Rd.mT)
         U[level] = U[level] @ (V_Rd @ Q_dR)  # a new tensor: the given ones stay unchanged
         V[level] = Q_dR.mT
-    for first, last, count in _bands([len(part) for part in U]):
+    for first, last, count in bands([len(part) for part in U]):
         V_ND = torch.cat([_widened(part, rest_TD.shape[1]) for part in V[:count]])
         gram_NN = V_ND @ V_ND.mT
         change_TN = torch.cholesky_solve(V_ND @ rest_TD[first:last].mT, cholesky(gram_NN, DAMPING)).mT
@@ -224,7 +205,7 @@ def _solve(rest_TD: Tensor, U: list[Tensor], V: list[Tensor]) -> None:
         rest_TD[first:last] -= change_TN @ V_ND
 
 
-def _bands(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def bands(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """First row, end, and number of levels of each band of rows with the same levels."""
     for count in range(len(sizes), 0, -1):
         first, last = (sizes[count] if count < len(sizes) else 0), sizes[count - 1]

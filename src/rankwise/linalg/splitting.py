@@ -17,21 +17,22 @@ from torch import Tensor
 from .symmetric import eigh
 
 
+def leading(X_MN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best `U V` of at most a rank in the Frobenius norm, `U` with orthonormal columns."""
+    if X_MN.shape[0] <= X_MN.shape[1]:
+        U_MR = eigh(X_MN @ X_MN.mT)[1][:, :rank]
+        return U_MR, U_MR.mT @ X_MN
+    V_NR = eigh(X_MN.mT @ X_MN)[1][:, :rank]
+    U_MR, R_RR = torch.linalg.qr(X_MN @ V_NR)
+    return U_MR, R_RR @ V_NR.mT
+
+
 def split(X_MN: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best `U V` of a rank in the Frobenius norm, with orthonormal columns in `U`; zeros beyond the full rank."""
-    M, N = X_MN.shape
-    kept = min(rank, M, N)
-    if M <= N:
-        _, vectors = eigh(X_MN @ X_MN.mT)
-        U_MR = vectors[:, :kept]
-        V_RN = U_MR.mT @ X_MN
-    else:
-        _, vectors = eigh(X_MN.mT @ X_MN)
-        U_MR, rest = torch.linalg.qr(X_MN @ vectors[:, :kept])
-        V_RN = rest @ vectors[:, :kept].mT
-    if rank > kept:
-        U_MR = torch.cat([U_MR, U_MR.new_zeros(M, rank - kept)], dim=1)
-        V_RN = torch.cat([V_RN, V_RN.new_zeros(rank - kept, N)])
+    """As `leading`, with zeros beyond the full rank."""
+    U_MR, V_RN = leading(X_MN, rank)
+    if missing := rank - len(V_RN):
+        U_MR = torch.cat([U_MR, U_MR.new_zeros(len(U_MR), missing)], dim=1)
+        V_RN = torch.cat([V_RN, V_RN.new_zeros(missing, V_RN.shape[1])])
     return U_MR, V_RN
 
 

@@ -118,7 +118,6 @@ class Recorder(TorchDispatchMode):
     """Context that records one forward pass of a model; hooks are removed on leaving.
 
     Args:
-        model: the network.
         by_operators: count site layers by the operators that run in them, too, not by their hooks.
 
     Attributes:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from ..layers.kinds import site_kind
-from ..running.batches import call, pristine
-from ..running.calling import map_tensors, own_memory
+from ..running.calling import call, map_tensors, own_memory
 from ..running.example import taking_example
 from ..running.exclusive import exclusive
 from ..running.guards import refuse_unsupported, unwrap
+from ..running.pristine import pristine
 from ..running.state import numbers_in
 from ..running.verbs import verb
 from .counting import Recorder

@@ -20,8 +20,6 @@ class Forward:
     """One forward of the example input.
 
     Args:
-        model: the network.
-        record: of the forward.
         fused: id of a layer -> what passes its weight to a fused kernel, in words.
 
     Attributes:
@@ -62,8 +60,6 @@ class Forward:
         """Make a site of some groups, which belong to it from now on.
 
         Args:
-            kind: of the site.
-            groups: of its slots.
             described: the layer that gives the site its shape, bias and type.
             further: fields of the site that differ from that layer's.
         """

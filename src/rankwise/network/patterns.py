@@ -14,7 +14,6 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     Args:
         pattern: a name ("blocks[0]", "re:x"), a glob ("encoder.*.fc1") or a full-match regular expression
             ("re:.*fc[12]"), tried in this order.
-        names: of layers.
 
     Raises:
         ValueError: if the pattern is neither a name nor a valid regular expression.

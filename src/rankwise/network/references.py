@@ -22,7 +22,6 @@ def redirect(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
     """Replace layers in place wherever a model holds them outside the registry of modules.
 
     Args:
-        model: the network.
         replaced: old layer -> the new one.
 
     Example:

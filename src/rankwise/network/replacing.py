@@ -34,7 +34,6 @@ def replace(model: nn.Module, site_names: Sequence[str], chain: nn.Module) -> No
     Args:
         model: the network, changed in place.
         site_names: qualified names of a site: its own and its aliases (modules tied to its weight).
-        chain: the new module.
 
     Raises:
         ValueError: if a name does not exist, or names the model itself.

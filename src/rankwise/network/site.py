@@ -30,19 +30,6 @@ class Kind:
 KINDS: dict[str, Kind] = {}
 
 
-def kind_named(name: str) -> Kind:
-    """The kind of that name.
-
-    Raises:
-        ValueError: if no kind of that name is registered.
-    """
-    if name not in KINDS:
-        raise ValueError(
-            f"unknown kind of site {name!r}; import the module that registers it, known are {', '.join(KINDS)}"
-        )
-    return KINDS[name]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """What is decided, fitted and put in place together: most often one layer.
@@ -115,7 +102,11 @@ class Site:
     @property
     def by_kind(self) -> Kind:
         """Its kind; a ValueError if no kind of that name is registered."""
-        return kind_named(self.kind)
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"unknown kind of site {self.kind!r}; import the module that registers it, known are {', '.join(KINDS)}"
+            )
+        return KINDS[self.kind]
 
     @property
     def role(self) -> Role:

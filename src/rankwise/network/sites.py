@@ -20,7 +20,6 @@ class Sites(Mapping[str, Site]):
     """The sites of a model by name, in the order of their first call, and the counts of the whole model.
 
     Attributes:
-        by_name: name -> site.
         total_params: all parameters of the model, tied ones once.
         other_macs: layers and parameters counted outside the sites -> MACs.
         not_counted: operators that are not counted -> why.

@@ -17,11 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..layers.low_rank import LowRank, LowRankLayer, Ranks
-from ..running.batches import call, pristine
-from ..running.calling import tensor_leaves
+from ..running.calling import call, tensor_leaves
 from ..running.copying import copied
 from ..running.exclusive import own_thread
 from ..running.guards import in_words
+from ..running.pristine import pristine
 from .references import closure_of
 from .replacing import replace_all
 
@@ -32,7 +32,6 @@ def unreplaceable(model: nn.Module, sites: Mapping[str, Mapping[str, int]], batc
     Args:
         model: an unwrapped network.
         sites: name of a site -> the qualified name of each of its layers -> its calls in one forward.
-        batch: what the model is called with.
         output: what it returns for that batch, from the same random state.
 
     Raises:

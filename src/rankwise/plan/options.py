@@ -16,9 +16,7 @@ class Option:
     """One way to build a site.
 
     Attributes:
-        format: name of the format, or "dense".
         ranks: its ranks, () for dense.
-        params, macs: counts of the built layer.
         error: relative squared error of the site's output in the metric, 0 for dense.
     """
 

@@ -31,13 +31,11 @@ class PlanRow:
     """One site of a plan.
 
     Attributes:
-        site: qualified name.
         format: name of the format, or "dense".
         ranks: ranks of the format, () for a dense site.
         params: parameters of the built layer, with its bias.
         macs: multiply-accumulates of the built layer for the example input.
         error: predicted relative squared error of the site's output; 0 for a dense site, None without a prediction.
-        why: reason for the choice.
     """
 
     site: str
@@ -55,8 +53,6 @@ class PlannedLatency:
 
     Attributes:
         engine: runs the network, such as "onnxruntime".
-        device: what it runs on.
-        threads: CPU threads.
         dense: the dense network, measured.
         predicted: the planned network, from its layers.
         measured: the planned network as a whole, beside the dense one; a roofline computes all figures.
@@ -128,7 +124,6 @@ class Plan(Mapping[str, PlanRow]):
         planned: the same counts of the compressed network.
         metric: "input", "diagonal", "fisher" or "weight".
         shrink: share of the weight metric, from 0 to 1; one-shot fits use it.
-        rule: the rule that chose the ranks.
         fingerprint: structure of the network that the plan was made for.
         latency: predicted and measured, for a latency budget.
 

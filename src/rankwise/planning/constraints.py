@@ -28,6 +28,9 @@ class Constraints:
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise.
         tie: patterns; all sites that match one get the same format and ranks.
+
+    Raises:
+        ValueError: for a floor or cap that is not a number above 0.
     """
 
     include: str | Sequence[str] = ("*",)
@@ -36,6 +39,12 @@ class Constraints:
     floor: Mapping[str, float] = field(default_factory=dict)
     cap: Mapping[str, float] = field(default_factory=dict)
     tie: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for word, bounds in (("floor", self.floor), ("cap", self.cap)):
+            for pattern, value in bounds.items():
+                if not is_number(value) or not value > 0:
+                    raise ValueError(f"the {word} of {pattern!r} must be a rank or a fraction up to 1.0, not {value!r}")
 
     @property
     def patterns(self) -> list[str]:
@@ -79,10 +88,8 @@ class Constraints:
         """By site name the remaining options, and the reason if a constraint left no choice.
 
         Args:
-            sites: all of the network.
             curves: options by site name; a site that stays dense needs none.
             fitted: makes the option that a pin names.
-            formats: replace registered ones of the same names.
 
         Raises:
             ValueError: for a pattern that matches nothing, or constraints that contradict each other.
@@ -132,9 +139,6 @@ def _too_tight(site: Site, curve: Curve, why: str, pattern: str, value: float, l
 
 def _allowed(site: Site, option: Option, value: float, least: bool, formats: Mapping[str, Format] | None) -> bool:
     """Whether an option's ranks keep to a floor (`least`) or a cap."""
-    if not is_number(value) or not value > 0:
-        word = "floor" if least else "cap"
-        raise ValueError(f"site {site.name!r}: the {word} must be a rank or a fraction up to 1.0, not {value!r}")
     if option.format == DENSE:
         return least
     value = plain(value)

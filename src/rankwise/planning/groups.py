@@ -72,7 +72,6 @@ def group_sites(
     """Groups that hold every site once, in execution order of their first sites.
 
     Args:
-        sites: all of the network.
         options: what the constraints leave to each site, and the reason if there is no choice.
         tie: patterns; the sites that match one get the same format and ranks.
 

@@ -15,6 +15,7 @@ from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..latency import get_engine
 from ..latency.meter import Meter
+from ..latency.table import Table
 from ..metrics import FitMetric
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, Plan, PlanRow, dense_option
@@ -25,7 +26,6 @@ from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics import Statistics
 from ..statistics.gradients import fisher_energy
-from .constraints import Constraints
 from .curves import check_curves, check_option, pinned
 from .groups import SiteGroup, group_sites, summed
 from .measured_prices import VECTOR, MeasuredPrices
@@ -52,14 +52,10 @@ class Planner:
     """Makes plans of one network for any request; nothing is computed twice.
 
     Attributes:
-        model: the dense network.
-        sites: its sites.
-        metric: how errors are measured.
         shrink: share of the weight metric in it.
         options: by site name, the options that the constraints leave, and the reason if they leave no choice.
         prices: what options cost, and how that becomes known.
         spectra: singular values that the ranks of a format cut off, by site and format.
-        importance: Fisher energy of a site.
         fitted: the error of a site's option, from a thorough fit.
         evaluate: tries a plan; None if plans cannot be tried.
         tie: patterns; all sites that match one get the same format and ranks.
@@ -80,24 +76,15 @@ class Planner:
     formats: Mapping[str, Format]
 
     @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        source: Statistics | Sites,
-        *,
-        constraints: Constraints | None = None,
-        **wishes: Unpack[Wishes],
-    ) -> Planner:
+    def of(cls, model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes]) -> Planner:
         """Profile the network, or take given curves, and apply the constraints.
 
         Args:
             model: the dense network.
             source: its statistics, or only its sites.
-            constraints: instead of include, ignore, pin, floor, cap and tie.
             **wishes: as for `choose`; an `example` adds latency to the prices.
         """
-        asked = Asked.of(**wishes)
-        return cls.asked(model, source, asked if constraints is None else replace(asked, constraints=constraints))
+        return cls.asked(model, source, Asked.of(**wishes))
 
     @classmethod
     @exclusive
@@ -128,8 +115,8 @@ class Planner:
         if asked.example is None:
             prices = Prices(model, sites, formats)
         else:
-            meter = Meter(get_engine(asked.engine, asked.threads), model, sites, asked.example, metric=metric)
-            prices = MeasuredPrices(model, sites, meter, options, formats, asked.progress)
+            table = Table(get_engine(asked.engine, asked.threads), model, sites, asked.example, metric=metric)
+            prices = MeasuredPrices(model, sites, Meter(table, asked.example), options, formats, asked.progress)
         return cls(
             model=model,
             sites=sites,

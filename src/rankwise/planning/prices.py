@@ -28,13 +28,9 @@ class Prices:
     A subclass measures prices and learns from the plans that it sees; a planner asks both alike.
 
     Args:
-        model: the dense network.
-        sites: its sites.
-        formats: replace registered ones of the same names.
         measured: units beside the counted ones.
 
     Attributes:
-        units: by name.
         dense: counts of the dense network, by unit.
     """
 

@@ -106,7 +106,8 @@ def profile(
     if unknown := sorted(wanted - sites.keys()):
         raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {near(unknown[0], list(sites))}")
     metric = get_metric(metric)
-    if metric.needs_gradients and not _is_auto(formats):
+    named = formats != AUTO and not (isinstance(formats, Sequence) and AUTO in formats)
+    if metric.needs_gradients and named:
         _check_splits(candidates, metric, [site for site in sites.values() if site.name in wanted])
     curves: dict[str, Curve] = {}
     todo: Iterable[Site] = list(sites.values())
@@ -140,10 +141,6 @@ def in_order(formats: Iterable[Format]) -> list[Format]:
     """
     places = {name: place for place, name in enumerate(FORMATS)}
     return sorted(formats, key=lambda one: (one.estimates, places.get(one.name, len(places)), one.name))
-
-
-def _is_auto(formats: SomeFormats) -> bool:
-    return formats == AUTO or (isinstance(formats, Sequence) and AUTO in formats)
 
 
 def _check_splits(formats: Sequence[Format], metric: FitMetric, sites: Sequence[Site]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..formats import Format, get_format
+from ..formats import get_format
 from ..plan import DENSE, Curve, Option, Plan
 from ..ranks.budgeted import Knapsack
 from .planner import Planner
@@ -36,7 +36,7 @@ def refined(
     fitted = {
         name
         for name, (options, why) in planner.options.items()
-        if not why and any(_is_estimate(option, planner.formats) for option in options)
+        if not why and any(o.format != DENSE and get_format(o.format, planner.formats).estimates for o in options)
     }
     done: set[tuple[str, str]] = set()
     for request in requests:
@@ -57,10 +57,6 @@ def refined(
             options = {name: (curves[name], why) for name, (_, why) in planner.options.items()}
             planner = replace(planner, options=options)
     return planner
-
-
-def _is_estimate(option: Option, formats: Mapping[str, Format]) -> bool:
-    return option.format != DENSE and get_format(option.format, formats).estimates
 
 
 def _worth(planner: Planner, plan: Plan, name: str, keep: Mapping[str, float]) -> Iterator[tuple[str, Option]]:

@@ -15,7 +15,6 @@ class Request:
     """What is asked of one plan.
 
     Attributes:
-        rule: how ranks are chosen.
         keep: the budgets, all met; None for none.
         floor: a rule for the least rank of every site that does not stay dense.
         within: a larger plan; sites that it factorises keep their format, and no rank grows.

@@ -10,7 +10,6 @@ from ..plan import Plan
 from .budgets import is_number
 from .planner import Planner
 from .request import Request
-from .units import UNITS
 
 TOLERANCE = 0.01  # the search ends when the share of the dense count is known to one per cent
 
@@ -28,23 +27,18 @@ def smallest(
     smaller by one per cent of the dense count was measured and is not, or does not exist.
 
     Args:
-        planner: makes plans.
         request: what else is asked of each plan; its budgets are met too.
         drop: measures the loss of a plan on held-out data, 0 for the dense network.
         target: the loss that is allowed, in the unit of `drop`, 0 or more.
-        minimise: name of the unit.
 
     Returns:
         A plan whose `keep` holds the share that was found.
 
     Raises:
-        ValueError: for a negative target, an unknown unit, or budgets that cannot be met or within which every plan
-            loses more.
+        ValueError: for a negative target, or budgets that cannot be met or within which every plan loses more.
     """
     if not is_number(target) or not target >= 0:
         raise ValueError(f"target_drop must be a number of at least 0, not {target!r}")
-    if minimise not in UNITS:
-        raise ValueError(f"minimise={minimise!r} is not a budget; the budgets are {', '.join(UNITS)}")
     budgets = request.amounts
     low, high = planner.least(minimise, budgets), 1.0
     if minimise in budgets:

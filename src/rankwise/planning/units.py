@@ -58,13 +58,7 @@ class Unit(ABC):
 
 
 class Counted(Unit):
-    """A unit that follows from the structure of the network.
-
-    Args:
-        model: the dense network.
-        sites: its sites.
-        formats: replace registered ones of the same names.
-    """
+    """A unit that follows from the structure of the network."""
 
     def __init__(self, model: nn.Module, sites: Sites, formats: Mapping[str, Format] | None = None) -> None:
         self._model, self._sites, self._formats = model, sites, formats
@@ -73,29 +67,28 @@ class Counted(Unit):
         return [(row, self._sites[row.site]) for row in rows if row.format != DENSE]
 
 
-class Params(Counted):
+class Summed(Counted):
+    """A unit that sites, options and rows of plans hold an amount of, by its name."""
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        total: float = getattr(self._sites, f"total_{self.name}")
+        return total + sum(getattr(row, self.name) - getattr(site, self.name) for row, site in self._built(rows))
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        return tuple([getattr(option, self.name) for option in options])
+
+
+class Params(Summed):
     """Parameters."""
 
     name = title = whole = "params"
 
-    def planned(self, rows: Sequence[PlanRow]) -> float:
-        return self._sites.total_params + sum(row.params - site.params for row, site in self._built(rows))
 
-    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
-        return tuple([option.params for option in options])
-
-
-class Macs(Counted):
+class Macs(Summed):
     """Multiply-accumulates for the example input."""
 
     name = title = "macs"
     whole = "MACs"
-
-    def planned(self, rows: Sequence[PlanRow]) -> float:
-        return self._sites.total_macs + sum(row.macs - site.macs for row, site in self._built(rows))
-
-    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
-        return tuple([option.macs for option in options])
 
     def beside(self) -> Mapping[str, float]:
         return self._sites.other_macs
@@ -139,12 +132,7 @@ class Times(Protocol):
 
 
 class Latency(Unit):
-    """Microseconds of one forward, as an engine measures them.
-
-    Args:
-        times: knows them.
-        sites: the network's.
-    """
+    """Microseconds of one forward, as an engine measures them."""
 
     name = "latency"
     title = "microseconds"

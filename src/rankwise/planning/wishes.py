@@ -17,7 +17,7 @@ from ..plan import DENSE, Curve, Plan
 from ..ranks import FreeRule, Rule, get_floor, get_rule
 from ..ranks.budgeted import Knapsack
 from ..running.guards import unwrap
-from .budgets import check_keep, check_units, is_measured, is_number
+from .budgets import check_keep, check_units, is_measured
 from .constraints import Constraints, Pin, parse_pin
 from .prices import NEEDS_EXAMPLE
 from .profile import check_step
@@ -120,10 +120,6 @@ class Asked:
         for pin in constraints.pin.values():
             if (format := parse_pin(pin)[0]) != DENSE:
                 get_format(format, formats)
-        for word, bounds in (("floor", constraints.floor), ("cap", constraints.cap)):
-            for pattern, value in bounds.items():
-                if not is_number(value) or not value > 0:
-                    raise ValueError(f"the {word} of {pattern!r} must be a rank or a fraction up to 1.0, not {value!r}")
         return wished
 
     @property
@@ -176,21 +172,17 @@ class Asked:
 
 
 def check_wishes(model: nn.Module, asked: Asked) -> None:
-    """Refuse patterns that match no layer of the network, and budgets meant in per cent.
+    """Refuse patterns that match no layer of a kind that can be factorised, and budgets meant in per cent.
 
     Example:
         >>> check_wishes(nn.Sequential(nn.Linear(2, 2)), Asked.of(ignore="head"))
         Traceback (most recent call last):
         ValueError: pattern 'head' matches no site; near names are: 0
     """
+    model = unwrap(model)
     if asked.keep is not None:
-        check_units(unwrap(model), asked.keep)
-    check_patterns(model, asked.constraints.patterns)
-
-
-def check_patterns(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Raise a ValueError for a pattern that matches no layer of a kind that can be factorised, with near names."""
-    layers = [name for name, part in unwrap(model).named_modules(remove_duplicate=False) if site_kind(part)]
-    for pattern in patterns:
+        check_units(model, asked.keep)
+    layers = [name for name, part in model.named_modules(remove_duplicate=False) if site_kind(part)]
+    for pattern in asked.constraints.patterns:
         if layers and not matching(pattern, layers):
             raise ValueError(f"pattern '{pattern}' matches no site; near names are: {near(pattern, layers)}")

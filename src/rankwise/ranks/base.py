@@ -25,7 +25,6 @@ class Candidates:
     """One site as a rule sees it.
 
     Attributes:
-        name: qualified name.
         options: what the constraints leave, at least one.
         costs: by unit, the cost of every option.
         dense: the dense option, even if a cap forbids it.

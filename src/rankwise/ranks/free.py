@@ -109,7 +109,7 @@ class SpectralRule(FreeRule):
             math.inf
             if option.format == DENSE
             else min(
-                _scale(rank, want, most)
+                math.inf if rank >= most else rank / (want or most)
                 for rank, want, most in zip(option.ranks, wanted[option.format], full[option.format], strict=True)
             )
             for option in site.options
@@ -132,7 +132,3 @@ def formats_of(site: Candidates) -> list[str]:
 
 def _full(groups: Sequence[Unfolding]) -> int:
     return max(len(unfolding.values_K) for unfolding in groups)
-
-
-def _scale(rank: int, wanted: float, full: int) -> float:
-    return math.inf if rank >= full else rank / (wanted or full)

@@ -49,7 +49,6 @@ def site_spectra(site: Site, weight: Tensor, metrics: Sequence[Metric], format: 
     """For each rank of a format, the unfolding that it cuts in each group.
 
     Args:
-        site: the layer.
         weight: its weight, O x I/G [x kh x kw].
         metrics: one for each group.
         format: says which unfoldings its ranks cut.

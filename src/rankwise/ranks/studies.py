@@ -85,9 +85,7 @@ def minimise(
     Every proposal is seeded by the number of finished trials, so a resumed study equals one that was never stopped.
 
     Args:
-        study: holds the trials so far.
         loss: function of numbers by name.
-        first: the first trial.
         most: the largest number.
         trials: number of finished trials at the end, with those of the study.
         startup: trials before the process proposes.

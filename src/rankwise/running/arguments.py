@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .batches import call
-from .calling import map_tensors
+from .calling import call, map_tensors
 from .exclusive import own_thread
 
 # Positional and keyword arguments of a forward.

@@ -10,24 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .calling import DataError, call, describe, first_samples, map_tensors, samples_in, tensors_in, to_device
-from .pristine import pristine
+from .calling import DataError, describe, map_tensors, samples_in, tensors_in
 from .randomness import Randomness
-
-__all__ = [
-    "Batches",
-    "call",
-    "describe",
-    "first_samples",
-    "inputs_only",
-    "inputs_to_blame",
-    "is_sound",
-    "made",
-    "pristine",
-    "read_sample",
-    "samples_in",
-    "to_device",
-]
 
 _log = logging.getLogger("rankwise")
 
@@ -177,7 +161,6 @@ def made(source: Iterable[Any], what: str = "batch") -> Iterator[Any]:
     """The batches of a source; an error while one is made names its number.
 
     Args:
-        source: of batches.
         what: a batch is called in the message.
 
     Raises:
@@ -217,8 +200,6 @@ def read_sample(dataset: Any, number: int, name: str | None = None) -> Any:
     """One sample of a map-style data set; an error while it is read names it.
 
     Args:
-        dataset: the data set.
-        number: of the sample.
         name: of the data set in the message; by default its class.
 
     Raises:

@@ -37,8 +37,6 @@ def call(model: nn.Module, batch: Any, *, index: int | None = None) -> Any:
     parameter is float16 or bfloat16) gets floating inputs in its own dtype; otherwise dtypes are left alone.
 
     Args:
-        model: the model.
-        batch: a tensor, tuple, list or mapping.
         index: of the batch, for the message.
 
     Raises:
@@ -75,11 +73,6 @@ def forget(model: nn.Module) -> None:
 @contextmanager
 def handed(model: nn.Module, batch: Any, index: int | None = None) -> Iterator[Any]:
     """The batch in a network's dtype and on its device for one call; a copy where the network may write into it.
-
-    Args:
-        model: the network.
-        batch: the user's.
-        index: of the batch, for the message.
 
     Raises:
         ValueError: if the network writes into a batch after it left others of that shape alone.
@@ -142,8 +135,6 @@ def first_samples(batch: Any, count: int = 1, axis: int = 0) -> Any:
     """The first samples of a batch: tensors with as many entries as it has samples keep the first few.
 
     Args:
-        batch: a tensor, tuple, list or mapping.
-        count: of samples.
         axis: dimension of the first tensor along which samples lie. If it is 1, other tensors may have them along
             their first dimension.
 

@@ -27,7 +27,6 @@ def copied(model: Model, memo: dict[int, Any] | None = None) -> Model:
     be copied. Parameters and buffers that share memory share it in the copy, too.
 
     Args:
-        model: any network.
         memo: as for `copy.deepcopy`: id of an object -> what replaces it in the copy.
 
     Raises:

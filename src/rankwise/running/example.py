@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.kinds import site_kind
-from .batches import Batches, call, first_samples, pristine, samples_in
-from .calling import describe, tensors_in
+from .batches import Batches
+from .calling import call, describe, first_samples, samples_in, tensors_in
 from .exclusive import own_thread
 from .guards import refuse_unsupported, unwrap
+from .pristine import pristine
 
 logger = logging.getLogger("rankwise")
 
@@ -54,7 +55,6 @@ def with_example(model: nn.Module, batches: Batches, example: Any = None) -> tup
 
     Args:
         model: left as found; it is run on one and on two samples, and on the first batch where these miss a layer.
-        batches: the data.
         example: the user's own, which is returned.
 
     Raises:

@@ -119,7 +119,6 @@ def hooked(model: nn.Module, before: Callable[..., None], after: Callable[..., N
     """Hook every module's own call, for this thread; closing the stack removes the hooks.
 
     Args:
-        model: the network.
         before: called with module, args and kwargs.
         after: called with module, args, kwargs and output, which is None if the module raised. It runs before the
             user's hooks, so that their work does not count as the module's.

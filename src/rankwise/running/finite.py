@@ -32,7 +32,6 @@ def culprit(model: nn.Module, batch: Any) -> str:
 
     Args:
         model: run once and left as it was.
-        batch: what it is called with.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))
@@ -63,9 +62,6 @@ class Blame:
 
     An error about the data names it. Outputs that are not finite while the inputs of all layers are do not harm
     statistics: they are logged as a warning.
-
-    Args:
-        model: the network that runs.
 
     Example:
         >>> with Blame(nn.Linear(2, 2)) as blame:

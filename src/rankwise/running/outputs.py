@@ -48,10 +48,8 @@ class Outputs:
             "detections" or "values".
         name: of the tensor among several outputs; "" for a single one.
         dim: the dimension of the classes, or of an embedding's numbers.
-        classes: how many.
         shares: whether scores are probabilities.
         known: whether the dimension is known, not taken.
-        why: the reason for the decision.
 
     Example:
         >>> print(Outputs.of(nn.Linear(8, 3), torch.randn(4, 8)))
@@ -85,8 +83,6 @@ class Outputs:
 
         Args:
             model: the network; left exactly as it was.
-            batch: inputs.
-            labels: of the batch, if any.
             classes_dim: the dimension of the classes, if the user gave it.
             scores: the outputs are scores of classes; only their dimension is decided.
 
@@ -133,7 +129,7 @@ class Outputs:
         """
         found = tensor_at(output, self.name)
         if found is None or (self.kind == "scores" and not self.dim < found.dim()):
-            raise ValueError(f"the network returned {described(output)}; {self.words} are needed")
+            raise ValueError(f"the network returned {described(output)}; {self} are needed")
         if self.kind == "sign":
             return torch.stack((1 - found if self.shares else torch.zeros_like(found), found), -1)
         return found.movedim(self.dim, -1) if self.kind == "scores" else found
@@ -143,8 +139,7 @@ class Outputs:
         scores = self.scores(output)
         return scores.clamp_min(torch.finfo(scores.dtype).tiny).log() if self.shares else scores
 
-    @property
-    def words(self) -> str:
+    def __str__(self) -> str:
         """The decision in a few words, for people."""
         where = f" of {self.name!r}" if self.name else ""
         if self.kind == "scores" and self.known:
@@ -154,9 +149,6 @@ class Outputs:
         if self.kind == "sign":
             return f"yes or no at {0.5 if self.shares else 0}{where}"
         return f"{self.kind}{where}"
-
-    def __str__(self) -> str:
-        return self.words
 
 
 @dataclass(frozen=True)
@@ -338,8 +330,6 @@ def check_labels(labels: Tensor, classes: int, where: str = "labels") -> None:
 
     Args:
         labels: one for each sample, or a map of them; `ignored` ones may be anything.
-        classes: of the network.
-        where: what the message calls them.
 
     Raises:
         ValueError: naming the first wrong label and its place.

@@ -24,9 +24,7 @@ class Overlap:
     """How many samples were seen before.
 
     Attributes:
-        same: samples seen before.
         checked: samples that could be compared: all, unless more were seen than are stored.
-        samples: all samples.
     """
 
     same: int

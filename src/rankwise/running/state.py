@@ -120,7 +120,6 @@ def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
     """The bytes of parameters and persistent buffers, each once; those that cannot be stored count nothing.
 
     Args:
-        model: the network.
         without: qualified names of modules whose tensors do not count, unless another module has them too.
 
     Example:

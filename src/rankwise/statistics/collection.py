@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from ..network.find import find
 from ..network.kinds import Reads, kind_of
 from ..network.site import Site
-from ..running.batches import Batches, call, pristine
-from ..running.calling import DataError, samples_in
+from ..running.batches import Batches
+from ..running.calling import DataError, call, samples_in
 from ..running.example import taking_example, with_example
 from ..running.exclusive import own_thread
 from ..running.finite import Blame
 from ..running.guards import unwrap
 from ..running.outputs import Outputs
 from ..running.padding import Mask, Padding
+from ..running.pristine import pristine
 from ..running.verbs import verb
 from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups

@@ -37,7 +37,6 @@ def positions_per_sample(site: Site, samples: int | None, positions: int | str) 
     are not: linear layers take as many as cost the layer's own multiplications, if that is more.
 
     Args:
-        site: the site.
         samples: number of calibration samples, None if unknown (then 64 positions per sample).
         positions: "auto", "all", or a number per sample.
 

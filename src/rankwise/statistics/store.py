@@ -32,7 +32,6 @@ class Statistics(Mapping[str, Moments]):
     """Moments by site name.
 
     Args:
-        moments: by site name.
         sites: of the network that they were collected from.
         samples: calibration samples seen.
         seed: of the sampled positions.

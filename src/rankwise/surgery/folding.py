@@ -69,9 +69,6 @@ def folded(model: nn.Module) -> nn.Module:
     without running statistics; a log message names the norms that stay. The copy is an ordinary network: it can be
     factorised, saved (`load` folds the fresh model by itself) and exported. It is for inference: it trains differently.
 
-    Args:
-        model: dense or compressed, in any mode.
-
     Returns:
         The copy; in eval mode the same outputs up to rounding.
 

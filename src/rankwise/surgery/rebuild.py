@@ -19,7 +19,6 @@ def rebuild(model: nn.Module, role: Role, names: Sequence[str], format: Format, 
 
     Args:
         model: the network, changed in place.
-        role: of the site.
         names: qualified names of its layers, its own first.
         format, ranks, bias: of the chains.
 

@@ -71,7 +71,8 @@ def used_once(model: nn.Module, graph: fx.Graph) -> Callable[[nn.Module], bool]:
     modules = dict(model.named_modules())
     calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
     owners = Counter(id(tensor) for tensor in _tensors(model))
-    owners.update(id(_attribute(model, str(node.target))) for node in graph.nodes if node.op == "get_attr")
+    read = [str(node.target).split(".") for node in graph.nodes if node.op == "get_attr"]
+    owners.update(id(reduce(getattr, names, model)) for names in read)
 
     def test(module: nn.Module) -> bool:
         hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
@@ -83,7 +84,3 @@ def used_once(model: nn.Module, graph: fx.Graph) -> Callable[[nn.Module], bool]:
 def _tensors(module: nn.Module) -> list[Tensor]:
     both = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
     return [tensor for each in both for _, tensor in each]
-
-
-def _attribute(model: nn.Module, target: str) -> object:
-    return reduce(getattr, target.split("."), model)

@@ -108,7 +108,8 @@ def _balance_bond(bond: Bond, weights: dict[int, Tensor], biases: dict[int, Tens
     if distance <= CLOSE:
         return distance
     for layer, channels in bond.writers:
-        weights[id(layer)] = weights[id(layer)] / _column(scale[channels], weights[id(layer)])
+        weight = weights[id(layer)]
+        weights[id(layer)] = weight / scale[channels].view(-1, *[1] * (weight.dim() - 1))
         if id(layer) in biases:
             biases[id(layer)] = biases[id(layer)] / scale[channels]
     for layer, channels in bond.readers:
@@ -127,10 +128,6 @@ def _norms(bond: Bond, weights: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         squares_OI = weight.square().reshape(*weight.shape[:2], -1).sum(2)
         is_read.index_add_(0, channels, squares_OI.unflatten(0, (groups, -1)).sum(1).flatten())
     return written.sqrt(), is_read.sqrt()
-
-
-def _column(scale: Tensor, weight: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (weight.dim() - 1))
 
 
 def _by_output(layer: Any, scale: Tensor, weight: Tensor) -> Tensor:

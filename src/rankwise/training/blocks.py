@@ -14,8 +14,8 @@ from ..network.replacing import module_at
 from ..running.calling import call, map_tensors, tensors_in
 from ..running.exclusive import exclusive, own_thread
 from ..running.guards import unwrap
-from ..running.pristine import rows_kept
-from .modes import evaluating, recorded, relative_error
+from ..running.pristine import evaluating, rows_kept
+from .modes import recorded, relative_error
 
 
 class BlockReconstruction:

@@ -75,11 +75,9 @@ class Constrained(Technique):
     """`constrain_` for as long as a training by `Loop` lasts."""
 
     def begin(self, model: nn.Module) -> None:
-        """See `Technique.begin`."""
         constrain_(model)
 
     def finish(self, model: nn.Module) -> None:
-        """See `Technique.finish`."""
         release_(model)
 
 

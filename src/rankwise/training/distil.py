@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..running.calling import call
 from ..running.guards import unwrap
 from ..running.outputs import Outputs, described, ignored, leaves_of
-from ..running.pristine import rows_kept
-from .modes import evaluating, recorded, relative_error
+from ..running.pristine import evaluating, rows_kept
+from .modes import recorded, relative_error
 
 
 class Distillation:

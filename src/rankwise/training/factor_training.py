@@ -161,7 +161,10 @@ def train(
     Request(rule=rule, keep=keep).check(None)
     if is_measured(keep):
         raise ValueError("a network is cut by counts: keep params, macs or bytes, and plan for latency afterwards")
-    techniques = _techniques(orthogonal, schedule)
+    kind, weight = parse_orthogonal(orthogonal)
+    techniques: list[Technique] = [KeptOrthogonal(kind, weight, schedule)] if kind in KINDS else []
+    if kind == "hard":
+        techniques = [Constrained()]
     samples = Samples.of(data, labels=labels, prepare=how.prepare)
     tuning = replace(wanted.part(tune), rate=wanted.rate / 10 if how.tune_rate is None else how.tune_rate)
     numbers, _ = samples.split(wanted.held_out, wanted.seed)
@@ -187,13 +190,6 @@ def train(
         second = Loop(small, task, samples, tuning, augment=change, **keeping).run()
     stages = {"expanded": first, "small": second}
     return small, TrainReport(plan=plan, deviation=deviation(wide), dense=merge_(wide), cut=cut, stages=stages)
-
-
-def _techniques(orthogonal: str, schedule: str) -> list[Technique]:
-    kind, weight = parse_orthogonal(orthogonal)
-    if kind == "hard":
-        return [Constrained()]
-    return [KeptOrthogonal(kind, weight, schedule)] if kind in KINDS else []
 
 
 def _task(

@@ -17,11 +17,12 @@ from ..names import parted
 from ..plan import Plan
 from ..running.calling import prepared, samples_in
 from ..running.guards import unwrap
+from ..running.pristine import evaluating
 from ..running.verbs import verb
 from .augment import Augment
 from .checkpoint import read_checkpoint, write_checkpoint
 from .guard import Guard
-from .modes import evaluating, learning
+from .modes import learning
 from .options import OPTIMISERS, Keeping, Look, LoopOptions, LoopReport
 from .samples import Samples, derived, permutation
 from .schedule import Cosine

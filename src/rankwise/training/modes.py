@@ -14,6 +14,7 @@ from ..formats import LowRank
 from ..network.replacing import module_at
 from ..running.calling import map_tensors
 from ..running.exclusive import own_thread
+from ..running.pristine import evaluating
 
 WHICH = ("factors", "all")
 
@@ -39,18 +40,6 @@ def trainable(model: nn.Module, which: str = "factors") -> list[nn.Parameter]:
         raise ValueError(f"{type(model).__name__} has no factorised layer; factorise it first, or train 'all'")
     floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     return [p for p in floating if which == "all" or p.dim() <= 1 or id(p) in inside]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode; every submodule's `training` flag is restored."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 @contextmanager

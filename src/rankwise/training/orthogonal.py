@@ -132,14 +132,11 @@ class KeptOrthogonal(Technique):
         self.kind, self.weight, self.schedule = kind, weight, schedule
 
     def begin(self, model: nn.Module) -> None:
-        """See `Technique.begin`."""
         self._penalty = OrthogonalPenalty(model, self.kind, self.weight)
         self._scheduled = WeightSchedule(self._penalty, self.schedule)
 
     def before_step(self, step: Step) -> None:
-        """See `Technique.before_step`."""
         self._scheduled(step.share)
 
     def penalty(self) -> Tensor:
-        """See `Technique.penalty`."""
         return self._penalty()

@@ -58,7 +58,6 @@ class RanksInTurn(Technique):
         self._called = _Called(search.model)
 
     def before_step(self, step: Step) -> None:
-        """See `Technique.before_step`."""
         if step.number and step.number % self.every == 0:
             self.search.refit()
         mixed = {f"model.{name}": weight for name, weight in self.search.mixed().items()}
@@ -71,21 +70,17 @@ class RanksInTurn(Technique):
         self.optimiser.step()
 
     def penalty(self) -> Tensor:
-        """See `Technique.penalty`."""
         return self.weight * self.search.penalty()
 
     def finish(self, model: nn.Module) -> Plan:
-        """See `Technique.finish`."""
         self.search.refit()
         return self.search.plan(self.keep)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Technique.state_dict`."""
         alphas = {name: alpha.detach() for name, alpha in self.search.alphas.items()}
         return {"alphas": alphas, "optimiser": self.optimiser.state_dict(), "fits": dict(self.search.fits)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Technique.load_state_dict`."""
         with torch.no_grad():
             for name, alpha in self.search.alphas.items():
                 alpha.copy_(state["alphas"][name])

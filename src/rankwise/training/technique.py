@@ -71,5 +71,4 @@ class Penalty(Technique):
         self.function = function
 
     def penalty(self) -> Tensor:
-        """See `Technique.penalty`."""
         return self.function()

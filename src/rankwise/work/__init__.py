@@ -55,7 +55,6 @@ class Work:
 
     Args:
         folder: made if missing; it must be empty, or hold the checkpoint to resume from.
-        resume: resume from the folder.
 
     Raises:
         ValueError: for a folder with other content, with a checkpoint but without `resume`, or with a damaged or no
@@ -85,7 +84,6 @@ class Work:
         """Identify the run, before its long work.
 
         Args:
-            model: the dense network.
             data: batches of the run, the same in each pass.
             options: everything else that affects the result.
 

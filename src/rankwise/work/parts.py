@@ -43,10 +43,6 @@ def _read_json(path: Path) -> Any:
         return content["value"]
 
 
-def _write_curve(path: Path, curve: Curve) -> None:
-    _write_json(path, [asdict(option) for option in curve])
-
-
 def _read_curve(path: Path) -> Curve:
     with told(path):
         return tuple(built(Option, option, "option") for option in _read_json(path))
@@ -66,7 +62,9 @@ def _read_layer(path: Path) -> Layer:
 
 
 STATISTICS: Part[Statistics] = Part("statistics", ".safetensors", lambda path, stats: stats.save(path), Statistics.load)
-CURVES: Part[Curve] = Part("curves", ".json", _write_curve, _read_curve)
+CURVES: Part[Curve] = Part(
+    "curves", ".json", lambda path, curve: _write_json(path, [asdict(option) for option in curve]), _read_curve
+)
 PLAN: Part[Plan] = Part(
     "plan", ".json", lambda path, plan: _write_json(path, plan.to_dict()), lambda path: Plan.from_dict(_read_json(path))
 )

@@ -20,11 +20,6 @@ from ..running.randomness import Randomness
 def identity(model: nn.Module, data: Iterable[Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies a run, in plain values.
 
-    Args:
-        model: the network.
-        data: batches of the run.
-        options: everything else that affects the result.
-
     Raises:
         ValueError: for data that differs from pass to pass.
     """

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ...names import STORAGES
 from ..parsing import (
-    check_method,
     check_names,
     parse_budgets,
     parse_floor,
@@ -24,6 +23,7 @@ from .measuring import JUDGE_HELP, ClassesDim
 if TYPE_CHECKING:
     from ...figures.judging import Judging
 
+METHODS = ("auto", "sequential", "one-shot")
 Fold = Annotated[bool, plain("--fold", "Fold batch norms into the layers before them. The artifact remembers it.")]
 Ignore = Annotated[list[str] | None, budget("--ignore PATTERN", "Leave these layers dense: conv1, head.*, re:^fc.")]
 Include = Annotated[
@@ -219,6 +219,6 @@ class Factorising:
 
     def check(self) -> None:
         """Refuse an unknown method or storage before any long work begins."""
-        check_method(self.method)
-        if self.storage not in STORAGES:
-            raise ValueError(f"--storage {self.storage!r} is not one of {', '.join(STORAGES)}")
+        for option, value, known in (("method", self.method, METHODS), ("storage", self.storage, STORAGES)):
+            if value not in known:
+                raise ValueError(f"--{option} {value!r} is not one of {', '.join(known)}")
