@@ -112,7 +112,7 @@ def _chain(weight: Tensor) -> tuple[str, tuple[str, ...], dict[str, int]]:
     """Letters of the kernel, those of every mode of our tensor train, and their sizes."""
     train = FORMATS["tt"]
     assert isinstance(train, TensorTrain)
-    chain = train.chain(Shape(1, weight.shape[0], weight.shape[1], tuple(weight.shape[2:])))
+    chain = train.row(Shape(1, weight.shape[0], weight.shape[1], tuple(weight.shape[2:])))
     return chain.outputs + chain.channels + chain.spatial, chain.groups, chain.sizes
 
 

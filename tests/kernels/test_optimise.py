@@ -140,7 +140,7 @@ def test_a_copy_for_running_only_runs(tmp_path: Path) -> None:
     x = torch.randn(1, 8)
     model = nn.Sequential(nn.Linear(8, 4))
     fast, _ = optimised(model, x, rounds=1)
-    message = "a copy for running that rankwise.kernels.optimised made; take the network that it was made of"
+    message = "a copy for running that rankwise.kernels.optimised made; take the network that it was made from"
     for refused in (
         lambda: rw.save(fast, tmp_path / "out"),
         lambda: rw.find(fast, x),
