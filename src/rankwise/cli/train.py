@@ -144,11 +144,15 @@ def train(
             )
             first = rank() == 0
         if first:
+            seen = {
+                "calibration": Seen.of([]),
+                "training": Seen.of(inputs),
+            }  # calibration takes samples of the training
             result = Result(
                 out=out,
                 folder=out_folder,
                 plan=report.plan,
-                seen={"calibration": Seen.of([]), "training": Seen.of(inputs)},  # calibration samples are of these
+                seen=seen,
                 data=measured_on,
                 timing=figured,
                 judging=judging,
