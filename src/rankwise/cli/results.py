@@ -29,7 +29,7 @@ class Result:
 
     out: Output
     folder: Path
-    plan: Plan | None
+    plan: Plan | None = None
     seen: Mapping[str, Seen]
     data: Data
     timing: Timing

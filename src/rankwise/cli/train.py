@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -148,15 +148,7 @@ def train(
                 "calibration": Seen.of([]),
                 "training": Seen.of(inputs),
             }  # calibration takes samples of the training
-            result = Result(
-                out=out,
-                folder=out_folder,
-                plan=report.plan,
-                seen=seen,
-                data=measured_on,
-                timing=figured,
-                judging=judging,
-            )
+            result = Result(out=out, folder=out_folder, seen=seen, data=measured_on, timing=figured, judging=judging)
             _finish(result, small.cpu(), report, run.seed)
 
 
@@ -165,6 +157,7 @@ def _finish(result: Result, small: nn.Module, report: TrainReport, seed: int) ->
     from .tables import plan_table
 
     out, (dense, cut) = result.out, (each.cpu() for each in (report.dense, report.cut))
+    result = replace(result, plan=report.plan)
     result.save(small)
     before = result.untimed({"dense": dense, "cut": cut})
     told = _told(report, before)
