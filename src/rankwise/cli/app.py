@@ -8,7 +8,6 @@ A command module imports torch inside its function, so that `--help` answers at 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -69,10 +68,9 @@ def _paragraphs(docstring: str | None) -> str:
     return "\n\n".join(" ".join(text.split()) for text in (docstring or "").split("\n\n"))
 
 
-_COMMANDS: list[Callable[..., None]] = [
+for command in (
     *(inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, verify, formats, roofline, demo),
-]
-for command in _COMMANDS:
+):
     app.command(help=_paragraphs(command.__doc__))(command)
 
 

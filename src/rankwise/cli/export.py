@@ -143,7 +143,8 @@ def _exported(
 ) -> list[dict[str, Any]]:
     """Write the last network to the file and the others to a temporary folder, and time all of them."""
     from ..export.runners import times
-    from ..figures.measured import NOTHING_FACTORISED, all_dense
+    from ..figures.measured import NOTHING_FACTORISED
+    from ..layers.low_rank import is_factorised
     from ..running.arguments import arguments
 
     *beside, wanted = networks
@@ -158,7 +159,7 @@ def _exported(
                 except ValueError as error:  # the file that was asked for is written already
                     out.note(f"the {name} network was not exported beside it: {error}")
         timed = files
-        if beside and all_dense(networks[wanted]):
+        if beside and not is_factorised(networks[wanted]):
             out.say(NOTHING_FACTORISED)
             timed = {wanted: file}
         with out.step("measuring"):

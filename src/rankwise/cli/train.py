@@ -144,10 +144,8 @@ def train(
             )
             first = rank() == 0
         if first:
-            seen = {
-                "calibration": Seen.of([]),
-                "training": Seen.of(inputs),
-            }  # calibration takes samples of the training
+            # Calibration takes samples of the training.
+            seen = {"calibration": Seen.of([]), "training": Seen.of(inputs)}
             result = Result(out=out, folder=out_folder, seen=seen, data=measured_on, timing=figured, judging=judging)
             _finish(result, small.cpu(), report, run.seed)
 

@@ -32,12 +32,9 @@ LARGEST_STRIDE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Capture:
-    """A program, and arguments at all sizes at which its file is checked.
+    """A program, whether further axes than the batch are open, and arguments at all sizes at which its file is checked.
 
-    Attributes:
-        program: of the network.
-        checks: pairs of a description and arguments, the example first.
-        further: whether other axes than the batch are open.
+    `checks` are pairs of a description and arguments, the example first.
     """
 
     program: torch.export.ExportedProgram

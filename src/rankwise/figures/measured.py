@@ -86,9 +86,10 @@ def measure(out: Teller, networks: Mapping[str, nn.Module], data: Data, *, timin
 
 def _latencies(out: Teller, networks: Mapping[str, nn.Module], data: Data, figures: Figures, timing: Timing) -> None:
     from ..evaluate import latency
+    from ..layers.low_rank import is_factorised
 
     inputs = data.example(timing.batch)
-    if timing.engines and len(networks) == 2 and all_dense(list(networks.values())[1]):
+    if timing.engines and len(networks) == 2 and not is_factorised(list(networks.values())[1]):
         out.say(NOTHING_FACTORISED)
         networks = dict(list(networks.items())[:1])
     for engine in timing.engines:
@@ -101,13 +102,6 @@ def _latencies(out: Teller, networks: Mapping[str, nn.Module], data: Data, figur
         if times is not None and len(times) == 2:
             (_, first), (name, second) = times.items()
             figures[name][f"speedup_{engine}"] = asdict(first / second)
-
-
-def all_dense(network: nn.Module) -> bool:
-    """Whether a network has no factorised layer."""
-    from ..formats import LowRank
-
-    return not any(isinstance(module, LowRank) for module in network.modules())
 
 
 def figures_of(figures: Figures, data: Data) -> dict[str, Any]:

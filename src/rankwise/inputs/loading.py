@@ -89,7 +89,9 @@ def _from_source(
     read = _Cache(source)
     first = read(0)[0]
     picture = source.pictures or (white_of(first) is not None and first.ndim == 3)
-    if not steps and is_torchvision(model) and picture and not _is_array(source):
+    # Arrays hold inputs of one size already: they skip the usual resize of a pretrained network.
+    is_array = any(ending in source.name for ending in ARRAYS)
+    if not steps and is_torchvision(model) and picture and not is_array:
         steps = parse_transform("resize=256,crop=224")
     normalise = _normalise(options.normalise, picture or white_of(first) is not None, model)
     read.use(steps)
@@ -114,11 +116,6 @@ def _from_source(
         prepared=f"{shape}, {transform or 'sizes as stored'}, normalised {normalise.name}",
         _passes=passes,
     )
-
-
-def _is_array(source: Source) -> bool:
-    """Arrays hold inputs of one size already: they skip the usual resize of a pretrained network."""
-    return any(ending in source.name for ending in ARRAYS)
 
 
 def _normalise(text: str, bytes_stored: bool, model: str) -> Normalise:

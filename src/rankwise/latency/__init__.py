@@ -7,7 +7,7 @@ from ..timing.clock import Latency, Ratio
 from .engine import Engine, Work
 from .executorch_engine import ExecuTorch
 from .onnxruntime_engine import OnnxRuntime
-from .roofline import RooflineEngine
+from .roofline import Device, RooflineEngine
 from .torch_engines import Compiled, Cuda, Eager
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Eager, Compiled, OnnxRuntime, ExecuTorch, Cuda)}
@@ -25,7 +25,7 @@ def get_engine(name: str | Engine, threads: int = 1) -> Engine:
         'torch, 1 thread'
     """
     if isinstance(name, Engine) or name.startswith("roofline:"):
-        engine = name if isinstance(name, Engine) else RooflineEngine.load(name.removeprefix("roofline:"))
+        engine = name if isinstance(name, Engine) else RooflineEngine(Device.load(name.removeprefix("roofline:")))
         if threads not in (1, engine.threads):
             raise ValueError(
                 f"threads={threads} has no effect on engine {str(engine)!r}, which has its own; leave it out"

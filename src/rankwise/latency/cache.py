@@ -28,16 +28,9 @@ def cache_folder() -> Path:
 
 
 class Cache:
-    """Measured times by signature of the layer, in one file.
+    """Measured times by signature of the layer, in a file for each device, engine, version and number of threads.
 
-    Args:
-        engine: that measures.
-        network: tells the device.
-        around: bytes read between two runs.
-        folder: of the file.
-
-    Attributes:
-        path: the file; each device, engine, version, number of threads and `around` has its own.
+    The network tells the device; times with another number of bytes read between two runs (`around`) are apart too.
     """
 
     def __init__(self, engine: Engine, network: nn.Module, around: int = 0, folder: Path | None = None) -> None:

@@ -105,11 +105,6 @@ class RooflineEngine(Engine):
         super().__init__(threads=1)
         self.description = description
 
-    @classmethod
-    def load(cls, path: str | Path) -> RooflineEngine:
-        """From a file; see `Device.load`."""
-        return cls(Device.load(path))
-
     @property
     def version(self) -> str:
         """The numbers themselves, as other numbers are another device."""

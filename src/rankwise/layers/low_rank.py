@@ -152,6 +152,11 @@ class _Watching(threading.local):
 _watching = _Watching()
 
 
+def is_factorised(network: nn.Module) -> bool:
+    """Whether a network has a factorised layer."""
+    return any(isinstance(module, LowRank) for module in network.modules())
+
+
 @contextmanager
 def watching_weights(watcher: Callable[[LowRank], None]) -> Iterator[None]:
     """Inside, `watcher` is called with each chain whose dense weight is computed in this thread."""

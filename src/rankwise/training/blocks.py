@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats import LowRank
+from ..layers.low_rank import LowRank, is_factorised
 from ..network.replacing import module_at
 from ..running.calling import call, map_tensors, tensors_in
 from ..running.exclusive import exclusive, own_thread
@@ -94,13 +94,13 @@ def find_blocks(model: nn.Module) -> list[str]:
     """
     found = []
     for name, child in model.named_children():
-        if _is_factorised(child):
+        if is_factorised(child):
             found += _blocks(model, name, child) or [name]
     return found
 
 
 def _blocks(parent: nn.Module, name: str, child: nn.Module) -> list[str]:
-    if not _is_factorised(child):
+    if not is_factorised(child):
         return []
     if _holds_blocks(parent) and not _holds_blocks(child):
         return [name]
@@ -110,10 +110,6 @@ def _blocks(parent: nn.Module, name: str, child: nn.Module) -> list[str]:
 
 def _holds_blocks(module: nn.Module) -> bool:
     return isinstance(module, (nn.Sequential, nn.ModuleList)) and not isinstance(module, LowRank)
-
-
-def _is_factorised(module: nn.Module) -> bool:
-    return any(isinstance(part, LowRank) for part in module.modules())
 
 
 @contextmanager

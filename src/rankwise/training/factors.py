@@ -22,10 +22,7 @@ from ..running.guards import unwrap
 class Factor:
     """A layer of a chain whose weight, as an N x R matrix for each group, shall have orthonormal columns.
 
-    Attributes:
-        layer: the layer.
-        groups: the chain's.
-        first: whether it stands before the core, so that its rows are the ranks, not its columns.
+    The `first` layer stands before the core, so that its rows are the ranks, not its columns.
     """
 
     layer: Any
