@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Two pytest workers: the tests are sized for two cores.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Two pytest workers with one thread each, programs that they start too: the tests are sized for two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help demo test test-all test-reliability lint format clean
 

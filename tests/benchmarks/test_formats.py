@@ -16,7 +16,7 @@ from rankwise.formats import FORMATS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.long
+@pytest.mark.slow  # a whole run of a benchmark; that it can be imported is a quick test
 def test_quick_run_writes_every_table(tmp_path: Path) -> None:
     pytest.importorskip("tensorly")
     command = [

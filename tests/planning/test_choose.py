@@ -200,7 +200,10 @@ def three() -> Net:
     return model, collect(model, batches_of(8, 4, 8, 8))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+# Four ranks are fitted at many points: seconds, for what three ranks of the other formats show.
+@pytest.mark.parametrize(
+    "format", [pytest.param(name, marks=[pytest.mark.slow] * (name == "tucker")) for name in FORMATS]
+)
 def test_a_budget_of_one_half_is_at_most_one_half_for_every_format(three: Net, format: str) -> None:
     model, stats = three
     plan = choose(model, stats, keep={"params": 0.5}, formats=[format])
