@@ -9,21 +9,28 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Where modules were before they were put together by concept -> where they are.
+# Room -> the modules that were at the top of the package before they were put together by concept.
+_ROOMS = {
+    "factorisation": "check",
+    "inputs": "torchvision_shim",
+    "layers": "kinds",
+    "network": "counting find hub patterns references routes sites standins ties vocabulary",
+    "planning": "budgets choose constraints curves pareto planner profile refine target unmet wishes",
+    "running": "arguments attributes batches calling copying example exclusive finite guards outputs padding pristine "
+    "randomness seen state",
+    "surgery": "folding tracing",
+}
+# Where modules were -> where they are.
 MOVED = {
-    "batches": "running.batches",
-    "calling": "running.calling",
-    "choose": "planning.choose",
+    **{name: f"{room}.{name}" for room, names in _ROOMS.items() for name in names.split()},
     "compress": "session",
     "factorise": "factorisation",
-    "find": "network.find",
-    "folding": "surgery.folding",
-    "kinds": "layers.kinds",
-    "outputs": "running.outputs",
-    "pareto": "planning.pareto",
-    "planner": "planning.planner",
-    "profile": "planning.profile",
-    "sites": "network.sites",
+    "formats.lazy_weight": "layers.lazy_weight",
+    "formats.low_rank": "layers.low_rank",
+    "formats.modules": "layers.modules",
+    "formats.nested": "layers.nested",
+    "latency.clock": "timing.clock",
+    "latency.load": "timing.load",
     "transfer": "factorisation.shrinkage",
     "verify": "verification",
 }
