@@ -63,12 +63,13 @@ class Attributes:
     def restore(self, but: str | None = None) -> None:
         """Put everything back and remove new attributes, except those whose names begin with `but`."""
         with ExitStack() as steps:  # every step runs, even after another failed; the last one comes first
-            for tensor, version, values in self._tensors:
-                steps.callback(put_back, tensor, version, values)
-            for module, names, own in self._kept:
-                steps.callback(self._put_attributes, vars(module), names, own, but)
-            for container, entries in self._containers:
-                steps.callback(_refill, container, entries)
+            for _ in range(2):  # and once more, for a step that was interrupted: steps that are done change nothing
+                for tensor, version, values in self._tensors:
+                    steps.callback(put_back, tensor, version, values)
+                for module, names, own in self._kept:
+                    steps.callback(self._put_attributes, vars(module), names, own, but)
+                for container, entries in self._containers:
+                    steps.callback(_refill, container, entries)
 
     def _put_attributes(self, live: dict[str, Any], names: Any, own: Mapping[str, Any], but: str | None) -> None:
         for name in [name for name in live if name not in names and _is_state(name, live[name])]:
