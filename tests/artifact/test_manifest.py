@@ -162,3 +162,9 @@ def test_a_fingerprint_is_of_what_lies_outside_the_layers_and_of_the_layers() ->
     assert lines == {"fc": "linear [8, 6]", "fcs.weight": "[3]", "norm.bias": "[8]"}
     assert list(lines) == sorted(lines)
     assert fingerprint(lines) == fingerprint(dict(lines)) != fingerprint({**lines, "fc": "linear [8, 7]"})
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_number_that_no_float_holds(number: int) -> None:
+    with pytest.raises(ValueError, match="largest_error must be a number or null"):
+        Manifest.from_json(text_of({**plain(), "largest_error": number}))

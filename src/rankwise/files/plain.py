@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 import yaml
@@ -80,8 +81,8 @@ _Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_yaml_float)
 
 
 def is_finite(value: object) -> bool:
-    """Whether this is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a number that a float can hold, and no infinity or NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_count(value: object) -> bool:
