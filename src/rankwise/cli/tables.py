@@ -39,6 +39,8 @@ def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table
 
 def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
     """Every row of a plan beside what the layer costs today, with reasons if `width` columns have room for them."""
+    from ..planning.units import UNITS
+
     reasons = width >= WIDTH_FOR_REASONS
     table = _table(
         "layer", "format", right=("ranks", "params", "MACs", "of dense", "error"), wide="why" if reasons else None
@@ -58,8 +60,7 @@ def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
     table.add_section()
     for name in plan.dense:
         share = plan.planned[name] / plan.dense[name] if plan.dense[name] else 1.0
-        amount = f"{plan.planned[name] / 1000:.3f} ms" if name == "latency" else f"{plan.planned[name]:,}"
-        table.add_row(f"all {name}", "", "", "", amount, f"{share:.1%}", "")
+        table.add_row(f"all {name}", "", "", "", UNITS[name].shown(plan.planned[name]), f"{share:.1%}", "")
     return table
 
 
