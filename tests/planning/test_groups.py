@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.nets import Residual, batches_of, make
+from support.nets import batches_of
 from support.rank_problems import brief
 from torch import nn
 
-from rankwise import RULES, Statistics, choose, collect, evaluate, factorise, find, pareto
+from rankwise import RULES, Statistics, choose, evaluate, factorise, find, pareto
 from rankwise.planning.profile import profile
 
 Net = tuple[nn.Module, Statistics]
@@ -22,17 +22,6 @@ TRIPLE = ("block2.conv2", "block3.conv1", "block3.conv2")  # 16 x 16
 TIE = ("block1.conv?", r"re:block2\.conv2|block3\.conv.")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def net() -> Net:
-    model = make(Residual)
-    return model, collect(model, batches_of(8, 3, 16, 16), gradients=True)
-
-
-@pytest.fixture(scope="module")
-def curves(net: Net) -> Any:
-    return profile(*net)
 
 
 def form(plan: Any, name: str) -> tuple[str, tuple[int, ...]]:

@@ -41,17 +41,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def net() -> Net:
-    model = make(Residual)
-    return model, collect(model, batches_of(8, 3, 16, 16), gradients=True)
-
-
-@pytest.fixture(scope="module")
-def curves(net: Net) -> Any:
-    return profile(*net)
-
-
-@pytest.fixture(scope="module")
 def trials(net: Net) -> evaluate.Trials:
     model, stats = net
     return evaluate.Trials(model, lambda plan: factorise(model, plan, stats), batches_of(16, 3, 16, 16, seed=7))
