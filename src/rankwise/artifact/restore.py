@@ -14,7 +14,7 @@ from ..formats import get_format
 from ..layers.kinds import Role, is_convolution, site_kind
 from ..network.site import Site
 from ..running.copying import copied
-from ..running.state import DTYPES, NAMES, place, state_of
+from ..running.state import DTYPES, NAMES, place, set_state, state_of
 from ..surgery.folding import refolded
 from ..surgery.rebuild import rebuild
 from .coding import decode
@@ -220,7 +220,7 @@ def _fill(model: nn.Module, manifest: Manifest, stored: Mapping[str, Tensor]) ->
             tensor.data = own[first].data
         else:
             tensor.data = empty(stored[name], tensor.device, name in manifest.channels_last)
-    model.load_state_dict(dict(stored))
+    set_state(model, stored)
     for name, buffer in model.named_buffers(remove_duplicate=False):
         # A buffer that the first forward makes does not exist yet, and will get the dtype of that forward.
         if name in manifest.unsaved_buffers and buffer.is_floating_point():

@@ -29,6 +29,8 @@ def load_weights(model: nn.Module, path: Path, spec: str = "the model") -> None:
     Raises:
         ValueError: if the file cannot be read, or names or shapes differ.
     """
+    from ..running.state import set_state
+
     state = read_weights(path)
     own = model.state_dict(keep_vars=True)
     pairs = {name: (value, own[name]) for name, value in state.items() if name in own}
@@ -50,7 +52,7 @@ def load_weights(model: nn.Module, path: Path, spec: str = "the model") -> None:
     )
     if found := "; ".join(filter(None, problems)):
         raise ValueError(f"{path} does not fit {spec}: {found}. Nothing was loaded. {_advice(own, state, shapes)}")
-    model.load_state_dict(state, strict=False)
+    set_state(model, state, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,6 +134,17 @@ def stored_bytes(model: nn.Module, without: Collection[str] = ()) -> int:
         if not name.startswith(left_out) and _problem(value) is None
     }
     return sum(places.values())
+
+
+def set_state(model: nn.Module, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """`load_state_dict` of values that are laid out like the model's own.
+
+    They count as being of the versions that the model's modules have now: some, such as torchvision's MNASNet, refuse
+    values without a version, which only a state dict from `state_dict` or `torch.load` has.
+    """
+    state = OrderedDict(values)
+    state._metadata = model.state_dict(keep_vars=True)._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=strict)
 
 
 def place(tensor: Tensor) -> tuple[object, ...]:

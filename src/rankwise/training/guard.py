@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor, nn
 
+from ..running.state import set_state
+
 
 class Guard:
     """Keeps the state with the least held-out loss, from the start on, so training never ends with a worse network.
@@ -43,7 +45,7 @@ class Guard:
 
     def restore(self) -> nn.Module:
         """Put the best state back into the network."""
-        self.model.load_state_dict(self.best)
+        set_state(self.model, self.best)
         return self.model
 
     def state_dict(self) -> dict[str, object]:

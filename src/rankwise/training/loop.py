@@ -18,6 +18,7 @@ from ..plan import Plan
 from ..running.calling import prepared, samples_in
 from ..running.guards import unwrap
 from ..running.pristine import evaluating
+from ..running.state import set_state
 from ..running.verbs import verb
 from .augment import Augment
 from .checkpoint import read_checkpoint, write_checkpoint
@@ -165,7 +166,7 @@ class Loop:
             self._look(None, held_out)
             return
         state = read_checkpoint(self.checkpoint, self.identity)
-        self.model.load_state_dict(state["model"])
+        set_state(self.model, state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.guard = Guard(self.model, state["guard"]["start"])
         self.guard.load_state_dict(state["guard"])
