@@ -67,6 +67,7 @@ class Engine(ABC):
         rounds: int | None = ROUNDS,
         warmup: int = WARMUP,
         around: int = 0,
+        narrow: float | None = None,
         layers: Mapping[str, str] | None = None,
     ) -> dict[str, Latency]:
         """Seconds of one forward of each work, all under the same conditions.
@@ -76,6 +77,7 @@ class Engine(ABC):
             rounds: measured runs of each; None as for `clock.timed`.
             warmup: runs before them.
             around: bytes read between two runs, in place of the other layers of a network.
+            narrow: width of an interval, as for `clock.timed`.
             layers: the network's layer for each work, for messages.
 
         Raises:
@@ -89,6 +91,11 @@ class Running(Engine):
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
         self._held: WeakKeyDictionary[nn.Module, Callable[[], object]] = WeakKeyDictionary()
+
+    @property
+    def alone(self) -> bool:
+        """Whether the calling thread does all the work."""
+        return self.threads == 1
 
     def hold(self, work: Work) -> None:
         with self.ready():
@@ -109,6 +116,7 @@ class Running(Engine):
         rounds: int | None = ROUNDS,
         warmup: int = WARMUP,
         around: int = 0,
+        narrow: float | None = None,
         layers: Mapping[str, str] | None = None,
     ) -> dict[str, Latency]:
         others = torch.ones(around // 4)
@@ -131,7 +139,7 @@ class Running(Engine):
                         raise
                     raise ValueError(f"layer {layers[name]!r} as {name.rpartition(': ')[2]}: {error}") from error
             before = {name: partial(between, name) for name in runs}
-            return timed(runs, rounds=rounds, warmup=warmup, before=before)
+            return timed(runs, rounds=rounds, warmup=warmup, before=before, alone=self.alone, narrow=narrow)
 
 
 @cache

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import comb, inf
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,14 @@ FIGURES = ("median", "low", "high")
 FEWEST = 6
 # Medians of two measurements of one network differ by about this share.
 NOISE = 0.02
+# Runs whose intervals are too wide are repeated at most this often.
+AGAIN = 4
+# Rows of the product that tells the speed of the machine: about ten microseconds.
+PRODUCT = 80
+# Above this share of the calling thread's time, the other threads of the process are part of the run.
+ELSEWHERE = 0.2
+# The machine's better moments: the fastest fifth of the products; and how much slower a moment may be to count as one.
+BETTER, SLOW = 0.2, 1.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +112,8 @@ def timed(
     rounds: int | None = None,
     warmup: int = WARMUP,
     before: Mapping[str, Callable[[], object]] | None = None,
+    alone: bool = False,
+    narrow: float | None = None,
 ) -> dict[str, Latency]:
     """Times of runs that take turns.
 
@@ -112,17 +123,31 @@ def timed(
             turns of a few microseconds would all fall into one moment of the machine.
         warmup: rounds before them.
         before: called before each run, not timed.
+        alone: whether the calling thread does all the work; other processes then hardly count, see `in_turns`.
+        narrow: runs whose interval is wider than this share of the median get further rounds, up to `AGAIN` times as
+            many again; only for runs of the same speed in all rounds, so with `alone`.
     """
-    turns = 1
+    turns, product = 1, Product(select=narrow is not None) if alone else None
     if rounds is None:
-        first = in_turns(runs, 1, warmup, before)
+        first = in_turns(runs, 1, warmup, before, product)
         rounds, warmup, taken = ROUNDS, 0, sum(seconds[0] for seconds in first.values())
         turns = min(max(int(SECONDS / (ROUNDS * taken)), 1), RUNS) if taken > 0 else RUNS
-    seconds = in_turns(runs, rounds * turns, warmup, before)
-    return {
-        name: summary([median(each[start : start + turns]) for start in range(0, len(each), turns)])
-        for name, each in seconds.items()
-    }
+    seconds = in_turns(runs, rounds * turns, warmup, before, product)
+    found = {name: _rounds(each, turns) for name, each in seconds.items()}
+    for _ in range(AGAIN if narrow is not None and alone else 0):
+        wide = [name for name, time in found.items() if time.high - time.low > (narrow or 0) * time.median]
+        if not wide:
+            break
+        more = in_turns({name: runs[name] for name in wide}, rounds * turns, 0, before, product)
+        for name, each in more.items():
+            seconds[name] += each
+            found[name] = _rounds(seconds[name], turns)
+    return found
+
+
+def _rounds(seconds: Sequence[float], turns: int) -> Latency:
+    """The summary of rounds of several turns, each round by its median."""
+    return summary([median(seconds[start : start + turns]) for start in range(0, len(seconds), turns)])
 
 
 def in_turns(
@@ -130,20 +155,87 @@ def in_turns(
     rounds: int,
     warmup: int,
     before: Mapping[str, Callable[[], object]] | None = None,
+    product: Product | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every measured round by name, as for `timed`; round r starts with run r modulo their number."""
+    """Seconds of every measured round by name, as for `timed`; round r starts with run r modulo their number.
+
+    With a `product`, for runs whose work the calling thread does alone, time in which another process had the core does
+    not count, and runs in slow moments (another process on the same physical core, a lower clock) are scaled by what
+    the product took right before and right after them.
+    """
     names = list(runs)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    taken: dict[str, list[_Run]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
+            if product is not None:
+                product()
             if before is not None:
                 before[name]()
-            began = time.perf_counter()
-            runs[name]()
+            run = _run(runs[name], product is not None)
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+                taken[name].append(run._replace(place=0 if product is None else len(product.seconds)))
+    if product is None:
+        return {name: [run.wall for run in each] for name, each in taken.items()}
+    product()
+    return {name: product.scaled(each) for name, each in taken.items()}
+
+
+class _Run(NamedTuple):
+    """Seconds of one run: on the wall, of the calling thread, of the process; and how many products ran before it."""
+
+    wall: float
+    thread: float = 0.0
+    process: float = 0.0
+    place: int = 0
+
+
+def _run(run: Callable[[], object], alone: bool) -> _Run:
+    if not alone:
+        began = time.perf_counter()
+        run()
+        return _Run(time.perf_counter() - began)
+    process, thread, began = time.process_time(), time.thread_time(), time.perf_counter()
+    run()
+    wall, thread = time.perf_counter() - began, time.thread_time() - thread
+    return _Run(wall, thread, time.process_time() - process)
+
+
+class Product:
+    """A small matrix product that tells how fast the machine is at the moment; for runs that a thread does alone.
+
+    Args:
+        select: whether to leave out runs in slow moments, if enough others are left. Runs of different kinds slow down
+            by different factors, so that scaling alone cannot make up for it.
+    """
+
+    def __init__(self, select: bool = False) -> None:
+        self._x = torch.ones(PRODUCT, PRODUCT)
+        self._y = torch.empty(PRODUCT, PRODUCT)
+        self._select = select
+        self._usual = 0.0
+        self.seconds: list[float] = []
+
+    def __call__(self) -> None:
+        self.seconds.append(_run(self._once, alone=True).thread)
+
+    def _once(self) -> None:
+        torch.mm(self._x, self._x, out=self._y)
+
+    def scaled(self, runs: Sequence[_Run]) -> list[float]:
+        """Seconds of runs at the speed of the machine's better moments when this was first asked."""
+        thread, process = sum(run.thread for run in runs), sum(run.process for run in runs)
+        if process > (1 + ELSEWHERE) * thread:  # other threads of this process did some of the work
+            return [run.wall for run in runs]
+        if not self._usual:
+            self._usual = sorted(self.seconds)[int(BETTER * len(self.seconds))]
+        slow = [max(self.seconds[run.place - 1], self.seconds[run.place]) / self._usual for run in runs]
+        kept: Sequence[int] = range(len(runs))
+        if self._select:
+            order = sorted(kept, key=slow.__getitem__)
+            good = [place for place in order if slow[place] <= SLOW]
+            kept = sorted(good if len(good) >= FEWEST else order[:FEWEST])
+        return [min(runs[place].wall, runs[place].thread) / max(slow[place], 1.0) for place in kept]
 
 
 def summary(seconds: Sequence[float]) -> Latency:
