@@ -85,14 +85,13 @@ def compress(
         work = checkpoint.work(out, out_folder)
         out.if_stopped(lambda: _kept(work))
         selection = Selection.of(way.importance)
-        timed = Asked.of(**wishes).is_timed
-        engine = timing.measuring(timed, figures=True)
+        where = timing.wishes(Asked.of(**wishes).needs_times)
         job = Job.start(
             out, network, data, run.seed, judging=judging, wishes=wishes, folder=out_folder, way=way, work=work
         )
         job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
-        job.begin(_identity(job, wishes, budget, way, timing if timed else None))
-        plan = job.plan(wishes, share, engine, timing.latency_batch)
+        job.begin(_identity(job, wishes, budget, way, timing if where["timed"] else None))
+        plan = job.plan(wishes, share, where, timing.latency_batch)
         small = job.factorise(plan, selection)
         finish(job, small, plan, out_folder, command="compress", timing=figured, storage=way.storage)
         work.remove()

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..formats import Format
     from ..inputs.importance import Selection
     from ..inputs.statistics import StatisticsFile
-    from ..latency import Engine
     from ..network.sites import Sites
     from ..plan import Plan
     from ..planning.wishes import Asked
@@ -139,31 +138,35 @@ class Job:
                 "--stats FILE, or give a number from 0 to 1"
             )
 
-    def plan(self, wishes: Mapping[str, Any], shrink: float | str | None, engine: Engine | None, batch: int) -> Plan:
-        """Choose formats and ranks as `Session.plan` does; `engine` measures a latency budget, for `batch` samples."""
+    def plan(self, wishes: Mapping[str, Any], shrink: float | str | None, where: Mapping[str, Any], batch: int) -> Plan:
+        """Choose formats and ranks as `Session.plan` does; `where` is from `Timed.wishes`, for `batch` samples."""
         self._check_share(shrink, METRICS[wishes["metric"]])
-        return self.session.plan({**wishes, **self.times(engine, batch), **self.tries(wishes)}, shrink)
+        plan = self.session.plan({**wishes, **self.times(where, batch), **self.tries(wishes)}, shrink)
+        if plan.latency is not None:
+            self.out.say(f"time to expect: {plan.latency.share:.2f} of the dense network's; {plan.latency}")
+        return plan
 
     def plans(
         self,
         wishes: Mapping[str, Any],
         keeps: Sequence[Mapping[str, float]],
-        engine: Engine | None,
+        where: Mapping[str, Any],
         batch: int,
         *,
         nested: bool,
     ) -> list[Plan]:
         """One plan for every budget, each inside the one before if `nested`; the rest is as for `plan`."""
-        return self.session.plans({**wishes, **self.times(engine, batch), **self.tries(wishes)}, keeps, nested)
+        return self.session.plans({**wishes, **self.times(where, batch), **self.tries(wishes)}, keeps, nested)
 
     def shrunk(self, plan: Plan, shrink: float | str | None) -> Plan:
         """An existing plan with the share of the weight metric that its fits shall have."""
         self._check_share(shrink, plan.fit_metric)
         return replace(plan, shrink=self.session.share_for(plan, shrink))
 
-    def times(self, engine: Engine | None, batch: int) -> dict[str, Any]:
-        """The arguments `example` and `engine` of `choose`, for a latency budget."""
-        return {} if engine is None else {"example": self.measured_on.example(batch), "engine": engine}
+    def times(self, where: Mapping[str, Any], batch: int) -> dict[str, Any]:
+        """The arguments engine, threads and, if plans are measured, example of `choose`."""
+        arguments = {name: value for name, value in where.items() if name != "timed"}
+        return {**arguments, "example": self.measured_on.example(batch)} if where["timed"] else arguments
 
     def tries(self, wishes: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments `evaluate` and `drop` of `choose`, if the wishes need them; both need data."""

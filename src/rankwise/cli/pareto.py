@@ -56,9 +56,9 @@ def pareto(
             raise ValueError("--shrink auto chooses for one plan; give a number from 0 to 1 for a list of budgets")
         timing.check()
         wishes = choosing.wishes(judging.fit)
-        engine = timing.measuring(along == "latency")
+        where = timing.wishes(along == "latency", wanted=False)
         job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes)
-        plans = job.plans({**wishes, "shrink": share or 0.0}, keeps, engine, timing.latency_batch, nested=not own)
+        plans = job.plans({**wishes, "shrink": share or 0.0}, keeps, where, timing.latency_batch, nested=not own)
         rows = [_row(plan, along) for plan in plans]
         judge = _judge(job, plans, rows) if measure else None
         _write(out_folder, plans, along, rows, judge)

@@ -40,12 +40,10 @@ def plan(
         wishes = budget.wishes(judging.fit)
         from ..planning.wishes import Asked  # imports torch: what is spelled wrong is reported before
 
-        engine = timing.measuring(Asked.of(**wishes).is_timed)
+        where = timing.wishes(Asked.of(**wishes).needs_times)
         job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes)
-        chosen = job.plan(wishes, share, engine, timing.latency_batch)
+        chosen = job.plan(wishes, share, where, timing.latency_batch)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.session.sites, out.console.width))
-        if chosen.latency is not None:
-            out.say(f"latency: {chosen.latency}")
         out.say(f"plan: {plan_file} (edit it, then: rankwise apply {network.model} {plan_file} DATA -o out/)")
         out.result("plan", {"plan_file": plan_file, "plan": chosen.to_dict()})

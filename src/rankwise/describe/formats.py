@@ -8,7 +8,6 @@ from typing import Any
 from ..formats import Format, Ranks
 from ..formats.slr import SparseLowRank
 from ..network.site import Site
-from ..planning.profile import rank_step
 from . import networks, slr
 from .layers import CONV, LINEAR, kind_of, layer_site
 
@@ -33,7 +32,7 @@ def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
 
 def half(format: Format, site: Site) -> Ranks:
     """The ranks nearest to half of the layer's MACs, among those that the format would try."""
-    candidates = _family(format).candidates(format, site, rank_step(site, "auto")) or [format.limits(site)]
+    candidates = _family(format).candidates(format, site, 1) or [format.limits(site)]
     return min(candidates, key=lambda ranks: abs(2 * format.cost(site, ranks, bias=False).macs - site.macs))
 
 

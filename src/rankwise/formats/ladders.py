@@ -7,9 +7,42 @@ import torch
 from .base import Ranks
 
 
+class Step(int):
+    """A step between ranks: multiples of the number itself up to a block, multiples of the block above it.
+
+    Attributes:
+        block: what an engine computes at once; a multiple of the number.
+
+    Example:
+        >>> steps(60, Step(4, block=16))
+        [4, 8, 12, 16, 32, 48, 60]
+    """
+
+    block: int
+
+    def __new__(cls, fine: int, block: int = 1) -> Step:
+        step = super().__new__(cls, fine)
+        step.block = max(block, fine)
+        assert step.block % fine == 0
+        return step
+
+
+def nearest(rank: float, step: int) -> int:
+    """The rank of a ladder that is nearest to a number, at least the step itself.
+
+    Example:
+        >>> [nearest(rank, Step(4, block=16)) for rank in (1, 9, 23, 25)]
+        [4, 8, 16, 32]
+    """
+    block = step.block if isinstance(step, Step) else int(step)
+    unit = block if rank > block else int(step)
+    return max(1, round(rank / unit)) * unit
+
+
 def steps(limit: int, step: int, most: int | None = None) -> list[int]:
     """Multiples of `step` up to `limit`, and `limit`; thinned to about `most` values, evenly in logarithm."""
-    values = sorted({*range(step, limit + 1, step), limit})
+    block = step.block if isinstance(step, Step) else int(step)
+    values = sorted({*range(step, min(limit, block) + 1, step), *range(block, limit + 1, block), limit})
     if most is None or len(values) <= most:
         return values
     targets = torch.logspace(0, 1, most).sub(1).div(9).mul(len(values) - 1).round().long().tolist()
@@ -25,7 +58,7 @@ def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
     """Ranks that grow together up to their limits: multiples of `step`, or the limit."""
     found: dict[Ranks, None] = {}
     for share in torch.logspace(-2, 0, count, dtype=torch.float64).tolist():
-        rounded = [max(1, round(share * limit / step)) * step for limit in limits]
+        rounded = [nearest(share * limit, step) for limit in limits]
         found[tuple(min(rank, limit) for rank, limit in zip(rounded, limits, strict=True))] = None
     return list(found)
 

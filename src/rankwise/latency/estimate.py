@@ -9,6 +9,7 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import log1p, prod
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def spread(candidates: Sequence[Ranks], count: int) -> list[Ranks]:
 class Estimate:
     """Times of one format at one layer: measured ones as they are, others estimated.
 
-    One rank: a straight line between the measured neighbours. Several: `t = sum_f c_f x_f(ranks)` with `c >= 0`, by
+    One rank: a straight line between the measured neighbours; where more ranks seem to take less time, but both are
+    within noise, all get their mean. Several: `t = sum_f c_f x_f(ranks)` with `c >= 0`, by
     least squares of the relative errors; the features are 1, the ranks, their products in pairs (a layer of a chain
     joins two ranks) and the MACs. Either way time grows with the ranks if the measured times do.
 
@@ -53,9 +55,9 @@ class Estimate:
     """
 
     def __init__(self, measured: Mapping[Ranks, Latency], macs: Mapping[Ranks, int]) -> None:
-        self._measured = dict(measured)
         self._macs = macs
         self._single = all(len(ranks) == 1 for ranks in measured)
+        self._measured = rising(measured) if self._single else dict(measured)
         if self._single:
             self._ladder = sorted(rank for (rank,) in measured)
         else:
@@ -83,6 +85,37 @@ class Estimate:
 
     def _features(self, ranks: Ranks) -> list[float]:
         return [1.0, *ranks, *(a * b for a, b in combinations(ranks, 2)), float(self._macs[ranks])]
+
+
+def rising(measured: Mapping[Ranks, Latency]) -> dict[Ranks, Latency]:
+    """Times that do not fall as the rank grows, unless they fall by more than noise: neighbours are pooled.
+
+    Some engines really are faster at the next multiple of their block.
+
+    Example:
+        >>> times = [Latency(median=m, low=m - 0.5, high=m + 0.5) for m in (1.0, 2.2, 2.0, 9.0, 4.0)]
+        >>> [time.median for time in rising({(r,): time for r, time in enumerate(times)}).values()]
+        [1.0, 2.1, 2.1, 9.0, 4.0]
+    """
+    pools: list[list[tuple[Ranks, Latency]]] = []
+    for pair in sorted(measured.items()):
+        pools.append([pair])
+        while len(pools) > 1 and _within_noise(pools[-2], pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    return {ranks: _pooled(pool) for pool in pools for ranks, _ in pool}
+
+
+def _pooled(pool: Sequence[tuple[Ranks, Latency]]) -> Latency:
+    if len(pool) == 1:
+        return pool[0][1]
+    median, low, high = (fmean(getattr(time, name) for _, time in pool) for name in FIGURES)
+    return Latency(median=median, low=low, high=high)
+
+
+def _within_noise(less: Sequence[tuple[Ranks, Latency]], more: Sequence[tuple[Ranks, Latency]]) -> bool:
+    """Whether more ranks take less time, and the intervals overlap."""
+    one, other = _pooled(less), _pooled(more)
+    return other.median < one.median and other.high > one.low
 
 
 def nonnegative(x_NF: Tensor, y_N: Tensor) -> Tensor:

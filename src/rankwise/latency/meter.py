@@ -15,11 +15,11 @@ from ..running.arguments import arguments
 from ..running.copying import copied
 from ..running.pristine import pristine
 from ..surgery.rebuild import rebuild
-from ..timing.clock import Latency, Ratio
+from ..timing.clock import AGAIN, NOISE, Latency, Ratio, summary
 from ..timing.load import Watch
 from .engine import Running, Work
 from .layers import randomised
-from .table import Table
+from .table import NARROW, Table
 
 MICRO = 1e6
 
@@ -30,10 +30,12 @@ class Meter:
     `T(plan) = T(dense network) + gain * sum over sites of (t(option) - t(dense layer))`
 
     Layers are measured one by one, where nothing is fused with them and their inputs lie ready. A network really saves
-    `gain` times what its layers save. The gain is 1 until a planned network has been measured.
+    `gain` times what its layers save. The gain is 1 until a planned network has been measured. Layers may have been
+    measured on another day, when the machine was faster or slower: all their times are scaled by what the dense layers
+    take now, relative to what they took then.
 
     Args:
-        table: times of the layers.
+        table: times of the layers, measured already.
         example: an input, as for `find`.
 
     Attributes:
@@ -49,12 +51,14 @@ class Meter:
             self._given = arguments(table.model, example)
         self._network = copied(table.model).eval().requires_grad_(False)
         self.engine.hold(Work(self._network, self._given))
-        self.dense = self._times({})["dense"].median * MICRO
+        self.dense = self._times({}, narrow=NARROW)["dense"].median * MICRO
+        self._drift = table.drift()
 
     def costs(self, site: Site, options: Sequence[Option]) -> tuple[float, ...]:
         """Microseconds of every option of a site; the dense layer costs what it takes by itself."""
         dense = self.table.seconds(site.name, dense_option(site)).median
-        return tuple([MICRO * (dense + self.gain * (self.table.seconds(site.name, o).median - dense)) for o in options])
+        seconds = [self.table.seconds(site.name, option).median for option in options]
+        return tuple([MICRO * self._drift * (dense + self.gain * (each - dense)) for each in seconds])
 
     def check(self, plan: Plan) -> PlannedLatency:
         """Build the planned network, time it beside the dense one, and correct the gain by the result.
@@ -69,8 +73,7 @@ class Meter:
         blind = self.dense + (predicted - self.dense) / self.gain
         took = Ratio(median=1.0, low=1.0, high=1.0)
         if plan.factorised:
-            times = self._times({"planned": self.built(plan)})
-            took = times["planned"] / times["dense"]
+            took = self._ratio(self.built(plan))
             if predicted < self.dense:
                 self.gain *= max(self.dense * (1 - took.median), 0.01 * self.dense) / (self.dense - predicted)
                 self.corrections += 1
@@ -97,6 +100,23 @@ class Meter:
             randomised(rebuild(network, site.role, site.names, get_format(row.format), row.ranks, bias))
         return network.eval().requires_grad_(False)
 
-    def _times(self, networks: Mapping[str, nn.Module]) -> dict[str, Latency]:
+    def _ratio(self, network: nn.Module) -> Ratio:
+        """Time of a network over that of the dense one, measured until its interval is narrow enough to decide."""
+        pairs: list[float] = []
+        planned = Work(network, self._given)
+        self.engine.hold(planned)
+        for _ in range(AGAIN):
+            times = self._times({"planned": network})
+            ratio = times["planned"] / times["dense"]
+            if not times["planned"].rounds:  # computed, not measured
+                return ratio
+            rounds = zip(times["planned"].rounds, times["dense"].rounds, strict=True)
+            pooled = summary(pairs := [*pairs, *(own / dense for own, dense in rounds)])
+            ratio = Ratio(median=pooled.median, low=pooled.low, high=pooled.high)
+            if ratio.high - ratio.low <= NOISE:
+                break
+        return ratio
+
+    def _times(self, networks: Mapping[str, nn.Module], narrow: float | None = None) -> dict[str, Latency]:
         works = {name: Work(network, self._given) for name, network in {"dense": self._network, **networks}.items()}
-        return self.engine.times(works, rounds=None)
+        return self.engine.times(works, rounds=None, narrow=narrow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -22,6 +23,10 @@ from .layers import Input, calls_of, layers_of, signature, work_of
 # Options to measure per format: for one rank, and more for each further rank.
 PROBES, PROBES_MORE = 6, 3
 ROUNDS, WARMUP = 20, 2
+# Times whose interval is wider than this share are measured for longer.
+NARROW = 0.06
+# Dense layers that tell how fast the machine is now, at most about this many.
+DRIFTING = 8
 # Between two runs of a layer a network reads the weights of all others. CPU caches hold no more bytes than this.
 AROUND = 32 << 20
 # Bytes of weights and inputs of the layers that are timed in turns, at most.
@@ -34,6 +39,10 @@ class _Part(NamedTuple):
     site: str
     layer: str
     input: Input
+
+
+# Signature of a dense layer -> signature of an option -> the option, and where; the dense layer is among them.
+Todo = dict[str, dict[str, tuple[_Part, Option]]]
 
 
 class Table:
@@ -73,6 +82,8 @@ class Table:
         }
         self._estimates: dict[tuple[str, str], Estimate] = {}
         self._options: dict[str, Curve] = {}
+        self._confirmed: set[str] = set()
+        self._fresh: set[str] = set()  # dense layers that were first measured by this table
 
     def learn(
         self,
@@ -108,17 +119,58 @@ class Table:
         Raises:
             ValueError: naming the layer, if the engine cannot run it.
         """
-        todo: dict[str, dict[str, tuple[_Part, Option]]] = defaultdict(dict)  # dense signature -> signature -> what
+        todo: Todo = defaultdict(dict)
         for name, option in wanted:
             for part in self._parts[name]:
                 key = self._key(part, option)
                 if key not in self._cache:
                     dense = dense_option(self.sites[name])
                     todo[self._key(part, dense)] |= {self._key(part, dense): (part, dense), key: (part, option)}
+        self._measure_all(todo, progress)
+
+    def confirm(self, wanted: Iterable[tuple[str, Option]]) -> bool:
+        """Measure options once more that a decision depends on; returns whether there was one to measure.
+
+        Of many options the ones measured too fast are chosen first. Measured again beside their dense layers alone,
+        they get the new times.
+        """
+        todo: Todo = defaultdict(dict)
+        for name, option in wanted:
+            for part in self._parts[name]:
+                key = self._key(part, option)
+                if key not in self._confirmed:
+                    dense = dense_option(self.sites[name])
+                    todo[self._key(part, dense)] |= {self._key(part, dense): (part, dense), key: (part, option)}
+        self._measure_all(todo, again=True)
+        self._confirmed.update(key for each in todo.values() for key in each)
+        return bool(todo)
+
+    def _measure_all(
+        self,
+        todo: Todo,
+        progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+        again: bool = False,
+    ) -> None:
         batches = list(self._batches(todo))
         for batch in batches if progress is None or not batches else progress(batches, "latency"):
-            self._measure(batch)
+            self._measure(batch, again)
         self._estimates.clear()
+
+    def drift(self) -> float:
+        """What dense layers take now, over what they took when they were measured; 1 if that was just now."""
+        old = {key: part for key, part in self._dense().items() if key not in self._fresh}
+        if not old:
+            return 1.0
+        works = {key: work_of(self.model.get_submodule(part.layer), part.input) for key, part in old.items()}
+        times = self._timed(works, {key: part.layer for key, part in old.items()})
+        return median(times[key].median / self._cache[key].median for key in old)
+
+    def _dense(self) -> dict[str, _Part]:
+        """A part for each signature of a measured dense layer, a few of them spread over the network."""
+        parts = [part for site in self._options for part in self._parts[site]]
+        keys = {self._key(part, dense_option(self.sites[part.site])): part for part in parts}
+        known = [(key, part) for key, part in keys.items() if key in self._cache]
+        return dict(known[:: max(1, len(known) // DRIFTING)])
 
     def __contains__(self, pair: tuple[str, Option]) -> bool:
         """Whether the option of a site was measured."""
@@ -149,10 +201,8 @@ class Table:
         site, layer = self.sites[part.site], self.model.get_submodule(part.layer)
         return signature(site, layer, part.input, option, self.bias[part.site])
 
-    def _batches(
-        self, todo: Mapping[str, dict[str, tuple[_Part, Option]]]
-    ) -> Iterator[dict[str, dict[str, tuple[_Part, Option]]]]:
-        batch: dict[str, dict[str, tuple[_Part, Option]]] = {}
+    def _batches(self, todo: Todo) -> Iterator[Todo]:
+        batch: Todo = {}
         size = 0
         for dense, each in todo.items():
             (part, _), *_ = each.values()
@@ -165,20 +215,27 @@ class Table:
         if batch:
             yield batch
 
-    def _measure(self, batch: Mapping[str, dict[str, tuple[_Part, Option]]]) -> None:
+    def _measure(self, batch: Todo, again: bool = False) -> None:
         works: dict[str, Work] = {}
         for dense, each in batch.items():  # the dense layer comes first, and all options share its input
             for key, (part, option) in each.items():
                 chains = dict(layers_of(self.model, self.sites[part.site], option, self.bias[part.site]))
                 works[key] = work_of(chains[part.layer], works.get(dense, part.input))
         layers = {key: part.layer for each in batch.values() for key, (part, _) in each.items()}
-        times = self.engine.times(works, rounds=ROUNDS, warmup=WARMUP, around=self._around, layers=layers)
+        times = self._timed(works, layers)
         for dense, each in batch.items():
             # All times as if the machine were as fast as when the dense layer was first measured.
             drift = self._cache[dense].median / times[dense].median if dense in self._cache else 1.0
             for key in each:
                 times[key] = times[key] * drift
-        self._cache.add({key: time for key, time in times.items() if key not in self._cache})
+        dense_keys = batch.keys()
+        self._fresh.update(key for key in dense_keys if key not in self._cache)
+        self._cache.add(
+            {key: time for key, time in times.items() if key not in self._cache or (again and key not in dense_keys)}
+        )
+
+    def _timed(self, works: Mapping[str, Work], layers: Mapping[str, str]) -> dict[str, Latency]:
+        return self.engine.times(works, rounds=ROUNDS, warmup=WARMUP, around=self._around, narrow=NARROW, layers=layers)
 
 
 def _probes(name: str, curve: Sequence[Option]) -> Iterator[tuple[str, Option]]:

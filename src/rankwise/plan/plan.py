@@ -89,6 +89,11 @@ class PlannedLatency:
                     f"plan: the latency's {name} must be a number above 0, not {shown(getattr(self, name))}"
                 )
 
+    @property
+    def share(self) -> float:
+        """Measured time over that of the dense network."""
+        return self.measured / self.dense
+
     def __str__(self) -> str:
         computed = self.engine.startswith("roofline")
         where = f"roofline of {self.device}" if computed else f"{self.engine} {self.threads} thread"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -14,14 +14,16 @@ from ..network.sites import Sites
 from ..plan import DENSE, Plan, option_of
 from ..ranks.budgeted import loss
 from ..timing.clock import NOISE
-from .prices import Options, Prices
-from .units import Latency
+from .prices import Draft, Options, Prices
+from .units import Latency, Macs
 
-# Vector units take 16 numbers at once (AVX-512; two steps of AVX2, four of NEON): a rank between two multiples costs as
-# much as the next multiple.
-VECTOR = 16
+logger = logging.getLogger("rankwise")
+
 CHECKS = 5  # whole networks built and measured for one plan, at most
-NEAR = 0.05  # a prediction within this share of the measurement is not corrected further
+OWN_CHECKS = 2  # the same for a plan without a budget of time
+NEAR = 0.03  # a plan that takes at least this share less than its budget is made again
+SPEED = 0.7  # share of the saved MACs that a plan without a budget of time shall save in time
+SPEEDS = (SPEED, 0.5, 0.25, 0.0)  # the same where the other budgets allow no more
 
 
 class MeasuredPrices(Prices):
@@ -30,8 +32,6 @@ class MeasuredPrices(Prices):
     Args:
         model, sites, formats: as for `Prices`.
         meter: measures and remembers; prices follow what it knows.
-        options: those of all sites; as many are measured as are needed to estimate the others.
-        progress: wraps what is measured.
 
     Raises:
         ValueError: naming the layer, if the engine cannot run it.
@@ -42,12 +42,9 @@ class MeasuredPrices(Prices):
         model: nn.Module,
         sites: Sites,
         meter: Meter,
-        options: Options,
         formats: Mapping[str, Format] | None = None,
-        progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     ) -> None:
         self.meter = meter
-        meter.table.learn({name: curve for name, (curve, _) in options.items()}, progress)
         super().__init__(model, sites, formats, [Latency(meter, sites)])
 
     def usable(self, options: Options, *, certain: bool = False) -> Options:
@@ -61,12 +58,12 @@ class MeasuredPrices(Prices):
         return left
 
     def learn(self, plan: Plan) -> bool:
-        """See `Prices.learn`: options whose estimates are too fast are chosen first, so measuring corrects them."""
+        """See `Prices.learn`: what is estimated or measured too fast is chosen first, so it is measured once more."""
         chosen = [(row.site, option_of(row)) for row in plan.factorised]
-        if all(pair in self.meter.table for pair in chosen):
-            return False
-        self.meter.table.measure(chosen)
-        return True
+        if estimated := [pair for pair in chosen if pair not in self.meter.table]:
+            self.meter.table.measure(estimated)
+            return True
+        return self.meter.table.confirm(chosen)
 
     def doubts(self, amounts: Mapping[str, float], fastest: Callable[[str], Plan | None]) -> bool:
         """See `Prices.doubts`: the fastest network is measured, so that no refusal rests on estimates."""
@@ -76,40 +73,87 @@ class MeasuredPrices(Prices):
             self.meter.check(plan)
         return True
 
-    def settled(self, draft: Callable[[], Plan], amounts: Mapping[str, float]) -> Plan:
+    def settled(self, draft: Draft, amounts: Mapping[str, float], least: Callable[[str], float]) -> Plan:
         """See `Prices.settled`; the planned network is built and run beside the dense one.
 
         If it takes longer or less than its layers said, what options save is corrected and the plan made again. Of the
         measured plans within the budget the one with the least error is returned; its `latency` holds prediction and
         measurement.
 
+        A plan without a latency budget gets one of its own, as long as the other budgets allow it: of the saved MACs
+        (or of nothing, without a budget of MACs) the share `SPEED` has to be saved in time. A plan that turns out to be
+        no faster is told.
+
         Raises:
             ValueError: for a budget that cannot be met, with the least that was reached.
         """
-        if Latency.name not in amounts:
-            return draft()
+        if Latency.name in amounts:
+            return self._within(draft, amounts)
+        saved = 1 - self.limit(Macs.name, amounts[Macs.name]) / self.dense[Macs.name] if Macs.name in amounts else 0.0
+        for speed in SPEEDS:
+            share = 1 - speed * saved
+            try:
+                plans = self._checked(draft, {**amounts, Latency.name: share}, OWN_CHECKS)
+            except ValueError as error:  # the other budgets leave no plan that is as fast
+                logger.info("no plan within %.2f of the dense time: %s", share, error)
+                continue
+            plan = _best(plans, share * self.meter.dense)
+            break
+        else:
+            plan = draft(amounts, usable=False)
+            plan = replace(plan, latency=self.meter.check(plan))
+        if plan.factorised and _measured(plan) > (1 - NOISE) * self.meter.dense:
+            logger.warning(
+                "this plan is not faster in %s: it takes %.2f of the dense time; a budget of time makes one that is, "
+                'for instance keep={"latency": %.2f} (--keep latency=%.2f)',
+                *(self.meter.engine, _measured(plan) / self.meter.dense, *2 * (_asked(least(Latency.name)),)),
+            )
+        return plan
+
+    def _within(self, draft: Draft, amounts: Mapping[str, float]) -> Plan:
+        """The best plan within a budget of time, measured."""
+        limit = self.limit(Latency.name, amounts[Latency.name])
+        checked = self._checked(draft, amounts, CHECKS)
+        best = _best(checked, limit)
+        if _measured(best) > limit * (1 + NOISE):
+            raise ValueError(
+                f"a budget of {limit:,.0f} microseconds ({limit / self.meter.dense:.3f} of dense) was not met: of "
+                f"{len(checked)} networks that were built the fastest takes {_measured(best):,.0f} "
+                f"({_measured(best) / self.meter.dense:.3f}); raise the budget, or allow more sites or lower ranks"
+            )
+        return best
+
+    def _checked(self, draft: Draft, amounts: Mapping[str, float], checks: int) -> list[Plan]:
+        """Measured plans, each made with what those before it taught; the last one uses what the budget allows."""
         limit = self.limit(Latency.name, amounts[Latency.name])
         checked: list[Plan] = []
-        for _ in range(CHECKS):
+        for _ in range(checks):
             try:
-                plan = draft()
+                plan = draft(amounts)
             except ValueError:
                 if not checked:
                     raise
                 break
+            if any(_same(plan, other) for other in checked):
+                break
             plan = replace(plan, latency=self.meter.check(plan))
             checked.append(plan)
-            if _measured(plan) <= limit * (1 + NOISE) and _is_near(plan):  # a budget is met up to noise
+            used = _measured(plan) / limit
+            if 1 - NEAR <= used <= 1 + NOISE or (used <= 1 and not plan.factorised):
                 break
-        kept = [plan for plan in checked if _measured(plan) <= limit * (1 + NOISE)]
-        if not kept:
-            best = min(map(_measured, checked))
-            raise ValueError(
-                f"a budget of {limit:,.0f} microseconds ({limit / self.meter.dense:.3f} of dense) was not met: of "
-                f"{len(checked)} networks that were built the fastest takes {best:,.0f} "
-                f"({best / self.meter.dense:.3f}); raise the budget, or allow more sites or lower ranks"
-            )
-        return min(kept, key=lambda plan: (not _is_near(plan), sum(loss(row.error or 0.0) for row in plan.rows)))
+        return checked
+
+
+def _best(plans: Sequence[Plan], limit: float) -> Plan:
+    """The plan with the least error of those within a limit (up to noise); the fastest if there is none."""
+    kept = [plan for plan in plans if _measured(plan) <= limit * (1 + NOISE)]
+    if not kept:
+        return min(plans, key=_measured)
+    return min(kept, key=lambda plan: sum(loss(row.error or 0.0) for row in plan.rows))
+
+
+def _same(plan: Plan, other: Plan) -> bool:
+    return [(row.format, row.ranks) for row in plan.rows] == [(row.format, row.ranks) for row in other.rows]
 
 
 def _measured(plan: Plan) -> float:
@@ -118,7 +162,6 @@ def _measured(plan: Plan) -> float:
     return 1000 * plan.latency.measured
 
 
-def _is_near(plan: Plan) -> bool:
-    """Whether a plan takes about as long as predicted."""
-    planned = plan.planned[Latency.name]
-    return abs(_measured(plan) - planned) <= NEAR * planned
+def _asked(least: float) -> float:
+    """A budget of time that can be met: a fifth of the way from the least to the dense network."""
+    return min(least + 0.2 * (1 - least), 1.0)

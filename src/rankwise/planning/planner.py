@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ from torch import nn
 
 from ..formats import Format, get_format
 from ..formats.weights import site_weight
-from ..latency import get_engine
 from ..latency.meter import Meter
 from ..latency.table import Table
 from ..metrics import FitMetric
@@ -28,9 +28,9 @@ from ..statistics import Statistics
 from ..statistics.gradients import fisher_energy
 from .curves import check_curves, check_option, pinned
 from .groups import SiteGroup, group_sites, summed
-from .measured_prices import VECTOR, MeasuredPrices
-from .prices import Prices
-from .profile import DEFAULT_FORMATS, profile, site_metric
+from .measured_prices import MeasuredPrices
+from .prices import Options, Prices
+from .profile import profile, site_metric
 from .request import Request
 from .units import Unit
 from .unmet import remainder
@@ -38,6 +38,8 @@ from .wishes import Asked, Wishes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+logger = logging.getLogger("rankwise")
 
 NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
@@ -112,11 +114,7 @@ class Planner:
 
         fit = partial(pinned, model, source, metric=metric, shrink=shrink, formats=formats)
         options = constraints.options(sites, curves, fit, formats)
-        if asked.example is None:
-            prices = Prices(model, sites, formats)
-        else:
-            table = Table(get_engine(asked.engine, asked.threads), model, sites, asked.example, metric=metric)
-            prices = MeasuredPrices(model, sites, Meter(table, asked.example), options, formats, asked.progress)
+        prices = _prices(model, sites, options, formats, asked)
         return cls(
             model=model,
             sites=sites,
@@ -141,18 +139,30 @@ class Planner:
     def plan(self, request: Request) -> Plan:
         """The final plan: a `draft`, checked as a whole if prices are measured.
 
+        Measured prices may ask for drafts with further budgets of their own, which the plan does not keep.
+
         Raises:
             ValueError: for a budget that cannot be met, or a rule that lacks something or does not apply to a format.
         """
-        return self.prices.settled(partial(self.draft, request), request.amounts)
+
+        def draft(amounts: Mapping[str, float], usable: bool = True) -> Plan:
+            plan = self.draft(replace(request, keep=amounts or None), usable=usable)
+            return replace(plan, keep=request.amounts)
+
+        return self.prices.settled(draft, request.amounts, self.least)
 
     @exclusive
-    def draft(self, request: Request) -> Plan:
+    def draft(self, request: Request, *, usable: bool = True) -> Plan:
         """The plan of a rule within the budgets; nothing that it chooses has an estimated price.
+
+        Args:
+            usable: whether to leave out options that cost more time than the dense layer.
 
         Raises:
             ValueError: as for `plan`, but never because of an estimate.
         """
+        if not usable:
+            return self._chosen(request)
         try:
             return self._certain(request)
         except ValueError:
@@ -307,14 +317,15 @@ def _curves(model: nn.Module, source: Statistics | Sites, sites: Sites, asked: A
     """The given curves, if they belong to the network; else those that `profile` makes."""
     free = asked.constraints.free(sites)
     if asked.curves is None:
-        finest = "auto" if asked.example is None else VECTOR
         return profile(
             model,
             source,
-            formats=DEFAULT_FORMATS if asked.formats is None else asked.formats,
+            formats=asked.formats,
             metric=asked.metric,
             shrink=asked.shrink,
-            round_to=finest if asked.round_to in (None, "auto") else asked.round_to,
+            round_to="auto" if asked.round_to is None else asked.round_to,
+            engine=asked.engine,
+            threads=asked.threads,
             only=free,
             done=asked.done,
             progress=asked.progress,
@@ -324,6 +335,25 @@ def _curves(model: nn.Module, source: Statistics | Sites, sites: Sites, asked: A
             raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
     check_curves(asked.curves, sites, free, asked.metric)
     return asked.curves
+
+
+def _prices(model: nn.Module, sites: Sites, options: Options, formats: Mapping[str, Format], asked: Asked) -> Prices:
+    """Measured prices if there is an example to measure with, else counted ones.
+
+    A search for a target that is not about time makes many plans, and measures none of their networks.
+    """
+    if asked.example is None or (asked.target_drop is not None and not asked.is_timed):
+        return Prices(model, sites, formats)
+    engine = asked.runs_in(model)
+    try:
+        table = Table(engine, model, sites, asked.example, metric=asked.metric)
+        table.learn({name: curve for name, (curve, _) in options.items()}, asked.progress)
+        return MeasuredPrices(model, sites, Meter(table, asked.example), formats)
+    except ValueError as error:
+        if asked.is_timed:
+            raise
+        logger.warning("what time to expect is not known: %s does not run this network: %s", engine, error)
+        return Prices(model, sites, formats)
 
 
 def _nested(option: Option, row: PlanRow) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from torch import nn
 
@@ -20,6 +21,13 @@ NEEDS_EXAMPLE = (
     "a latency budget is measured: pass an input as example=, and engine= and threads= for what will run the network"
 )
 Options = Mapping[str, tuple[Curve, str]]  # by site, its options and the reason if a constraint leaves no choice
+
+
+class Draft(Protocol):
+    """Makes plans of one request."""
+
+    def __call__(self, amounts: Mapping[str, float], usable: bool = True) -> Plan:
+        """The plan within some budgets; only of what may save something, if `usable`."""
 
 
 class Prices:
@@ -80,9 +88,15 @@ class Prices:
         """Whether budgets that seem impossible may be met after all, now that the `fastest` network was examined."""
         return False
 
-    def settled(self, draft: Callable[[], Plan], amounts: Mapping[str, float]) -> Plan:
-        """The final plan, from `draft`, which makes plans for these budgets."""
-        return draft()
+    def settled(self, draft: Draft, amounts: Mapping[str, float], least: Callable[[str], float]) -> Plan:
+        """The final plan.
+
+        Args:
+            draft: makes plans.
+            amounts: the budgets that were asked for.
+            least: the least share of a unit that any plan has, as far as is known.
+        """
+        return draft(amounts)
 
 
 def counts(

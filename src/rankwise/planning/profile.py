@@ -13,6 +13,8 @@ from torch import nn
 from ..formats import AUTO, FORMATS, Cost, Format, SomeFormats, get_formats
 from ..formats.both_sides import curve, refuses
 from ..formats.weights import site_weight, weight_metrics
+from ..latency import Engine, at_hand, get_engine
+from ..latency.grid import grid_of
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
 from ..network.patterns import near
@@ -22,20 +24,10 @@ from ..plan import Curve, Option, dense_option
 from ..running.guards import unwrap
 from ..running.verbs import verb
 from ..statistics import Statistics
+from .defaults import DEFAULT_FORMATS, DEPTHWISE, formats_for
 
 if TYPE_CHECKING:
     from ..plan import Done
-
-# One decomposition gives their curves, exactly or nearly; the curves of most others ("auto") are fitted.
-DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
-
-
-def rank_step(site: Site, round_to: int | str) -> int:
-    """Ranks are multiples of this; "auto" is 8 if the smaller side is at least 128, else 1."""
-    check_step(round_to)
-    if round_to == "auto":
-        return 8 if min(site.out_features // site.groups, site.weight_shape[1]) >= 128 else 1
-    return int(round_to)
 
 
 def check_step(round_to: int | str) -> None:
@@ -64,10 +56,12 @@ def profile(
     model: nn.Module,
     source: Statistics | Sites,
     *,
-    formats: SomeFormats = DEFAULT_FORMATS,
+    formats: SomeFormats | None = None,
     metric: str | FitMetric = "input",
     shrink: float = 0.0,
     round_to: int | str = "auto",
+    engine: str | Engine | None = None,
+    threads: int = 1,
     only: str | Collection[str] | None = None,
     done: Done[Curve] | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
@@ -80,11 +74,14 @@ def profile(
         model: the dense network.
         source: statistics, or only the sites for `metric="weight"`.
         formats: the formats to consider, names or objects, in any order; "auto" for all. A format whose curve needs
-            fits is dropped at a site after one fit if others clearly beat it there.
+            fits is dropped at a site after one fit if others clearly beat it there. By default those of
+            `formats_for(engine, site)`.
         metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (with the moment of
             the loss's gradients at the output) or "weight" (Frobenius).
         shrink: share of the weight metric, 0 to 1; see `choose_shrinkage`.
-        round_to: ranks are multiples of this.
+        round_to: ranks are multiples of this; "auto" for what the engine computes at once, see `latency.grid`.
+        engine: where the network will run; by default `latency.at_hand(model)`.
+        threads: of the engine.
         only: names of the sites to consider; the others only get their dense option.
         done: curves by site that were made with the same arguments; missing ones are added.
         progress: wraps the sites, for a progress bar.
@@ -99,14 +96,16 @@ def profile(
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
-    candidates = in_order(get_formats(formats).values())
+    runs_in = get_engine(at_hand(model) if engine is None else engine, threads)
+    check_step(round_to)
+    candidates = in_order(get_formats((*DEFAULT_FORMATS, DEPTHWISE) if formats is None else formats).values())
     if not candidates:
         raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
     wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)
     if unknown := sorted(wanted - sites.keys()):
         raise ValueError(f"only: there is no site {unknown[0]!r}; near names are: {near(unknown[0], list(sites))}")
     metric = get_metric(metric)
-    named = formats != AUTO and not (isinstance(formats, Sequence) and AUTO in formats)
+    named = formats not in (None, AUTO) and not (isinstance(formats, Sequence) and AUTO in formats)
     if metric.needs_gradients and named:
         _check_splits(candidates, metric, [site for site in sites.values() if site.name in wanted])
     curves: dict[str, Curve] = {}
@@ -117,12 +116,15 @@ def profile(
             continue
         options = [dense_option(site)]
         usable = [format for format in candidates if site.name in wanted and not refuses(format, site, metric)]
+        if formats is None:
+            usable = [format for format in usable if format.name in formats_for(runs_in, site)]
         if usable:
+            step = grid_of(runs_in, model).step(site) if round_to == "auto" else int(round_to)
             weight, two_sided = site_weight(model, site), site_metric(source, site, metric, model, shrink)
             bias = site.chain_bias(metric)
             for format in usable:
                 rivals = partial(_least_error, tuple(options))
-                for ranks, error in curve(format, site, weight, two_sided, rank_step(site, round_to), rivals):
+                for ranks, error in curve(format, site, weight, two_sided, step, rivals):
                     cost = format.cost(site, ranks, bias)
                     # An embedding multiplies nothing: its factors save parameters, although they add MACs.
                     if cost.params < site.params and (cost.macs < site.macs or not site.macs):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from torch import nn
 
 from ..formats import FORMATS, Format, SomeFormats, get_format, get_formats
-from ..latency import Engine, get_engine
+from ..latency import Engine, at_hand, get_engine
 from ..layers.kinds import site_kind
 from ..metrics import METRICS, FitMetric, get_metric
 from ..network.patterns import matching, near
@@ -56,7 +56,7 @@ class Wishes(TypedDict, total=False):
     done: Done[Curve] | None
     refine: bool
     example: Any
-    engine: str | Engine
+    engine: str | Engine | None
     threads: int
     progress: Progress | None
 
@@ -81,7 +81,7 @@ class Asked:
     done: Done[Curve] | None = None
     refine: bool = True
     example: Any = None
-    engine: str | Engine = "torch"
+    engine: str | Engine | None = None
     threads: int = 1
     progress: Progress | None = None
 
@@ -138,9 +138,18 @@ class Asked:
         return self.metric.needs_gradients or self.rule.needs_gradients
 
     @property
-    def is_timed(self) -> bool:
+    def needs_times(self) -> bool:
         """Whether an engine has to measure a budget."""
         return is_measured(self.keep) or (self.target_drop is not None and is_measured({self.minimise: 1.0}))
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether an engine shall measure the network: for a budget, or because it is named."""
+        return self.needs_times or self.engine is not None
+
+    def runs_in(self, model: nn.Module) -> Engine:
+        """The engine that is named, else the one at hand; errors as for `get_engine`."""
+        return get_engine(at_hand(unwrap(model)) if self.engine is None else self.engine, self.threads)
 
     def check(self, model: nn.Module) -> None:
         """Refuse whatever is wrong by the network's structure alone, without running it; errors as for `choose`."""
@@ -154,21 +163,15 @@ class Asked:
             )
         keep = self.keep if self.drop is None else {self.minimise: 1.0, **(self.keep or {})}
         Request(rule=self.rule, keep=keep).check(self.evaluate)
-        given = {"example": self.example is not None, "engine": self.engine != "torch", "threads": self.threads != 1}
-        if not self.is_timed and any(given.values()):
-            idle = " and ".join(f"{name}=" for name, is_given in given.items() if is_given)
+        if self.needs_times and self.example is None:
+            raise ValueError(NEEDS_EXAMPLE)
+        unknown = [name for name in self.known_formats if name not in FORMATS]
+        if self.example is not None and unknown:
             raise ValueError(
-                f"{idle} of choose is only for latency budgets; add keep={{'latency': 0.5}}, or leave it out"
+                f"format {unknown[0]!r} cannot be timed: layers are measured by the names of their formats; call "
+                f"rankwise.formats.register first"
             )
-        if self.is_timed:
-            if self.example is None:
-                raise ValueError(NEEDS_EXAMPLE)
-            if unknown := [name for name in self.known_formats if name not in FORMATS]:
-                raise ValueError(
-                    f"format {unknown[0]!r} cannot be timed: layers are measured by the names of their formats; call "
-                    f"rankwise.formats.register first"
-                )
-            get_engine(self.engine, self.threads)
+        self.runs_in(model)
 
 
 def check_wishes(model: nn.Module, asked: Asked) -> None:

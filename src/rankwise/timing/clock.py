@@ -160,8 +160,8 @@ def in_turns(
     """Seconds of every measured round by name, as for `timed`; round r starts with run r modulo their number.
 
     With a `product`, for runs whose work the calling thread does alone, time in which another process had the core does
-    not count, and runs in slow moments (another process on the same physical core, a lower clock) are scaled by what
-    the product took right before and right after them.
+    not count. If the product selects, runs in slow moments (another process on the same physical core, a lower clock)
+    do not either: what the product takes right before and right after a run tells.
     """
     names = list(runs)
     taken: dict[str, list[_Run]] = {name: [] for name in names}
@@ -178,7 +178,7 @@ def in_turns(
     if product is None:
         return {name: [run.wall for run in each] for name, each in taken.items()}
     product()
-    return {name: product.scaled(each) for name, each in taken.items()}
+    return {name: product.own(each) for name, each in taken.items()}
 
 
 class _Run(NamedTuple):
@@ -205,8 +205,8 @@ class Product:
     """A small matrix product that tells how fast the machine is at the moment; for runs that a thread does alone.
 
     Args:
-        select: whether to leave out runs in slow moments, if enough others are left. Runs of different kinds slow down
-            by different factors, so that scaling alone cannot make up for it.
+        select: whether to leave out runs in slow moments, if enough others are left, and scale what is kept; for runs
+            that are compared as medians. Networks are compared round by round instead.
     """
 
     def __init__(self, select: bool = False) -> None:
@@ -222,20 +222,21 @@ class Product:
     def _once(self) -> None:
         torch.mm(self._x, self._x, out=self._y)
 
-    def scaled(self, runs: Sequence[_Run]) -> list[float]:
-        """Seconds of runs at the speed of the machine's better moments when this was first asked."""
+    def own(self, runs: Sequence[_Run]) -> list[float]:
+        """Seconds that the runs themselves took; see `select`."""
         thread, process = sum(run.thread for run in runs), sum(run.process for run in runs)
         if process > (1 + ELSEWHERE) * thread:  # other threads of this process did some of the work
             return [run.wall for run in runs]
+        own = [min(run.wall, run.thread) for run in runs]
+        if not self._select:
+            return own
         if not self._usual:
             self._usual = sorted(self.seconds)[int(BETTER * len(self.seconds))]
         slow = [max(self.seconds[run.place - 1], self.seconds[run.place]) / self._usual for run in runs]
-        kept: Sequence[int] = range(len(runs))
-        if self._select:
-            order = sorted(kept, key=slow.__getitem__)
-            good = [place for place in order if slow[place] <= SLOW]
-            kept = sorted(good if len(good) >= FEWEST else order[:FEWEST])
-        return [min(runs[place].wall, runs[place].thread) / max(slow[place], 1.0) for place in kept]
+        order = sorted(range(len(runs)), key=slow.__getitem__)
+        good = [place for place in order if slow[place] <= SLOW]
+        kept = sorted(good if len(good) >= FEWEST else order[:FEWEST])
+        return [own[place] / max(slow[place], 1.0) for place in kept]
 
 
 def summary(seconds: Sequence[float]) -> Latency:

@@ -88,12 +88,13 @@ class Choosing:
         ),
     ] = None
     formats: Annotated[
-        str,
+        str | None,
         budget(
             "--formats NAME,NAME",
-            "Formats to choose from, or auto for all (see `rankwise formats`); a layer may always stay dense.",
+            "Formats to choose from, or auto for all; by default those that suit the engine (see `rankwise formats "
+            "--for ENGINE`). A layer may always stay dense.",
         ),
-    ] = "svd,spatial_svd,tucker2"
+    ] = None
     metric: Annotated[
         list[str] | None,
         budget(
@@ -131,7 +132,7 @@ class Choosing:
         str,
         budget(
             "--round-to N",
-            "Make ranks multiples of N; auto: 8 in large layers, 1 in small ones, 16 for a latency budget.",
+            "Make ranks multiples of N; auto: what the engine computes at once, measured; finer in narrow layers.",
         ),
     ] = "auto"
     shrink: Shrink = None
@@ -148,8 +149,9 @@ class Choosing:
 
     def wishes(self, metric: str) -> dict[str, Any]:
         """The keyword arguments of `rankwise.choose`; `metric` is the metric of the fits."""
-        names, pins = parse_names(self.formats, "--formats"), parse_pins(self.pin)
-        check_names(self.rule, self.floor_rule, names, pins)
+        names = None if self.formats is None else parse_names(self.formats, "--formats")
+        pins = parse_pins(self.pin)
+        check_names(self.rule, self.floor_rule, names or (), pins)
         return {
             "rule": parse_rule(self.rule),
             "floor_rule": parse_floor(self.floor_rule),

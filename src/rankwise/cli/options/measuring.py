@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ...names import check_engine_name
 from .base import budget, data, output
@@ -11,12 +11,12 @@ from .base import budget, data, output
 if TYPE_CHECKING:
     from ...figures.judging import Judging
     from ...figures.measured import Timing
-    from ...latency import Engine
 
 JUDGE_HELP = (
     "agreement, relative_error, cosine, ... or FILE.py:FUNCTION judges networks instead of what fits their outputs: "
     "(model, batches) -> number, with :lower where lower is better."
 )
+AT_HAND, UNTIMED = "auto", "none"
 ClassesDim = Annotated[
     int | None, data("--classes-dim N", "Dimension of the outputs that holds the classes, where it cannot be inferred.")
 ]
@@ -24,8 +24,9 @@ EngineName = Annotated[
     str,
     budget(
         "--engine NAME",
-        "Engine that a latency budget is measured in: torch, compile, onnxruntime, executorch, cuda, or "
-        "roofline:FILE.yaml for a device that is not here.",
+        "Engine that will run the network: torch, compile, onnxruntime, executorch, cuda, or roofline:FILE.yaml for a "
+        "device that is not here. The plan fits it and saves time there. auto: onnxruntime where it is installed, else "
+        "torch; none: measure nothing.",
     ),
 ]
 Threads = Annotated[int, output("--threads N", "Threads when latency is measured.")]
@@ -75,32 +76,33 @@ class Figured(Measuring):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Measuring):
-    """How a latency budget is measured."""
+    """Where the network will run."""
 
-    engine: EngineName = "torch"
+    engine: EngineName = "auto"
 
     def check(self) -> None:
         """Refuse an unknown engine, before torch is imported."""
-        check_engine_name(self.engine, where=f"--engine {self.engine!r}: ")
+        check_engine_name(self.engine, (AT_HAND, UNTIMED), where=f"--engine {self.engine!r}: ")
 
-    def measuring(self, timed: bool, figures: bool = False) -> Engine | None:
-        """The engine that measures a latency budget, if there is one (`timed`); refuses options without effect.
+    def wishes(self, needed: bool, wanted: bool = True) -> dict[str, Any]:
+        """The arguments engine and threads of `rankwise.choose`, with "timed" for whether plans are measured.
 
-        With `figures`, threads and batch also serve the figures.
+        Args:
+            needed: whether a budget is measured.
+            wanted: whether plans are measured without such a budget if no engine is named.
         """
-        if not timed:
-            given = {"--engine": self.engine != "torch"}
-            if not figures:
-                given |= {"--threads": self.threads != 1, "--latency-batch": self.latency_batch != 1}
-            if idle := [name for name in given if given[name]]:
-                raise ValueError(f"{', '.join(idle)}: no effect without a latency budget")
-            return None
+        if self.engine == UNTIMED:
+            if needed:
+                raise ValueError("--engine none: a latency budget is measured; name an engine, or leave the option out")
+            return {"timed": False}
+        if self.engine == AT_HAND:
+            return {"timed": needed or wanted, "threads": self.threads}
         from ...latency import get_engine
 
-        own = 1 if figures and self.engine.startswith("roofline:") else self.threads  # a described device has none
-        return get_engine(self.engine, own)
+        own = 1 if self.engine.startswith("roofline:") else self.threads  # a described device has none
+        return {"timed": True, "engine": get_engine(self.engine, own)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedAndFigured(Timed, Figured):
-    """How a latency budget and the latency among the figures are measured."""
+    """Where the network will run, and how the latency among the figures is measured."""
