@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..names import FORMATS as NAMES
-from ..names import check_name
+from ..names import check_engine_name, check_name
 from .command import command
 from .options.base import Telling, argument, plain
 
@@ -15,25 +15,44 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ..network.site import Site
+    from .output import Output
 
 WIDTH_FOR_LAYERS = 110
 
 Name = Annotated[str | None, argument("[NAME]", "Show this format in full.")]
 Conv = Annotated[str | None, plain("--conv C,T,K", "Count for a K x K convolution of C channels to T.")]
+For = Annotated[
+    str | None,
+    plain("--for ENGINE", "Show what is tried by default for this engine: formats and steps of ranks, by width."),
+]
+Threads = Annotated[int, plain("--threads N", "Threads of the engine.")]
 Linear = Annotated[str | None, plain("--linear C,T", "Count for a linear layer of C inputs to T outputs.")]
 
 
 @command
-def formats(tell: Telling, name: Name = None, conv: Conv = None, linear: Linear = None) -> None:
+def formats(
+    tell: Telling,
+    name: Name = None,
+    conv: Conv = None,
+    linear: Linear = None,
+    engine: For = None,
+    threads: Threads = 1,
+) -> None:
     """Show the ways to factorise a layer: what each one is, what it costs in its ranks, when to use it.
 
     Example: [bold]rankwise formats[/bold], or one in full: [bold]rankwise formats tucker2[/bold], or for one layer
-    what half of its MACs buys in each format: [bold]rankwise formats --conv 64,64,3[/bold]
+    what half of its MACs buys in each format: [bold]rankwise formats --conv 64,64,3[/bold]. What is tried by default:
+    [bold]rankwise formats --for onnxruntime[/bold]
 
     Letters: [bold]T[/bold] outputs, [bold]C[/bold] channels or inputs, small letters the ranks, which are shown in the
     order in which [dim]--pin[/dim] and plan.yaml take them.
     """
     with tell.output() as out:
+        if engine is not None:
+            if name or conv or linear:
+                raise ValueError("--for shows what an engine likes; leave NAME, --conv and --linear out")
+            _for_engine(out, engine, threads)
+            return
         if name is not None:
             check_name("format", name, sorted(NAMES))
         from ..describe.formats import describe
@@ -57,6 +76,30 @@ def formats(tell: Telling, name: Name = None, conv: Conv = None, linear: Linear 
                 "Errors depend on the network: see rankwise plan."
             )
         out.result("formats", {"formats": described})
+
+
+def _for_engine(out: Output, engine: str, threads: int) -> None:
+    """The table of what is tried by default in an engine."""
+    check_engine_name(engine, where=f"--for {engine!r}: ")
+    from ..describe.engines import suited
+    from ..latency import get_engine
+    from .tables import _table
+
+    runs_in = get_engine(engine, 1 if engine.startswith("roofline:") else threads)
+    with out.step(f"measuring what {runs_in} computes at once"):
+        rows = suited(runs_in)
+    table = _table("layer", right=("width", "ranks below a block", "above it"), wide="formats tried by default")
+    for row in rows:
+        below = "none" if row["step"] == row["block"] else f"multiples of {row['step']}"
+        figures = (str(row["width"]), below, f"multiples of {row['block']}")
+        table.add_row(_unbroken(row["layer"]), *figures, ", ".join(row["formats"]))
+    out.show(table)
+    out.say("")
+    out.say(
+        f"Width: the smaller of outputs and channels. Measured in {runs_in} on this machine and kept on disk. "
+        "--formats and --round-to choose otherwise."
+    )
+    out.result("formats", {"engine": engine, "threads": threads, "rows": rows})
 
 
 def _site_of(conv: str | None, linear: str | None) -> Site | None:
