@@ -40,6 +40,15 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
             trim(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of times that knows what torch and onnxruntime compute at once, so that plans are the same everywhere."""
+    from support.machine import store_grid
+
+    os.environ["RANKWISE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    store_grid(16)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Threads only wait for each other on sizes as small as those of a module that uses this."""

@@ -10,12 +10,13 @@ import torch
 from support.nets import Residual, batches_of, make
 from torch import nn
 
-from rankwise import FORMATS, Site, Statistics, collect, find, profile
+from rankwise import FORMATS, Statistics, collect, find, profile
 from rankwise.formats.both_sides import fit
 from rankwise.formats.svd import SVD
 from rankwise.formats.weights import site_weight
+from rankwise.latency.roofline import Device, RooflineEngine
 from rankwise.plan import dense_option
-from rankwise.planning.profile import in_order, rank_step, site_metric
+from rankwise.planning.profile import in_order, site_metric
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +92,28 @@ def test_ranks_are_rounded(net: tuple[nn.Module, Statistics]) -> None:
             assert all(r % 4 == 0 or r == limit for r, limit in zip(option.ranks, limits, strict=True))
 
 
-def test_rank_step() -> None:
-    def linear(outputs: int, inputs: int) -> Site:
-        return Site(name="fc", kind="linear", weight_shape=(outputs, inputs))
+def test_ranks_fit_the_engine(net: tuple[nn.Module, Statistics]) -> None:
+    model, stats = net
+    device = Device(name="paper", peak=1e9, bandwidth=1e12, tile=4)
+    for name, curve in profile(model, stats, engine=RooflineEngine(device)).items():
+        for option in curve[1:]:
+            limits = FORMATS[option.format].limits(stats.sites[name])
+            assert all(r < 4 or r % 4 == 0 or r == limit for r, limit in zip(option.ranks, limits, strict=True))
 
-    assert rank_step(linear(128, 200), "auto") == 8
-    assert rank_step(linear(127, 4000), "auto") == 1
-    assert rank_step(linear(10, 10), 16) == 16
-    wide: dict[str, Any] = {"name": "conv", "kind": "conv2d", "weight_shape": (256, 128, 3, 3)}
-    assert rank_step(Site(**wide), "auto") == 8
-    assert rank_step(Site(**wide, groups=4), "auto") == 1
-    for wrong in (0, -8, True, "8", 2.0):
-        with pytest.raises(ValueError, match="round_to must be"):
-            rank_step(linear(10, 10), wrong)  # type: ignore[arg-type]
+
+def test_formats_fit_the_engine(net: tuple[nn.Module, Statistics]) -> None:
+    model, stats = net
+    found = {
+        engine: {option.format for curve in profile(model, stats, engine=engine).values() for option in curve}
+        for engine in ("torch", "onnxruntime")
+    }
+    assert found["onnxruntime"] - found["torch"] == {"cp3"}
+
+
+@pytest.mark.parametrize("wrong", [0, -8, True, "8", 2.0])
+def test_a_step_that_is_none(net: tuple[nn.Module, Statistics], wrong: Any) -> None:
+    with pytest.raises(ValueError, match="round_to must be"):
+        profile(*net, round_to=wrong)
 
 
 def test_complaints(net: tuple[nn.Module, Statistics]) -> None:

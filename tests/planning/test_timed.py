@@ -15,7 +15,7 @@ import rankwise as rw
 from rankwise.latency import Latency, Work
 from rankwise.latency.roofline import Device, RooflineEngine
 from rankwise.plan.plan import PlannedLatency
-from rankwise.planning.measured_prices import NOISE, VECTOR
+from rankwise.planning.measured_prices import NOISE, SPEED
 from rankwise.planning.prices import recount
 
 DEVICE = Device(name="paper", peak=1e9, bandwidth=1e12, tile=16, overhead=1e-6)
@@ -104,9 +104,10 @@ def test_a_time(net: tuple[nn.Module, rw.Sites]) -> None:
 def test_ranks_lie_on_the_grid_of_vector_units(net: tuple[nn.Module, rw.Sites]) -> None:
     plan = planned(net, {"latency": 0.5})
     assert plan.factorised
-    assert all(rank % VECTOR == 0 for row in plan.factorised for rank in row.ranks)
+    ranks = [rank for row in plan.factorised for rank in row.ranks]
+    assert all(rank % DEVICE.tile == 0 or rank < DEVICE.tile for rank in ranks)
     own = planned(net, {"latency": 0.5}, round_to=24)
-    assert any(rank % VECTOR for row in own.factorised for rank in row.ranks)
+    assert any(rank % DEVICE.tile for row in own.factorised for rank in row.ranks if rank > DEVICE.tile)
 
 
 def test_together_with_other_budgets(net: tuple[nn.Module, rw.Sites]) -> None:
@@ -290,19 +291,53 @@ def test_compress(net: tuple[nn.Module, rw.Sites]) -> None:
     assert "latency predicted" in str(report)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"engine": "onnxruntime", "threads": 4}, "engine= and threads= of choose is only for latency budgets"),
-        ({"example": EXAMPLE}, "example= of choose is only for latency budgets"),
-        ({"minimise": "latency"}, "minimise='latency' has no effect without target_drop"),
-    ],
-)
-def test_what_would_have_no_effect_is_refused(
-    net: tuple[nn.Module, rw.Sites], options: dict[str, Any], message: str
+def test_a_search_that_is_not_for_time_refuses_minimise_alone(net: tuple[nn.Module, rw.Sites]) -> None:
+    with pytest.raises(ValueError, match="minimise='latency' has no effect without target_drop"):
+        rw.choose(*net, keep={"macs": 0.5}, metric="weight", minimise="latency")
+
+
+@pytest.mark.parametrize("share", [0.6, 0.4])
+def test_a_budget_of_macs_saves_time_too(net: tuple[nn.Module, rw.Sites], share: float) -> None:
+    """Of two plans within the budget, the one with an example takes at most its share of the time."""
+    plan = planned(net, {"macs": share})
+    assert plan.keep == {"macs": share}
+    assert plan.planned["macs"] <= share * plan.dense["macs"]
+    assert plan.latency is not None
+    assert plan.latency.share <= 1 - SPEED * (1 - share) + NOISE
+    assert "latency" not in planned(net, {"macs": share}, example=None).planned
+
+
+def test_a_budget_of_parameters_is_never_slower(net: tuple[nn.Module, rw.Sites]) -> None:
+    plan = planned(net, {"params": 0.5})
+    assert plan.latency is not None
+    assert plan.latency.share < 1
+
+
+def test_a_plan_that_is_not_faster_says_so(net: tuple[nn.Module, rw.Sites], caplog: pytest.LogCaptureFixture) -> None:
+    slow = RooflineEngine(Device(name="slow", peak=1e12, bandwidth=1e12, overhead=1e-3))
+    plan = planned(net, {"macs": 0.5}, slow)
+    assert plan.planned["macs"] <= 0.5 * plan.dense["macs"]
+    assert plan.latency is not None
+    assert plan.latency.share > 1
+    assert "this plan is not faster in roofline of slow: it takes" in caplog.text
+    assert 'keep={"latency":' in caplog.text
+
+
+def test_an_engine_at_hand_that_cannot_run_the_network_is_told(
+    net: tuple[nn.Module, rw.Sites], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        rw.choose(*net, keep={"macs": 0.5}, metric="weight", **options)
+    class Unable(RooflineEngine):
+        def hold(self, work: Work) -> None:
+            raise ValueError("an operator is unknown")
+
+    engine = Unable(DEVICE)
+    with pytest.raises(ValueError, match="an operator is unknown"):  # the user named it
+        planned(net, {"macs": 0.5}, engine)
+    monkeypatch.setattr("rankwise.planning.wishes.get_engine", lambda *_: engine)
+    plan = rw.choose(*net, keep={"macs": 0.5}, metric="weight", example=EXAMPLE)
+    assert plan.latency is None
+    assert "what time to expect is not known" in caplog.text
+    assert "an operator is unknown" in caplog.text
 
 
 def test_an_example_is_needed(net: tuple[nn.Module, rw.Sites]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.util import find_spec
 from statistics import fmean
 
@@ -59,7 +58,7 @@ class Grid:
     """Channels that an engine computes at once, 1 if its time grows with every channel.
 
     Example:
-        >>> site = Site(name="conv", kind="conv2d", weight_shape=(32, 32, 3, 3), kernel_size=(3, 3))
+        >>> site = Site(name="conv", kind="conv2d", weight_shape=(32, 32, 3, 3))
         >>> step = Grid(convolution=16, linear=4).step(site)
         >>> int(step), step.block
         (8, 16)
@@ -90,19 +89,15 @@ def grid_of(engine: Engine, model: nn.Module) -> Grid:
     Raises:
         ValueError: if the engine cannot run a convolution or a linear layer.
     """
-    return _grid(engine, str(device_of(model)), engine.device(model))
-
-
-@lru_cache(maxsize=64)
-def _grid(engine: Engine, where: str, _: str) -> Grid:
-    device = torch.device(where)
-    cache = Cache(engine, nn.Linear(1, 1, device=device))
+    device = device_of(model)
+    cache = Cache(engine, model)
     chains = {**_convolutions(), **_linears()}
     if missing := {name: chain for name, chain in chains.items() if name not in cache}:
         works = {name: _work(chain, device) for name, chain in missing.items()}
         cache.add(engine.times(works, rounds=ROUNDS, warmup=WARMUP, narrow=NARROW))
-    found = {kind: block_of({rank: cache[_name(kind, rank)] for rank in RANKS}) for kind in ("convolution", "linear")}
-    logger.debug("%s on %s computes %s channels at once", engine, where, found)
+    kinds = ("convolution", "linear")
+    found = {kind: block_of({rank: cache[time_name(kind, rank)] for rank in RANKS}) for kind in kinds}
+    logger.debug("%s computes %s channels at once", engine, found)
     return Grid(**found)
 
 
@@ -120,7 +115,8 @@ def block_of(times: Mapping[int, Latency]) -> int:
     return max(block for block in BLOCKS if saved(block) >= FULL)
 
 
-def _name(kind: str, rank: int) -> str:
+def time_name(kind: str, rank: int) -> str:
+    """The name that the time of a chain is stored under."""
     return f"grid of a {kind}: rank {rank}"
 
 
@@ -131,13 +127,13 @@ def _convolutions() -> dict[str, tuple[nn.Module, Input]]:
         first, last = nn.Conv2d(CHANNELS, rank, 1, bias=False), nn.Conv2d(rank, CHANNELS, 1, bias=False)
         return nn.Sequential(first, nn.Conv2d(rank, rank, 3, padding=1, bias=False), last)
 
-    return {_name("convolution", rank): (chain(rank), given) for rank in RANKS}
+    return {time_name("convolution", rank): (chain(rank), given) for rank in RANKS}
 
 
 def _linears() -> dict[str, tuple[nn.Module, Input]]:
     given, wide = Input((ROWS, 4 * CHANNELS), torch.float32), 4 * CHANNELS
     return {
-        _name("linear", rank): (nn.Sequential(nn.Linear(wide, rank, bias=False), nn.Linear(rank, wide)), given)
+        time_name("linear", rank): (nn.Sequential(nn.Linear(wide, rank, bias=False), nn.Linear(rank, wide)), given)
         for rank in RANKS
     }
 

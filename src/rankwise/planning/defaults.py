@@ -23,7 +23,7 @@ def formats_for(engine: Engine | str, site: Site) -> tuple[str, ...]:
     """Names of the formats that a site tries by default, for the engine that will run it.
 
     Example:
-        >>> site = Site(name="conv", kind="conv2d", weight_shape=(32, 16, 3, 3), kernel_size=(3, 3))
+        >>> site = Site(name="conv", kind="conv2d", weight_shape=(32, 16, 3, 3))
         >>> formats_for("torch", site), formats_for("onnxruntime", site)
         (('svd', 'spatial_svd', 'tucker2'), ('svd', 'spatial_svd', 'tucker2', 'cp3'))
     """

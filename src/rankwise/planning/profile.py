@@ -14,7 +14,7 @@ from ..formats import AUTO, FORMATS, Cost, Format, SomeFormats, get_formats
 from ..formats.both_sides import curve, refuses
 from ..formats.weights import site_weight, weight_metrics
 from ..latency import Engine, at_hand, get_engine
-from ..latency.grid import grid_of
+from ..latency.grid import Grid, grid_of
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
 from ..network.patterns import near
@@ -109,6 +109,7 @@ def profile(
     if metric.needs_gradients and named:
         _check_splits(candidates, metric, [site for site in sites.values() if site.name in wanted])
     curves: dict[str, Curve] = {}
+    grid: Grid | None = None
     todo: Iterable[Site] = list(sites.values())
     for site in todo if progress is None else progress(todo, "profile"):
         if done is not None and site.name in done:
@@ -119,7 +120,9 @@ def profile(
         if formats is None:
             usable = [format for format in usable if format.name in formats_for(runs_in, site)]
         if usable:
-            step = grid_of(runs_in, model).step(site) if round_to == "auto" else int(round_to)
+            if round_to == "auto" and grid is None:
+                grid = grid_of(runs_in, model)
+            step = int(round_to) if grid is None else grid.step(site)
             weight, two_sided = site_weight(model, site), site_metric(source, site, metric, model, shrink)
             bias = site.chain_bias(metric)
             for format in usable:
