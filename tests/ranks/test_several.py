@@ -1,16 +1,18 @@
-"""Several budgets at once, against brute force and against the bound that any multipliers give."""
+"""Several budgets at once, against brute force, branch and cut and the bound that any multipliers give."""
 
 from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.knapsacks import by_milp
 
-from rankwise.ranks.solvers import BudgetError, enumeration, least_loss
+from rankwise.ranks.solvers import BudgetError, Tables, least_loss, solve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,7 +67,7 @@ def brute_force(losses: Losses, costs: Costs, limits: list[float]) -> float:
     shape=st.sampled_from([(2, 60), (3, 40), (4, 24)]),
     fractions=st.lists(st.floats(0.2, 0.9), min_size=2, max_size=3),
 )
-def test_within_one_per_cent_of_brute_force(seed: int, shape: tuple[int, int], fractions: list[float]) -> None:
+def test_few_sites_are_solved_exactly(seed: int, shape: tuple[int, int], fractions: list[float]) -> None:
     losses, costs = made(seed, *shape, units=len(fractions))
     limits = shares(costs, fractions)
     best = brute_force(losses, costs, limits)
@@ -73,23 +75,48 @@ def test_within_one_per_cent_of_brute_force(seed: int, shape: tuple[int, int], f
         with pytest.raises(BudgetError):
             least_loss(losses, costs, limits)
         return
-    chosen = least_loss(losses, costs, limits)
+    solution = solve(Tables.of(losses, costs, limits))
+    chosen = solution.chosen_S.tolist()
     assert all(cost(costs, chosen, unit) <= limit for unit, limit in enumerate(limits))
-    assert best - 1e-9 <= loss(losses, chosen) <= 1.01 * best + 1e-9
+    assert solution.gap == 0
+    assert loss(losses, chosen) == pytest.approx(best, rel=1e-12, abs=1e-12)
 
 
-def test_without_looking_at_all_plans_it_is_still_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multipliers, repair and exchanges by themselves."""
-    monkeypatch.setattr(enumeration, "ENUMERABLE", 0)
+@pytest.mark.parametrize("sites, options, units", [(10, 20, 2), (10, 20, 3), (30, 20, 2)])
+@pytest.mark.parametrize("seed", range(2))
+def test_branch_and_cut_finds_nothing_better(sites: int, options: int, units: int, seed: int) -> None:
+    losses, costs = made(seed, sites, options, units)
+    limits = shares(costs, [0.5, 0.55, 0.45][:units])
+    solution = solve(Tables.of(losses, costs, limits))
+    chosen = solution.chosen_S.tolist()
+    assert all(cost(costs, chosen, unit) <= limit for unit, limit in enumerate(limits))
+    best = by_milp(losses, costs, limits)
+    assert best * (1 - 1e-9) <= loss(losses, chosen) <= best + solution.gap + 1e-9 * best
+    assert solution.gap == 0 or units == 3
+
+
+@pytest.mark.parametrize("work", [0, 100, 10_000])
+def test_with_little_work_it_is_close_and_says_how_close(work: int) -> None:
+    """Multipliers, repair and exchanges, and what little work adds to them."""
     ratios = []
     for seed in range(40):
         losses, costs = made(seed, 3, 30, 2)
         limits = shares(costs, [0.5, 0.55])
-        chosen = least_loss(losses, costs, limits)
+        solution = solve(Tables.of(losses, costs, limits), work)
+        chosen, best = solution.chosen_S.tolist(), brute_force(losses, costs, limits)
         assert all(cost(costs, chosen, unit) <= limit for unit, limit in enumerate(limits))
-        ratios.append(loss(losses, chosen) / brute_force(losses, costs, limits))
+        assert best * (1 - 1e-12) <= loss(losses, chosen) <= best + solution.gap + 1e-12
+        ratios.append(loss(losses, chosen) / best)
     assert sum(ratios) / len(ratios) < 1.01
     assert max(ratios) < 1.1
+
+
+def test_a_larger_budget_is_never_worse() -> None:
+    losses, costs = made(2, 8, 30, 2)
+    found = [
+        loss(losses, least_loss(losses, costs, shares(costs, [0.3 + step / 40, 0.3 + step / 50]))) for step in range(20)
+    ]
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(found))
 
 
 def test_many_sites_come_close_to_the_bound() -> None:
@@ -119,6 +146,15 @@ def test_a_budget_that_does_not_bind_changes_nothing() -> None:
     assert loss(losses, both) == pytest.approx(loss(losses, alone))
 
 
+def test_an_infinite_limit_is_none() -> None:
+    losses, costs = made(3, 4, 20, 2)
+    (limit, _) = shares(costs, [0.4, 1])
+    alone = least_loss(losses, [site[:1] for site in costs], [limit])
+    assert loss(losses, least_loss(losses, costs, [limit, math.inf])) == pytest.approx(loss(losses, alone), rel=1e-12)
+    free = least_loss(losses, costs, [math.inf, math.inf])
+    assert loss(losses, free) == 0
+
+
 def test_no_budget_takes_the_least_loss() -> None:
     assert least_loss([[3, 1, 2], [0, 5]], [[], []], []) == [1, 0]
 
@@ -137,28 +173,3 @@ def test_equal_inputs_give_equal_plans() -> None:
     losses, costs = made(5, 12, 30, 3)
     limits = shares(costs, [0.5, 0.6, 0.55])
     assert least_loss(losses, costs, limits) == least_loss(losses, costs, limits)
-
-
-@given(
-    st.lists(st.sampled_from([0.5, 0.6, 0.75, 0.8125, 0.9]), min_size=2, max_size=5),
-    st.integers(4, 20),
-    st.sampled_from([0.3, 0.5, 0.7]),
-)
-@settings(max_examples=40, deadline=None)
-def test_few_sites_within_one_budget_are_solved_exactly(rates: list[float], options: int, share: float) -> None:
-    """Against the least loss for every cost, site by site: costs are small whole numbers."""
-    losses = [[rate**k for k in range(options)] + [0.0] for rate in rates]
-    costs = [[[float((2 + n) * k) for k in range(options)] + [(2.0 + n) * options]] for n in range(len(rates))]
-    limit = share * sum(units[0][-1] for units in costs)
-    best = {0.0: 0.0}
-    for own_losses, (own_costs,) in zip(losses, costs, strict=True):
-        reached: dict[float, float] = {}
-        for cost, loss in best.items():
-            for more, extra in zip(own_losses, own_costs, strict=True):
-                if cost + extra <= limit:
-                    reached[cost + extra] = min(loss + more, reached.get(cost + extra, math.inf))
-        best = reached
-    chosen = least_loss(losses, costs, [limit])
-    assert sum(units[0][index] for units, index in zip(costs, chosen, strict=True)) <= limit
-    found = sum(own[index] for own, index in zip(losses, chosen, strict=True))
-    assert found == pytest.approx(min(best.values()), rel=1e-9, abs=1e-12)

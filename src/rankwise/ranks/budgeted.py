@@ -15,12 +15,12 @@ LEAST_KEPT = 1e-6  # an option that loses everything gets a finite loss, so that
 
 @dataclass(frozen=True, kw_only=True)
 class Knapsack(Rule):
-    """`max prod_i (1 - error_i(o_i))  subject to  sum_i cost_iu(o_i) <= limit_u`: multipliers, then exchanges.
+    """`max prod_i (1 - error_i(o_i))  subject to  sum_i cost_iu(o_i) <= limit_u`, the best of all plans.
 
     The errors are relative squared errors of the sites' outputs; `1 - error` is the share of the energy that a site
     keeps. A signal that passes through all sites keeps about the product. So a site that loses nearly all of its output
     costs more than many that lose a little each; a sum of errors would not tell them apart. The rule never runs the
-    network, and works for every format.
+    network, and works for every format. With several budgets and many sites the plan may only be close to the best.
 
     Example:
         >>> str(Knapsack())

@@ -15,7 +15,7 @@ from torch import Tensor
 from .base import Candidates, Pick, Problem, Rule, described
 from .budgeted import check_limits
 from .solvers.exchanges import fill, repaired
-from .solvers.one_budget import front
+from .solvers.fronts import front
 from .solvers.padding import Tables
 
 LOSSES = ("budget", "product")

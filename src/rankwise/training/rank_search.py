@@ -27,7 +27,7 @@ from ..planning.units import Macs, Params
 from ..ranks import Pick, Problem, Rule
 from ..ranks.base import described
 from ..ranks.budgeted import least
-from ..ranks.solvers.one_budget import front
+from ..ranks.solvers.fronts import front
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics.moments import identity_metrics

@@ -1,4 +1,4 @@
-"""Several budgets: multipliers by the ellipsoid method, then exchanges.
+"""Several budgets: multipliers by the ellipsoid method, and a plan near the best one.
 
 For given multipliers `lambda_u >= 0` each site decides alone, `min loss + sum_u lambda_u cost_u`. The dual function of
 the multipliers is concave and piecewise linear, and the ellipsoid method finds its maximum without step sizes. The best

@@ -45,21 +45,23 @@ def repaired(problem: Tables, chosen_S: Tensor) -> Tensor:
 
 def fill(problem: Tables, chosen_S: Tensor) -> Tensor:
     """Exchange single options while that lowers the loss within the limits, the largest gain first."""
-    losses_SO, rows_S, chosen_S = problem.losses_SO, torch.arange(len(chosen_S)), chosen_S.clone()
+    losses_SO, rows_S, chosen_S = problem.losses_SO, torch.arange(len(chosen_S)), chosen_S
     while True:
         slack_U = problem.limits_U - problem.cost(chosen_S)
         gains_SO = losses_SO[rows_S, chosen_S, None] - losses_SO
         for costs_SO, slack in zip(problem.costs_USO, slack_U, strict=True):
             gains_SO[costs_SO > costs_SO[rows_S, chosen_S, None] + slack] = 0
         site, index = divmod(int(gains_SO.argmax()), gains_SO.shape[1])
-        if float(gains_SO[site, index]) <= 0:
+        after_S = chosen_S.clone()
+        after_S[site] = index
+        if float(gains_SO[site, index]) <= 0 or not problem.fits(after_S):  # rounding may deceive the slack
             return chosen_S
-        chosen_S[site] = index
+        chosen_S = after_S
 
 
 def exchange_pairs(problem: Tables, chosen_S: Tensor) -> Tensor:
     """Choose two sites anew, the best for both with all others fixed, while that lowers the loss."""
-    losses_SO, costs_USO, chosen_S = problem.losses_SO, problem.costs_USO, chosen_S.clone()
+    losses_SO, costs_USO = problem.losses_SO, problem.costs_USO
     for _ in range(ROUNDS):
         improved = False
         for a, b in combinations(range(len(chosen_S)), 2):
@@ -71,7 +73,10 @@ def exchange_pairs(problem: Tables, chosen_S: Tensor) -> Tensor:
             best = int(joint_OO.argmin())
             new_a, new_b = divmod(best, joint_OO.shape[1])
             if float(joint_OO[new_a, new_b]) < float(losses_SO[a, now_a] + losses_SO[b, now_b]) * (1 - 1e-12):
-                chosen_S[a], chosen_S[b], improved = new_a, new_b, True
+                after_S = chosen_S.clone()
+                after_S[a], after_S[b] = new_a, new_b
+                if problem.fits(after_S):  # rounding may deceive what is left
+                    chosen_S, improved = after_S, True
         if not improved:
             break
     return chosen_S
