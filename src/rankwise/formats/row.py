@@ -77,7 +77,7 @@ def single(shape: Shape, outputs: Modes | None, inputs: Modes | None, slices: in
         every: all factors but the first serve slices, held by the factor before; else the first and the last, whose
             slices the next factor inwards holds.
     """
-    T, C = OUTPUTS[: len(outputs)] if outputs else "t", INPUTS[: len(inputs)] if inputs else "c"
+    T, C = OUTPUTS[: len(outputs or "t")], INPUTS[: len(inputs)] if inputs and len(inputs) > 1 else "c"
     directions, tap = (shape.directions, "") if shape.taps > 1 else ("", "q" if shape.kernel else "")
     sizes = {"g": shape.groups, "q": 1, **dict(zip(shape.directions, shape.kernel, strict=True))}
     sizes |= dict(zip(T + C, (*(outputs or (shape.outputs,)), *(inputs or (shape.channels,))), strict=True))
@@ -87,8 +87,7 @@ def single(shape: Shape, outputs: Modes | None, inputs: Modes | None, slices: in
 
     def slice_of(mode: str, holder: int) -> str:
         """Split slices off a mode, fastest in its order, and give them to another factor."""
-        letter = {"t": "u", "c": "s"}.get(mode) if mode in (T, C) else next(names)
-        assert letter is not None
+        letter = {"t": "u", "c": "s"}[mode] if mode in (T, C) else next(names)
         divides = sizes[mode] % slices == 0
         sizes[mode], sizes[letter] = (sizes[mode] // slices, slices) if divides else (sizes[mode], 1)
         groups[holder] = letter + groups[holder] if mode in T else groups[holder] + letter
