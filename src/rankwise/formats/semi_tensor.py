@@ -39,8 +39,8 @@ class SemiTensorTrain(TensorTrain):
     cores: str = "outer"
 
     name = "stt"
-    summary = "semi-tensor train: a tensor train whose outer factors serve two slices of the channels alike"
-    use = "as tt, where the outer factors are most of the cost: here they serve both halves of the channels alike"
+    summary = "semi-tensor train: a tensor train whose outer factors serve slices of the channels alike, by default two"
+    use = "as tt, where the outer factors are most of the cost: here they serve all slices of the channels alike"
 
     def unfit(self, site: Site) -> str | None:
         why, shape = super().unfit(site), Shape.of_site(site)
