@@ -47,6 +47,12 @@ class Row(NamedTuple):
         """Product of the sizes of some groups of modes."""
         return math.prod(self.sizes[letter] for group in groups for letter in self.groups[group])
 
+    def slices_at(self, group: int, side: str) -> int:
+        """Slices of modes of a side that a factor holds."""
+        return math.prod(
+            self.sizes[letter] for letter in self.groups[group] if letter in self.slices and letter in side
+        )
+
     def limits(self) -> Ranks:
         """Ranks at which a train is exact."""
         count = len(self.groups)

@@ -17,6 +17,10 @@ from .row import Row, single
 from .shape import Shape
 from .tensor_train import TensorTrain
 
+# Middle bonds that curves try, as for a tensor train: at half of the MACs of three layers of a ResNet-20 these had the
+# lowest errors with 2 and 4 slices.
+MIDDLE = (0.5, 0.7)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SemiTensorTrain(TensorTrain):
@@ -41,6 +45,8 @@ class SemiTensorTrain(TensorTrain):
     name = "stt"
     summary = "semi-tensor train: a tensor train whose outer factors serve slices of the channels alike, by default two"
     use = "as tt, where the outer factors are most of the cost: here they serve all slices of the channels alike"
+
+    middle = MIDDLE
 
     def unfit(self, site: Site) -> str | None:
         why, shape = super().unfit(site), Shape.of_site(site)

@@ -26,7 +26,7 @@ from .shape import Modes, Shape
 
 # Size of the closing bond that curves of rings try; at size 1 a ring is a train.
 CLOSING = 2
-# Middle bonds of a convolution that curves try, relative to the mean of the outer ones.
+# Middle bonds of a convolution that curves try, relative to the mean of the outer ones with their slices.
 MIDDLE = (0.6, 1.0)
 
 
@@ -53,6 +53,7 @@ class TensorTrain(Multilinear):
     summary = "tensor train: 1 x 1, 1 x k, k x 1, 1 x 1; a matrix as three factors of split outputs and inputs"
     use = "channels, rows and columns narrowed at once; of a matrix it saves parameters rather than MACs"
     closed: ClassVar[bool] = False
+    middle: ClassVar[tuple[float, ...]] = MIDDLE
 
     def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)
@@ -92,13 +93,15 @@ class TensorTrain(Multilinear):
         return (*closing, *row.limits())
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        limits, ladder = self.row(shape).limits(), proportional
+        row, ladder = self.row(shape), proportional
+        limits = row.limits()
         families: list[Ranks] = [limits]
         if (self.outputs or self.inputs) and not self.pairs(shape):
             ladder = capped  # the limits of bonds in the middle are products of many modes
         elif len(limits) > 2:
             outer, *inner, last = limits
-            middles = [max(1, round(share * (outer + last) / 2)) for share in MIDDLE]
+            width = (outer * row.slices_at(1, row.outputs) + last * row.slices_at(-2, row.channels)) / 2
+            middles = [max(1, round(share * width)) for share in self.middle]
             families = [(outer, *(min(middle, limit) for limit in inner), last) for middle in middles]
         if shape.taps == 1:
             step = 1  # a layer's channels are products of ranks and modes
