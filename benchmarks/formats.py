@@ -1,12 +1,14 @@
 """Compare all formats on a layer at equal cost, with tensorly at equal ranks and with the published Tucker-2 fit.
 
     python -m benchmarks.formats [--quick] [--layers resnet20 512x512 ...] [--tables formats peers ...] [--json FILE]
+    python -m benchmarks.formats --tables forms --layers resnet20.layer1 resnet20.layer2.0.conv2
 
 Layers of trained networks with the statistics of real images, and synthetic ones up to 512 x 512 x 3 x 3. Errors are
 relative squared errors in per cent: `sigma` in the metric of the inputs, `weight` in the Frobenius norm. `worse_by`
 says by how many per cent our squared error, in the metric of the fit, is above the other one. Times on one thread are
 processor times; `equal_seconds` is the time we need to reach the other error. The last table lists the requirements
-for our fits, and whether they are met.
+for our fits, and whether they are met. `forms` has formats with settings beside the plain ones; `--formats` takes
+them too ("stt:slices=4").
 """
 
 from __future__ import annotations
@@ -20,7 +22,17 @@ import torch
 
 from benchmarks import formats_peers, formats_summary, formats_versus
 from benchmarks.common import Row, parser, report, start
-from benchmarks.formats_layers import QUICK_SITES, QUICK_SIZES, SITES, SIZES, Layer, is_wanted, real, synthetic
+from benchmarks.formats_layers import (
+    QUICK_SITES,
+    QUICK_SIZES,
+    SITES,
+    SIZES,
+    Layer,
+    forms,
+    is_wanted,
+    real,
+    synthetic,
+)
 from benchmarks.formats_versus import (
     METRICS,
     OUR_SWEEPS,
@@ -32,7 +44,7 @@ from benchmarks.formats_versus import (
     errors,
     show,
 )
-from rankwise.formats import FORMATS, Factors, Format, Ranks
+from rankwise.formats import FORMATS, Factors, Format, Ranks, get_format
 from rankwise.formats.multilinear import Multilinear
 from rankwise.formats.shape import Shape
 
@@ -50,6 +62,7 @@ SPEED, QUICK_SPEED = (512, 256), (16, 8)
 COMMON = ("network", "layer", "format", "ranks", "metric")
 COLUMNS = {
     "formats": (*COMMON, "macs_ratio", "params_ratio", "sigma", "weight", "seconds"),
+    "forms": (*COMMON, "macs_ratio", "params_ratio", "sigma", "weight", "seconds"),
     "peers": (
         *(*COMMON, "sigma", "peer_sigma", "weight", "peer_weight", "worse_by"),
         *("seconds", "peer_seconds", "speedup", "equal_seconds", "equal_speedup"),
@@ -65,6 +78,7 @@ COLUMNS = {
 }
 TITLES = {
     "formats": f"every format at {KEEP} of the MACs",
+    "forms": f"formats with settings and without at {KEEP} of the MACs",
     "peers": "ours and tensorly at the same ranks",
     "reference": f"Tucker-2: ours with {OUR_SWEEPS} sweeps and by default, the paper's with {REFERENCE_SWEEPS}",
     "speed": f"canonical polyadic form of a planted kernel, tensorly with {SPEED_SWEEPS} sweeps",
@@ -112,7 +126,7 @@ def measure_formats(
     rows: list[Row] = []
     fits: dict[tuple[str, str], Factors] = {}
     for name in names:
-        format = FORMATS[name]
+        format = get_format(name)
         if format.refuses(layer.site):
             continue
         for metric in METRICS:
@@ -159,8 +173,9 @@ def main() -> None:
     """Run the benchmark."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--layers", nargs="+", default=[], help="only layers whose name contains one of these words")
-    options.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
-    options.add_argument("--tables", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
+    options.add_argument("--formats", nargs="+", default=list(FORMATS), type=lambda name: get_format(name).name)
+    tables = [table for table in COLUMNS if table != "forms"]
+    options.add_argument("--tables", nargs="+", default=tables, choices=list(COLUMNS))
     options.add_argument("--states", type=int, default=2048, help="skip fits with more bond states in a factor")
     arguments = options.parse_args()
     start(arguments)
@@ -182,6 +197,8 @@ def main() -> None:
                 rows["formats"] += found
             if "peers" in rows:
                 rows["peers"] += formats_versus.peers(layer, fits, quick, seed)
+        if "forms" in rows:
+            rows["forms"] += measure_formats(layer, forms(layer), quick, arguments.states)[0]
         if "reference" in rows:
             rows["reference"] += measure_reference(layer)
         _write(rows, seed, arguments.json)

@@ -5,6 +5,7 @@ Letters: T outputs, C channels, K terms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import rankwise as rw
 from benchmarks.common import networks
 from benchmarks.tasks import TASKS
+from rankwise.formats.ladders import split_number
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Identity, Metric
 from rankwise.network.site import Site
@@ -95,6 +97,25 @@ def synthetic(sizes: Sequence[int], wanted: Sequence[str], seed: int) -> Iterato
         stats = rw.collect(model, maps(size, generator), seed=seed)
         site, metric = stats.sites["0"], stats["0"].metrics()[0]
         yield Layer(network="synthetic", name=name, site=site, weight=site_weight(model, site), input=metric)
+
+
+def forms(layer: Layer) -> list[str]:
+    """Plain formats, and the same with settings that suit the layer."""
+    T, C, *kernel = layer.site.weight_shape
+    pair, three = (
+        f"outputs={_text(split_number(T, parts))},inputs={_text(split_number(C, parts)[::-1])}" for parts in (2, 3)
+    )
+    found = ["svd", "tt", f"tt:{pair}", "stt", "stt:slices=4", "stt:cores=all", "stt:slices=4,cores=all"]
+    found += [f"stt:cores=all,{pair}"]
+    if math.prod(kernel) == 1:
+        return [*found, f"tt:{three}", "kronecker", f"kronecker:{pair}"]
+    trees, kernels = ("tc/hw", "tc/q"), ("1x1", "3x1", "1x3")
+    found += ["ht", *(f"ht:tree={tree}" for tree in trees)]
+    return [*found, "kronecker", *(f"kronecker:kernel={size}" for size in kernels)]
+
+
+def _text(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def is_wanted(network: str, name: str, words: Sequence[str]) -> bool:

@@ -18,6 +18,11 @@ from rankwise.formats import Ranks, get_format
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+# Forms that settings make, each for one layer of the network at least.
+SETTINGS = (
+    *("stt:slices=4", "str:cores=all,outputs=3x4", "tt:outputs=2x4x1,inputs=3x2x2", "btd:inputs=2x6"),
+    *("ht:tree=tc/q", "ht:outputs=1x2x2x2,inputs=2x3x1x2", "kronecker:kernel=3x1", "kronecker:outputs=2x4,inputs=6x2"),
+)
 # Of a layer's ranks; what has no closed form takes many times longer with more of them.
 MOST = 6
 
@@ -31,7 +36,7 @@ class Case(NamedTuple):
     small: nn.Module
 
 
-@pytest.fixture(scope="module", params=rw.FORMATS)
+@pytest.fixture(scope="module", params=[*rw.FORMATS, *SETTINGS])
 def case(request: pytest.FixtureRequest) -> Case:
     model, data = make(Kinds), batches_of(24, 4, 9, 8, count=2)
     sites = rw.find(model, data[0][:1])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 METRICS = ("input", "diagonal", "fisher", "weight")
 FORMATS = (
@@ -18,6 +19,92 @@ RULES = (
 )
 STORAGES = ("plain", "entropy", "int8+entropy")
 ENGINES = ("torch", "compile", "onnxruntime", "executorch", "cuda")
+
+
+class Setting(NamedTuple):
+    """A setting of a format: how its value is written, how that is read, an example, and what it says."""
+
+    form: str
+    read: Callable[[str], Any]
+    example: str
+    about: str
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
+
+
+_SIZE = "[1-9][0-9]{0,6}"
+_SIZES = rf"{_SIZE}(x{_SIZE}){{0,4}}"
+_OUTPUTS = "sizes of the modes that outputs are read as; their product is the number of outputs"
+_INPUTS = "the same of the inputs (channels)"
+_SPLIT = {"outputs": Setting(_SIZES, _sizes, "8x16x6", _OUTPUTS), "inputs": Setting(_SIZES, _sizes, "4x16x12", _INPUTS)}
+_IN_TWO = {key: Setting(f"{_SIZE}x{_SIZE}", _sizes, "32x24", each.about) for key, each in _SPLIT.items()}
+_SLICES = Setting(rf"(?!1$){_SIZE}", int, "4", "slices of a mode that one factor serves alike, a divisor of its size")
+_CORES = Setting("outer|all", str, "all", "factors that serve slices: outer, the first and last one; all but the first")
+_TREE = Setting(
+    form=r"(?!.*(.).*\1)([tczhwq]+/[tczhwq]+|[1-5]+/[1-5]+)",
+    read=str,
+    example="th/cw",
+    about="leaves on either side of the root, each side merged from left to right: t outputs, c channels, z, h, w "
+    "planes, rows and columns of the kernel, q all its taps; of a matrix the numbers of its modes, 12/34",
+)
+_KERNEL = Setting(_SIZES, _sizes, "3x1", "kernel of the factor across slices; sizes of both factors multiply")
+_SEMI_TENSOR = {"slices": _SLICES, "cores": _CORES, **_SPLIT}
+# Settings of formats, in the order in which a name has them: "tt:outputs=8x16x6,inputs=4x16x12".
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "tt": _SPLIT,
+    "tr": _SPLIT,
+    "stt": _SEMI_TENSOR,
+    "str": _SEMI_TENSOR,
+    "ht": {"tree": _TREE, **_SPLIT},
+    "btd": {"inputs": _IN_TWO["inputs"]},
+    "kronecker": {"kernel": _KERNEL, **_IN_TWO},
+}
+
+
+def read_format(text: str, known: Iterable[str] = FORMATS, where: str = "") -> tuple[str, dict[str, Any]]:
+    """A format's own name, and its settings, of a name as it is written.
+
+    Args:
+        text: the name, with settings after a colon.
+        known: names of formats.
+        where: the start of a message, such as the option.
+
+    Raises:
+        ValueError: for an unknown format (with near names), an unknown setting (with those that there are), or a value
+            that it cannot have.
+
+    Example:
+        >>> read_format("tt:outputs=8x16x6,inputs=4x16x12")
+        ('tt', {'outputs': (8, 16, 6), 'inputs': (4, 16, 12)})
+    """
+    name, colon, written = text.partition(":")
+    check_name("format", name, known, where)
+    offered, settings = SETTINGS.get(name, {}), dict[str, Any]()
+    for part in written.split(",") if colon else ():
+        key, _, value = part.strip().partition("=")
+        if key not in offered:
+            own = ", ".join(f"{each}={setting.example}" for each, setting in offered.items())
+            raise ValueError(
+                f"{where}format {text!r}: there is no setting {key!r}; "
+                + (f"its settings are, for example, {own}" if own else f"{name} has no settings")
+            )
+        if key in settings:
+            raise ValueError(f"{where}format {text!r}: {key} stands there twice; keep one")
+        if not re.fullmatch(offered[key].form, value):
+            raise ValueError(
+                f"{where}format {text!r}: {key} is {value!r}; write for example {key}={offered[key].example}: "
+                f"{offered[key].about}"
+            )
+        settings[key] = offered[key].read(value)
+    return name, settings
+
+
+def written_format(name: str, settings: Mapping[str, Any]) -> str:
+    """The inverse of `read_format`: "stt:slices=4"."""
+    values = {key: "x".join(map(str, v)) if isinstance(v, (tuple, list)) else v for key, v in settings.items()}
+    return ":".join([name, *filter(None, [",".join(f"{key}={value}" for key, value in values.items())])])
 
 
 def check_engine_name(name: str, others: Iterable[str] = (), where: str = "") -> None:

@@ -186,7 +186,20 @@ def test_what_it_says_about_itself(small: nn.Module, tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
-def test_a_new_process_gives_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "chains",
+    [
+        {"0": ("tucker2", (5, 2)), "3": ("spatial_svd", (4,)), "5": ("svd", (3,))},
+        {
+            "0": ("kronecker:kernel=3x1", (2,)),
+            "3": ("stt:slices=4", (2, 3, 2)),
+            "5": ("tt:outputs=5x1,inputs=9x32", (3,)),
+        },
+        {"0": ("ht", (2, 3, 2, 3, 4)), "3": ("ht:tree=tc/q", (4, 2, 3)), "5": ("ht", (2, 3, 4))},
+    ],
+    ids=["plain", "settings", "trees"],
+)
+def test_a_new_process_gives_the_same_bits(chains: dict[str, tuple[str, Ranks]], tmp_path: Path) -> None:
     source = textwrap.dedent(
         """
         import torch
@@ -202,7 +215,7 @@ def test_a_new_process_gives_the_same_bits(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(source)
     scope: dict[str, Any] = {}
     exec(source, scope)
-    small = compressed(scope["build"](), {"0": ("tucker2", (5, 2)), "3": ("spatial_svd", (4,)), "5": ("svd", (3,))})
+    small = compressed(scope["build"](), chains)
     save(small, tmp_path / "out")
     with torch.no_grad():
         torch.save({"x": images(), "y": small(images())}, tmp_path / "expected.pt")

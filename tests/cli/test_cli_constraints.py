@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from rankwise.cli.options.choosing import Budget
-from rankwise.cli.parsing import parse_budgets, parse_keep, parse_ranks, parse_round_to, parse_rule
+from rankwise.cli.parsing import (
+    check_names,
+    parse_budgets,
+    parse_formats,
+    parse_keep,
+    parse_pins,
+    parse_ranks,
+    parse_round_to,
+    parse_rule,
+)
 from rankwise.ranks.budgeted import Knapsack
 
 
@@ -42,6 +51,44 @@ def test_ranks_are_numbers_or_fractions_and_patterns_may_hold_equal_signs() -> N
         parse_ranks(["fc=many"], "--floor")
     with pytest.raises(ValueError, match="--cap '32'"):
         parse_ranks(["32"], "--cap")
+
+
+def test_settings_belong_to_the_format_before_them() -> None:
+    assert parse_formats("svd, tucker2") == ("svd", "tucker2")
+    assert parse_formats("svd,tt:outputs=8x2,inputs=4x4,ht:tree=th/cw,auto") == (
+        *("svd", "tt:outputs=8x2,inputs=4x4"),
+        *("ht:tree=th/cw", "auto"),
+    )
+    for names in (("tt:outputs=8x2", "auto"), ("svd",)):
+        check_names("knapsack", None, names, {})
+    with pytest.raises(ValueError, match=r"--formats 'tt:output=8x2': .*no setting 'output'; .* outputs=8x16x6"):
+        check_names("knapsack", None, parse_formats("tt:output=8x2"), {})
+    with pytest.raises(ValueError, match=r"'svd:slices=4': there is no setting 'slices'; svd has no settings"):
+        check_names("knapsack", None, parse_formats("svd,slices=4"), {})
+
+
+@pytest.mark.parametrize(
+    "text, pattern, wanted",
+    [
+        ("fc=svd:64", "fc", "svd:64"),
+        ("fc=dense", "fc", "dense"),
+        ("re:a=b.*=svd:3", "re:a=b.*", "svd:3"),
+        ("fc=slr:k=64,sr=0.5,rr=0.5", "fc", "slr:k=64,sr=0.5,rr=0.5"),
+        ("fc=stt:slices=4:8,8,4", "fc", "stt:slices=4:8,8,4"),
+        ("re:a=b=stt:slices=4,cores=all:8,4", "re:a=b", "stt:slices=4,cores=all:8,4"),
+        ("fc=tt:outputs=8x2,inputs=4x4:3", "fc", "tt:outputs=8x2,inputs=4x4:3"),
+        ("fc=ht:tree=th/cw:3,3,2,2,4", "fc", "ht:tree=th/cw:3,3,2,2,4"),
+    ],
+)
+def test_pins_may_have_settings_before_their_ranks(text: str, pattern: str, wanted: str) -> None:
+    assert parse_pins([text]) == {pattern: wanted}
+    check_names("knapsack", None, (), {pattern: wanted})
+
+
+def test_a_pin_of_a_format_that_is_not_there() -> None:
+    assert parse_pins(["fc=sst:cores=all:8"]) == {"fc": "sst:cores=all:8"}
+    with pytest.raises(ValueError, match=r"--pin fc=sst:cores=all:8: unknown format 'sst'; did you mean stt"):
+        check_names("knapsack", None, (), parse_pins(["fc=sst:cores=all:8"]))
 
 
 def test_round_to() -> None:

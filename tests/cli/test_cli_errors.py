@@ -56,6 +56,11 @@ def test_constraints(project: Path, cli: Callable[..., Any]) -> None:
     assert_refused(cli(*COMPRESS, *BUDGET, "--ignore", "features.*"), "features.*")
     assert_refused(cli(*COMPRESS, *BUDGET, "--pin", "33=svd:4"), "33", "3")
     assert_refused(cli(*COMPRESS, *BUDGET, "--pin", "3=svd"), "svd")
+    assert_refused(
+        cli(*COMPRESS, *BUDGET, "--formats", "svd,stt:slice=4"), "--formats", "no setting 'slice'", "slices=4"
+    )
+    assert_refused(cli(*COMPRESS, *BUDGET, "--pin", "3=stt:slices=1:2,2"), "--pin 3=stt", "slices is '1'", "slices=4")
+    assert_refused(cli(*COMPRESS, *BUDGET, "--pin", "3=stt:slices=4"), "no ranks", "stt:slices=4:8,8")
     assert_refused(cli(*COMPRESS, *BUDGET, "--metric", "energy"), "energy")
     assert_refused(cli(*COMPRESS[:-4], "-o", "out", *BUDGET, "--engines", "tpu"), "--engines 'tpu'")
     assert_refused(cli(*COMPRESS, *BUDGET, "--method", "greedy"), "--method 'greedy'")

@@ -55,6 +55,22 @@ def test_one_format_in_full(cli: Callable[..., Any], name: str) -> None:
             assert form[kind]["refused"] in text
 
 
+def test_a_format_with_settings_in_full(cli: Callable[..., Any]) -> None:
+    name = "stt:slices=4,cores=all"
+    text = " ".join(cli("formats", name).stdout.split())
+    form = document(cli, name)[name]
+    assert form["conv"]["sizes"]["s"] == 4
+    assert form["conv"]["equation"] in text
+    for key, setting in form["settings"].items():
+        assert f"stt:{key}={setting['example']}" in text
+        assert setting["about"] in text
+    assert "settings" not in cli("formats", "svd").stdout
+    split = document(cli, "tt:outputs=8x16x6,inputs=4x16x12", "--linear", "768,768")
+    (form,) = split.values()
+    assert form["linear"]["sizes"] == {"t": 8, "u": 16, "v": 6, "i": 4, "j": 16, "k": 12}
+    assert "takes layers of the sizes in its settings" in " ".join(cli("formats", form["name"]).stdout.split())
+
+
 def test_one_layer(cli: Callable[..., Any]) -> None:
     forms = document(cli, "--conv", "16,32,5")
     for name, form in forms.items():
@@ -73,6 +89,8 @@ def test_one_layer(cli: Callable[..., Any]) -> None:
     "arguments, words",
     [
         (("tuker2",), ("'tuker2'", "tucker2", "tucker")),
+        (("stt:slice=4",), ("no setting 'slice'", "slices=4", "cores=all")),
+        (("svd:16",), ("svd has no settings",)),
         (("--conv", "64,64"), ("--conv '64,64'", "64,64,3")),
         (("--conv", "64,64,0"), ("--conv '64,64,0'", "above 0")),
         (("--linear", "a,b"), ("--linear 'a,b'", "512,512")),

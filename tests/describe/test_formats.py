@@ -12,18 +12,23 @@ import pytest
 
 from rankwise.describe.formats import MOVES, describe, half
 from rankwise.describe.layers import CONV, LINEAR, layer_site
-from rankwise.formats import FORMATS
+from rankwise.formats import FORMATS, get_format
+from rankwise.names import SETTINGS
 
 DOCS = Path(__file__).parents[2] / "docs"
+FORMS = (
+    *FORMATS,
+    *("tt:outputs=8x64,inputs=16x32", "tt:outputs=8x8,inputs=4x4x4", "stt:slices=4", "stt:cores=all"),
+    *("str:cores=all,outputs=8x8", "ht:tree=tc/hw", "ht:outputs=4x4x4x8", "btd:inputs=16x32"),
+    *("kronecker:kernel=3x1", "kronecker:outputs=4x16,inputs=8x8"),
+)
 LAYERS = {"conv": layer_site(CONV), "linear": layer_site(LINEAR)}
-TAKEN = [
-    (name, kind) for name, format in FORMATS.items() for kind, site in LAYERS.items() if format.refuses(site) is None
-]
+TAKEN = [(name, kind) for name in FORMS for kind, site in LAYERS.items() if get_format(name).refuses(site) is None]
 
 
 @pytest.mark.parametrize("name, kind", TAKEN)
 def test_formula_and_layers_count_what_the_format_counts(name: str, kind: str) -> None:
-    site, format = LAYERS[kind], FORMATS[name]
+    site, format = LAYERS[kind], get_format(name)
     form = describe(format, site)[kind]
     ranks = half(format, site)
     values = {**form["sizes"], **dict(zip(form["rank_letters"], ranks, strict=True))}
@@ -45,7 +50,7 @@ def test_formula_and_layers_count_what_the_format_counts(name: str, kind: str) -
 
 @pytest.mark.parametrize("name, kind", TAKEN)
 def test_factors_have_the_names_of_the_docstring(name: str, kind: str) -> None:
-    form = describe(FORMATS[name], LAYERS[kind])[kind]
+    form = describe(get_format(name), LAYERS[kind])[kind]
     names = [layer["factor"].partition("[")[0] for layer in form["layers"] if "factor" in layer]
     assert all(re.fullmatch("[A-Z]", name) for name in names), names
     assert len(set(names)) == len(names)
@@ -62,6 +67,26 @@ def test_every_format_has_a_section_with_a_picture(name: str) -> None:
         if "formula" in form[kind]:
             assert form[kind]["formula"] in section
             assert form[kind]["equation"] in section
+
+
+def test_every_form_is_described_for_a_layer() -> None:
+    assert {name for name, _ in TAKEN} == set(FORMS)
+
+
+def test_every_setting_is_documented() -> None:
+    page = (DOCS / "formats.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1:3] for row in table.splitlines() if row.startswith("| `")]
+    documented = {
+        (name, re.findall(r"`(\w+)=", setting)[0]) for setting, names in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    documented |= {(name, "inputs") for name, setting in documented if setting == "outputs"}
+    assert documented == {(name, key) for name, settings in SETTINGS.items() for key in settings}
+    for name, settings in SETTINGS.items():
+        form = describe(FORMATS[name])
+        assert form["settings"].keys() == settings.keys()
+        section = next(text for text in re.split(r"^## ", page, flags=re.MULTILINE) if text.startswith(f"`{name}`"))
+        assert "ettings" in section or f"{name}:" in section
 
 
 def test_the_pictures_are_what_the_script_draws(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise import FORMATS, LowRank, Site, export, find
-from rankwise.formats import Factors, Format, Ranks
+from rankwise.formats import Factors, Format, Ranks, get_format
 from rankwise.formats.block_term import BlockTerm
 from rankwise.formats.both_sides import curve as two_sided_curve
 from rankwise.formats.both_sides import fit as two_sided_fit
@@ -87,18 +87,42 @@ def is_tree(format: Format, site: Site) -> bool:
     return all(sum(bond) == 2 for bond in joined) and len(set(joined)) < len(network.factors)
 
 
-GRID = [
-    (format, name)
-    for name in LAYERS
-    for format in FORMATS.values()
-    if format.refuses(_made(name, torch.float64)[1]) is None
-]
+# Formats with settings, each with the layers of the quick tests; the others that it takes are for the slow ones.
+SETTINGS: dict[str, set[str]] = {
+    "tt:outputs=2x3,inputs=4x2": {"1 x 1", "5 x 3, all uneven"},
+    "tt:outputs=7x1x1x1,inputs=1x5x1x2": {"linear"},
+    "tr:outputs=2x3,inputs=4x2": {"stride (2, 1)"},
+    "tr:outputs=1x7x1,inputs=5x1x2": {"linear"},
+    "stt:slices=4": {"5 x 3, all uneven", "1 x 1, stride 2, padding 1"},
+    "stt:slices=5": {"linear"},
+    "stt:cores=all": {"linear", "transposed, groups 2, all uneven"},
+    "stt:slices=4,cores=all,inputs=2x4": {"5 x 3, all uneven"},
+    "stt:slices=3": {"transformers' Conv1D"},
+    "stt:slices=3,outputs=3x2": {"3 x 3"},
+    "str:slices=4": {"1 x 1"},
+    "str:cores=all,inputs=4x2": {"stride (2, 1)"},
+    "ht:tree=tc/q": {"5 x 3, all uneven"},
+    "ht:tree=tc/hw": {"transposed, groups 2, all uneven"},
+    "ht:tree=wtc/h": {"groups 4, all uneven"},
+    "ht:outputs=1x7x1x1,inputs=1x1x2x5": {"linear"},
+    "ht:tree=14/23,outputs=2x1x3x1,inputs=1x4x1x2": {"1 x 1"},
+    "btd:inputs=2x5": {"linear"},
+    "kronecker:outputs=3x2,inputs=2x4": {"5 x 3, all uneven", "1 x 1"},
+    "kronecker:kernel=3x1": {"dilation 2", "groups 2"},
+    "kronecker:kernel=1x1": {"5 x 3, all uneven"},
+    "kronecker:kernel=2x2": {"transposed"},
+    "kronecker:kernel=4x1": {"same, even kernel"},
+    "kronecker:kernel=3x2": {"transposed, groups 2, all uneven"},
+    "kronecker:kernel=3x1x1": {"3-D, groups 2, all uneven"},
+}
+FORMS = [*FORMATS.values(), *map(get_format, SETTINGS)]
+GRID = [(format, name) for name in LAYERS for format in FORMS if format.refuses(_made(name, torch.float64)[1]) is None]
 # What has a closed form is tested on every layer; of what shares an engine, the other cells are with the slow tests.
 # Transposed and of other dimensions the engine is tested on the hardest layers, each format of it on one of them.
 OTHER_KINDS = {name for name in LAYERS if "-D" in name or "transposed" in name}
 HARDEST = [name for name in LAYERS if name in OTHER_KINDS and "all uneven" in name]
 SELECTED = {"linear", "transformers' Conv1D", "1 x 1, stride 2, padding 1", "5 x 3, all uneven", "groups 4, all uneven"}
-ENGINE = [format for format in FORMATS.values() if isinstance(format, Multilinear)]
+ENGINE = [format for format in FORMATS.values() if isinstance(format, Multilinear)]  # without settings
 
 
 def param(format: Format, name: str, quick: bool) -> Any:
@@ -114,6 +138,8 @@ def in_turn(format: Format, names: Sequence[str]) -> str:
 def is_quick(format: Format, name: str) -> bool:
     if is_closed(format):
         return True
+    if format.name in SETTINGS:
+        return name in SETTINGS[format.name]
     return name in SELECTED or (format in ENGINE and name == in_turn(format, HARDEST))
 
 
@@ -581,7 +607,11 @@ def test_torch_compile_without_a_graph_break(format: Format) -> None:
     torch.testing.assert_close(compiled(x), chain(x))
 
 
-@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_formats_with_settings_are_tested_on_layers_that_they_take() -> None:
+    assert {(name, layer) for name, layers in SETTINGS.items() for layer in layers} <= {(f.name, n) for f, n in GRID}
+
+
+@pytest.mark.parametrize("format", FORMS, ids=str)
 def test_refuses_layers_that_it_cannot_serve(format: Format) -> None:
     for name in LAYERS:
         _, site, _ = made(name)

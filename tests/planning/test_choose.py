@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn.utils import parametrizations
 
 from rankwise import FORMATS, Plan, PlanRow, Statistics, choose, collect, factorise, find, profile
 from rankwise.evaluate import size
+from rankwise.formats import get_format
 from rankwise.formats.svd import SVD
 from rankwise.planning.constraints import Constraints, parse_pin
 from rankwise.planning.prices import counts, recount
@@ -453,6 +455,34 @@ def test_pins_as_text() -> None:
     for wrong in ("svd:", "svd:1.5", "dense:3", ":", "", "slr:k=a,sr=0.5", "slr:k=16,0.5"):
         with pytest.raises(ValueError, match="a pin is"):
             parse_pin(wrong)
+
+
+def test_pins_of_formats_with_settings() -> None:
+    assert parse_pin("stt:slices=4:8,8,4") == ("stt:slices=4", (8, 8, 4))
+    assert parse_pin("tt:outputs=8x2,inputs=4x4:3") == parse_pin(("tt:outputs=8x2,inputs=4x4", (3,)))
+    assert parse_pin((get_format("stt:slices=4"), (8, 8, 4))) == ("stt:slices=4", (8, 8, 4))
+    for wrong in ("stt:slices=4", "tt:outputs=8x2,inputs=4x4"):
+        with pytest.raises(
+            ValueError, match=f'has .* of the format, and no ranks; add them, for instance "{wrong}:8,8"'
+        ):
+            parse_pin(wrong)
+    with pytest.raises(ValueError, match="a pin is"):
+        parse_pin("stt:slices=4:")
+
+
+def test_formats_with_settings_are_planned_and_refined_under_their_names(net: Net, tmp_path: Path) -> None:
+    model, stats = net
+    pins = {"block1.conv1": "stt:slices=4:2,4,2"}
+    plan = choose(model, stats, keep={"macs": 0.6}, formats=["svd", "stt:slices=2", "stt:slices=4"], pin=pins)
+    assert {row.format for row in plan.rows} <= {"dense", "svd", "stt", "stt:slices=4"}
+    assert plan["block1.conv1"].format == "stt:slices=4"
+    plan.save(tmp_path / "plan.yaml")
+    assert Plan.load(tmp_path / "plan.yaml") == plan
+    assert recount(model, replace(plan, planned={}), stats.sites).planned["params"] == plan.planned["params"]
+    small = factorise(model, Plan.load(tmp_path / "plan.yaml"), stats)
+    assert find(small, stats.sites.example).total_params == plan.planned["params"]
+    with pytest.raises(ValueError, match="there is no setting 'slice'; its settings are"):
+        choose(model, stats, keep={"macs": 0.5}, pin={"block1.conv1": "stt:slice=4:2,2,2"})
 
 
 # ---- a plan that a person edited

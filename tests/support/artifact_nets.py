@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.files import digest
-from rankwise.formats import FORMATS
+from rankwise.formats import get_format
 from rankwise.network.replacing import replace
 
 Ranks = tuple[int, ...]
@@ -56,7 +56,7 @@ def compressed(model: nn.Module, chains: dict[str, tuple[str, Ranks]], bias: boo
     """A copy of the model with random chains."""
     model = copy.deepcopy(model)
     for name, (format, ranks) in chains.items():
-        replace(model, [name], FORMATS[format].build(model.get_submodule(name), ranks, bias))
+        replace(model, [name], get_format(format).build(model.get_submodule(name), ranks, bias))
     for buffer in model.buffers():
         if buffer.is_floating_point() and buffer.shape == (8,):
             buffer.uniform_(0.5, 1.5)

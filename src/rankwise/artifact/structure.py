@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..formats import FORMATS, LowRank
+from ..formats import LowRank, is_registered
 from ..formats.building import CHANNELS_LAST
 from ..layers.kinds import Role, output_first
 from ..layers.part import is_plain
@@ -36,7 +36,7 @@ def chains_of(model: nn.Module) -> tuple[StoredChain, ...]:
 def _chain(chain: LowRank, names: tuple[str, ...], site: str) -> StoredChain:
     if "" in names:
         raise ValueError("the model itself is one factorised layer; wrap it first: model = nn.Sequential(model)")
-    if chain.format.name not in FORMATS:
+    if not is_registered(chain.format.name):
         raise ValueError(
             f"site {names[0]!r}: its format {chain.format.name!r} is not registered, so it could not be loaded; call "
             f"rankwise.formats.register first"

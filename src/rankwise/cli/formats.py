@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..names import FORMATS as NAMES
-from ..names import check_engine_name, check_name
+from ..names import check_engine_name, read_format
 from .command import command
 from .options.base import Telling, argument, plain
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 WIDTH_FOR_LAYERS = 110
 
-Name = Annotated[str | None, argument("[NAME]", "Show this format in full.")]
+Name = Annotated[
+    str | None, argument("[NAME]", "Show this format in full, with settings or without: tt, stt:slices=4.")
+]
 Conv = Annotated[str | None, plain("--conv C,T,K", "Count for a K x K convolution of C channels to T.")]
 For = Annotated[
     str | None,
@@ -54,13 +56,13 @@ def formats(
             _for_engine(out, engine, threads)
             return
         if name is not None:
-            check_name("format", name, sorted(NAMES))
+            read_format(name, sorted(NAMES))
         from ..describe.formats import describe
-        from ..formats import FORMATS
+        from ..formats import FORMATS, get_format
 
         site = _site_of(conv, linear)
         if name is not None:
-            described = [describe(FORMATS[name], site)]
+            described = [describe(get_format(name), site)]
             for part in _page(described[0]):
                 out.show(part)
         else:
@@ -70,7 +72,8 @@ def formats(
             out.say(
                 "T outputs, C channels or inputs, both per group and without the bias; t·u·v = T, c·s or i·j·k = C: "
                 "outputs and channels read as several modes; other letters: ranks.\n"
-                "One in full: rankwise formats NAME. For one layer: rankwise formats --conv 64,64,3"
+                "Some have settings, written after a colon: stt:slices=4, tt:outputs=8x16x6,inputs=4x16x12.\n"
+                "One in full, with its settings: rankwise formats NAME. For one layer: rankwise formats --conv 64,64,3"
                 if site is None
                 else "Of the ranks that Rankwise would try, those nearest to half of the MACs, without the bias. "
                 "Errors depend on the network: see rankwise plan."
@@ -190,8 +193,14 @@ def _page(form: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text.assemble((form["name"], "bold"), "  ", form["summary"])
     for paragraph in form["about"]:
         yield Padding(Text(paragraph), (1, 0, 0, 0))
-    facts = {"use it for": form["use"], "takes": ", ".join(form["takes"]), "source": form["source"]}
+    takes = ", ".join(form["takes"]) or "layers of the sizes in its settings"
+    facts = {"use it for": form["use"], "takes": takes, "source": form["source"]}
     yield Padding(_facts(facts), (1, 0, 0, 0))
+    if form["settings"]:
+        own = form["name"].partition(":")[0]
+        settings = {f"{own}:{key}={one['example']}": one["about"] for key, one in form["settings"].items()}
+        yield Padding(Text("settings, several of them with commas in between", style="bold"), (1, 0, 0, 0))
+        yield Padding(_facts(settings), (0, 0, 0, 2))
     for key in ("conv", "linear"):
         if key in form and "refused" in form[key]:
             yield Padding(Text(f"{key}: {form[key]['refused']}", style="dim"), (1, 0, 0, 0))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ..names import FORMATS, RULES, check_name
+from ..names import FORMATS, RULES, check_name, read_format
 
 if TYPE_CHECKING:
     from ..ranks import Rule
@@ -21,9 +21,10 @@ def check_names(rule: str, floor_rule: str | None, formats: Iterable[str], pins:
         if name is not None:
             check_name("rule", name.partition(":")[0], sorted(RULES), f"{option} {name!r}: ")
     for name in formats:
-        check_name("format", name, ["auto", *sorted(FORMATS)], f"--formats {','.join(formats)!r}: ")
+        read_format(name, ["auto", *sorted(FORMATS)], f"--formats {','.join(formats)!r}: ")
     for pattern, wanted in pins.items():
-        check_name("format", wanted.partition(":")[0], ["dense", *sorted(FORMATS)], f"--pin {pattern}={wanted}: ")
+        format = wanted.rpartition(":")[0] or wanted
+        read_format(format, ["dense", *sorted(FORMATS)], f"--pin {pattern}={wanted}: ")
 
 
 def parse_budgets(texts: Iterable[str] | None) -> dict[str, float | int] | None:
@@ -120,6 +121,17 @@ def parse_names(text: str, option: str) -> tuple[str, ...]:
     return names
 
 
+def parse_formats(text: str) -> tuple[str, ...]:
+    """`svd,tt:outputs=8x16x6,inputs=4x16x12` as a tuple: a setting belongs to the format before it."""
+    names: list[str] = []
+    for part in parse_names(text, "--formats"):
+        if names and re.fullmatch(r"\w+=[^:]*", part):
+            names[-1] += ("," if ":" in names[-1] else ":") + part
+        else:
+            names.append(part)
+    return tuple(names)
+
+
 def parse_ranks(texts: Iterable[str] | None, option: str) -> dict[str, int | float]:
     """`layer4.*=32` as `{"layer4.*": 32}`, `layer4.*=0.5` as a fraction of the largest rank."""
     ranks: dict[str, int | float] = {}
@@ -143,14 +155,16 @@ def _assignment(text: str, option: str, example: str) -> tuple[str, str]:
 
 
 def parse_pins(texts: Iterable[str] | None) -> dict[str, str]:
-    """`fc=svd:64` as `{"fc": "svd:64"}`."""
+    """`fc=svd:64` as `{"fc": "svd:64"}`, `fc=stt:slices=4:8,8,4` as `{"fc": "stt:slices=4:8,8,4"}`."""
     return dict(map(_pin, texts or ()))
 
 
 def _pin(text: str) -> tuple[str, str]:
-    # A pattern and a format's settings may hold "=": the pin begins after the last one before FORMAT: or dense.
-    if found := re.fullmatch(r"(.+)=(dense|\w+:.+)", text):
-        return found[1], found[2]
+    # A pattern and a format's settings may hold "=": the pin begins after the last one before dense or a format.
+    known = "|".join(FORMATS)
+    for form in (rf"(.+)=(dense|(?:{known}):.+)", r"(.+?)=(\w+:.+)"):  # an unknown format is told as such
+        if found := re.fullmatch(form, text):
+            return found[1], found[2]
     return _assignment(text, "--pin", "fc=svd:64, conv1=tucker2:16,16, fc=slr:k=64,sr=0.5,rr=0.5 or conv1=dense")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..formats import Format, Ranks
 from ..formats.slr import SparseLowRank
+from ..names import SETTINGS
 from ..network.site import Site
 from . import networks, slr
 from .layers import CONV, LINEAR, kind_of, layer_site
@@ -18,6 +19,7 @@ MOVES = {"reorder": "reorder channels", "join": "join to its inputs, reorder", "
 def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
     """A format in plain values, for one site, else for a 3 x 3 convolution and a linear layer."""
     text, _, source = (format.__doc__ or "").partition("Source:")
+    text, _, _ = text.partition("Args:")
     sites = {kind_of(site): site} if site else {"conv": layer_site(CONV), "linear": layer_site(LINEAR)}
     return {
         "name": format.name,
@@ -26,6 +28,10 @@ def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
         "about": [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()],
         "source": " ".join(source.split()).removesuffix("."),
         "takes": _takes(format),
+        "settings": {
+            key: {"example": setting.example, "about": setting.about}
+            for key, setting in SETTINGS.get(type(format).name, {}).items()
+        },
         **{kind: _described(format, site) for kind, site in sites.items()},
     }
 

@@ -28,6 +28,8 @@ SPARED = {"pivoted_svd": ("T·r", "(T-r)·r")}
 LOOSE = {"q", "x"}
 NAMES = {"svd": ("V", "U"), "pivoted_svd": ("B", "C"), "spatial_svd": ("V", "U"), "tucker2": ("B", "G", "A")}
 
+SPARE = "FGHKLMNPQRSUVXYZDE"
+
 
 def candidates(format: Format, site: Site, step: int) -> Sequence[Ranks]:
     """The ranks that the format would try on a layer."""
@@ -69,7 +71,10 @@ def rank_letters(format: Format, site: Site) -> str:
 
 
 def factor_names(format: Format, network: Network) -> list[str]:
-    """The capital of each factor in the format's docstring, matched by all its letters, else by its modes only."""
+    """The capital of each factor in the format's docstring, matched by all its letters, else by its modes only.
+
+    A factor that the docstring does not have, as with other settings, gets a capital that is left.
+    """
     if format.name in NAMES:
         return list(NAMES[format.name])
     terms = [term for cls in type(format).__mro__ for term in re.findall(r"\b([A-Z])\[([a-z, ]+)\]", cls.__doc__ or "")]
@@ -82,9 +87,13 @@ def factor_names(format: Format, network: Network) -> list[str]:
                 held = set(re.findall("[a-z]", inside)) - LOOSE
                 if capital != "W" and known == (held if known is own else held & modes):
                     return capital
-        return "F"
+        return ""
 
-    return [name(letters) for letters in network.factors]
+    named: list[str] = []
+    for letters in network.factors:
+        capital = name(letters)
+        named.append(capital if capital and capital not in named else next(x for x in SPARE if x not in named))
+    return named
 
 
 def equation(format: Format, site: Site, network: Network) -> str:
@@ -92,7 +101,7 @@ def equation(format: Format, site: Site, network: Network) -> str:
     pairs = list(zip(factor_names(format, network), network.factors, strict=True))
     product = " ".join(f"{name}[{', '.join(letters)}]" for name, letters in reversed(pairs))
     modes = ", ".join(" ".join(letters) for letters in (network.outputs, network.channels) if letters)
-    taps = "".join(f", {letter}" for letter in network.spatial)
+    taps = "".join(f", {' '.join(letters)}" for letters in network.shared or network.spatial)
     return f"W[{modes}{taps}] = sum over {', '.join(rank_letters(format, site))} of {product}"
 
 

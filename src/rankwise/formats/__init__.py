@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
-from ..names import check_name
+from ..names import read_format
 from .base import Cost, Factors, Format, LowRank, Ranks
 from .block_term import BlockTerm
 from .cp import CP, CP3
 from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
 from .pivoted_svd import PivotedSVD
+from .semi_tensor import SemiTensorRing, SemiTensorTrain
 from .slr import SparseLowRank, Staircase
 from .spatial_svd import SpatialSVD
 from .svd import SVD
-from .tensor_train import SemiTensorRing, SemiTensorTrain, TensorRing, TensorTrain
+from .tensor_train import TensorRing, TensorTrain
 from .tucker import Tucker
 from .tucker2 import Tucker2
 
@@ -53,7 +56,8 @@ def register(format: Format) -> Format:
     return format
 
 
-# How users choose formats: one or several names or objects, or objects by name; "auto" means all.
+# How users choose formats: one or several names or objects, or objects by name; "auto" means all. A name may have
+# settings: "stt:slices=4".
 SomeFormats = str | Format | Sequence[str | Format] | Mapping[str, Format]
 AUTO = "auto"
 
@@ -77,22 +81,45 @@ def get_formats(formats: SomeFormats) -> dict[str, Format]:
         return dict(formats)
     found: dict[str, Format] = {}
     for one in [formats] if isinstance(formats, (str, Format)) else formats:
-        found = {**FORMATS, **found} if one == AUTO else {**found, str(one): get_format(one)}
+        if one == AUTO:
+            found = {**FORMATS, **found}
+        else:
+            format = get_format(one)
+            found[format.name] = format
     return found
 
 
 def get_format(name: str | Format, formats: Mapping[str, Format] | None = None) -> Format:
     """The format of a name, from `formats` first; an object is returned unchanged.
 
+    Args:
+        name: of a format, with settings after a colon: "tt", "stt:slices=4".
+        formats: by name.
+
     Raises:
-        ValueError: for an unknown name, with similar names and all known ones.
+        ValueError: for an unknown name (with near ones and all known ones), an unknown setting, or a value that it
+            cannot have.
+
+    Example:
+        >>> get_format("stt:slices=4,inputs=4x16").name
+        'stt:slices=4,inputs=4x16'
     """
     if isinstance(name, Format):
         return name
     if formats and name in formats:
         return formats[name]
-    check_name("format", name, sorted(FORMATS))
-    return FORMATS[name]
+    own, settings = read_format(name if isinstance(name, str) else repr(name), sorted(FORMATS))
+    return _with(FORMATS[own], tuple(settings.items())) if settings else FORMATS[own]
+
+
+def is_registered(name: str) -> bool:
+    """Whether the name, with settings or without, is known wherever it is read."""
+    return name.partition(":")[0] in FORMATS
+
+
+@lru_cache(maxsize=256)  # the chains of one format share one instance
+def _with(format: Format, settings: tuple[tuple[str, Any], ...]) -> Format:
+    return type(format)(**dict(settings))
 
 
 __all__ = [
@@ -106,5 +133,6 @@ __all__ = [
     "SomeFormats",
     "get_format",
     "get_formats",
+    "is_registered",
     "register",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers.kinds import Role
 from ..layers.low_rank import LowRank, Ranks
 from ..linalg.metric import Metric
+from ..names import SETTINGS, read_format, written_format
 from ..network.site import Site
 
 
@@ -70,16 +71,32 @@ class Format(ABC):
     Laws, tested for every format: the fit is exact at the largest ranks; the error never grows with a rank; a weight
     that has the form is recovered; the chain computes what a dense layer with `Factors.dense()` computes; `cost` is
     exactly what the built chain has.
+
+    A format with settings is a frozen dataclass whose fields are its settings, each with a default. The name of such an
+    object is written with the settings that differ: "stt:slices=4".
     """
 
     # Instances hold settings but no state: all chains of a format share one instance, and so do copies of them.
-    name: ClassVar[str]
+    name: str
     summary: ClassVar[str]
     use: ClassVar[str]
     # The sites that it can replace, by how their slots use the weight.
     roles: ClassVar[frozenset[Role]] = frozenset({Role.LAYER})
     # Whether curves come from quick fits at some ranks; the final fit is then better than its curve says.
     estimates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        own = type(self).name
+        defaults = {field.name: field.default for field in fields(self)}  # type: ignore[arg-type]
+
+        def changed() -> dict[str, Any]:
+            values = {key: getattr(self, key) for key in SETTINGS.get(own, defaults)}
+            return {key: value for key, value in values.items() if value != defaults[key]}
+
+        # What cannot be written is refused, and values are those that a reader of the name has.
+        for key, value in read_format(written_format(own, changed()), known=(own,))[1].items():
+            object.__setattr__(self, key, value)
+        object.__setattr__(self, "name", written_format(own, changed()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Format:
         return self

@@ -6,6 +6,7 @@ Letters: t outputs, c channels, q taps, n blocks, a, b bonds; for a matrix i, j 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .base import Ranks
 from .ladders import proportional, split_number
 from .multilinear import Multilinear
 from .network import Network
-from .shape import Shape
+from .shape import Modes, Shape
 
 # Numbers of blocks that curves try.
 BLOCKS = (2, 4, 8)
@@ -25,15 +26,21 @@ BLOCKS = (2, 4, 8)
 SWEEPS = 2
 
 
+@dataclass(frozen=True, kw_only=True)
 class BlockTerm(Multilinear):
     """`W[t, c, q] = sum_n sum A[n, t, a] G[n, a, b, q] B[n, b, c]`: 1 x 1 -> grouped k x k -> 1 x 1.
 
     Ranks are (blocks, output rank, channel rank), both ranks per block. A matrix, with its inputs read as two modes:
     `W[t, i j] = sum_n sum A[n, t, a] G[n, a, b, c] B[n, b, i] C[n, c, j]`.
 
+    Args:
+        inputs: sizes of the two modes of a matrix's inputs, by default as equal as possible.
+
     Source: De Lathauwer, "Decompositions of a Higher-Order Tensor in Block Terms", 2008; Ye et al., "Learning Compact
     Recurrent Neural Networks with Block-Term Tensor Decomposition", 2018, arXiv 1712.05134.
     """
+
+    inputs: Modes | None = None
 
     name = "btd"
     summary = "block terms: 1 x 1, grouped k x k, 1 x 1"
@@ -41,16 +48,24 @@ class BlockTerm(Multilinear):
 
     def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)
-        if shape.taps == 1 and 1 in split_number(shape.channels, 2):
+        if self.inputs and shape.taps > 1:
+            return f"{self.name} splits inputs of matrices, and here is a kernel; use svd"
+        if why := shape.unlike(None, self.inputs):
+            return f"{self.name} {why}; use svd"
+        if shape.taps == 1 and 1 in self.modes(shape):
             return f"{self.name} needs a number of inputs that is not prime; use svd"
         return None
+
+    def modes(self, shape: Shape) -> Modes:
+        """Sizes of the two modes of a matrix's inputs."""
+        return self.inputs or split_number(shape.channels, 2)
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:
         n, a, b, *c = ranks
         sizes = {"g": shape.groups, "t": shape.outputs, "n": n, "a": a, "b": b, "q": shape.taps}
         if shape.taps > 1:
             return Network(("nbc", "nabq", "tna"), "c", "t", "q", {**sizes, "c": shape.channels}, shape.kernel)
-        i, j = split_number(shape.channels, 2)
+        i, j = self.modes(shape)
         tap = "q" if shape.kernel else ""
         sizes |= {"i": i, "j": j, "c": c[0]}
         return Network(("ncj" + tap, "nbi", "nabc", "tna"), "ij", "t", tap, sizes, shape.kernel)
@@ -59,7 +74,7 @@ class BlockTerm(Multilinear):
         blocks = min(shape.outputs, shape.channels)
         if shape.taps > 1:
             return (blocks, shape.outputs, shape.channels)
-        i, j = split_number(shape.channels, 2)
+        i, j = self.modes(shape)
         return (blocks, min(shape.outputs, shape.channels), i, j)
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:

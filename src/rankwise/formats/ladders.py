@@ -63,6 +63,16 @@ def proportional(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
     return list(found)
 
 
+def capped(limits: Ranks, step: int, count: int = 24) -> list[Ranks]:
+    """One rank everywhere, or the limit where that is less: what forms of many bonds usually have.
+
+    Example:
+        >>> capped((2, 4, 3), 1)
+        [(1, 1, 1), (2, 2, 2), (2, 3, 3), (2, 4, 3)]
+    """
+    return [tuple(min(rank, limit) for limit in limits) for rank in steps(max(limits), step, count)]
+
+
 def divisors(number: int) -> list[int]:
     """All divisors, ascending."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -87,11 +87,9 @@ class Multilinear(Format):
         return self.largest(Shape.of_site(site))
 
     def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost:
-        network, done, macs = self.network(Shape.of_site(site), ranks), set[int](), 0
-        for step in network.steps:
-            before = site.positions(done)
-            done.update(network.directions(step))
-            positions = before if site.is_transposed else site.positions(done)
+        network, macs = self.network(Shape.of_site(site), ranks), 0
+        for number, step in enumerate(network.steps):  # a transposed convolution multiplies at its input positions
+            positions = site.positions(*network.reached(number + (not site.is_transposed)))
             macs += positions * network.count("g" + step.letters + step.waiting)
         return Cost(network.params() + site.out_features * bias, macs)
 

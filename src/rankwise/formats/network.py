@@ -8,7 +8,8 @@ polyadic form of a convolution. Every factor becomes one layer. Of the letters o
 - does not see those that it does not hold: they wait among the samples.
 
 The groups of a grouped convolution are a letter "g" that every factor holds. `channels` and `outputs` are the letters
-of the channels of input and output, `spatial` those of the taps, one per direction or one for all.
+of the channels of input and output, `spatial` those of the taps: one for all, one per direction, or several for a
+direction whose taps factors share, `h = 3 h1 + h2`, the coarse ones first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from ..layers.modules import Arrange, Bias, GroupedLinear
 from ..linalg.equation import Equation, compose
-from .convolution import convolution
+from .convolution import Taps, convolution
 from .weights import read, write
 
 
@@ -56,6 +57,7 @@ class Network:
         channels, outputs, spatial: letters of the input's channels, the output's channels and the taps.
         sizes: of all letters, "g" included.
         kernel_size: of the convolution, () for a linear layer.
+        shared: letters of each direction, where there are several for one.
     """
 
     factors: tuple[str, ...]
@@ -64,16 +66,17 @@ class Network:
     spatial: str
     sizes: Mapping[str, int]
     kernel_size: tuple[int, ...]
+    shared: tuple[str, ...] = ()
 
     @property
     def equation(self) -> Equation:
         """The equation of one group."""
         return Equation(self.factors, self.outputs, self.channels + self.spatial)
 
-    def shape(self, letters: str) -> tuple[int, ...]:
+    def shape(self, letters: Iterable[str]) -> tuple[int, ...]:
         return tuple(self.sizes[letter] for letter in letters)
 
-    def count(self, letters: str) -> int:
+    def count(self, letters: Iterable[str]) -> int:
         """Product of the sizes of these letters."""
         return math.prod(self.shape(letters))
 
@@ -125,7 +128,7 @@ class Network:
         whole = self.arrangements[-1] is None  # the last factor makes all outputs in order, so it can add the bias
         for number, step in enumerate(self.steps):
             made += self._arrange(number)
-            made.append(self._layer(step, layer, bias and whole and step is self.steps[-1], options))
+            made.append(self._layer(number, layer, bias and whole and step is self.steps[-1], options))
         made += self._arrange(len(self.steps))
         if bias and (not whole or isinstance(made[-1], GroupedLinear)):
             made.append(Bias(self.count("g" + self.outputs), len(self.kernel_size), **options))
@@ -139,20 +142,49 @@ class Network:
         order = [before.index(letter) for letter in after]
         return [Arrange(self.shape(before), order, (len(rows), len(new_rows)), len(self.kernel_size))]
 
-    def _layer(self, step: Step, layer: nn.Module, bias: bool, options: Mapping[str, Any]) -> nn.Module:
+    def _layer(self, number: int, layer: nn.Module, bias: bool, options: Mapping[str, Any]) -> nn.Module:
+        step = self.steps[number]
         groups = self.count(step.groups)
         inputs, outputs = groups * self.count(step.summed), groups * self.count(step.made)
         if not self.kernel_size:
             if groups > 1:
                 return GroupedLinear(inputs, outputs, groups, **options)
             return nn.Linear(inputs, outputs, bias=bias, **options)
-        return convolution(layer, inputs, outputs, groups, self.directions(step), bias=bias, **options)
+        return convolution(layer, inputs, outputs, groups, self.held(number), bias=bias, **options)
 
-    def directions(self, step: Step) -> list[int]:
-        """Directions of the kernel that a step holds."""
-        if len(self.spatial) == len(self.kernel_size):
-            return [d for d, letter in enumerate(self.spatial) if letter in step.taps]
-        return list(range(len(self.kernel_size))) if step.taps else []
+    @property
+    def by_direction(self) -> tuple[str, ...]:
+        """The letters of each direction of the kernel; one letter for all taps stands for every direction."""
+        if self.shared or len(self.spatial) != len(self.kernel_size):
+            return self.shared or (self.spatial,) * len(self.kernel_size)
+        return tuple(self.spatial)
+
+    def held(self, number: int) -> dict[int, Taps]:
+        """What a step holds of each direction of the kernel."""
+        held: dict[int, Taps] = {}
+        for direction, letters in enumerate(self.by_direction):
+            own = [letter for letter in letters if letter in self.steps[number].taps]
+            if not own:
+                continue
+            taps = [set(letters) & set(step.taps) for step in self.steps]
+            held[direction] = Taps(
+                size=self.count(own) if self.shared else self.kernel_size[direction],
+                spread=self.count(letters[letters.index(own[-1]) + 1 :]),
+                first=not any(taps[:number]),
+                last=not any(taps[number + 1 :]),
+            )
+        return held
+
+    def reached(self, count: int) -> tuple[list[int], dict[int, int]]:
+        """After some steps, the directions whose taps are all held, and the taps that a part of the others spans."""
+        spans: dict[int, int] = {}
+        done = []
+        for number in range(count):
+            for direction, taps in self.held(number).items():
+                spans[direction] = spans.get(direction, 1) + (taps.size - 1) * taps.spread
+                if taps.last:
+                    done.append(direction)
+        return done, {direction: span for direction, span in spans.items() if direction not in done}
 
     def weighted(self, chain: Iterable[nn.Module]) -> list[Any]:
         """Layers of a chain that hold factors."""

@@ -12,6 +12,9 @@ from ..network.site import Site
 from .base import LowRank
 from .weights import read
 
+# Sizes of the modes that outputs or inputs are read as.
+Modes = tuple[int, ...]
+
 
 class Shape(NamedTuple):
     """Groups, outputs and channels per group, and the kernel (() for a linear layer) of a weight."""
@@ -35,6 +38,15 @@ class Shape(NamedTuple):
             return cls(1, layer.out_features, layer.in_features, ())
         outputs, inputs = read(layer).shape
         return cls(1, outputs, inputs, ())
+
+    def unlike(self, outputs: Modes | None, inputs: Modes | None) -> str | None:
+        """Why its outputs and inputs cannot be read as modes of these sizes; None if they can, or none are given."""
+        for side, number, modes in (("outputs", self.outputs, outputs), ("inputs", self.channels, inputs)):
+            if modes is not None and math.prod(modes) != number:
+                each = " in each group" * (self.groups > 1)
+                product = " x ".join(map(str, modes))
+                return f"reads {math.prod(modes):,} {side} as {product}, and here are {number:,}{each}"
+        return None
 
     @property
     def taps(self) -> int:

@@ -1,19 +1,16 @@
-"""Tensor train and tensor ring, plain and semi-tensor: a row of factors, each bound to the next.
+"""Tensor train and tensor ring: a row of factors, each bound to the next.
 
 The row of a convolution runs over its outputs, rows, columns and channels. A matrix has no such modes: its outputs and
-inputs are each split into several smaller modes, and each factor holds one output and one input mode. In the
-semi-tensor forms the two outer factors are shared by several slices of the channels, which makes them smaller.
+inputs are each read as several smaller modes, and each factor holds one output and one input mode.
 
-Letters: t outputs, u slices of them, c channels, s slices of them, h kernel rows, w kernel columns; for a split matrix
-t, u, v output modes and i, j, k input modes; z kernel planes; q the one tap of a 1 x 1 convolution; a, b, d, e bonds,
-x the bond that closes a ring.
+Letters: see `row`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,97 +18,68 @@ from torch import Tensor
 from ..linalg import splitting
 from ..network.site import Site
 from .base import Ranks
-from .ladders import proportional, split_number
+from .ladders import capped, proportional
 from .multilinear import Multilinear
 from .network import Network
-from .shape import Shape
+from .row import MOST_MODES, Row, paired, single
+from .shape import Modes, Shape
 
-# Slices that share the outer factors of a semi-tensor form.
-SLICES = 2
 # Size of the closing bond that curves of rings try; at size 1 a ring is a train.
 CLOSING = 2
-# Middle bonds of a convolution that curves try, relative to the mean of the outer ones.
+# Middle bonds of a convolution that curves try, relative to the mean of the outer ones with their slices.
 MIDDLE = (0.6, 1.0)
 
 
-class Row(NamedTuple):
-    """Modes of each factor, the one at the outputs first, and the modes of outputs, channels and taps."""
-
-    groups: tuple[str, ...]
-    outputs: str
-    channels: str
-    spatial: str
-    sizes: dict[str, int]
-
-    @property
-    def bonds(self) -> str:
-        return "abde"[: len(self.groups) - 1]
-
-    def terms(self, closed: bool) -> list[str]:
-        """Letters of the factors, the one at the outputs first."""
-        bonds = self.bonds
-        terms = [(bonds[k - 1] if k else "") + group + bonds[k : k + 1] for k, group in enumerate(self.groups)]
-        if closed:
-            terms[0], terms[-1] = "x" + terms[0], terms[-1] + "x"
-        return terms
-
-    def size(self, *groups: int) -> int:
-        """Product of the sizes of some groups of modes."""
-        return math.prod(self.sizes[letter] for group in groups for letter in self.groups[group])
-
-    def limits(self) -> Ranks:
-        """Ranks at which a train is exact."""
-        count = len(self.groups)
-        return tuple(min(self.size(*range(k)), self.size(*range(k, count))) for k in range(1, count))
-
-
+@dataclass(frozen=True, kw_only=True)
 class TensorTrain(Multilinear):
     """`W[t, c, h, w] = sum A[t, a] G[a, h, b] F[b, w, d] D[d, c]`: 1 x 1 -> 1 x k -> k x 1 -> 1 x 1.
 
     A kernel has one layer for each of its directions. A matrix:
     `W[t u v, i j k] = sum A[t, i, a] G[a, u, j, b] D[b, v, k]`.
 
+    Args:
+        outputs: sizes of the output modes; by default a matrix has three, as equal as possible, a convolution one. Each
+            mode of a convolution has a factor of its own.
+        inputs: sizes of the input modes, likewise.
+
     Source: Oseledets, "Tensor-Train Decomposition", 2011; Novikov, Podoprikhin, Osokin, Vetrov, "Tensorizing Neural
     Networks", 2015, arXiv 1509.06569 (matrices).
     """
 
+    outputs: Modes | None = None
+    inputs: Modes | None = None
+
     name = "tt"
     summary = "tensor train: 1 x 1, 1 x k, k x 1, 1 x 1; a matrix as three factors of split outputs and inputs"
     use = "channels, rows and columns narrowed at once; of a matrix it saves parameters rather than MACs"
-    slices = 1
-    closed = False
+    closed: ClassVar[bool] = False
+    middle: ClassVar[tuple[float, ...]] = MIDDLE
 
     def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)
-        if self.slices > 1 and shape.outputs % self.slices and shape.channels % self.slices:
-            return f"{self.name} needs an even number of inputs or outputs; use svd"
+        if why := shape.unlike(self.outputs, self.inputs) or self.too_many(shape):
+            return f"{self.name} {why}; use svd"
         row = self.row(shape)
         if sum(row.size(group) > 1 for group in range(len(row.groups))) < 2:
             return f"{self.name} needs more inputs or outputs to split; use svd"
+        if self.closed and len(row.groups) < 3:
+            return f"{self.name} closes a ring of at least three factors, and here are two; use svd"
         return None
+
+    def too_many(self, shape: Shape) -> str | None:
+        """Why no row has these numbers of modes; None if one has."""
+        counts = {len(modes) for modes in (self.outputs, self.inputs) if modes is not None}
+        if self.pairs(shape):
+            return "pairs output and input modes, and needs as many of both" if len(counts) > 1 else None
+        return f"takes at most {MOST_MODES} modes of each side here" if max(counts, default=1) > MOST_MODES else None
+
+    def pairs(self, shape: Shape) -> bool:
+        """Whether a factor holds an output mode and an input mode, not only one mode."""
+        return shape.taps == 1
 
     def row(self, shape: Shape) -> Row:
         """The modes of the factors."""
-        T, C = shape.outputs, shape.channels
-        sizes = {"g": shape.groups, "q": 1}
-        tap = "q" if shape.kernel else ""
-        if self.slices == 1 and shape.taps == 1:
-            # The largest output mode goes with the smallest input mode, so that the factors have similar sizes.
-            sizes |= dict(zip("tuv", split_number(T, 3), strict=True))
-            sizes |= dict(zip("ijk", reversed(split_number(C, 3)), strict=True))
-            return Row(("ti", "uj", "vk" + tap), "tuv", "ijk", tap, sizes)
-        u, s = (self.slices if number % self.slices == 0 else 1 for number in (T, C))
-        sizes |= {"t": T // u, "u": u, "c": C // s, "s": s}
-        if shape.taps == 1:
-            return Row(("t", "us", "c" + tap), "tu", "cs", tap, sizes)
-        directions = shape.directions
-        sizes |= dict(zip(directions, shape.kernel, strict=True))
-        if self.slices == 1:
-            return Row(("t", *directions, "c"), "t", "c", directions, sizes)
-        middle = list(directions)  # the first direction holds the slices of the outputs, the last those of the channels
-        middle[0] = "u" + middle[0]
-        middle[-1] += "s"
-        return Row(("t", *middle, "c"), "tu", "cs", directions, sizes)
+        return (paired if self.pairs(shape) else single)(shape, self.outputs, self.inputs)
 
     def network(self, shape: Shape, ranks: Ranks) -> Network:
         row = self.row(shape)
@@ -125,24 +93,26 @@ class TensorTrain(Multilinear):
         return (*closing, *row.limits())
 
     def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]:
-        limits = self.row(shape).limits()
+        row, ladder = self.row(shape), proportional
+        limits = row.limits()
+        families: list[Ranks] = [limits]
+        if (self.outputs or self.inputs) and not self.pairs(shape):
+            ladder = capped  # the limits of bonds in the middle are products of many modes
+        elif len(limits) > 2:
+            outer, *inner, last = limits
+            width = (outer * row.slices_at(1, row.outputs) + last * row.slices_at(-2, row.channels)) / 2
+            middles = [max(1, round(share * width)) for share in self.middle]
+            families = [(outer, *(min(middle, limit) for limit in inner), last) for middle in middles]
         if shape.taps == 1:
             step = 1  # a layer's channels are products of ranks and modes
-        if len(limits) > 2:
-            outer, *inner, last = limits
-            middles = [max(1, round(share * (outer + last) / 2)) for share in MIDDLE]
-            families: list[Ranks] = [(outer, *(min(middle, limit) for limit in inner), last) for middle in middles]
-        else:
-            families = [limits]
         if not self.closed:
-            return [proportional(family, step) for family in families]
+            return [ladder(family, step) for family in families]
         x = min(CLOSING, self.largest(shape)[0])
         opened = [(max(1, first // x), *middle, max(1, last // x)) for first, *middle, last in families]
-        return [[(x, *ranks) for ranks in proportional(family, step)] for family in opened]
+        return [[(x, *ranks) for ranks in ladder(family, step)] for family in opened]
 
     def fits_at_once(self, network: Network, R: int, S: int) -> bool:
-        plain = self.slices == 1 and not self.closed  # the start of a plain train is nearly the optimum
-        return plain or super().fits_at_once(network, R, S)
+        return not self.closed or super().fits_at_once(network, R, S)  # a plain train starts nearly at the optimum
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         shape = Shape(1, network.count(network.outputs), network.count(network.channels), network.kernel_size)
@@ -168,31 +138,4 @@ class TensorRing(TensorTrain):
     name = "tr"
     summary = "tensor ring: a tensor train whose ends are bound to each other"
     use = "as tt, with a closing bond: more freedom, and the inner layers run once for each of its states"
-    closed = True
-
-
-class SemiTensorTrain(TensorTrain):
-    """`W[t u, c s, h, w] = sum A[t, a] G[a, u, h, b] F[b, w, s, d] D[d, c]`: `A` and `D` serve every slice alike.
-
-    A matrix: `W[t u, c s] = sum A[t, a] G[a, u, s, d] D[d, c]`.
-
-    Source: Zhao, Liu, Chen, Zhu and others, "Semi-tensor Product-based Tensor Decomposition for Neural Network
-    Compression", 2021, arXiv 2109.15200.
-    """
-
-    name = "stt"
-    summary = "semi-tensor train: a tensor train whose outer factors serve two slices of the channels alike"
-    use = "as tt, where the outer factors are most of the cost: here they serve both halves of the channels alike"
-    slices = SLICES
-
-
-class SemiTensorRing(SemiTensorTrain):
-    """A semi-tensor train whose first and last factor share a bond `x` too.
-
-    Source: "Semi-tensor Product-based Tensor Decomposition for Neural Network Compression", 2021, arXiv 2109.15200.
-    """
-
-    name = "str"
-    summary = "semi-tensor ring: a semi-tensor train whose ends are bound to each other"
-    use = "as stt, with a closing bond: more freedom, and the inner layers run once for each of its states"
     closed = True

@@ -47,10 +47,11 @@ class Call:
     in_size: tuple[int, ...]
     out_size: tuple[int, ...]
 
-    def positions(self, done: Collection[int]) -> int:
-        """Positions where the spatial dimensions `done` have their output size and the others their input size."""
-        before, after = (prod(size[d] for d in done) for size in (self.in_size, self.out_size))
-        return self.in_positions // before * after if before else 0
+    def positions(self, done: Collection[int], sizes: Mapping[int, int] | None = None) -> int:
+        """Positions where spatial dimensions have their output size if `done`, that of `sizes`, or their input size."""
+        changed = {**{d: self.out_size[d] for d in done}, **(sizes or {})}
+        before = prod(self.in_size[d] for d in changed)
+        return self.in_positions // before * prod(changed.values()) if before else 0
 
 
 class Calls:

@@ -7,7 +7,7 @@ a slot for each.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -148,12 +148,30 @@ class Site:
         """Products with the weight, summed over the calls."""
         return sum(call.rows for call in self.calls)
 
-    def positions(self, done: Collection[int]) -> int:
+    def positions(self, done: Collection[int], spans: Mapping[int, int] | None = None) -> int:
         """Positions of all calls where the spatial dimensions `done` have their output size, the others their input's.
 
         A 1 x 1 convolution before the kernel runs at `positions(())`, one after it at `out_positions`.
+
+        Args:
+            done: dimensions.
+            spans: of dimensions in between, where layers before hold a part of the kernel: the taps it reaches over.
         """
-        return sum(call.positions(done) for call in self.calls)
+        return sum(
+            call.positions(done, {d: self._between(d, call.in_size[d], span) for d, span in (spans or {}).items()})
+            for call in self.calls
+        )
+
+    def _between(self, d: int, size: int, span: int) -> int:
+        """Size of a dimension after a part of its kernel: padded, not strided; transposed strided, not cropped."""
+        if not self.dilation:  # described by the shape of its weight alone: no borders
+            return size
+        reach = self.dilation[d] * (span - 1)
+        if self.is_transposed:
+            return (size - 1) * self.stride[d] + reach + 1 + self.output_padding[d]
+        if isinstance(self.padding, str):
+            return size + (self.padding == "same") * self.dilation[d] * (self.kernel_size[d] - 1) - reach
+        return size + 2 * self.padding[d] - reach
 
     @property
     def out_positions(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
 from ..formats import Format, get_format
+from ..names import SETTINGS
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, dense_option
@@ -24,7 +26,7 @@ class Constraints:
             other than "*": `["*", "lm_head"]` is everything and the head.
         ignore: patterns of sites that stay dense.
         pin: pattern to "dense", "format:rank[,rank]", "format:name=value[,name=value]" or (format, ranks), where
-            the format is a name or an object.
+            the format is a name, with settings or without ("stt:slices=4:8,8,4"), or an object.
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise.
         tie: patterns; all sites that match one get the same format and ranks.
@@ -152,13 +154,19 @@ def _allowed(site: Site, option: Option, value: float, least: bool, formats: Map
 def parse_pin(wanted: Pin) -> tuple[str, tuple[int, ...] | dict[str, float]]:
     """Format and ranks of a pin, written "dense", "svd:16", "tucker2:8,12" or ("tucker2", (8, 12)).
 
-    Parameters as the format's literature names them, "slr:k=16,sr=0.5,rr=0.5", become a mapping.
+    Settings of a format stand before the ranks, "stt:slices=4:8,8,4" or ("stt:slices=4", (8, 8, 4)). Parameters as the
+    format's literature names them, "slr:k=16,sr=0.5,rr=0.5", become a mapping.
     """
     error = ValueError(f'a pin is "dense" or "format:rank[,rank]", for instance "svd:16", not {wanted!r}')
     if isinstance(wanted, str):
-        name, colon, numbers = wanted.partition(":")
-        if name == DENSE and not colon:
-            return name, ()
+        if wanted == DENSE:
+            return wanted, ()
+        name, _, numbers = wanted.rpartition(":")
+        if settings := SETTINGS.get(name, {}).keys() & re.findall(r"(\w+)=", numbers):
+            raise ValueError(
+                f"the pin {wanted!r} has {' and '.join(sorted(settings))} of the format, and no ranks; add them, for "
+                f'instance "{wanted}:8,8"'
+            )
         pairs = [part.partition("=") for part in numbers.split(",")]
         try:
             if name and all(equals for _, equals, _ in pairs):

@@ -75,4 +75,4 @@ def pinned(
     ranks = format.check(site, ranks if isinstance(ranks, tuple) else format.named_ranks(site, ranks))
     factors = fit(format, site, site_weight(model, site), site_metric(source, site, metric, model, shrink), ranks)
     cost = format.cost(site, ranks, site.chain_bias(metric))
-    return Option(format=name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)
+    return Option(format=format.name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)

@@ -145,7 +145,7 @@ def in_order(formats: Iterable[Format]) -> list[Format]:
     fit if they clearly beat it.
     """
     places = {name: place for place, name in enumerate(FORMATS)}
-    return sorted(formats, key=lambda one: (one.estimates, places.get(one.name, len(places)), one.name))
+    return sorted(formats, key=lambda one: (one.estimates, places.get(type(one).name, len(places)), one.name))
 
 
 def _check_splits(formats: Sequence[Format], metric: FitMetric, sites: Sequence[Site]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import nn
 
-from ..formats import FORMATS, Format, SomeFormats, get_format, get_formats
+from ..formats import Format, SomeFormats, get_format, get_formats, is_registered
 from ..latency import Engine, at_hand, get_engine
 from ..layers.kinds import site_kind
 from ..metrics import METRICS, FitMetric, get_metric
@@ -165,7 +165,7 @@ class Asked:
         Request(rule=self.rule, keep=keep).check(self.evaluate)
         if self.needs_times and self.example is None:
             raise ValueError(NEEDS_EXAMPLE)
-        unknown = [name for name in self.known_formats if name not in FORMATS]
+        unknown = [name for name in self.known_formats if not is_registered(name)]
         if self.example is not None and unknown:
             raise ValueError(
                 f"format {unknown[0]!r} cannot be timed: layers are measured by the names of their formats; call "

@@ -10,7 +10,7 @@ from ..parsing import (
     check_names,
     parse_budgets,
     parse_floor,
-    parse_names,
+    parse_formats,
     parse_pins,
     parse_ranks,
     parse_round_to,
@@ -91,8 +91,8 @@ class Choosing:
         str | None,
         budget(
             "--formats NAME,NAME",
-            "Formats to choose from, or auto for all; by default those that suit the engine (see `rankwise formats "
-            "--for ENGINE`). A layer may always stay dense.",
+            "Formats to choose from, with settings after a colon (stt:slices=4), or auto for all; by default those that "
+            "suit the engine (see `rankwise formats --for ENGINE`). A layer may always stay dense.",
         ),
     ] = None
     metric: Annotated[
@@ -112,7 +112,8 @@ class Choosing:
         list[str] | None,
         budget(
             "--pin PATTERN=FORMAT:RANK",
-            "Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, fc=slr:k=64,sr=0.5,rr=0.5, conv1=dense.",
+            "Fix a layer: layer1.0.conv1=tucker2:16,16, fc=svd:64, fc=stt:slices=4:8,8,4 (settings before ranks), "
+            "fc=slr:k=64,sr=0.5,rr=0.5, conv1=dense.",
         ),
     ] = None
     floor: Annotated[
@@ -149,7 +150,7 @@ class Choosing:
 
     def wishes(self, metric: str) -> dict[str, Any]:
         """The keyword arguments of `rankwise.choose`; `metric` is the metric of the fits."""
-        names = None if self.formats is None else parse_names(self.formats, "--formats")
+        names = None if self.formats is None else parse_formats(self.formats)
         pins = parse_pins(self.pin)
         check_names(self.rule, self.floor_rule, names or (), pins)
         return {
