@@ -5,6 +5,7 @@ Letters: see `linalg.two_sided`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -14,6 +15,8 @@ from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
 from ..network.site import Site
 from .base import Factors, Format, Ranks, Rivals
+from .multilinear import Multilinear
+from .race import Entry
 
 
 def refuses(format: Format, site: Site, metric: str | FitMetric) -> str | None:
@@ -34,6 +37,13 @@ def curve(
 ) -> list[tuple[Ranks, float]]:
     """`Format.curve` in a two-sided metric."""
     return format.curve(site, metric.forth(weight), metric.inputs_of(weight), step, rivals)
+
+
+def entry(
+    formats: Sequence[Multilinear], site: Site, weight: Tensor, metric: TwoSided, step: int, rivals: Rivals | None
+) -> Entry:
+    """The entry of a site to a race of formats in a two-sided metric."""
+    return Entry(formats, site, metric.forth(weight), metric.inputs_of(weight), step, rivals)
 
 
 def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ranks) -> Factors:

@@ -5,11 +5,9 @@ Letters: G groups, T outputs per group, C channels per group, Q taps, D = C Q in
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,15 +20,12 @@ from ..network.site import Site
 from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, relative
 from .building import chain_of, same_tensor_options, set_bias
 from .network import Network
+from .race import Asked, Curves, Entry, run
 from .shape import Shape
 from .weights import grouped, ungrouped
 
-# A curve is fitted at this many ranks of each family, and in its middle; other ranks are interpolated.
-FITTED = 5
-# A family is dropped if its middle has this many times the error of other formats at no greater cost.
-BEATEN = 1.25
-# A fit holds a square matrix over the bond states of a factor: 2 GB at the first number. Curves stop at the second.
-MOST_STATES, CURVE_STATES = 16384, 2048
+# A fit holds a square matrix over the bond states of a factor: 2 GB at this number.
+MOST_STATES = 16384
 # In the weight metric a core is fitted first if it has at most this share of the weights.
 CORE = 0.5
 
@@ -96,39 +91,8 @@ class Multilinear(Format):
     def curve(
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
     ) -> list[tuple[Ranks, float]]:
-        """See `Format.curve`: quick fits at some ranks of each family, and straight lines of logarithms in between.
-
-        A family that is clearly beaten in its middle, at half of its largest MACs, is dropped.
-        """
-        found: dict[Ranks, float] = {}
-        looked_at: list[list[Ranks]] = []
-        for ladder in self.ladders(Shape.of_site(site), step):
-            useful = [ranks for ranks in ladder if self.saves(site, ranks) and self.states(site, ranks) <= CURVE_STATES]
-            if not useful:
-                continue
-            middle = self._middle(site, useful)
-            errors = {middle: self._fit(site, weight, metrics, useful[middle], QUICK).error}
-            if rivals is not None and errors[middle] > BEATEN * rivals(self.cost(site, useful[middle], False)):
-                continue
-            places = sorted({middle, *torch.linspace(0, len(useful) - 1, FITTED).round().long().tolist()})
-            for place in places:
-                if place not in errors:
-                    errors[place] = self._fit(site, weight, metrics, useful[place], QUICK).error
-            falling = list(accumulate((errors[place] for place in places), min, initial=1.0))[1:]
-            looked_at.append(useful)
-            for ranks, error in zip(useful, _between(places, falling, len(useful)), strict=True):
-                found[ranks] = min(error, found.get(ranks, error))
-        # A smaller error found by one family also bounds the larger ranks of families that share the same ranks. A
-        # second pass carries what the first one found in later families.
-        for useful in 2 * looked_at:
-            for less, ranks in pairwise(useful):
-                found[ranks] = min(found[less], found[ranks])
-        return list(found.items())
-
-    def _middle(self, site: Site, useful: Sequence[Ranks]) -> int:
-        """Place of the ranks nearest to half of the largest MACs."""
-        macs = [self.cost(site, ranks, site.has_bias).macs for ranks in useful]
-        return min(range(len(useful)), key=lambda place: abs(2 * macs[place] - macs[-1]))
+        """See `Format.curve`: quick fits at some ranks of each family, and smooth curves in between."""
+        return curves([Entry([self], site, weight, metrics, step, rivals)])[0][self.name]
 
     def states(self, site: Site, ranks: Ranks) -> int:
         """The largest number of bond states of a factor, the product over its bonds."""
@@ -236,6 +200,20 @@ class Multilinear(Format):
         return network.kernel(network.read(chain)).reshape(-1, shape.channels, *shape.kernel)
 
 
+def curves(entries: Sequence[Entry]) -> list[Curves]:
+    """Curves of several formats at each of some sites, which run against each other: see `race`."""
+
+    def fits(asked: Asked, some: Sequence[Entry]) -> list[list[float]]:
+        format = asked.format
+        assert isinstance(format, Multilinear)
+        return [
+            [format._fit(one.site, one.weight, one.metrics, ranks, QUICK).error for ranks in asked.ranks]
+            for one in some
+        ]
+
+    return run(entries, fits)
+
+
 def _names(network: Network) -> list[str]:
     """Names of the factors: a number, and the letters with the groups first."""
     return [f"{number}_G{letters}" for number, letters in enumerate(network.factors)]
@@ -252,18 +230,3 @@ def _outer(network: Network) -> tuple[int, int] | None:
         return None
     R, S = (min(network.count(letters.replace(mode, "")), network.count(mode)) for letters, mode in ends)
     return (R, S) if network.count(network.outputs) > R or network.count(network.channels) > S else None
-
-
-def _between(places: Sequence[int], values: Sequence[float], count: int) -> list[float]:
-    """Values at all places, interpolated on straight lines of their logarithms."""
-    floor = 1e-12
-    result = []
-    for place in range(count):
-        after = next(number for number, known in enumerate(places) if known >= place)
-        if places[after] == place:
-            result.append(values[after])
-            continue
-        share = (place - places[after - 1]) / (places[after] - places[after - 1])
-        low, high = math.log(max(values[after - 1], floor)), math.log(max(values[after], floor))
-        result.append(math.exp(low + share * (high - low)))
-    return result

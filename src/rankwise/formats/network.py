@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -80,25 +81,23 @@ class Network:
         """Product of the sizes of these letters."""
         return math.prod(self.shape(letters))
 
-    @cached_property
+    @property
     def steps(self) -> tuple[Step, ...]:
-        state, steps = "g" + self.channels, []
-        for number, letters in enumerate(self.factors):
-            later = {"g", *self.outputs, *"".join(self.factors[number + 1 :])}
-            held = set(letters) | {"g"}
-            steps.append(
-                Step(
-                    letters=letters,
-                    groups="".join(letter for letter in state if letter in held & later),
-                    summed="".join(letter for letter in state if letter in held - later),
-                    made="".join(letter for letter in letters if letter not in state + self.spatial),
-                    taps="".join(letter for letter in letters if letter in self.spatial),
-                    waiting="".join(letter for letter in state if letter not in held),
-                )
-            )
-            state = steps[-1].waiting + steps[-1].groups + steps[-1].made
-        assert set(state) == {"g", *self.outputs}, f"{self.factors} leave {state}"
-        return tuple(steps)
+        return _steps(self.factors, self.channels, self.outputs, self.spatial)
+
+    def unfolding_rank(self, modes: str) -> int:
+        """The largest rank of the kernel unfolded with these modes as rows: the states on the least cut between both.
+
+        Every factor stands on one of two sides. The cut goes through the bonds between the sides, and through the modes
+        on the wrong one.
+
+        Example:
+            >>> sizes = {"g": 1, "t": 8, "c": 6, "q": 9, "a": 3, "b": 2}
+            >>> tucker2 = Network(("bc", "abq", "ta"), "c", "t", "q", sizes, (3, 3))
+            >>> tucker2.unfolding_rank("t"), tucker2.unfolding_rank("c"), tucker2.unfolding_rank("q")
+            (3, 2, 6)
+        """
+        return min(map(self.count, _cuts(self.factors, modes, self.outputs + self.channels + self.spatial)))
 
     @cached_property
     def arrangements(self) -> tuple[tuple[tuple[str, str], tuple[str, str]] | None, ...]:
@@ -206,3 +205,36 @@ class Network:
         """The weight of factors with the groups first, all outputs x D."""
         per_group = [compose(self.equation, [factor[g] for factor in factors]) for g in range(self.sizes["g"])]
         return torch.stack(per_group).reshape(self.count("g" + self.outputs), -1)
+
+
+@lru_cache(maxsize=1024)  # a curve asks for the costs of many ranks of one form
+def _steps(factors: tuple[str, ...], channels: str, outputs: str, spatial: str) -> tuple[Step, ...]:
+    state, steps = "g" + channels, []
+    for number, letters in enumerate(factors):
+        later = {"g", *outputs, *"".join(factors[number + 1 :])}
+        held = set(letters) | {"g"}
+        steps.append(
+            Step(
+                letters=letters,
+                groups="".join(letter for letter in state if letter in held & later),
+                summed="".join(letter for letter in state if letter in held - later),
+                made="".join(letter for letter in letters if letter not in state + spatial),
+                taps="".join(letter for letter in letters if letter in spatial),
+                waiting="".join(letter for letter in state if letter not in held),
+            )
+        )
+        state = steps[-1].waiting + steps[-1].groups + steps[-1].made
+    assert set(state) == {"g", *outputs}, f"{factors} leave {state}"
+    return tuple(steps)
+
+
+@lru_cache(maxsize=1024)
+def _cuts(factors: tuple[str, ...], rows: str, modes: str) -> tuple[str, ...]:
+    """Letters of every cut between some modes and the others, without those that go through all letters of another."""
+    cuts = set[frozenset[str]]()
+    for sides in product((True, False), repeat=len(factors)):
+        here = {letter for letters, side in zip(factors, sides, strict=True) for letter in letters if side}
+        there = {letter for letters, side in zip(factors, sides, strict=True) for letter in letters if not side}
+        misplaced = {letter for letter in modes if letter in (there if letter in rows else here)}
+        cuts.add(frozenset((here & there) | misplaced))
+    return tuple(sorted("".join(sorted(cut)) for cut in cuts if not any(other < cut for other in cuts)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..formats import AUTO, FORMATS, Cost, Format, SomeFormats, get_formats
-from ..formats.both_sides import curve, refuses
+from ..formats import AUTO, FORMATS, Format, SomeFormats, get_formats
+from ..formats.both_sides import curve, entry, refuses
+from ..formats.front import Front
+from ..formats.multilinear import Multilinear
+from ..formats.multilinear import curves as raced
+from ..formats.race import Curves
 from ..formats.weights import site_weight, weight_metrics
 from ..latency import Engine, at_hand, get_engine
 from ..latency.grid import Grid, grid_of
@@ -115,27 +117,41 @@ def profile(
         if done is not None and site.name in done:
             curves[site.name] = done[site.name]
             continue
-        options = [dense_option(site)]
         usable = [format for format in candidates if site.name in wanted and not refuses(format, site, metric)]
         if formats is None:
             usable = [format for format in usable if format.name in formats_for(runs_in, site)]
+        curves[site.name] = (dense_option(site),)
         if usable:
             if round_to == "auto" and grid is None:
                 grid = grid_of(runs_in, model)
             step = int(round_to) if grid is None else grid.step(site)
-            weight, two_sided = site_weight(model, site), site_metric(source, site, metric, model, shrink)
-            bias = site.chain_bias(metric)
-            for format in usable:
-                rivals = partial(_least_error, tuple(options))
-                for ranks, error in curve(format, site, weight, two_sided, step, rivals):
-                    cost = format.cost(site, ranks, bias)
-                    # An embedding multiplies nothing: its factors save parameters, although they add MACs.
-                    if cost.params < site.params and (cost.macs < site.macs or not site.macs):
-                        options.append(Option(format=format.name, ranks=ranks, **cost._asdict(), error=error))
-        curves[site.name] = tuple(options)
+            two_sided = site_metric(source, site, metric, model, shrink)
+            made = _made(usable, site, site_weight(model, site), two_sided, step)
+            curves[site.name] += tuple(_options(usable, made, site, site.chain_bias(metric)))
         if done is not None:
             done[site.name] = curves[site.name]
     return curves
+
+
+def _made(usable: Sequence[Format], site: Site, weight: Tensor, metric: TwoSided, step: int) -> Curves:
+    """The curves of all formats of a site: closed forms, and then a race of those that are fitted."""
+    front, made = Front(), Curves()
+    for format in usable:
+        if not isinstance(format, Multilinear):
+            made[format.name] = curve(format, site, weight, metric, step, front)
+            front.add((format.cost(site, ranks, False), error) for ranks, error in made[format.name])
+    if fitted := [format for format in usable if isinstance(format, Multilinear)]:
+        made |= raced([entry(fitted, site, weight, metric, step, front)])[0]
+    return made
+
+
+def _options(usable: Sequence[Format], made: Curves, site: Site, bias: bool) -> Iterator[Option]:
+    for format in usable:
+        for ranks, error in made[format.name]:
+            cost = format.cost(site, ranks, bias)
+            # An embedding multiplies nothing: its factors save parameters, although they add MACs.
+            if cost.params < site.params and (cost.macs < site.macs or not site.macs):
+                yield Option(format=format.name, ranks=ranks, params=cost.params, macs=cost.macs, error=error)
 
 
 def in_order(formats: Iterable[Format]) -> list[Format]:
@@ -155,10 +171,3 @@ def _check_splits(formats: Sequence[Format], metric: FitMetric, sites: Sequence[
         reasons = [refuses(format, site, metric) for site in suited]
         if reasons and all(reasons):
             raise ValueError(f"formats: {reasons[0]}")
-
-
-def _least_error(options: Sequence[Option], cost: Cost) -> float:
-    """The least error at no more MACs, or at no more parameters: the larger one, which is easier to beat."""
-    by_macs = min((option.error for option in options if option.macs <= cost.macs), default=math.inf)
-    by_params = min((option.error for option in options if option.params <= cost.params), default=math.inf)
-    return max(by_macs, by_params)

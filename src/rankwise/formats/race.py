@@ -1,0 +1,222 @@
+"""Curves of forms that must be fitted: which fits are worth their time, and curves through those.
+
+The forms of a site run against each other. A family of ranks is out before any fit if its bound shows that it cannot be
+the best anywhere; out after one fit if that is clearly beaten; else it is fitted at a few ranks, and a smooth curve
+goes through the errors. A race asks for fits and waits for the answers, so that sites of one shape can be fitted side
+by side: it is a generator. What it asks for follows from its own site alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..linalg.metric import Metric
+from ..network.site import Site
+from .base import Cost, Ranks, Rivals
+from .bounds import Bounds
+from .front import Front
+from .network import Network
+from .shape import Shape
+
+# Families are fitted where they have these shares of their largest MACs, the third one first.
+MARKS, FIRST = (0.0, 0.15, 0.5, 1.0), 2
+# A family is worth a fit where its bound is at most this many times the least error at no greater cost. With less to
+# gain than two per cent of a site's error, it would not change a plan.
+HOPE = 0.98
+# It is dropped if its first fit has this many times that error. Other forms gain less than this from longer fits than
+# sums of rank-one kernels, which run first and are best most often.
+BEATEN = 1.1
+# A fit holds a square matrix over the bond states of a factor, and curves stop before it gets large.
+CURVE_STATES = 2048
+
+
+class Runner(Protocol):
+    """A format in a race: see `Multilinear`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def network(self, shape: Shape, ranks: Ranks) -> Network: ...
+
+    def ladders(self, shape: Shape, step: int) -> list[list[Ranks]]: ...
+
+    def states(self, site: Site, ranks: Ranks) -> int: ...
+
+    def saves(self, site: Site, ranks: Ranks) -> bool: ...
+
+    def cost(self, site: Site, ranks: Ranks, bias: bool) -> Cost: ...
+
+
+class Entry(NamedTuple):
+    """What runs at one site: formats in their order, none of which refuses the site.
+
+    Attributes:
+        weight: O x I/G [x kernel].
+        metrics: one per group.
+        step: ranks are multiples of it, where that makes sense.
+        rivals: the least error of other formats at no greater cost; None to fit every family.
+    """
+
+    formats: Sequence[Runner]
+    site: Site
+    weight: Tensor
+    metrics: Sequence[Metric]
+    step: int
+    rivals: Rivals | None
+
+
+class Asked(NamedTuple):
+    """Fits that a race waits for: of one format, at some ranks. Races of sites alike ask in the order of `turn`."""
+
+    turn: tuple[int, bool]
+    format: Runner
+    ranks: tuple[Ranks, ...]
+
+
+Curves = dict[str, list[tuple[Ranks, float]]]
+Race = Generator[Asked, Sequence[float], Curves]
+
+
+class Family(NamedTuple):
+    """Ranks of one format from small to large, with their costs and bounds."""
+
+    number: int
+    format: Runner
+    ladder: list[Ranks]
+    costs: list[Cost]
+    bounds: list[float]
+
+    def marks(self) -> list[int]:
+        """Places nearest to the shares of the largest MACs."""
+        most = self.costs[-1].macs
+        return [min(range(len(self.costs)), key=lambda at: abs(self.costs[at].macs - mark * most)) for mark in MARKS]
+
+    def asked(self, places: Sequence[int], *, further: bool) -> Asked:
+        return Asked((self.number, further), self.format, tuple(self.ladder[place] for place in places))
+
+
+def race(entry: Entry) -> Race:
+    """The race at one site.
+
+    Yields:
+        Fits to make; to be answered with their relative squared errors.
+
+    Returns:
+        For each format the ranks of its families that are left, with their errors.
+    """
+    front = Front()
+    climbed: dict[str, list[list[Ranks]]] = {format.name: [] for format in entry.formats}
+    found: dict[str, dict[Ranks, float]] = {format.name: {} for format in entry.formats}
+    for family in _families(entry):
+        rivals = entry.rivals
+        least = [math.inf if rivals is None else min(rivals(cost), front(cost)) for cost in family.costs]
+        curve = yield from _fitted(family, least)
+        front.add((family.costs[place], error) for place, error in curve.items())
+        ladder, errors = [family.ladder[place] for place in curve], found[family.format.name]
+        climbed[family.format.name].append(ladder)
+        for ranks, error in zip(ladder, curve.values(), strict=True):
+            errors[ranks] = min(error, errors.get(ranks, 1.0))
+    for name, ladders in climbed.items():
+        # A smaller error found by one family also bounds the larger ranks of families that share the same ranks. A
+        # second pass carries what the first one found in later families.
+        for ladder in 2 * ladders:
+            for less, ranks in pairwise(ladder):
+                found[name][ranks] = min(found[name][less], found[name][ranks])
+    return {name: list(errors.items()) for name, errors in found.items()}
+
+
+def _fitted(family: Family, least: Sequence[float]) -> Generator[Asked, Sequence[float], dict[int, float]]:
+    """Errors at the places of a family that may be of use; none if it is beaten."""
+    hopeful = [place for place, bound in enumerate(family.bounds) if bound <= HOPE * least[place]]
+    if not hopeful:
+        return {}
+    marks = family.marks()
+    first = marks[FIRST] if marks[FIRST] in hopeful else min(hopeful, key=lambda place: abs(place - marks[FIRST]))
+    (error,) = yield family.asked([first], further=False)
+    if error > BEATEN * least[first]:
+        return {}
+    begin, end = max(at for at in marks if at <= hopeful[0]), min(at for at in marks if at >= hopeful[-1])
+    further = sorted({at for at in marks if begin <= at <= end} - {first})
+    errors = {first: error}
+    if further:
+        errors |= zip(further, (yield family.asked(further, further=True)), strict=True)
+    return through(errors, {place: family.costs[place].macs for place in range(begin, end + 1)})
+
+
+def _families(entry: Entry) -> Iterator[Family]:
+    site, shape, number = entry.site, Shape.of_site(entry.site), 0
+    bounds = Bounds(site, entry.weight, entry.metrics, entry.step)
+    for format in entry.formats:
+        for ladder in format.ladders(shape, entry.step):
+            useful = [one for one in ladder if format.saves(site, one) and format.states(site, one) <= CURVE_STATES]
+            if useful:
+                costs = [format.cost(site, ranks, False) for ranks in useful]
+                yield Family(number, format, useful, costs, [bounds(format.network(shape, ranks)) for ranks in useful])
+                number += 1
+
+
+def through(errors: Mapping[int, float], costs: Mapping[int, int]) -> dict[int, float]:
+    """Errors at all places from those at some, the first and the last among them; they never rise.
+
+    The logarithm of the error is a polynomial of the square root of the cost, which is about proportional to ranks. It
+    goes through all known errors, and between two of them it stays between both.
+
+    Args:
+        errors: known ones by place.
+        costs: of all places, rising.
+    """
+    floor = 1e-12
+    known = sorted(errors)
+    falling = list(accumulate((errors[place] for place in known), min, initial=1.0))[1:]
+    heights = [math.log(max(error, floor)) for error in falling]
+    roots = [math.sqrt(costs[place]) for place in known]
+    result = {}
+    for place, cost in costs.items():
+        if place in errors:
+            result[place] = falling[known.index(place)]
+            continue
+        after = next(number for number, other in enumerate(known) if other > place)
+        height = _polynomial(roots, heights, math.sqrt(cost))
+        result[place] = math.exp(min(max(height, heights[after]), heights[after - 1]))
+    return dict(zip(result, accumulate(result.values(), min), strict=True))
+
+
+def _polynomial(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """The polynomial of the lowest degree through the points (Lagrange)."""
+    terms = zip(xs, ys, strict=True)
+    return sum(y * math.prod((x - other) / (own - other) for other in xs if other != own) for own, y in terms)
+
+
+def run(entries: Sequence[Entry], fits: Callable[[Asked, Sequence[Entry]], Sequence[Sequence[float]]]) -> list[Curves]:
+    """The races of several sites next to each other.
+
+    Args:
+        entries: one per site.
+        fits: makes the same fits for some of the sites, and returns their errors by site and ranks.
+    """
+    races = [race(entry) for entry in entries]
+    results: list[Curves] = [{} for _ in entries]
+    waiting: dict[int, Asked] = {}
+
+    def go_on(number: int, errors: Sequence[float] | None) -> None:
+        try:
+            waiting[number] = next(races[number]) if errors is None else races[number].send(errors)
+        except StopIteration as end:
+            results[number] = end.value
+
+    for number in range(len(races)):
+        go_on(number, None)
+    while waiting:
+        # Those that are furthest behind first: the others then ask for the same as often as possible.
+        asked = min(waiting.values(), key=lambda one: (one.turn, one.ranks))
+        numbers = [number for number, other in waiting.items() if other == asked]
+        for number in numbers:
+            del waiting[number]
+        for number, errors in zip(numbers, fits(asked, [entries[number] for number in numbers]), strict=True):
+            go_on(number, errors)
+    return results
