@@ -69,6 +69,9 @@ class Layers:
         self.asked.append((site, option))
         return Latency(median=1e-6 * option.params, low=0.0, high=1.0)
 
+    def drift(self) -> float:
+        return 1.0
+
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:

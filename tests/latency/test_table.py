@@ -160,7 +160,7 @@ def test_an_embedding_and_its_tied_head(tmp_path: Path) -> None:
 
     engine, model, x = Counting(), Language().eval(), torch.arange(5)[None]
     sites = rw.find(model, x)
-    curves = rw.profile(model, sites, metric="weight", formats="svd")
+    curves = rw.profile(model, sites, metric="weight", formats="svd", round_to=1)
     found = Table(engine, model, sites, x, metric="weight", cache=Cache(engine, model, folder=tmp_path))
     ((name, curve),) = curves.items()
     found.learn(curves)
