@@ -91,8 +91,8 @@ class Choosing:
         str | None,
         budget(
             "--formats NAME,NAME",
-            "Formats to choose from, with settings after a colon (stt:slices=4), or auto for all; by default those that "
-            "suit the engine (see `rankwise formats --for ENGINE`). A layer may always stay dense.",
+            "Formats to choose from, with settings after a colon (stt:slices=4), or auto for all; by default those "
+            "that suit the engine (see `rankwise formats --for ENGINE`). A layer may always stay dense.",
         ),
     ] = None
     metric: Annotated[
