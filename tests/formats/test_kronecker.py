@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise import Site, find
 from rankwise.formats import Factors, get_format
@@ -120,6 +121,9 @@ def test_two_convolutions_compute_what_the_dense_one_does(
     with torch.no_grad():
         write(dense, factors.dense())
     torch.testing.assert_close(chain(x), dense(x))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        chain(x)
+    assert counter.get_total_flops() == 2 * format.cost(site, (2,), True).macs
     kernels = [layer.kernel_size for layer in chain if hasattr(layer, "kernel_size")]
     assert len(kernels) == 2
     assert kernels[1] == tuple(map(int, kernel.split("x")))
