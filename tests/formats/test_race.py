@@ -15,7 +15,7 @@ from rankwise.formats import Cost, Ranks
 from rankwise.formats.bounds import Bounds
 from rankwise.formats.front import Front
 from rankwise.formats.multilinear import QUICK, Multilinear
-from rankwise.formats.race import BEATEN, HOPE, Asked, Entry, run, through
+from rankwise.formats.race import BEATEN, HOPE, POWER, Asked, Entry, run, through
 from rankwise.formats.shape import Shape
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Identity
@@ -51,8 +51,8 @@ def quick(format: Multilinear, entry: Entry, ranks: Ranks) -> float:
 
 
 def test_a_curve_through_three_points_of_a_parabola() -> None:
-    """A logarithm that is a polynomial of the square root of the cost is found again."""
-    costs = {place: (place + 1) ** 2 for place in range(10)}
+    """A logarithm that is a polynomial of a power of the cost is found again."""
+    costs = {place: round(1e6 * (place + 1) ** (1 / POWER)) for place in range(10)}
     exact = {place: math.exp(-0.3 * (place + 1) - 0.02 * (place + 1) ** 2) for place in range(10)}
     curve = through({place: exact[place] for place in (0, 4, 9)}, costs)
     assert list(curve) == list(costs)

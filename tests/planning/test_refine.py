@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from statistics import median
 
 import pytest
 import torch
@@ -62,13 +64,30 @@ def test_a_curve_goes_through_the_fit_and_is_fitted_once(network: nn.Module, sit
     assert made
     assert len(set(made)) == len(made)
     for name, format in made:
-        torch.testing.assert_close(
-            errors(better, name, format), {"svd": 1.0, "cp3": 0.7}[format] * errors(planner, name, format)
-        )
-    for name in sites:
-        for format in ("svd", "cp3"):
-            if (name, format) not in made:
-                torch.testing.assert_close(errors(better, name, format), errors(planner, name, format))
+        before, after = errors(planner, name, format), errors(better, name, format)
+        share = {"svd": 1.0, "cp3": 0.7}[format]
+        assert (after / before - share).abs().min() < 1e-9
+        powers = after.log() / before.log()
+        torch.testing.assert_close(powers, powers[:1].expand_as(powers))
+        assert (powers >= 1).all()
+
+
+def test_other_sites_get_the_usual_power(network: nn.Module, sites: rw.Sites) -> None:
+    planner, made = with_fits(
+        planner_of(network, sites, "svd", "cp3", "kronecker"), {"svd": 1, "cp3": 0.7, "kronecker": 1}
+    )
+    better = refined(planner, [REQUEST])
+    powers = {
+        (name, o.format): math.log(o.error) / math.log(before.error)
+        for name, (options, _) in better.options.items()
+        for o, before in zip(options, planner.options[name][0], strict=True)
+        if 0 < before.error < 1
+    }
+    own = [powers[pair] for pair in made if pair[1] == "cp3"]
+    assert own
+    others = [power for pair, power in powers.items() if pair[1] == "cp3" and pair not in made]
+    assert others == pytest.approx([median(own)] * len(others))
+    assert all(power == pytest.approx(1) for (_, format), power in powers.items() if format != "cp3")
 
 
 def test_a_format_that_was_underrated_is_chosen(network: nn.Module, sites: rw.Sites) -> None:

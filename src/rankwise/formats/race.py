@@ -25,6 +25,9 @@ from .shape import Shape
 
 # Families are fitted where they have these shares of their largest MACs, the third one first.
 MARKS, FIRST = (0.0, 0.15, 0.5, 1.0), 2
+# Between fits the logarithm of the error is a polynomial of this power of the cost, between that which makes a single
+# rank proportional to it (1) and that which makes ranks that grow together so (1/2).
+POWER = 0.75
 # A family is worth a fit where its bound is at most this many times the least error at no greater cost. With less to
 # gain than two per cent of a site's error, it would not change a plan.
 HOPE = 0.98
@@ -163,8 +166,7 @@ def _families(entry: Entry) -> Iterator[Family]:
 def through(errors: Mapping[int, float], costs: Mapping[int, int]) -> dict[int, float]:
     """Errors at all places from those at some, the first and the last among them; they never rise.
 
-    The logarithm of the error is a polynomial of the square root of the cost, which is about proportional to ranks. It
-    goes through all known errors, and between two of them it stays between both.
+    The polynomial (see `POWER`) goes through all known errors, and between two of them it stays between both.
 
     Args:
         errors: known ones by place.
@@ -174,14 +176,14 @@ def through(errors: Mapping[int, float], costs: Mapping[int, int]) -> dict[int, 
     known = sorted(errors)
     falling = list(accumulate((errors[place] for place in known), min, initial=1.0))[1:]
     heights = [math.log(max(error, floor)) for error in falling]
-    roots = [math.sqrt(costs[place]) for place in known]
+    amounts = [costs[place] ** POWER for place in known]
     result = {}
     for place, cost in costs.items():
         if place in errors:
             result[place] = falling[known.index(place)]
             continue
         after = next(number for number, other in enumerate(known) if other > place)
-        height = _polynomial(roots, heights, math.sqrt(cost))
+        height = _polynomial(amounts, heights, cost**POWER)
         result[place] = math.exp(min(max(height, heights[after]), heights[after - 1]))
     return dict(zip(result, accumulate(result.values(), min), strict=True))
 

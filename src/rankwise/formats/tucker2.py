@@ -82,11 +82,8 @@ class Tucker2(Format):
         for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
             surface += tucker2_surface.error_surface(W_TCQ, metric, channel_ranks)
             total += metric.energy(W_TCQ.flatten(1))
-        return [
-            ((R, S), relative(float(surface[row, R - 1]), total))
-            for row, S in enumerate(channel_ranks)
-            for R in steps(most_R, step)
-        ]
+        rows = zip(channel_ranks, surface.tolist(), strict=True)
+        return [((R, S), relative(errors[R - 1], total)) for S, errors in rows for R in steps(most_R, step)]
 
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
         """See `Format.fit`; stops early at a relative squared error of `enough`."""

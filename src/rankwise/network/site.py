@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from torch import nn
@@ -138,12 +139,12 @@ class Site:
         """Qualified names of all its modules."""
         return (self.name, *self.aliases)
 
-    @property
+    @cached_property
     def params(self) -> int:
         """Parameters of the layer, its bias included."""
         return prod(self.weight_shape) + self.has_bias * self.out_features + self.extra_params
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Products with the weight, summed over the calls."""
         return sum(call.rows for call in self.calls)
@@ -157,10 +158,13 @@ class Site:
             done: dimensions.
             spans: of dimensions in between, where layers before hold a part of the kernel: the taps it reaches over.
         """
-        return sum(
-            call.positions(done, {d: self._between(d, call.in_size[d], span) for d, span in (spans or {}).items()})
-            for call in self.calls
-        )
+        key = tuple(done), tuple((spans or {}).items())
+        if key not in self._positions:
+            self._positions[key] = sum(
+                call.positions(done, {d: self._between(d, call.in_size[d], span) for d, span in (spans or {}).items()})
+                for call in self.calls
+            )
+        return self._positions[key]
 
     def _between(self, d: int, size: int, span: int) -> int:
         """Size of a dimension after a part of its kernel: padded, not strided; transposed strided, not cropped."""
@@ -173,12 +177,17 @@ class Site:
             return size + (self.padding == "same") * self.dilation[d] * (self.kernel_size[d] - 1) - reach
         return size + 2 * self.padding[d] - reach
 
-    @property
+    @cached_property
+    def _positions(self) -> dict[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], int]:
+        """What `positions` has counted: a profile asks tens of thousands of times."""
+        return {}
+
+    @cached_property
     def out_positions(self) -> int:
         """Output positions of all calls."""
         return self.positions(range(len(self.kernel_size)))
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates of all calls of the dense layers; looking up rows costs none."""
         return self.rows * prod(self.weight_shape) if self.multiplies else 0

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..formats import AUTO, FORMATS, Format, SomeFormats, get_formats
+from ..formats import AUTO, FORMATS, Cost, Format, Ranks, SomeFormats, get_formats
 from ..formats.both_sides import curve, entry, refuses
 from ..formats.front import Front
 from ..formats.multilinear import Multilinear
 from ..formats.multilinear import curves as raced
-from ..formats.race import Curves
 from ..formats.weights import site_weight, weight_metrics
 from ..latency import Engine, at_hand, get_engine
 from ..latency.grid import Grid, grid_of
@@ -117,41 +116,45 @@ def profile(
         if done is not None and site.name in done:
             curves[site.name] = done[site.name]
             continue
+        options = [dense_option(site)]
         usable = [format for format in candidates if site.name in wanted and not refuses(format, site, metric)]
         if formats is None:
             usable = [format for format in usable if format.name in formats_for(runs_in, site)]
-        curves[site.name] = (dense_option(site),)
         if usable:
             if round_to == "auto" and grid is None:
                 grid = grid_of(runs_in, model)
             step = int(round_to) if grid is None else grid.step(site)
-            two_sided = site_metric(source, site, metric, model, shrink)
-            made = _made(usable, site, site_weight(model, site), two_sided, step)
-            curves[site.name] += tuple(_options(usable, made, site, site.chain_bias(metric)))
+            two_sided, bias = site_metric(source, site, metric, model, shrink), site.chain_bias(metric)
+            options += _options(usable, site, site_weight(model, site), two_sided, step, bias)
+        curves[site.name] = tuple(options)
         if done is not None:
             done[site.name] = curves[site.name]
     return curves
 
 
-def _made(usable: Sequence[Format], site: Site, weight: Tensor, metric: TwoSided, step: int) -> Curves:
-    """The curves of all formats of a site: closed forms, and then a race of those that are fitted."""
-    front, made = Front(), Curves()
+def _options(
+    usable: Sequence[Format], site: Site, weight: Tensor, metric: TwoSided, step: int, bias: bool
+) -> Iterator[Option]:
+    """The options of a site: closed forms, and then what a race leaves of those that are fitted."""
+    front = Front()
     for format in usable:
         if not isinstance(format, Multilinear):
-            made[format.name] = curve(format, site, weight, metric, step, front)
-            front.add((format.cost(site, ranks, False), error) for ranks, error in made[format.name])
+            options = list(_counted(format, site, curve(format, site, weight, metric, step, front), bias))
+            front.add((Cost(o.params - bias * site.out_features, o.macs), o.error) for o in options)
+            yield from options
     if fitted := [format for format in usable if isinstance(format, Multilinear)]:
-        made |= raced([entry(fitted, site, weight, metric, step, front)])[0]
-    return made
+        made = raced([entry(fitted, site, weight, metric, step, front)])[0]
+        for format in fitted:
+            yield from _counted(format, site, made[format.name], bias)
 
 
-def _options(usable: Sequence[Format], made: Curves, site: Site, bias: bool) -> Iterator[Option]:
-    for format in usable:
-        for ranks, error in made[format.name]:
-            cost = format.cost(site, ranks, bias)
-            # An embedding multiplies nothing: its factors save parameters, although they add MACs.
-            if cost.params < site.params and (cost.macs < site.macs or not site.macs):
-                yield Option(format=format.name, ranks=ranks, params=cost.params, macs=cost.macs, error=error)
+def _counted(format: Format, site: Site, errors: Iterable[tuple[Ranks, float]], bias: bool) -> Iterator[Option]:
+    """Options that cost less than the dense layer."""
+    for ranks, error in errors:
+        params, macs = format.cost(site, ranks, bias)
+        # An embedding multiplies nothing: its factors save parameters, although they add MACs.
+        if params < site.params and (macs < site.macs or not site.macs):
+            yield Option(format=format.name, ranks=ranks, params=params, macs=macs, error=error)
 
 
 def in_order(formats: Iterable[Format]) -> list[Format]:
