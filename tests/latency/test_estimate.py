@@ -17,6 +17,10 @@ def at(seconds: float) -> Latency:
     return Latency(median=seconds, low=0.9 * seconds, high=1.1 * seconds)
 
 
+def exactly(seconds: float) -> Latency:
+    return Latency(median=seconds, low=seconds, high=seconds)
+
+
 def estimate(times: dict[tuple[int, ...], float], macs: dict[tuple[int, ...], int] | None = None) -> Estimate:
     return Estimate({ranks: at(time) for ranks, time in times.items()}, macs or {})
 
@@ -24,14 +28,25 @@ def estimate(times: dict[tuple[int, ...], float], macs: dict[tuple[int, ...], in
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.integers(1, 300), st.floats(1e-5, 1e-2), min_size=1, max_size=8))
 def test_one_rank_is_exact_where_measured_and_between_its_neighbours(times: dict[int, float]) -> None:
-    found = estimate({(rank,): time for rank, time in times.items()})
+    found = Estimate({(rank,): exactly(time) for rank, time in times.items()}, {})
     ladder = sorted(times)
     for rank in ladder:
-        assert found((rank,)) == at(times[rank])
+        assert found((rank,)) == exactly(times[rank])
     for below, above in pairwise(ladder):
         least, most = sorted((times[below], times[above]))
         for rank in range(below, above):
             assert least * (1 - 1e-9) <= found((rank,)).median <= most * (1 + 1e-9)
+
+
+def test_time_that_seems_to_fall_within_noise_is_pooled() -> None:
+    found = estimate({(8,): 1.0, (16,): 2.1, (24,): 2.0, (32,): 1.2})
+    assert [found((rank,)).median for rank in (8, 16, 24, 32)] == pytest.approx([1.0, 2.05, 2.05, 1.2])
+
+
+def test_ranks_between_blocks_take_as_long_as_the_next_block() -> None:
+    measured = {(8,): at(0.8), (16,): at(1.0), (32,): at(2.0), (64,): at(4.0)}
+    found = Estimate(measured, {}, block=16)
+    assert [found((rank,)).median for rank in (12, 20, 31, 40, 48)] == pytest.approx([0.9, 2.0, 2.0, 3.0, 3.0])
 
 
 def test_one_rank_beyond_what_was_measured() -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .base import Ranks
 
 
 class Step(int):
-    """A step between ranks: multiples of the number itself up to a block, multiples of the block above it.
+    """A step between ranks: powers of two below the number, its multiples up to a block, multiples of the block above.
 
     Attributes:
         block: what an engine computes at once; a multiple of the number.
 
     Example:
         >>> steps(60, Step(4, block=16))
-        [4, 8, 12, 16, 32, 48, 60]
+        [1, 2, 4, 8, 12, 16, 32, 48, 60]
     """
 
     block: int
@@ -28,21 +30,26 @@ class Step(int):
 
 
 def nearest(rank: float, step: int) -> int:
-    """The rank of a ladder that is nearest to a number, at least the step itself.
+    """The rank of a ladder that is nearest to a number.
 
     Example:
-        >>> [nearest(rank, Step(4, block=16)) for rank in (1, 9, 23, 25)]
-        [4, 8, 16, 32]
+        >>> [nearest(rank, Step(4, block=16)) for rank in (1, 9, 23, 25)], nearest(1, 4)
+        ([1, 8, 16, 32], 4)
     """
-    block = step.block if isinstance(step, Step) else int(step)
-    unit = block if rank > block else int(step)
-    return max(1, round(rank / unit)) * unit
+    if isinstance(step, Step):
+        if rank < step:
+            return 1 << max(0, round(math.log2(max(rank, 1))))
+        step = step.block if rank > step.block else int(step)
+    return max(1, round(rank / step)) * int(step)
 
 
 def steps(limit: int, step: int, most: int | None = None) -> list[int]:
     """Multiples of `step` up to `limit`, and `limit`; thinned to about `most` values, evenly in logarithm."""
-    block = step.block if isinstance(step, Step) else int(step)
-    values = sorted({*range(step, min(limit, block) + 1, step), *range(block, limit + 1, block), limit})
+    tried = set(range(step, limit + 1, step))
+    if isinstance(step, Step):
+        fine = range(step, min(limit, step.block) + 1, step)
+        tried = {*(1 << k for k in range(int(step).bit_length() - 1)), *fine, *range(step.block, limit + 1, step.block)}
+    values = sorted({*(rank for rank in tried if rank < limit), limit})
     if most is None or len(values) <= most:
         return values
     targets = torch.logspace(0, 1, most).sub(1).div(9).mul(len(values) - 1).round().long().tolist()

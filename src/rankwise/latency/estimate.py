@@ -47,15 +47,17 @@ class Estimate:
     One rank: a straight line between the measured neighbours; where more ranks seem to take less time, but both are
     within noise, all get their mean. Several: `t = sum_f c_f x_f(ranks)` with `c >= 0`, by
     least squares of the relative errors; the features are 1, the ranks, their products in pairs (a layer of a chain
-    joins two ranks) and the MACs. Either way time grows with the ranks if the measured times do.
+    joins two ranks) and the MACs. Either way time grows with the ranks if the measured times do. Ranks count as if
+    rounded up to whole blocks.
 
     Args:
         measured: times by ranks.
         macs: of every option, for formats with several ranks.
+        block: channels that the engine computes at once.
     """
 
-    def __init__(self, measured: Mapping[Ranks, Latency], macs: Mapping[Ranks, int]) -> None:
-        self._macs = macs
+    def __init__(self, measured: Mapping[Ranks, Latency], macs: Mapping[Ranks, int], block: int = 1) -> None:
+        self._macs, self._block = macs, block
         self._single = all(len(ranks) == 1 for ranks in measured)
         self._measured = rising(measured) if self._single else dict(measured)
         if self._single:
@@ -72,7 +74,9 @@ class Estimate:
         if not self._single:
             time = sum(c * x for c, x in zip(self._coefficients, self._features(ranks), strict=True))
             return Latency(median=time, low=time, high=time)
-        (rank,) = ranks
+        (rank,) = self._padded(ranks)
+        if (rank,) in self._measured:
+            return self._measured[(rank,)]
         place = bisect(self._ladder, rank)
         if place in (0, len(self._ladder)):  # outside the measured ranks: constant below, in proportion above
             end = self._ladder[min(place, len(self._ladder) - 1)]
@@ -84,7 +88,12 @@ class Estimate:
         return Latency(**mixed)
 
     def _features(self, ranks: Ranks) -> list[float]:
-        return [1.0, *ranks, *(a * b for a, b in combinations(ranks, 2)), float(self._macs[ranks])]
+        padded = self._padded(ranks)
+        return [1.0, *padded, *(a * b for a, b in combinations(padded, 2)), float(self._macs[ranks])]
+
+    def _padded(self, ranks: Ranks) -> Ranks:
+        """Ranks above one block rounded up to whole blocks; below it time grows with every rank, or not at all."""
+        return tuple([rank if rank < self._block else -(-rank // self._block) * self._block for rank in ranks])
 
 
 def rising(measured: Mapping[Ranks, Latency]) -> dict[Ranks, Latency]:

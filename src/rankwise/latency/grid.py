@@ -35,8 +35,8 @@ CHANNELS, SIZE, ROWS = 64, 16, 64
 ROUNDS, WARMUP, NARROW = 20, 2, 0.05
 # In layers of this width ranks are multiples of 8 at least: finer ones make long curves and change nothing.
 WIDE, WIDE_STEP = 128, 8
-# Layers as wide as this many blocks need no ranks below one block.
-BLOCKS_WIDE = 4
+# Layers as wide as this many blocks have enough ranks that fill them; narrower ones have at least so many steps.
+BLOCKS_WIDE, FEWEST_STEPS = 8, 4
 # Larger networks take minutes to export, so they are timed in torch unless an engine is named.
 EXPORTED = 512 << 20
 
@@ -61,25 +61,22 @@ class Grid:
         >>> site = Site(name="conv", kind="conv2d", weight_shape=(32, 32, 3, 3))
         >>> step = Grid(convolution=16, linear=4).step(site)
         >>> int(step), step.block
-        (8, 16)
+        (8, 8)
     """
 
     convolution: int = 1
     linear: int = 1
 
     def step(self, site: Site) -> Step:
-        """The step between ranks of a site: the block, and finer below one block in narrow layers.
-
-        A layer of few blocks has no useful ranks but those below its block; a wide one has enough above it.
-        """
+        """The step between ranks of a site: the block in wide layers, finer in narrow ones, and powers of two below."""
         narrow = min(site.out_features // site.groups, site.weight_shape[1])
         block = self.convolution if site.is_convolution else self.linear
         if narrow >= WIDE:
             block = max(block, WIDE_STEP)
-        if narrow >= BLOCKS_WIDE * block:
-            return Step(max(block // 2, 1), block)
-        fine = max(1, min(narrow // BLOCKS_WIDE, block))
-        return Step(1 << (fine.bit_length() - 1), block)
+        # A narrow layer has at least four steps; from half a block up they are useful in layers of a few blocks too.
+        fine = max(1, min(narrow // FEWEST_STEPS, block // 2))
+        fine = 1 << (fine.bit_length() - 1)
+        return Step(fine, block if narrow >= BLOCKS_WIDE * block else fine)
 
 
 @exclusive

@@ -18,6 +18,7 @@ from ..timing.clock import FIGURES, Latency
 from .cache import Cache
 from .engine import Engine, Work
 from .estimate import Estimate, spread
+from .grid import Grid, grid_of
 from .layers import Input, calls_of, layers_of, signature, work_of
 
 # Options to measure per format: for one rank, and more for each further rank.
@@ -82,6 +83,7 @@ class Table:
         }
         self._estimates: dict[tuple[str, str], Estimate] = {}
         self._options: dict[str, Curve] = {}
+        self._grid: Grid | None = None
         self._confirmed: set[str] = set()
         self._fresh: set[str] = set()  # dense layers that were first measured by this table
 
@@ -186,8 +188,15 @@ class Table:
             known: dict[Ranks, Latency] = {
                 each.ranks: self._measured(name, each) for each in same if (name, each) in self
             }
-            self._estimates[name, option.format] = Estimate(known, {each.ranks: each.macs for each in same})
+            macs = {each.ranks: each.macs for each in same}
+            self._estimates[name, option.format] = Estimate(known, macs, self._block(name))
         return self._estimates[name, option.format](option.ranks)
+
+    def _block(self, name: str) -> int:
+        """Channels that the engine computes at once in a layer of this kind."""
+        if self._grid is None:
+            self._grid = grid_of(self.engine, self.model)
+        return self._grid.convolution if self.sites[name].is_convolution else self._grid.linear
 
     def is_faster(self, name: str, option: Option) -> bool:
         """Whether an option is faster than the dense layer beyond noise: the intervals do not overlap."""
