@@ -69,7 +69,7 @@ def conv(outputs: int, channels: int, groups: int = 1) -> Site:
         (conv(512, 512), 8, 16),
         (conv(64, 64, groups=8), 2, 2),
         (Site(name="fc", kind="linear", weight_shape=(512, 512)), 4, 8),
-        (Site(name="fc", kind="linear", weight_shape=(10, 64)), 2, 2),
+        (Site(name="fc", kind="linear", weight_shape=(10, 64)), 1, 1),
     ],
 )
 def test_narrow_layers_have_finer_steps(site: Site, fine: int, block: int) -> None:

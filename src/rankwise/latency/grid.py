@@ -35,8 +35,9 @@ CHANNELS, SIZE, ROWS = 64, 16, 64
 ROUNDS, WARMUP, NARROW = 20, 2, 0.05
 # In layers of this width ranks are multiples of 8 at least: finer ones make long curves and change nothing.
 WIDE, WIDE_STEP = 128, 8
-# Layers as wide as this many blocks have enough ranks that fill them; narrower ones have at least so many steps.
-BLOCKS_WIDE, FEWEST_STEPS = 8, 4
+# Layers as wide as this many blocks have enough ranks that fill them. Narrower ones have at least so many steps; linear
+# layers more, as their time grows more smoothly and they have half as many ranks that save anything.
+BLOCKS_WIDE, FEWEST_STEPS, FEWEST_LINEAR_STEPS = 8, 4, 16
 # Larger networks take minutes to export, so they are timed in torch unless an engine is named.
 EXPORTED = 512 << 20
 
@@ -73,8 +74,8 @@ class Grid:
         block = self.convolution if site.is_convolution else self.linear
         if narrow >= WIDE:
             block = max(block, WIDE_STEP)
-        # A narrow layer has at least four steps; from half a block up they are useful in layers of a few blocks too.
-        fine = max(1, min(narrow // FEWEST_STEPS, block // 2))
+        fewest = FEWEST_STEPS if site.is_convolution else FEWEST_LINEAR_STEPS
+        fine = max(1, min(narrow // fewest, block // 2))
         fine = 1 << (fine.bit_length() - 1)
         return Step(fine, block if narrow >= BLOCKS_WIDE * block else fine)
 

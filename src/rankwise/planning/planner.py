@@ -113,7 +113,9 @@ class Planner:
             return fisher_energy(site_weight(model, sites[name]), moments)
 
         fit = partial(pinned, model, source, metric=metric, shrink=shrink, formats=formats)
-        options = constraints.options(sites, curves, fit, formats)
+        options: Options = constraints.options(sites, curves, fit, formats)
+        if asked.formats is None and any(rule and rule.needs_spectra for rule in (asked.rule, asked.floor_rule)):
+            options = _with_spectra(options, sites)
         prices = _prices(model, sites, options, formats, asked)
         return cls(
             model=model,
@@ -335,6 +337,18 @@ def _curves(model: nn.Module, source: Statistics | Sites, sites: Sites, asked: A
             raise ValueError(f"{name}={value!r} has no effect on given curves; pass it to profile, which makes them")
     check_curves(asked.curves, sites, free, asked.metric)
     return asked.curves
+
+
+def _with_spectra(options: Options, sites: Sites) -> Options:
+    """The options of formats whose ranks cut singular values, where no constraint decides."""
+
+    def kept(name: str, option: Option) -> bool:
+        return option.format == DENSE or get_format(option.format).cuts(sites[name]) is not None
+
+    return {
+        name: (curve if why else tuple(option for option in curve if kept(name, option)), why)
+        for name, (curve, why) in options.items()
+    }
 
 
 def _prices(model: nn.Module, sites: Sites, options: Options, formats: Mapping[str, Format], asked: Asked) -> Prices:

@@ -92,6 +92,8 @@ class Rule(ABC):
     needs_budget: ClassVar[bool] = True
     needs_evaluate: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
+    # Whether it applies only to formats whose ranks cut singular values.
+    needs_spectra: ClassVar[bool] = False
 
     @abstractmethod
     def choose(self, problem: Problem) -> list[Pick]:

@@ -91,6 +91,8 @@ class FreeRule(Rule):
 class SpectralRule(FreeRule):
     """A free rule whose wanted rank follows from the singular values that the rank cuts off."""
 
+    needs_spectra: ClassVar[bool] = True
+
     @abstractmethod
     def rank(self, groups: Sequence[Unfolding]) -> float:
         """The wanted rank, a real number, from the unfolding of each group of the layer; 0 asks for the full rank."""
