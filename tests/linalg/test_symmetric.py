@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.reads import Reads
 from torch import Tensor
 
-from rankwise.linalg.symmetric import cholesky, eigh, orthonormal
+from rankwise.linalg.symmetric import cholesky, eigh, orthonormal, product
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -108,3 +109,18 @@ def test_orthonormal_keeps_every_leading_span() -> None:
     for rank in range(1, 5):
         outside = B_NR[:, :rank] - Q_NR[:, :rank] @ (Q_NR[:, :rank].mT @ B_NR[:, :rank])
         assert float(outside.abs().max()) < 1e-13
+
+
+@pytest.mark.parametrize("N", [3, 1030, 1600])
+def test_symmetric_products(N: int) -> None:
+    root = torch.randn(N, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scaled = root * torch.linspace(1, 3, 40)
+    torch.testing.assert_close(product(scaled, root), scaled @ root.mT)
+    assert torch.equal(product(root, root)[-500:, :-1000], product(root, root)[:-1000, -500:].mT)
+
+
+def test_a_cholesky_factor_takes_one_read() -> None:
+    S_NN = torch.eye(5, dtype=torch.float64)
+    with Reads() as reads:
+        cholesky(S_NN)
+    assert reads.count == 1

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rankwise.linalg.later import Later
 from rankwise.linalg.metric import Dense, Identity, Sampled
 from rankwise.linalg.reduced_rank import truncate
 from rankwise.statistics import Moments, accumulator, moments
@@ -187,7 +188,9 @@ def test_above_the_largest_dense_size_a_sample_of_rows_is_kept(rows: int) -> Non
     again = streamed(list(x.split(7, dim=1))).rows_GND
     assert again is not None
     assert torch.equal(again, found.rows_GND)
-    assert isinstance(found.metrics()[0], Sampled)
+    (metric,) = found.metrics()
+    assert isinstance(metric, Later)
+    assert isinstance(metric.made, Sampled)
 
 
 @pytest.mark.usefixtures("small_limits")
@@ -232,7 +235,8 @@ def test_metrics_are_centred_and_damped(N: int) -> None:
     centred = x[0] - x[0].mean(0)
     covariance = centred.mT @ centred / N
     (plain,) = found.metrics(damping=0)
-    assert isinstance(plain, Dense if N > 7 else Sampled)
+    assert isinstance(plain, Later)
+    assert isinstance(plain.made, Dense if N > 7 else Sampled)
     torch.testing.assert_close(plain.dense(), covariance)
     torch.testing.assert_close(found.uncentred().metrics(damping=0)[0].dense(), x[0].mT @ x[0] / N)
     if N > 7:

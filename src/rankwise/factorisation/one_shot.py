@@ -10,6 +10,7 @@ from torch import nn
 from ..formats import Format, get_format
 from ..formats.both_sides import fit
 from ..formats.weights import site_bias, site_weight, weight_metrics
+from ..linalg.two_sided import TwoSided
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Plan, PlanRow
@@ -46,8 +47,9 @@ def one_shot(
     for row in plan.factorised:
         if put_done(compressed, sites[row.site], row, plan.metric, formats, done):
             continue
-        moments = None if stats is None else stats.require(row.site, gradients=plan.fit_metric.needs_gradients)
-        factorise_site(dense, compressed, sites[row.site], row, moments, plan.metric, shrink, formats, done)
+        metric = None if stats is None else stats.metric(row.site, plan.metric, shrink)
+        moments = None if stats is None else stats[row.site]
+        factorise_site(dense, compressed, sites[row.site], row, moments, metric, plan.metric, formats, done)
 
 
 def put_done(
@@ -79,22 +81,26 @@ def factorise_site(
     site: Site,
     row: PlanRow,
     moments: Moments | None,
+    two_sided: TwoSided | None,
     metric: str,
-    shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
     done: Done[Layer] | None = None,
 ) -> None:
     """Fit one site to its dense weight and put the chain into `compressed`, under all names of the site.
 
     A plan in the weight metric adds no bias, but the fit still uses moments where there are any.
+
+    Args:
+        moments, two_sided: of the site's inputs, and the metric that follows; None fits in the weight metric.
+        metric: name of the plan's metric.
     """
     format, weight, bias = get_format(row.format, formats), site_weight(dense, site), site_bias(dense, site)
-    if moments is None:
+    if moments is None or two_sided is None:
         factors = format.fit(site, weight, weight_metrics(site, weight.device), row.ranks)
     else:
         with_bias = site.chain_bias(metric)
         moments = moments if with_bias else moments.uncentred()
-        factors = fit(format, site, weight, moments.two_sided(metric, shrink), row.ranks)
+        factors = fit(format, site, weight, two_sided, row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
     chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias=bias is not None)
     fill(format, chain, factors, bias, moments)

@@ -284,8 +284,9 @@ class _Visitor:
     def fit_alone(self, site: str, moments: Moments) -> None:
         """Fit a site to its weight, on moments of the dense network's inputs."""
         described, row, moments = self.sites[site], self.rows[site], self.weighted(site, moments)
-        formats, done = self.formats, self.done
-        factorise_site(self.dense, self.compressed, described, row, moments, self.metric, formats=formats, done=done)
+        seen = moments if described.chain_bias(self.metric) else moments.uncentred()
+        metric, formats, done = seen.two_sided(self.metric), self.formats, self.done
+        factorise_site(self.dense, self.compressed, described, row, moments, metric, self.metric, formats, done)
         self.changed += [site, *described.aliases]
 
     def _put_done(self, site: str) -> bool:

@@ -16,7 +16,7 @@ from ..layers.kinds import Role, spatial_dims
 from ..layers.low_rank import LowRankLayer
 from ..layers.modules import Stacked, TransposedLinear
 from ..linalg.metric import Metric
-from ..linalg.reduced_rank import balance, energies, truncate
+from ..linalg.reduced_rank import balance, energies, energy, truncate
 from ..linalg.two_uses import TwoUses
 from ..network.site import Site
 from ..network.ties import is_table
@@ -87,7 +87,7 @@ class SVD(Format):
                 U_TR, V_RD, missed = truncate(W_TD, metric, rank)
                 pairs.append(balance(U_TR, V_RD))
                 error += missed
-                total += metric.energy(W_TD)
+                total += energy(W_TD, metric)
         U, V = zip(*pairs, strict=True)
         tensors = {"U_GTR": torch.stack(U), "V_GRD": torch.stack(V)}
         dense = ungrouped(site, tensors["U_GTR"] @ tensors["V_GRD"])

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .symmetric import cholesky
+from .kept import Place
+from .symmetric import cholesky, product
 
 # Coordinates in one block of a sampled metric's projection.
 PROJECTED = 1024
@@ -31,6 +32,7 @@ class Metric(ABC):
 
     dim: int
     device: torch.device
+    place: Place | None = None  # where results in this metric are kept
 
     @abstractmethod
     def times(self, M_TD: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class Metric(ABC):
 
     def inner(self, M_TD: Tensor) -> Tensor:
         """`M Sigma M^T`, T x T."""
-        return self.times(M_TD) @ M_TD.mT
+        return product(self.times(M_TD), M_TD)
 
     def spread(self, B_CR: Tensor, M_TD: Tensor, taps: int) -> Tensor:
         """`M Sigma (B kron I)`, T x (R Q)."""
@@ -99,7 +101,7 @@ class Dense(Metric):
 
     def __init__(self, sigma_DD: Tensor, damping: float = 0.0) -> None:
         sigma_DD = sigma_DD.double()
-        sigma_DD = (sigma_DD + sigma_DD.mT) / 2
+        sigma_DD = (sigma_DD + sigma_DD.mT).div_(2)
         if damping:
             sigma_DD.diagonal().add_(damping * sigma_DD.diagonal().mean())
         self.sigma_DD = sigma_DD
@@ -150,8 +152,8 @@ class Sampled(Metric):
 
     def inner(self, M_TD: Tensor) -> Tensor:
         half = M_TD @ self.rows_ND.mT
-        products_TT = half @ half.mT
-        return products_TT + self.ridge * (M_TD @ M_TD.mT) if self.ridge else products_TT
+        products_TT = product(half, half)
+        return products_TT + self.ridge * product(M_TD, M_TD) if self.ridge else products_TT
 
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         K = math.prod(sizes[mode] for mode in held)

@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+# Symmetric products below this order are multiplied as a whole.
+WHOLE = 1024
+
 
 def eigh(K_NN: Tensor, precision: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Eigenvalues (descending, at least 0) and eigenvectors of a positive semidefinite matrix.
@@ -30,9 +33,9 @@ def eigh(K_NN: Tensor, precision: torch.dtype = torch.float64) -> tuple[Tensor, 
     """
     K_NN = K_NN.double()
     K_NN = (K_NN + K_NN.mT) / 2
-    if not torch.isfinite(K_NN).all():
-        raise ValueError("a moment matrix holds NaN or infinity; check the calibration data and the weights")
     scale = K_NN.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    if not torch.isfinite(scale):  # NaN and infinity survive the maximum
+        raise ValueError("a moment matrix holds NaN or infinity; check the calibration data and the weights")
     try:
         values, vectors = torch.linalg.eigh((K_NN / scale).to(precision))
     except torch.linalg.LinAlgError:
@@ -51,6 +54,19 @@ def eigenvalues(K_NN: Tensor) -> Tensor:
         return eigh(K_NN)[0]
 
 
+def product(A_NK: Tensor, B_NK: Tensor) -> Tensor:
+    """`A B^T` where that is symmetric: of a large one, only the blocks on and below the diagonal are multiplied."""
+    N = len(A_NK)
+    if N < WHOLE:
+        return A_NK @ B_NK.mT
+    result_NN = A_NK.new_empty(N, N)
+    for first in range(0, N, WHOLE // 2):
+        last = min(first + WHOLE // 2, N)
+        torch.mm(A_NK[first:last], B_NK[:last].mT, out=result_NN[first:last, :last])
+        result_NN[:first, first:last] = result_NN[first:last, :first].mT
+    return result_NN
+
+
 def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
     """Lower Cholesky factor of `S + e I`, with `e` from `damping * trace / N` in steps of 100 until it succeeds.
 
@@ -61,12 +77,14 @@ def cholesky(S_NN: Tensor, damping: float = 1e-12) -> Tensor:
     Raises:
         ValueError: if no damping up to the mean diagonal helps: the matrix is not positive semidefinite.
     """
-    damped_NN, added = S_NN.clone(), 0.0
-    mean = max(abs(float(damped_NN.diagonal().mean())), torch.finfo(torch.float64).tiny)
+    damped_NN = S_NN.clone()
+    mean = damped_NN.diagonal().mean().double().abs().clamp_min(torch.finfo(torch.float64).tiny)
+    added = torch.zeros_like(mean)
     while damping <= 1:
         damped_NN.diagonal().add_(damping * mean - added)
         L_NN, failed = torch.linalg.cholesky_ex(damped_NN)
-        if not failed and math.isfinite(float(L_NN.diagonal().sum())):
+        # One number says whether it succeeded, so that a device is waited for once.
+        if math.isfinite(float(torch.where(failed == 0, L_NN.diagonal().sum(), math.nan))):
             return L_NN
         added = damping * mean
         damping *= 100

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..linalg.diagonal import Diagonal
+from ..linalg.large import LARGE
+from ..linalg.later import Later
 from ..linalg.metric import Dense, Identity, Metric, Sampled
+from ..linalg.symmetric import product
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
 from .output_gradients import Gradients
@@ -130,24 +134,30 @@ class Moments:
             elif self.one_hot:
                 added = self._damping(damping, float(mean_D.sum()), float(mean_D.square().sum()))
                 result.append(Diagonal(mean_D, (added + shrink) / (1 - shrink)))
-            elif self.second_GDD is not None:
-                sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
-                squares = float(sigma_DD.square().sum())
-                if damping is None and self.count >= MANY_ROWS_PER_INPUT * self.dim:
-                    share = covariance_shrinkage(sigma_DD.diagonal(), squares, self.count)
-                    if share > MOSTLY_NOISE:
-                        sigma_DD = torch.lerp(sigma_DD, sigma_DD.diagonal().diag(), share)
-                    added = DAMPING
-                else:
-                    added = self._damping(damping, float(sigma_DD.trace()), squares)
-                result.append(Dense(sigma_DD, (added + shrink) / (1 - shrink)))
             else:
-                assert self.rows_GND is not None
-                rows_ND = (self.rows_GND[group].double() - mean_D) / self.rows_GND.shape[1] ** 0.5
-                trace, squares = float(rows_ND.square().sum()), float((rows_ND @ rows_ND.mT).square().sum())
-                added = self._damping(damping, trace, squares)
-                result.append(Sampled(rows_ND, (added + shrink) / (1 - shrink) * trace / self.dim))
+                make = partial(self._input_metric, group, shrink, damping)
+                result.append(Later(make, self.dim, mean_D.device))
         return result + self._lookup_metrics(shrink, damping)
+
+    def _input_metric(self, group: int, shrink: float, damping: float | None) -> Metric:
+        mean_D = self.mean_GD[group]
+        if self.second_GDD is not None:
+            sigma_DD = self.second_GDD[group] - torch.outer(mean_D, mean_D)
+            squares = _squares(sigma_DD)
+            if damping is None and self.count >= MANY_ROWS_PER_INPUT * self.dim:
+                share = covariance_shrinkage(sigma_DD.diagonal(), squares, self.count)
+                if share > MOSTLY_NOISE:
+                    sigma_DD = torch.lerp(sigma_DD, sigma_DD.diagonal().diag(), share)
+                added = DAMPING
+            else:
+                added = self._damping(damping, float(sigma_DD.trace()), squares)
+            return Dense(sigma_DD, (added + shrink) / (1 - shrink))
+        assert self.rows_GND is not None
+        rows_ND = (self.rows_GND[group].double() - mean_D) / self.rows_GND.shape[1] ** 0.5
+        trace = float(rows_ND.square().sum())
+        squares = 0.0 if damping is not None else _squares_of_gram(rows_ND, trace)
+        added = self._damping(damping, trace, squares)
+        return Sampled(rows_ND, (added + shrink) / (1 - shrink) * trace / self.dim)
 
     def _lookup_metrics(self, shrink: float, damping: float | None) -> list[Metric]:
         if self.lookups_V is None:
@@ -173,6 +183,21 @@ class Moments:
         change_GTD = (weight.double() - replacement.double()).reshape(len(self.mean_GD), -1, self.dim)
         correction = torch.einsum("gtd,gd->gt", change_GTD, self.mean_GD).reshape(-1)
         return correction if bias is None else bias.double() + correction
+
+
+def _squares(S_DD: Tensor) -> float:
+    """Sum of squared entries; of a large matrix without a copy."""
+    if S_DD.numel() < LARGE:
+        return float(S_DD.square().sum())
+    return float(torch.dot(S_DD.flatten(), S_DD.flatten()))
+
+
+def _squares_of_gram(rows_ND: Tensor, trace: float) -> float:
+    """Sum of squared entries of `X X^T`; of many large rows in float32, which is enough for a share of shrinkage."""
+    if rows_ND.numel() < LARGE or not trace:
+        return _squares(rows_ND @ rows_ND.mT)
+    unit_ND = (rows_ND / trace**0.5).float()
+    return float(product(unit_ND, unit_ND).square().sum()) * trace * trace
 
 
 def identity_metrics(groups: int, dim: int, device: torch.device | str = "cpu") -> list[Metric]:

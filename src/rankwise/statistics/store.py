@@ -13,13 +13,18 @@ from torch import Tensor
 
 from ..files import built, parse_json, replacing, shown, told
 from ..files.tensors import SEAL, read_tensors, write_tensors
+from ..linalg.kept import Kept
 from ..linalg.two_sided import TwoSided
-from ..metrics import FitMetric, get_metric
+from ..metrics import METRICS, FitMetric, get_metric
 from ..network.sites import Sites
 from .moments import LARGEST_DENSE, NO_GRADIENTS, Moments, merge
 from .output_gradients import Gradients
 
 logger = logging.getLogger("rankwise")
+
+# Bytes of decompositions of large layers that curves hand on to fits; those for which there is no room are made again.
+# A linear layer of 4,096 inputs and outputs takes 67 MB.
+MOST_KEPT = 2**30
 
 _KIND = "rankwise statistics"
 _VERSION = 2  # the first with a sha256 of the content
@@ -29,7 +34,7 @@ _GRADIENTS, _LOOKUP_GRADIENTS, _GRADIENT_SAMPLES = "gradients", "lookup_gradient
 
 
 class Statistics(Mapping[str, Moments]):
-    """Moments by site name.
+    """Moments by site name, and what fits share with curves (at most `MOST_KEPT` bytes).
 
     Args:
         sites: of the network that they were collected from.
@@ -42,6 +47,7 @@ class Statistics(Mapping[str, Moments]):
         self.sites = sites
         self.samples = samples
         self.seed = seed
+        self._kept = Kept(MOST_KEPT)
 
     def __getitem__(self, site: str) -> Moments:
         return self._moments[site]
@@ -80,7 +86,11 @@ class Statistics(Mapping[str, Moments]):
         """
         metric = get_metric(metric)
         moments = self.require(site, gradients=metric.needs_gradients)
-        return metric.of(moments if self.sites[site].chain_bias(metric) else moments.uncentred(), shrink)
+        found = metric.of(moments if self.sites[site].chain_bias(metric) else moments.uncentred(), shrink)
+        if METRICS.get(metric.name) is metric:
+            for group, inputs in enumerate(found.inputs):
+                inputs.place = self._kept.place(site, metric.name, shrink, group)
+        return found
 
     def require(self, site: str, gradients: bool = False) -> Moments:
         """The moments of a site; a ValueError that names it if they, or required gradients, are missing."""
