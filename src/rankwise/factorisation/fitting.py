@@ -62,7 +62,7 @@ def held_out_error(weight_GTD: Tensor, moments: Moments, held: Moments) -> float
 def choose_beta(weight_GTD: Tensor, fitted: Moments, held: Moments | None) -> float:
     """The beta whose target predicts the held-out outputs best; 0 where too few rows were seen."""
     enough = fitted.count >= LEAST_ROWS_PER_INPUT * fitted.dim
-    if held is None or not enough or fitted.second_GDD is None or held.second_GDD is None:
+    if held is None or not enough or fitted.second_GDD is None or held.second_GDD is None or fitted.cross_GTD is None:
         return 0.0
     variance = sum(float(A_DD.trace()) for A_DD in _centred(fitted)[0])
     if variance <= ROUNDING * fitted.dim * sum(float(second.trace()) for second in fitted.second_GDD):

@@ -36,10 +36,10 @@ from ..statistics import Moments, Statistics
 from ..statistics.accumulator import Accumulator
 from ..statistics.collection import collect
 from ..statistics.moments import merge
-from ..statistics.rows import Drawn, draw, positions_per_sample
+from ..statistics.rows import Drawn, draw, positions_per_sample, rows_expected
 from ..statistics.sampling import Sampling
 from . import graph, hooks
-from .fitting import choose_beta, fit_site
+from .fitting import LEAST_ROWS_PER_INPUT, choose_beta, fit_site
 from .half import fill
 from .one_shot import factorise_site, note_done, put_done
 from .residual import Repair, corrected
@@ -194,8 +194,13 @@ class _Visitor:
     def start(self, name: str) -> None:
         """Turn to another site; "" for none."""
         self.current = name
-        taps = self.sites[name].taps if name else 1
-        self.fitted, self.held = Accumulator(taps, self.how.seed), Accumulator(taps, self.how.seed)
+        taps, crosses = 1, True
+        if name:
+            site, taps = self.sites[name], self.sites[name].taps
+            # No target is made from too few rows. Only three quarters of these are fitted: some samples may be larger.
+            rows = rows_expected(site, self.samples, self.how.positions)
+            crosses = rows >= LEAST_ROWS_PER_INPUT * site.in_features
+        self.fitted, self.held = (Accumulator(taps, self.how.seed, crosses=crosses) for _ in range(2))
         self.unpaired = False
         self.seen = 0  # samples of this site
 

@@ -26,8 +26,8 @@ from .symmetric import eigenvalues, eigh, product
 
 # Weights with so many entries are large. Smaller ones take a fraction of a second in float64.
 LARGE = 2**20
-# Below this order a full decomposition takes a tenth of a second.
-SMALL_ORDER = 1024
+# Below this order a full decomposition takes a few hundredths of a second.
+SMALL_ORDER = 512
 NOISE = 50
 # Float32 holds the products of weights and moments in these ranges, and what is ten digits smaller.
 WEIGHTS, ENERGIES = (1e-8, 1e8), (1e-12, 1e12)
@@ -55,16 +55,16 @@ class Large:
 
     @classmethod
     def of(cls, W_TD: Tensor, metric: Metric) -> Large:
-        """The problem, from the place of the metric if it was solved before for the same weight."""
+        """The problem, as the metric or its place hold it if this weight was the last."""
         mark_T = _mark(W_TD)
-        found = None if metric.place is None else metric.place.get()
-        if isinstance(found, Large) and torch.equal(found.mark_T, mark_T):
-            return found
+        for found in (metric.last, None if metric.place is None else metric.place.get()):
+            if isinstance(found, Large) and torch.equal(found.mark_T, mark_T):
+                return found
         root_KK, regular = None, True
         if len(W_TD) > W_TD.shape[1]:
             root_KK, regular = _root(W_TD)
         K_KK, values_K = _spectrum(W_TD if root_KK is None else root_KK, metric, _useful(W_TD))
-        made = cls(mark_T, K_KK, values_K, root_KK, regular)
+        metric.last = made = cls(mark_T, K_KK, values_K, root_KK, regular)
         if metric.place is not None:
             tensors = (mark_T, K_KK, values_K, *([] if root_KK is None else [root_KK]))
             metric.place.put(made, sum(tensor.nbytes for tensor in tensors))

@@ -32,7 +32,8 @@ class Metric(ABC):
 
     dim: int
     device: torch.device
-    place: Place | None = None  # where results in this metric are kept
+    place: Place | None = None  # where a result in this metric is kept for later
+    last: object = None  # the last such result
 
     @abstractmethod
     def times(self, M_TD: Tensor) -> Tensor:

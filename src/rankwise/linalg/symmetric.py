@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Symmetric products below this order are multiplied as a whole.
-WHOLE = 1024
+WHOLE = 512
 
 
 def eigh(K_NN: Tensor, precision: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

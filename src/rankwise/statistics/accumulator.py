@@ -29,10 +29,12 @@ class Accumulator:
     Args:
         taps: kernel positions Q of the tap-major rows.
         seed: of the sample of rows that is kept above 8,192 inputs.
+        crosses: whether cross moments of the targets are added up, too; their mean always is.
     """
 
-    def __init__(self, taps: int = 1, seed: int = 0) -> None:
+    def __init__(self, taps: int = 1, seed: int = 0, *, crosses: bool = True) -> None:
         self.taps = taps
+        self.crosses = crosses
         self.count = 0
         self.pending: list[Tensor] = []
         self.pending_targets: list[Tensor] = []
@@ -61,7 +63,8 @@ class Accumulator:
                 raise ValueError(
                     "the dense network's output holds NaN or infinity; run it in float32, or check its weights"
                 )
-            self.pending_targets.append(y_GNT)
+            if self.crosses:
+                self.pending_targets.append(y_GNT)
         self.count += x_GND.shape[1]
         self.pending.append(x_GND)
         self.pending_rows += x_GND.shape[1]
@@ -101,6 +104,7 @@ class Accumulator:
             rows_GND = torch.cat(self.pending, dim=1) if len(self.pending) > 1 else self.pending[0].contiguous()
         if "target_mean" in self.sums:
             target_mean_GT = self.sums["target_mean"] / self.count
+        if target_mean_GT is not None and self.crosses:
             if rows_GND is not None:
                 targets_GNT = torch.cat(self.pending_targets, dim=1).double()
                 cross_GTD = targets_GNT.mT @ rows_GND.double() / rows_GND.shape[1]

@@ -32,7 +32,7 @@ from .accumulator import BLOCK_ROWS, Accumulator
 from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss
 from .moments import LARGEST_DENSE, SAMPLED_ROWS, Moments
-from .rows import draw, positions_per_sample
+from .rows import draw, positions_per_sample, rows_expected
 from .store import Statistics
 
 logger = logging.getLogger("rankwise")
@@ -179,7 +179,7 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
             continue
         if site.looks_up:  # counts beside the moments of its head
             held += 8 * site.out_features
-        D, T, rows = site.in_features, site.out_features // site.groups, _rows_expected(site, samples, positions)
+        D, T, rows = site.in_features, site.out_features // site.groups, rows_expected(site, samples, positions)
         kept = min(rows, SAMPLED_ROWS if D > LARGEST_DENSE else D)
         if D > LARGEST_DENSE:  # pending rows, and two copies of the kept ones while they are thinned
             held += site.groups * (min(rows, 2 * SAMPLED_ROWS) + 2 * kept) * D * 4
@@ -194,15 +194,6 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
         work = 8 * T * D if site.looks_up else 4 * site.groups * T * D + 4 * min(T, D) ** 2
         fitting = max(fitting, 8 * (2 * site.groups * metric + work))
     return held, fitting
-
-
-def _rows_expected(site: Site, samples: int | None, positions: int | str) -> int:
-    if samples is None:
-        return 10**12
-    per_sample = positions_per_sample(site, samples, positions)
-    dims = range(len(site.kernel_size))
-    positions_of = [call.positions(dims) for call in site.calls]
-    return samples * sum(count if per_sample is None else min(per_sample, count) for count in positions_of)
 
 
 class _Collector:

@@ -219,11 +219,10 @@ def merge(parts: Sequence[Moments]) -> Moments:
         return result
 
     further: dict[str, Any] = {}
-    if all(part.cross_GTD is not None for part in parts):
-        further = {
-            "target_mean_GT": mean([part.target_mean_GT for part in parts if part.target_mean_GT is not None]),
-            "cross_GTD": mean([part.cross_GTD for part in parts if part.cross_GTD is not None]),
-        }
+    for name in ("target_mean_GT", "cross_GTD"):
+        values = [value for part in parts if (value := getattr(part, name)) is not None]
+        if len(values) == len(parts):
+            further[name] = mean(values)
     looked_up = [part.lookups_V for part in parts if part.lookups_V is not None]
     if looked_up:
         further["lookups_V"] = torch.stack(looked_up).sum(0)
@@ -255,5 +254,11 @@ def _second(part: Moments) -> Tensor:
     if part.second_GDD is not None:
         return part.second_GDD
     assert part.rows_GND is not None
-    rows = part.rows_GND.double()
-    return rows.mT @ rows / rows.shape[1]
+    if part.rows_GND.numel() < LARGE or not 1e-9 < float(part.rows_GND.abs().max()) < 1e9:
+        rows = part.rows_GND.double()
+        return rows.mT @ rows / rows.shape[1]
+    # As the moments of many rows: float32 products after the mean is taken out.
+    means = part.rows_GND.mean(1, keepdim=True)
+    centred = [rows_ND - mean_1D for rows_ND, mean_1D in zip(part.rows_GND, means, strict=True)]
+    second = torch.stack([product(rows_ND.mT, rows_ND.mT).double() for rows_ND in centred]) / part.rows_GND.shape[1]
+    return second.baddbmm_(means.double().mT, means.double())

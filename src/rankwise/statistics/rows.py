@@ -59,6 +59,16 @@ def positions_per_sample(site: Site, samples: int | None, positions: int | str) 
     raise ValueError(f'positions must be "auto", "all" or a number above 0, not {positions!r}')
 
 
+def rows_expected(site: Site, samples: int | None, positions: int | str) -> int:
+    """How many rows all samples give if they are like the example; very many for an unknown number of samples."""
+    if samples is None:
+        return 10**12
+    per_sample = positions_per_sample(site, samples, positions)
+    dims = range(len(site.kernel_size))
+    positions_of = [call.positions(dims) for call in site.calls]
+    return samples * sum(count if per_sample is None else min(per_sample, count) for count in positions_of)
+
+
 def sample_positions(batch: int, total: int, wanted: int | None, key: str, seed: int) -> Tensor | None:
     """Flat indices (B x n) of output positions, one random position in each of n equal strata; None for all.
 
