@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.nets import Residual, batches_of, make, unchanged
+from support.reads import Reads
 from torch import Tensor, nn
 
 from rankwise import Moments, Statistics, collect
@@ -299,3 +300,14 @@ def test_the_announced_memory_is_what_is_used(sizes: str) -> None:
     assert collected < held + 100e6
     assert fitted < held + fitting + 100e6
     assert held + fitting < 2 * fitted
+
+
+def test_the_host_reads_at_most_once_per_site_and_batch() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 36, 10), nn.ReLU(), nn.Linear(10, 4))
+    batches = [torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    counts = []
+    for few in (2, 8):
+        with Reads() as reads:
+            collect(net.eval(), batches[:few])
+        counts.append(reads.count)
+    assert counts[1] - counts[0] <= 6 * (3 + 2)  # more batches; of each three sites, the batch and the output

@@ -456,3 +456,27 @@ def test_merged_samples_weigh_each_part_by_its_rows() -> None:
     torch.testing.assert_close(merged.mean_GD, torch.full((1, 10), 0.1, dtype=torch.float64))
     assert merged.rows_GND is not None
     assert float(merged.rows_GND.mean()) < 0.35
+
+
+def test_without_cross_moments_the_means_of_targets_stay() -> None:
+    x, y = normal(1, 60, 5), normal(1, 60, 3, seed=1)
+    whole, bare = Accumulator(), Accumulator(crosses=False)
+    for rows, targets in zip(x.split(20, dim=1), y.split(20, dim=1), strict=True):
+        whole.update(rows, targets)
+        bare.update(rows, targets)
+    found = bare.moments()
+    assert found.cross_GTD is None
+    assert torch.equal(found.target_mean_GT, whole.moments().target_mean_GT)
+    assert torch.equal(found.second_GDD, whole.moments().second_GDD)
+    merged = merge([found, found])
+    assert merged.cross_GTD is None
+    torch.testing.assert_close(merged.target_mean_GT, found.target_mean_GT)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e6])
+def test_the_moment_of_many_large_rows(size: float) -> None:
+    x = (normal(2, 300, 2000) + 3).float() * size
+    found = Moments(count=300, mean_GD=x.double().mean(1), rows_GND=x).without_rows()
+    expected = x.double().mT @ x.double() / 300
+    assert found.second_GDD is not None
+    torch.testing.assert_close(found.second_GDD, expected, atol=1e-6 * size**2, rtol=1e-6)

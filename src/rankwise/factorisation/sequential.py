@@ -227,12 +227,13 @@ class _Visitor:
         if repair is not None and repair.dense.shape == repair.compressed.shape == y.shape:  # not if it broadcasts
             others = drawn.of_outputs(layer, repair.dense), drawn.of_outputs(layer, repair.compressed)
             y_GNT = corrected(y_GNT, *others, repair.scale)
-        held_N = self._held_out(batch, x_GND.shape[1], drawn).to(x_GND.device)
+        held_N = self._held_out(batch, x_GND.shape[1], drawn)
         for accumulator, part_N in ((self.fitted, ~held_N), (self.held, held_N)):
-            if not part_N.any():
+            index_N = part_N.nonzero().flatten().to(x_GND.device)
+            if not len(index_N):
                 continue
             try:
-                accumulator.update(x_GND[:, part_N], y_GNT[:, part_N])
+                accumulator.update(x_GND[:, index_N], y_GNT[:, index_N])
             except ValueError as error:
                 self.odd = batch
                 raise DataError(f"site {site!r}, batch {batch}: {error}") from error

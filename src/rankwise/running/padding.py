@@ -44,7 +44,9 @@ class Padding:
         Raises:
             ValueError: if the batch has no argument of that name, or the mask is not a matrix.
         """
-        encoder, decoder = self._masks(batch)
+        # On the host, where rows are picked; read once for all sites.
+        encoder, decoder = (None if mask is None else mask.cpu() for mask in self._masks(batch))
+        everywhere = {id(mask): bool(mask.all()) for mask in (encoder, decoder) if mask is not None}
 
         def of(site: str, x: Tensor) -> Tensor | None:
             mask = encoder
@@ -52,7 +54,7 @@ class Padding:
                 mask = decoder
             for each in (mask, encoder, decoder):
                 if each is not None and (x.shape[:2] == each.shape or (x.dim() == 2 and len(x) == each.numel())):
-                    return None if bool(each.all()) else each
+                    return None if everywhere[id(each)] else each
             return None
 
         return of

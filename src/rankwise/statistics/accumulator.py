@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .moments import LARGEST_DENSE, SAMPLED_ROWS, Moments
 from .rows import unfold_order
+from .shared import Products
 
 # Rows wait until there are this many, so that the products run on large blocks.
 BLOCK_ROWS = 4096
@@ -30,11 +31,17 @@ class Accumulator:
         taps: kernel positions Q of the tap-major rows.
         seed: of the sample of rows that is kept above 8,192 inputs.
         crosses: whether cross moments of the targets are added up, too; their mean always is.
+        products: of all sites, where sites with the same rows find them.
+
+    Attributes:
+        shares: whether other sites have the same rows.
     """
 
-    def __init__(self, taps: int = 1, seed: int = 0, *, crosses: bool = True) -> None:
+    def __init__(self, taps: int = 1, seed: int = 0, *, crosses: bool = True, products: Products | None = None) -> None:
         self.taps = taps
         self.crosses = crosses
+        self.products = products
+        self.shares = False
         self.count = 0
         self.pending: list[Tensor] = []
         self.pending_targets: list[Tensor] = []
@@ -55,16 +62,11 @@ class Accumulator:
         if self.shift_G1D is None:
             self.shift_G1D = x_GND.mean(1, keepdim=True)
         self._add("mean", x_GND.sum(1).double())
-        if not torch.isfinite(self.sums["mean"]).all():
-            raise ValueError("the input holds NaN or infinity; remove the sample")
         if y_GNT is not None:
             self._add("target_mean", y_GNT.sum(1).double())
-            if not torch.isfinite(self.sums["target_mean"]).all():
-                raise ValueError(
-                    "the dense network's output holds NaN or infinity; run it in float32, or check its weights"
-                )
             if self.crosses:
                 self.pending_targets.append(y_GNT)
+        self._check_finite()
         self.count += x_GND.shape[1]
         self.pending.append(x_GND)
         self.pending_rows += x_GND.shape[1]
@@ -74,6 +76,15 @@ class Accumulator:
                 self._thin()
         elif self.pending_rows > max(x_GND.shape[2], BLOCK_ROWS):
             self._flush()
+
+    def _check_finite(self) -> None:
+        """Raise a ValueError if a row was not finite: one number is read, so that a device is waited for once."""
+        sums = [self.sums[name].sum() for name in ("mean", "target_mean") if name in self.sums]
+        if math.isfinite(float(sum(sums))):
+            return
+        if not torch.isfinite(self.sums["mean"]).all():
+            raise ValueError("the input holds NaN or infinity; remove the sample")
+        raise ValueError("the dense network's output holds NaN or infinity; run it in float32, or check its weights")
 
     def moments(self) -> Moments:
         """The moments so far; a ValueError if no row was added."""
@@ -142,14 +153,25 @@ class Accumulator:
 
     def _flush(self) -> None:
         assert self.shift_G1D is not None
-        x_GND = torch.cat(self.pending, dim=1).sub_(self.shift_G1D)
-        if "second" not in self.sums:
-            groups, _, dim = x_GND.shape
-            self.sums["second"] = torch.zeros(groups, dim, dim, dtype=torch.float64, device=x_GND.device)
-        add_gram(self.sums["second"], x_GND)
-        if self.pending_targets:
-            self._add("cross", (torch.cat(self.pending_targets, dim=1).mT @ x_GND).double())
+        parts, targets = self.pending, self.pending_targets
         self.pending, self.pending_targets, self.pending_rows = [], [], 0
+        groups, _, dim = parts[0].shape
+        if "second" not in self.sums:
+            self.sums["second"] = torch.zeros(groups, dim, dim, dtype=torch.float64, device=parts[0].device)
+        product_GDD = None if self.products is None else self.products.get(parts, self.shift_G1D)
+        if product_GDD is not None and not targets:
+            self.sums["second"] += product_GDD
+            return
+        x_GND = torch.cat(parts, dim=1).sub_(self.shift_G1D)
+        if self.products is not None and self.shares:
+            product_GDD = x_GND.new_zeros(groups, dim, dim)
+            add_gram(product_GDD, x_GND)
+            self.products.put(parts, self.shift_G1D, product_GDD)
+            self.sums["second"] += product_GDD
+        else:
+            add_gram(self.sums["second"], x_GND)
+        if targets:
+            self._add("cross", (torch.cat(targets, dim=1).mT @ x_GND).double())
 
     def _thin(self) -> None:
         """Keep the rows with the smallest random keys: a uniform sample of all rows seen, whatever their order."""

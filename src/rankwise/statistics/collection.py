@@ -33,6 +33,7 @@ from .counts import Lookups
 from .gradients import FisherProbe, GradientCollector, Loss
 from .moments import LARGEST_DENSE, SAMPLED_ROWS, Moments
 from .rows import draw, positions_per_sample, rows_expected
+from .shared import Products, Rows
 from .store import Statistics
 
 logger = logging.getLogger("rankwise")
@@ -196,11 +197,19 @@ def memory_needed(sites: Collection[Site], samples: int | None, positions: int |
     return held, fitting
 
 
+def _picked(x: Tensor, real: Tensor) -> Tensor:
+    """What a mask on the host picks of a tensor on a device, which then need not read the mask."""
+    return x.reshape(real.numel(), -1)[real.flatten().nonzero().flatten().to(x.device)]
+
+
 class _Collector:
     """Passes the inputs that a site's hook sees to its accumulator."""
 
     def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
-        self.accumulators = {site.name: Accumulator(taps=site.taps, seed=seed) for site in sites if site.multiplies}
+        self.rows, products = Rows(), Products()
+        self.accumulators = {
+            site.name: Accumulator(taps=site.taps, seed=seed, products=products) for site in sites if site.multiplies
+        }
         self.lookups = {
             site.name: Lookups(site.out_features if site.multiplies else site.in_features)
             for site in sites
@@ -220,7 +229,7 @@ class _Collector:
             x = args[0] if args else next(iter(kwargs.values()))
             real = self.real(site.name, x)
             if reads is Reads.INDICES:  # counting all of them is cheap
-                self.lookups[site.name].update(x if real is None else x[real.to(x.device)])
+                self.lookups[site.name].update(x if real is None else _picked(x, real))
                 return
             if not x.numel() or not y.numel():  # an empty call adds nothing
                 return
@@ -228,9 +237,10 @@ class _Collector:
             key = f"{site.name}:{self.batch}:{number}"
             drawn = draw(layer, x, y, self.wanted[site.name], key, self.seed, real)
             try:
-                self.accumulators[site.name].update(drawn.of_inputs(layer, x))
+                self.accumulators[site.name].update(self.rows.of(site.name, layer, x, drawn))
             except ValueError as error:
                 raise DataError(f"site {site.name!r}, batch {self.batch}: {error}") from error
+            self.accumulators[self.rows.first].shares |= self.rows.first != site.name
 
         return observe
 

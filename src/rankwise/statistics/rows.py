@@ -115,7 +115,10 @@ class Drawn(NamedTuple):
         return torch.arange(self.samples).repeat_interleave(rows // self.samples)
 
     def _real(self, rows_GND: Tensor) -> Tensor:
-        return rows_GND if self.kept is None else rows_GND[:, self.kept.to(rows_GND.device)]
+        if self.kept is None:
+            return rows_GND
+        # Where rows are is known on the host; a mask on a device would have to be read.
+        return rows_GND[:, self.kept.nonzero().flatten().to(rows_GND.device)]
 
 
 def draw(
@@ -192,8 +195,7 @@ def _unfolded(layer: Any, x: Tensor, positions: Tensor | None) -> Tensor:
         index = (index[..., None] * sizes[d] + at[:, :, None]).flatten(2)
         seen = (seen[..., None] & inside[:, :, None]).flatten(2)
     pixels = _pixels(x, index.flatten(1))  # (B n Q) x all channels
-    if not seen.all():
-        pixels.index_fill_(0, (~seen).flatten().nonzero().flatten().to(x.device), 0)
+    pixels.index_fill_(0, (~seen).flatten().nonzero().flatten().to(x.device), 0)
     rows = pixels.view(-1, index.shape[2], layer.groups, channels // layer.groups).permute(2, 0, 1, 3)
     return _floating(rows.reshape(layer.groups, len(rows[0]), -1))
 
