@@ -6,9 +6,10 @@
 Layers of trained networks with the statistics of real images, and synthetic ones up to 512 x 512 x 3 x 3. Errors are
 relative squared errors in per cent: `sigma` in the metric of the inputs, `weight` in the Frobenius norm. `worse_by`
 says by how many per cent our squared error, in the metric of the fit, is above the other one. Times on one thread are
-processor times; `equal_seconds` is the time we need to reach the other error. The last table lists the requirements
-for our fits, and whether they are met. `forms` has formats with settings beside the plain ones; `--formats` takes
-them too ("stt:slices=4").
+processor times; `equal_seconds` is the time we need to reach the other error. Plain alternating least squares is run on
+small layers, and fits of random weights of each form must recover them. The last table lists the requirements for our
+fits, and whether they are met. `forms` has formats with settings beside the plain ones; `--formats` takes them too
+("stt:slices=4").
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import formats_peers, formats_summary, formats_versus
+from benchmarks import formats_laws, formats_peers, formats_summary, formats_versus
 from benchmarks.common import Row, parser, report, start
 from benchmarks.formats_layers import (
     QUICK_SITES,
@@ -56,6 +57,8 @@ BETWEEN = 64
 ALL_LADDERS = 40_000
 # Budgets at which the published algorithm is run.
 REFERENCE_KEEPS = (0.5, 0.25)
+# Random weights of each form.
+PLANTED = 20
 # Outputs and channels, and terms to fit; the planted kernel has twice as many.
 SPEED, QUICK_SPEED = (512, 256), (16, 8)
 
@@ -71,6 +74,8 @@ COLUMNS = {
         *("network", "layer", "ranks", "sigma", "default_sigma", "reference_sigma"),
         *("worse_by", "default_worse_by", "seconds", "reference_seconds", "equal_sweeps", "equal_seconds"),
     ),
+    "plain": (*COMMON, "error", "plain_error", "worse_by", "plain_seconds"),
+    "planted": ("layer", "format", "ranks", "metric", "recovered", "worst", "seconds"),
     "speed": (
         *("network", "layer", "format", "ranks", "weight", "peer_weight"),
         *("seconds", "peer_seconds", "speedup", "equal_seconds", "equal_speedup"),
@@ -81,6 +86,8 @@ TITLES = {
     "forms": f"formats with settings and without at {KEEP} of the MACs",
     "peers": "ours and tensorly at the same ranks",
     "reference": f"Tucker-2: ours with {OUR_SWEEPS} sweeps and by default, the paper's with {REFERENCE_SWEEPS}",
+    "plain": "ours and plain ALS, best of three starts, at the same ranks",
+    "planted": "random weights of a form that a fit recovers",
     "speed": f"canonical polyadic form of a planted kernel, tensorly with {SPEED_SWEEPS} sweeps",
 }
 
@@ -190,11 +197,14 @@ def main() -> None:
         synthetic(QUICK_SIZES if quick else SIZES, arguments.layers, seed),
     )
     for layer in layers:
-        if "formats" in rows or "peers" in rows:
-            needed = [name for name in arguments.formats if "formats" in rows or name in formats_peers.PEERS]
+        if rows.keys() & {"formats", "peers", "plain"}:
+            every = rows.keys() & {"formats", "plain"}
+            needed = [name for name in arguments.formats if every or name in formats_peers.PEERS]
             found, fits = measure_formats(layer, needed, quick, arguments.states)
             if "formats" in rows:
                 rows["formats"] += found
+            if "plain" in rows:
+                rows["plain"] += formats_laws.plain(layer, fits)
             if "peers" in rows:
                 rows["peers"] += formats_versus.peers(layer, fits, quick, seed)
         if "forms" in rows:
@@ -205,6 +215,8 @@ def main() -> None:
     size, rank = QUICK_SPEED if quick else SPEED
     if "speed" in rows and is_wanted("planted", f"{size}x{size}x3x3", arguments.layers):
         rows["speed"] += formats_versus.speed(size, rank, 1 if quick else 3, seed)
+    if "planted" in rows and is_wanted("planted", "weights", arguments.layers):
+        rows["planted"] += formats_laws.planted(arguments.formats, PLANTED // 10 if quick else PLANTED)
     for table, found in rows.items():
         report(found, COLUMNS[table], TITLES[table])
     rows["summary"] = formats_summary.summary(rows)

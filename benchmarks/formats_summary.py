@@ -34,6 +34,8 @@ def summary(tables: Mapping[str, Sequence[Row]]) -> list[Row]:
             "worse_by",
             WORSE,
         ),
+        _at_most("not above plain ALS, best of three starts", tables.get("plain", ()), "worse_by", 0.01),
+        _none_missed("planted weights are recovered", tables.get("planted", ())),
     ]
     return [row for row in found if row["rows"]]
 
@@ -53,6 +55,14 @@ def _at_most(requirement: str, rows: Sequence[Row], key: str, limit: float) -> R
     worst = max(rows, key=lambda row: row[key])
     measured = f"worst {worst[key]:+.3f} %"
     return _row(requirement, rows, sum(row[key] > limit for row in rows), measured, worst)
+
+
+def _none_missed(requirement: str, rows: Sequence[Row]) -> Row:
+    if not rows:
+        return {"requirement": requirement, "rows": 0}
+    worst = max(rows, key=lambda row: row["missed"])
+    measured = f"worst {worst['recovered']}"
+    return _row(requirement, rows, sum(row["missed"] > 0 for row in rows), measured, worst)
 
 
 def _faster(requirement: str, rows: Sequence[Row], limit: float) -> Row:

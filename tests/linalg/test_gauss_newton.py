@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from rankwise.linalg import multilinear
+from rankwise.linalg import gauss_newton
 from rankwise.linalg.conjugate import conjugate_gradients
 from rankwise.linalg.equation import Equation, compose
 from rankwise.linalg.gauss_newton import Linearised
 from rankwise.linalg.metric import Dense, Sampled
-from rankwise.linalg.multilinear import Fitted, Solver, fit
+from rankwise.linalg.multilinear import Effort, Fitted, Problem, fits
+from rankwise.linalg.problems import Problems
+from rankwise.linalg.stacked import stacked
 
 T, C, H, W, R = 5, 4, 3, 2, 3
 D = C * H * W
@@ -19,6 +23,7 @@ FORMS = {
     "cp": ("tr,cr,hr,wr->tchw", [(T, R), (C, R), (H, R), (W, R)]),
     "tucker": ("ta,cb,abhw->tchw", [(T, 3), (C, 2), (3, 2, H, W)]),
     "train": ("ta,ahb,bwd,dc->tchw", [(T, 3), (3, H, 4), (4, W, 3), (3, C)]),
+    "no output factor": ("tra,cr,ahr,wr->tchw", [(T, R, 2), (C, R), (2, H, R), (W, R)]),
     "more states than outputs": ("tr,cr,rhw->tchw", [(T, 7), (C, 7), (7, H, W)]),
 }
 each = pytest.mark.parametrize("form", FORMS)
@@ -30,64 +35,78 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def linearised(form: str) -> tuple[Solver, Linearised]:
+def linearised(form: str, steps: int = 0) -> tuple[Problems, Linearised]:
+    """A batch of two, with a kernel and a metric of their own."""
     text, shapes = FORMS[form]
-    rows = normal(200, D, seed=1)
-    metric = Dense((rows + 0.5 * rows.roll(1, 1)).mT @ (rows + 0.5 * rows.roll(1, 1)) / 200)
-    solver = Solver(normal(T, D, seed=2), metric, Equation.parse(text), 0.0, 8)
-    factors, _ = solver.settled([normal(*shape, seed=3 + number) for number, shape in enumerate(shapes)])
-    return solver, Linearised(solver, factors, torch.float64)
-
-
-def dense_normal(linear: Linearised) -> Tensor:
-    numbers = len(linear.slope_N)
-    return torch.stack([linear._normal(unit) for unit in torch.eye(numbers, dtype=torch.float64)])
+    metrics = []
+    for seed in (0, 1):
+        rows = normal(200, D, seed=10 * seed + 1)
+        rows = rows + 0.5 * rows.roll(1, 1)
+        metrics.append(Dense(rows.mT @ rows / 200))
+    kernels = torch.stack([normal(T, D, seed=10 * seed + 2) for seed in (0, 1)])
+    problems = Problems(kernels, stacked(metrics), Equation.parse(text))
+    start = [torch.stack([normal(*shape, seed=s + n) for s in (3, 13)]) for n, shape in enumerate(shapes)]
+    factors, _ = problems.settled(start)
+    return problems, Linearised(problems, factors, steps)
 
 
 @each
 def test_the_slope_is_the_derivative_of_the_error(form: str) -> None:
-    solver, linear = linearised(form)
-
-    def error(d_N: Tensor) -> Tensor:
-        missed_TD = solver.W_TD - compose(solver.equation, linear.moved(d_N)).reshape(T, D)
-        return (missed_TD @ solver.metric.dense() * missed_TD).sum()
-
+    problems, linear = linearised(form)
     with torch.enable_grad():
-        d_N = torch.zeros_like(linear.slope_N, requires_grad=True)
-        (slope_N,) = torch.autograd.grad(error(d_N), d_N)
-    torch.testing.assert_close(linear.slope_N, -slope_N / 2, atol=1e-8, rtol=1e-6)
+        d_GN = torch.zeros_like(linear.slope_GN, requires_grad=True)
+        (slope_GN,) = torch.autograd.grad(problems.error(linear.moved(d_GN)).sum(), d_GN)
+    torch.testing.assert_close(linear.slope_GN, -slope_GN / 2, atol=1e-7, rtol=1e-6)
 
 
 @each
 def test_curvature_is_that_of_the_error_with_the_best_output_factor(form: str) -> None:
     """Along any change the linear model's least error is `e - 2 s^T d + d^T H d`."""
-    solver, linear = linearised(form)
-    last, Sigma = linear.last, solver.metric.dense()
-    V_TD = compose(solver.equation, linear.factors).reshape(T, D)
-    H_NN = dense_normal(linear)
-    torch.testing.assert_close(H_NN, H_NN.mT, atol=1e-9, rtol=1e-7)
-    assert float(torch.linalg.eigvalsh(H_NN).min()) > -1e-8
-    unit = [torch.zeros_like(factor) for factor in linear.factors]
-    columns = []
-    for place in range(linear.factors[last].numel()):  # what the output factor can repair
-        unit[last] = torch.zeros_like(linear.factors[last])
-        unit[last].view(-1)[place] = 1.0
-        columns.append(compose(solver.equation, [*linear.factors[:last], unit[last], *linear.factors[last + 1 :]]))
-    basis_ND = torch.stack([column.flatten() for column in columns])
-    weighted_ND = (basis_ND.reshape(-1, T, D) @ Sigma).reshape(basis_ND.shape)
-    for seed in range(3):
-        d_N = normal(len(linear.slope_N), seed=50 + seed)
-        step = 1e-6
-        ahead_TD = compose(solver.equation, linear.moved(step * d_N)).reshape(T, D)
-        behind_TD = compose(solver.equation, linear.moved(-step * d_N)).reshape(T, D)
-        change_TD = (ahead_TD - behind_TD) / (2 * step)
-        left_TD = solver.W_TD - V_TD - change_TD
-        gram, right = weighted_ND @ basis_ND.mT, weighted_ND @ left_TD.flatten()
-        repaired_TD = left_TD - (torch.linalg.lstsq(gram, right).solution @ basis_ND).reshape(T, D)
-        least = float((repaired_TD @ Sigma * repaired_TD).sum())
-        error = float(((solver.W_TD - V_TD) @ Sigma * (solver.W_TD - V_TD)).sum())
-        model = error - 2 * float(linear.slope_N @ d_N) + float(d_N @ H_NN @ d_N)
+    problems, linear = linearised(form)
+    H_GNN, last = linear.matrix, problems.equation.output_factor
+    torch.testing.assert_close(H_GNN, H_GNN.mT, atol=1e-9, rtol=1e-7)
+    assert float(torch.linalg.eigvalsh(H_GNN).min()) > -1e-7 * float(H_GNN.diagonal(dim1=1, dim2=2).max())
+    for g in (0, 1):
+        factors, Sigma = [factor[g] for factor in linear.factors], problems.metric.dense()[g]
+        root = torch.linalg.cholesky(Sigma)
+        repairs = torch.zeros(T * D, 1, dtype=torch.float64)
+        if last is not None:  # what the output factor can repair
+            units = torch.eye(factors[last].numel(), dtype=torch.float64).reshape(-1, *factors[last].shape)
+            made = [compose(problems.equation, [*factors[:last], unit, *factors[last + 1 :]]) for unit in units]
+            repairs = torch.stack([(V.reshape(T, D) @ root).flatten() for V in made], 1)
+        d_N = normal(H_GNN.shape[1], seed=50 + g)
+        d_GN = torch.zeros(2, len(d_N), dtype=torch.float64)
+        d_GN[g] = 1e-6 * d_N
+        ahead, behind = (compose(problems.equation, linear.moved(sign * d_GN))[g] for sign in (1, -1))
+        change_TD = ((ahead - behind) / 2e-6).reshape(T, D)
+        V_TD = compose(problems.equation, factors).reshape(T, D)
+        left_TD = problems.W_GTD[g] - V_TD - change_TD
+        error = float(((problems.W_GTD[g] - V_TD) @ root).square().sum())
+        left = (left_TD @ root).flatten()
+        solution = torch.linalg.lstsq(repairs, left[:, None], driver="gelsd").solution
+        least = float((left - (repairs @ solution)[:, 0]).square().sum())
+        model = error - 2 * float(linear.slope_GN[g] @ d_N) + float(d_N @ H_GNN[g] @ d_N)
         assert least == pytest.approx(model, rel=1e-5)
+
+
+@each
+@pytest.mark.parametrize("single", [False, True])
+def test_conjugate_gradients_come_to_the_direct_step(form: str, single: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if single:
+        monkeypatch.setattr(gauss_newton, "SINGLE_PRECISION", D)
+    damping_G, pull_G = torch.tensor([1e-2, 1e-1], dtype=torch.float64), torch.tensor([0.0, 1e-2], dtype=torch.float64)
+    direct, iterated = linearised(form)[1], linearised(form, 400)[1]
+    for name in ("x_GN", "slope_GN", "scale"):
+        monkeypatch.setattr(iterated, name, getattr(direct, name).to(iterated.precision))
+    wanted_GN, expected_G = direct.step(damping_G, pull_G, None)
+    found_GN, found_G = iterated.step(damping_G, pull_G, None)
+    tolerance = 1e-2 if single else 1e-6
+    assert float((found_GN - wanted_GN).norm()) < tolerance * float(wanted_GN.norm())
+    torch.testing.assert_close(found_G.double(), expected_G, rtol=tolerance, atol=0)
+    # The decrease to expect is that of the linear model.
+    decrease_G = 2 * (direct.slope_GN * wanted_GN).sum(1)
+    decrease_G -= torch.einsum("gn,gnm,gm->g", wanted_GN, direct.matrix, wanted_GN)
+    torch.testing.assert_close(expected_G, decrease_G, rtol=1e-6, atol=0)
 
 
 def test_directions_are_conjugate_to_the_one_before() -> None:
@@ -106,22 +125,35 @@ def test_directions_are_conjugate_to_the_one_before() -> None:
         assert abs(float(direction @ H @ last)) <= 1e-8 * float(direction.norm() * (H @ last).norm())
 
 
+def test_problems_of_a_batch_go_on_and_rest_by_themselves() -> None:
+    A = normal(2, 6, 9, seed=4)
+    H, b = A @ A.mT, normal(2, 6, seed=5)
+    b[1] = 0
+    last = torch.stack([torch.zeros(6, dtype=torch.float64), normal(6, seed=6)])
+    zero = torch.zeros_like(b)
+    x = conjugate_gradients(lambda x: (H @ x[:, :, None])[:, :, 0], lambda r: r, zero, b, 40, last, batch=1)
+    torch.testing.assert_close(x[0], torch.linalg.solve(H[0], b[0]), atol=1e-6, rtol=1e-6)
+    assert float(x[1].abs().max()) < 1e-9
+
+
 @each
 @pytest.mark.parametrize("kind", ["dense", "sampled"])
-def test_fits_of_many_inputs_never_rise_and_end_no_higher_than_sweeps(
+def test_fits_with_many_numbers_never_rise_and_end_no_higher_than_small_ones(
     form: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, shapes = FORMS[form]
     rows = normal(30 if kind == "sampled" else 200, D, seed=8)
     rows = (rows + 0.8 * rows.roll(1, 1)) * torch.logspace(0.5, -0.5, D, dtype=torch.float64)
     metric = Sampled(rows / 5, 0.1) if kind == "sampled" else Dense(rows.mT @ rows / 200)
-    equation, weight = Equation.parse(text), normal(T, D, seed=9)
-    start = [normal(*shape, seed=20 + number) for number, shape in enumerate(shapes)]
+    equation = Equation.parse(text)
+    starts = [[normal(*shape, seed=20 * s + number) for number, shape in enumerate(shapes)] for s in range(9)]
+    planted = compose(equation, starts.pop()).reshape(T, D)
+    weight = planted / planted.norm() + 0.2 * normal(T, D, seed=9) / D**0.5
 
-    def fitted(inputs: int, moves: int) -> Fitted:
-        monkeypatch.setattr(multilinear, "TOGETHER_INPUTS", inputs)
-        return fit(weight, metric, equation, start, moves, 0.0, 8)
+    def fitted(numbers: int) -> Fitted:
+        monkeypatch.setattr(gauss_newton, "DIRECT_NUMBERS", numbers)
+        return fits([Problem(weight, metric, starts)], equation, Effort(120, 1e-6, 8))[0]
 
-    together, alternating = fitted(1, 40), fitted(D + 1, 40)
-    assert all(after < before for before, after in zip(together.history, together.history[1:], strict=False))
-    assert together.error <= alternating.error * 1.02
+    iterated, direct = fitted(0), fitted(10_000)
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(iterated.history))
+    assert iterated.error <= direct.error * 1.2  # another minimum

@@ -45,6 +45,7 @@ class BlockTerm(Multilinear):
     name = "btd"
     summary = "block terms: 1 x 1, grouped k x k, 1 x 1"
     use = "convolutions whose channels fall into groups that hardly meet: small Tucker blocks side by side"
+    random = 31
 
     def unfit(self, site: Site) -> str | None:
         shape = Shape.of_site(site)

@@ -29,6 +29,7 @@ class CP3(Multilinear):
     name = "cp3"
     summary = "sum of rank-one kernels: 1 x 1, depthwise k x k, 1 x 1"
     use = "small budgets: a narrow layer, a depthwise one, a wide one, and a single rank to choose"
+    random = 7
 
     def unfit(self, site: Site) -> str | None:
         if site.taps == 1:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg import multilinear, tucker2
-from ..linalg.equation import Equation
+from ..linalg.equation import compose
+from ..linalg.gauss_newton import free_numbers, is_small
 from ..linalg.metric import Identity, Metric
 from ..network.site import Site
 from .base import Cost, Factors, Format, LowRank, Ranks, Rivals, relative
@@ -30,23 +31,29 @@ MOST_STATES = 16384
 CORE = 0.5
 
 
-class Effort(NamedTuple):
-    """How long to fit one factor after the other, and all at once (`multilinear.at_once`).
+class Thoroughness(NamedTuple):
+    """How long to fit the core, or the whole kernel where no core is split off, and then the whole from the core.
 
-    Each is the number of sweeps, the relative fall of the error at which they end, and the conjugate gradient steps of
-    a sweep.
+    `races` says whether random starts compete with those of the format.
     """
 
-    alternating: tuple[int, float, int]
-    together: tuple[int, float, int]
-
-    def of(self, equation: Equation, metric: Metric) -> tuple[int, float, int]:
-        return self.together if multilinear.at_once(equation, metric) else self.alternating
+    first: multilinear.Effort
+    polish: multilinear.Effort
+    races: bool
 
 
-# First the core, or the whole kernel where no core is split off; then the whole kernel from the fitted core.
-THOROUGH = Effort((60, 1e-4, 8), (24, 3e-4, 6)), Effort((8, 1e-4, 8), (6, 3e-4, 6))
-QUICK = Effort((8, 1e-2, 4), (6, 1e-2, 5)), Effort((1, 1e-2, 4), (1, 1e-2, 4))
+THOROUGH = Thoroughness(multilinear.Effort(120, 1e-5, 8), multilinear.Effort(24, 1e-5, 8), True)
+QUICK = Thoroughness(multilinear.Effort(8, 1e-2, 5), multilinear.Effort(1, 1e-2, 4), False)
+# Random starts have at most so many numbers together, but there are a few of them.
+RACING, FEW = 6144, 2
+
+
+class Target(NamedTuple):
+    """A kernel T x D, its metric, and its energy there."""
+
+    W_TD: Tensor
+    metric: Metric
+    energy: float
 
 
 class Multilinear(Format):
@@ -57,6 +64,8 @@ class Multilinear(Format):
     """
 
     estimates: ClassVar[bool] = True
+    # Random starts of a thorough fit: few where the format's own start is near the optimum.
+    random: ClassVar[int] = 2
 
     @abstractmethod
     def network(self, shape: Shape, ranks: Ranks) -> Network:
@@ -120,60 +129,90 @@ class Multilinear(Format):
         weight: Tensor,
         metrics: Sequence[Metric],
         ranks: Ranks,
-        effort: tuple[Effort, Effort],
+        effort: Thoroughness,
         enough: float = 0.0,
     ) -> Factors:
-        network = self.network(Shape.of_site(site), ranks)
-        per_group, error, total = [], 0.0, 0.0
-        for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True):
-            energy = metric.energy(W_TCQ.flatten(1))
-            fit = self._fit_group(network, W_TCQ.flatten(1), metric, effort, enough * energy)
-            per_group.append(fit.factors)
-            error += fit.error
-            total += energy
-        factors = [torch.stack(parts) for parts in zip(*per_group, strict=True)]
-        dense = ungrouped(site, network.kernel(factors))
-        tensors = dict(zip(_names(network), factors, strict=True))
-        return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
+        return self.fit_many(site, [(weight, metrics)], ranks, effort, enough)[0]
 
-    def _fit_group(
-        self, network: Network, W_TD: Tensor, metric: Metric, effort: tuple[Effort, Effort], enough: float
-    ) -> multilinear.Fitted:
-        """The best fit of one group from all starts; of its core first, where the core is smaller.
+    def fit_many(
+        self,
+        site: Site,
+        targets: Sequence[tuple[Tensor, Sequence[Metric]]],
+        ranks: Ranks,
+        effort: Thoroughness = THOROUGH,
+        enough: float = 0.0,
+    ) -> list[Factors]:
+        """Fits of several weights of one shape at the same ranks, side by side: much quicker for small layers.
+
+        Args:
+            site: any of the sites; only its shape counts.
+            targets: the weight and the metric of each group of every site.
+            ranks: of all.
+            effort: `THOROUGH` or `QUICK`.
+            enough: stop at this relative squared error.
+        """
+        network = self.network(Shape.of_site(site), ranks)
+        targets_G = [
+            Target(W_TCQ.flatten(1), metric, metric.energy(W_TCQ.flatten(1)))
+            for weight, metrics in targets
+            for W_TCQ, metric in zip(grouped(site, weight), metrics, strict=True)
+        ]
+        fitted = self._fit_groups(network, targets_G, effort, enough)
+        results, groups = [], network.sizes["g"]
+        for place in range(0, len(fitted), groups):
+            fits, total = fitted[place : place + groups], sum(t.energy for t in targets_G[place : place + groups])
+            factors = [torch.stack(parts) for parts in zip(*(fit.factors for fit in fits), strict=True)]
+            dense = ungrouped(site, network.kernel(factors))
+            tensors = dict(zip(_names(network), factors, strict=True))
+            error = relative(sum(fit.error for fit in fits), total)
+            results.append(Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=error))
+        return results
+
+    def _fit_groups(
+        self, network: Network, targets: Sequence[Target], effort: Thoroughness, enough: float
+    ) -> list[multilinear.Fitted]:
+        """The best fit of each group; of its core first, where the core is smaller.
 
         The outer factors often span fewer directions than there are outputs and channels. A Tucker-2 fit finds these
         directions, the network is fitted to its small core, and a polish moves all factors of the whole kernel.
         """
-        first, polish = effort
-        outer = _outer(network)
-        if outer is None or (isinstance(metric, Identity) and self.fits_at_once(network, *outer)):
-            return self._best(network, W_TD, metric, first, enough)
+        outer, in_weight = _outer(network), isinstance(targets[0].metric, Identity)
+        at_once = outer is None or is_small(network.equation, network.sizes)
+        if outer is None or at_once or (in_weight and self.fits_at_once(network, *outer)):
+            return self._best(network, targets, [enough * target.energy for target in targets], effort)
         R, S = outer
-        sweeps = 1 if isinstance(metric, Identity) else None  # in the weight metric the first brings nearly all
-        W_TCQ = W_TD.reshape(len(W_TD), network.count(network.channels), -1)
-        tucker = tucker2.fit(W_TCQ, metric, R, S, sweeps)
-        core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
+        sweeps = 1 if in_weight else None  # in the weight metric the first brings nearly all
+        cores, tuckers, left = [], [], []
+        for W_TD, metric, energy in targets:
+            tucker = tucker2.fit(W_TD.reshape(len(W_TD), network.count(network.channels), -1), metric, R, S, sweeps)
+            core_metric = metric.fold(tucker.B_CS, tucker.G_RSQ.shape[2])
+            cores.append(Target(tucker.G_RSQ.flatten(1), core_metric, energy))
+            tuckers.append(tucker)
+            # The Tucker-2 error is orthogonal to what the core can change, so the two squared errors add up.
+            left.append(max(enough * energy - tucker.error, 0.0))
         core_network = replace(network, sizes={**network.sizes, network.outputs: R, network.channels: S})
-        # The Tucker-2 error is orthogonal to what the core can change, so the two squared errors add up.
-        core = self._best(core_network, tucker.G_RSQ.flatten(1), core_metric, first, max(enough - tucker.error, 0.0))
-        factors = list(core.factors)
-        for place, letter, basis in ((0, network.channels, tucker.B_CS), (-1, network.outputs, tucker.A_TR)):
-            letters = network.factors[place]
-            expanded = letters.replace(letter, "Z")
-            factors[place] = torch.einsum(f"{expanded},{letter}Z->{letters}", factors[place], basis)
-        return multilinear.fit(
-            W_TD, metric, network.equation, factors, *polish.of(network.equation, metric), enough=enough
-        )
+        problems = []
+        for target, tucker, core in zip(targets, tuckers, self._best(core_network, cores, left, effort), strict=True):
+            factors = list(core.factors)
+            for place, letter, basis in ((0, network.channels, tucker.B_CS), (-1, network.outputs, tucker.A_TR)):
+                letters = network.factors[place]
+                expanded = letters.replace(letter, "Z")
+                factors[place] = torch.einsum(f"{expanded},{letter}Z->{letters}", factors[place], basis)
+            problems.append(multilinear.Problem(target.W_TD, target.metric, [factors], enough * target.energy))
+        return multilinear.fits(problems, network.equation, effort.polish)
 
     def _best(
-        self, network: Network, W_TD: Tensor, metric: Metric, effort: Effort, enough: float
-    ) -> multilinear.Fitted:
-        X = W_TD.reshape(network.shape(network.equation.kernel))
-        fits = [
-            multilinear.fit(W_TD, metric, network.equation, start, *effort.of(network.equation, metric), enough=enough)
-            for start in self.starts(network, X)
-        ]
-        return min(fits, key=lambda fit: fit.error)
+        self, network: Network, targets: Sequence[Target], enough: Sequence[float], effort: Thoroughness
+    ) -> list[multilinear.Fitted]:
+        """The fit of each target from the best of its starts: those of the format, and random ones."""
+        numbers = free_numbers(network.equation, network.sizes)
+        count = max(min(self.random, RACING // numbers), FEW) if effort.races else 0
+        problems = []
+        for (W_TD, metric, _), least in zip(targets, enough, strict=True):
+            X = W_TD.reshape(network.shape(network.equation.kernel))
+            starts = [*self.starts(network, X), *(_random(network, X, seed) for seed in range(count))]
+            problems.append(multilinear.Problem(W_TD, metric, starts, least))
+        return multilinear.fits(problems, network.equation, effort.first)
 
     def output_factor(self, site: Site) -> tuple[str, int] | None:
         shape = Shape.of_site(site)
@@ -206,12 +245,29 @@ def curves(entries: Sequence[Entry]) -> list[Curves]:
     def fits(asked: Asked, some: Sequence[Entry]) -> list[list[float]]:
         format = asked.format
         assert isinstance(format, Multilinear)
-        return [
-            [format._fit(one.site, one.weight, one.metrics, ranks, QUICK).error for ranks in asked.ranks]
-            for one in some
-        ]
+        alike: dict[Shape, list[int]] = {}
+        for number, entry in enumerate(some):
+            alike.setdefault(Shape.of_site(entry.site), []).append(number)
+        errors: list[list[float]] = [[] for _ in some]
+        for numbers in alike.values():
+            targets = [(some[number].weight, some[number].metrics) for number in numbers]
+            for ranks in asked.ranks:
+                found = format.fit_many(some[numbers[0]].site, targets, ranks, QUICK)
+                for number, factors in zip(numbers, found, strict=True):
+                    errors[number].append(factors.error)
+        return errors
 
     return run(entries, fits)
+
+
+def _random(network: Network, X: Tensor, seed: int) -> list[Tensor]:
+    """Factors of independent normal numbers, that multiply to a kernel as large as `X`."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [network.shape(letters) for letters in network.factors]
+    factors = [torch.randn(shape, generator=generator, dtype=X.dtype).to(X.device) for shape in shapes]
+    made = compose(network.equation, factors)
+    scale = torch.linalg.vector_norm(X) / torch.linalg.vector_norm(made)
+    return [factor * scale ** (1 / len(factors)) for factor in factors]
 
 
 def _names(network: Network) -> list[str]:

@@ -203,8 +203,7 @@ class Network:
 
     def kernel(self, factors: Sequence[Tensor]) -> Tensor:
         """The weight of factors with the groups first, all outputs x D."""
-        per_group = [compose(self.equation, [factor[g] for factor in factors]) for g in range(self.sizes["g"])]
-        return torch.stack(per_group).reshape(self.count("g" + self.outputs), -1)
+        return compose(self.equation, factors).reshape(self.count("g" + self.outputs), -1)
 
 
 @lru_cache(maxsize=1024)  # a curve asks for the costs of many ranks of one form

@@ -75,5 +75,6 @@ class SemiTensorRing(SemiTensorTrain):
     name = "str"
     summary = "semi-tensor ring: a semi-tensor train whose ends are bound to each other"
     use = "as stt, with a closing bond: more freedom, and the inner layers run once for each of its states"
+    random = 31
     closed = True
     middle = MIDDLE_OF_RINGS

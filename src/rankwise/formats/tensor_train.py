@@ -138,4 +138,5 @@ class TensorRing(TensorTrain):
     name = "tr"
     summary = "tensor ring: a tensor train whose ends are bound to each other"
     use = "as tt, with a closing bond: more freedom, and the inner layers run once for each of its states"
+    random = 31
     closed = True

@@ -5,7 +5,6 @@ Letters: D input dimension = C * Q, T output rows of a weight, R rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -33,15 +32,16 @@ class Diagonal(Metric):
         self.device = variance_D.device
 
     def times(self, M_TD: Tensor) -> Tensor:
-        return M_TD * self.variance_D
+        return M_TD * (self.variance_D if self.variance_D.dim() == 1 else self.variance_D[:, None])
 
     def dense(self) -> Tensor:
-        return torch.diag(self.variance_D)
+        return torch.diag_embed(self.variance_D)
 
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
-        others = [mode for mode in range(len(sizes)) if mode not in held]
-        modes = self.variance_D.reshape(*sizes).permute(*held, *others)
-        return torch.diag(modes.reshape(math.prod(sizes[mode] for mode in held), -1).mean(1))
+        batch = self.variance_D.shape[:-1]
+        modes = self.variance_D.reshape(*batch, *sizes)
+        others = [len(batch) + mode for mode in range(len(sizes)) if mode not in held]
+        return torch.diag_embed((modes.mean(others) if others else modes).reshape(*batch, -1))
 
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
         blocks = torch.einsum("cr,cq,cs->rqs", B_CR, self.variance_D.reshape(-1, taps), B_CR)

@@ -1,6 +1,7 @@
 """Equations of index letters such as "ta,cb,abhw->tchw": the kernel that factors multiply to, and other products.
 
-Sums run over the bonds, the letters that the kernel does not have.
+Sums run over the bonds, the letters that the kernel does not have. The letter "g" is not for equations: it numbers the
+problems of a batch, and tensors of a batch have it first. A tensor that all problems share has size 1 there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 # Letters of a tensor and their sizes.
 Sized = tuple[str, tuple[int, ...]]
+BATCH = "g"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,28 @@ class Equation:
             if set(self.outputs) <= set(letters) and not set(self.inputs) & set(letters):
                 return number
         return None
+
+    @cached_property
+    def split(self) -> Equation:
+        """The same kernel, with the outputs that no factor holds together with the others read as inputs.
+
+        Afterwards one factor holds all outputs and no input, if any factor holds outputs and no input.
+        """
+        holders = [letters for letters in self.factors if not set(self.inputs) & set(letters)]
+        held = max((len(set(self.outputs) & set(letters)), -n) for n, letters in enumerate([*holders, ""]))
+        if not 0 < held[0] < len(self.outputs):
+            return self
+        outputs = "".join(letter for letter in self.outputs if letter in holders[-held[1]])
+        return Equation(self.factors, outputs, "".join(x for x in self.outputs if x not in outputs) + self.inputs)
+
+    def bonds(self, letters: str) -> str:
+        """Those of the letters that are bonds."""
+        return "".join(letter for letter in letters if letter not in self.kernel)
+
+    def sizes(self, factors: Sequence[Tensor]) -> dict[str, int]:
+        """Size of every letter."""
+        pairs = zip(self.factors, factors, strict=True)
+        return _sizes(*((letters, factor.shape[factor.dim() - len(letters) :]) for letters, factor in pairs))
 
 
 def contract(terms: Sequence[tuple[str, Tensor]], result: str) -> Tensor:
@@ -85,7 +109,11 @@ def _kept(terms: Sequence[Sized], i: int, j: int, result: str) -> str:
 
 
 def _sizes(*terms: Sized) -> dict[str, int]:
-    return {letter: size for letters, shape in terms for letter, size in zip(letters, shape, strict=True)}
+    sizes: dict[str, int] = {}
+    for letters, shape in terms:
+        for letter, size in zip(letters, shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return sizes
 
 
 def _pair_size(terms: Sequence[Sized], i: int, j: int, result: str) -> int:
@@ -100,24 +128,31 @@ def arranged(tensor: Tensor, letters: str, order: str) -> Tensor:
 
 
 def compose(equation: Equation, factors: Sequence[Tensor]) -> Tensor:
-    """The kernel that the factors multiply to, with one dimension per mode."""
-    return contract(list(zip(equation.factors, factors, strict=True)), equation.kernel)
+    """The kernel that the factors multiply to, with one dimension per mode; of a batch if the factors are of one."""
+    batch = BATCH if factors[0].dim() > len(equation.factors[0]) else ""
+    terms = [(batch + letters, factor) for letters, factor in zip(equation.factors, factors, strict=True)]
+    return contract(terms, batch + equation.kernel)
 
 
 def equalised(equation: Equation, factors: Sequence[Tensor]) -> list[Tensor]:
-    """The same kernel, with each bond state of equal norm in all factors that share it."""
+    """The same kernel, with each bond state of equal norm in all factors that share it; also of a batch."""
     factors = list(factors)
-    for bond in sorted(set("".join(equation.factors)) - set(equation.kernel)):
+    batch = factors[0].dim() - len(equation.factors[0])
+    for bond in sorted(set(equation.bonds("".join(equation.factors)))):
         holders = [k for k, letters in enumerate(equation.factors) if bond in letters]
-        norms = []
-        for k in holders:
-            moved = factors[k].movedim(equation.factors[k].index(bond), 0).flatten(1)
-            norms.append(torch.linalg.vector_norm(moved, dim=1))
-        stacked = torch.stack(norms)
-        usable = (stacked > 0).all(0)
-        mean = torch.where(usable, stacked.clamp_min(torch.finfo(stacked.dtype).tiny).log().mean(0).exp(), 1.0)
-        for k, norm in zip(holders, norms, strict=True):
-            scale = torch.where(usable, mean / norm, 1.0)
-            shape = [-1 if letter == bond else 1 for letter in equation.factors[k]]
-            factors[k] = factors[k] * scale.view(shape)
+        places = [batch + equation.factors[k].index(bond) for k in holders]
+        norms = torch.stack(
+            [
+                torch.linalg.vector_norm(factors[k], dim=[n for n in range(batch, factors[k].dim()) if n != place])
+                if factors[k].dim() > batch + 1
+                else factors[k].abs()
+                for k, place in zip(holders, places, strict=True)
+            ]
+        )
+        usable = (norms > 0).all(0)
+        mean = norms.clamp_min(torch.finfo(norms.dtype).tiny).log().mean(0).exp()
+        scales = torch.where(usable, mean / norms, 1.0)
+        for k, place, scale in zip(holders, places, scales, strict=True):
+            shape = [*scale.shape[:batch], *(-1 if n == place else 1 for n in range(batch, factors[k].dim()))]
+            factors[k] = factors[k] * scale.reshape(shape)
     return factors

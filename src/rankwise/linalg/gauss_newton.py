@@ -1,18 +1,19 @@
-"""All factors of a multilinear kernel moved at once: a Gauss-Newton step in the metric.
+"""All factors of multilinear kernels moved at once: a damped Gauss-Newton step in the metric.
 
 To first order in the factors the kernel is `V + J d`. The step solves
 
-    min over d of ||(W - V - J d) Sigma^(1/2)||_F^2
+    min over d of ||(W - V - J d) Sigma^(1/2)||_F^2 + p |d|^2 + q |f + d|^2.
 
-by a few conjugate gradient steps, each of which costs one product with Sigma, for any number of factors. The
-preconditioner has one block per factor. The output factor `A` (`V = A M`) is eliminated: it follows every change of
-the others as the best for them. What it can repair then costs nothing, and Sigma becomes
+The output factor `A` (`V = A M`) is eliminated: it follows every change of the others as the best for them. What it
+can repair then costs nothing, and Sigma becomes
 
     Sigma - Sigma M^T (M Sigma M^T)^-1 M Sigma.
 
-Directions are conjugate to the step before, so that a step continues where the last one ended.
+Small problems are solved directly. In large ones a few conjugate gradient steps each cost one product with Sigma, for
+any number of factors; the preconditioner has one block per factor, and directions are conjugate to the step before, so
+that a step continues where the last one ended.
 
-Letters: T outputs, D inputs, M bond states of the output factor, N numbers in all other factors.
+Letters: G problems, T outputs, D inputs, M bond states of the output factor, N numbers in all other factors.
 
 Sources: Kaufman, "A Variable Projection Method for Solving Separable Nonlinear Least Squares Problems", 1975; Sorber,
 Van Barel, De Lathauwer, "Optimization-Based Algorithms for Tensor Decompositions: Canonical Polyadic Decomposition,
@@ -21,91 +22,202 @@ Decomposition in Rank-(Lr,Lr,1) Terms, and a New Generalization", 2013 (blocks a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .block import Block, BlockProblem
-from .conjugate import conjugate_gradients
-from .equation import arranged, contract
-from .symmetric import cholesky
+from .block import Block
+from .conjugate import SINGLE_PRECISION, conjugate_gradients
+from .equation import BATCH, Equation, arranged, compose, contract
+from .problems import PROXIMAL, Problems, root
+
+# Numbers and inputs up to which the normal matrix is formed and decomposed.
+DIRECT_NUMBERS, DIRECT_INPUTS = 1024, 1024
+# Preconditioners are damped at least by this.
+ROUNDING = 1e-6
+
+
+def free_numbers(equation: Equation, sizes: Mapping[str, int]) -> int:
+    """How many numbers a step solves for."""
+    equation = equation.split
+    free = [letters for k, letters in enumerate(equation.factors) if k != equation.output_factor]
+    return sum(math.prod(sizes[letter] for letter in letters) for letters in free)
+
+
+def is_small(equation: Equation, sizes: Mapping[str, int]) -> bool:
+    """Whether steps are solved directly."""
+    inputs = math.prod(sizes[letter] for letter in equation.split.inputs)
+    return free_numbers(equation, sizes) <= DIRECT_NUMBERS and inputs <= DIRECT_INPUTS
 
 
 class Linearised:
-    """A problem with an output factor, to first order in all other factors.
+    """Problems to first order in all factors but the output factor.
 
     Args:
-        problem: what is fitted.
+        problems: what is fitted.
         factors: expansion point; the output factor must be the best for the others.
-        precision: of the steps; float32 is enough for a correction.
+        steps: conjugate gradient steps; 0 to solve directly.
     """
 
-    def __init__(self, problem: BlockProblem, factors: Sequence[Tensor], precision: torch.dtype) -> None:
-        equation, last = problem.equation, problem.equation.output_factor
-        assert last is not None
-        self.factors, self.last = list(factors), last
+    def __init__(self, problems: Problems, factors: Sequence[Tensor], steps: int) -> None:
+        equation, last = problems.equation, problems.equation.output_factor
+        self.problems, self.factors, self.steps = problems, list(factors), steps
         self.numbers = [k for k in range(len(factors)) if k != last]
-        self.letters = [equation.factors[k] for k in self.numbers]
-        self.metric = problem.metric if precision == torch.float64 else problem.rounded
-        letters, A = equation.factors[last], factors[last]
-        bonds = "".join(letter for letter in letters if letter not in equation.outputs)
-        self.reached = bonds + equation.inputs
-        terms = [(equation.factors[k], factors[k]) for k in self.numbers]
-        M = contract(terms, self.reached)
-        self.shape = M.shape
-        M_MD = M.reshape(-1, problem.metric.dim)
-        MS_MD = problem.metric.times(M_MD)
+        self.letters = [BATCH + equation.factors[k] for k in self.numbers]
+        self.sizes = equation.sizes(factors)
+        self.repaired_GMD: Tensor | None = None
+        self.A_GTM: Tensor | None = None
+        self.gram_GMM: Tensor | None = None
+        self.precision = torch.float32 if steps and problems.dim >= SINGLE_PRECISION else torch.float64
+        if last is None:
+            self.reached = equation.outputs
+            V = compose(equation, factors)
+            missed = problems.WS_GTD - problems.times(V.reshape(len(V), -1, problems.dim))
+        else:
+            self.reached = equation.bonds(equation.factors[last])
+            missed = self._eliminate(problems.terms(factors, leaving=last), last)
+        rounded = [(letters, factor.to(self.precision)) for letters, factor in problems.terms(factors)]
+        own = set(self.letters)
+        self.others = [[term for term in rounded if term[0] in own - {letters}] for letters in self.letters]
+        self.kernel = BATCH + self.reached + equation.inputs
+        self.shape = tuple(self.sizes[letter] for letter in self.kernel[1:])
+        self.slope_GN = self._back(missed.to(self.precision))
+        self.x_GN = torch.cat([self.factors[k].flatten(1) for k in self.numbers], 1).to(self.precision)
+
+    def _eliminate(self, terms: Sequence[tuple[str, Tensor]], last: int) -> Tensor:
+        """What the output factor repairs; `A^T (W - V) Sigma`, which needs no term for `A`, as that is at its best."""
+        problems, equation = self.problems, self.problems.equation
+        M = contract(terms, BATCH + self.reached + equation.inputs)
+        M_GMD = M.reshape(len(M), -1, problems.dim)
+        MS_GMD = problems.times(M_GMD)
         # With L L^T = M Sigma M^T the repaired part of Sigma is R^T R, R = L^-1 M Sigma.
-        root_MM = cholesky(MS_MD @ M_MD.mT, max(problem.proximal, 1e-12))
-        self.repaired_MD = torch.linalg.solve_triangular(root_MM, MS_MD, upper=False).to(precision)
-        A_TM = arranged(A, letters, equation.outputs + bonds).reshape(-1, len(M_MD))
-        # A^T (W - V) Sigma: the gradient needs no term for A, which is at its best.
-        missed_MD = A_TM.mT @ (problem.WS_TD - A_TM @ MS_MD)
-        self.A_TM = A_TM.to(precision)
+        root_GMM = root(MS_GMD @ M_GMD.mT, PROXIMAL)
+        self.repaired_GMD = torch.linalg.solve_triangular(root_GMM, MS_GMD, upper=False).to(self.precision)
+        A = arranged(self.factors[last], BATCH + equation.factors[last], BATCH + equation.outputs + self.reached)
+        A_GTM = A.reshape(len(A), -1, M_GMD.shape[1])
+        missed_GMD = A_GTM.mT @ (problems.WS_GTD - A_GTM @ MS_GMD)
+        self.A_GTM = A_GTM = A_GTM.to(self.precision)
         # With no more states than outputs A^T A is smaller than A, and products need no outputs.
-        self.gram_MM = self.A_TM.mT @ self.A_TM if A_TM.shape[1] <= A_TM.shape[0] else None
-        rounded = [(letters, factor.to(precision)) for letters, factor in terms]
-        self.others = [[term for term in rounded if term[0] != letters] for letters in self.letters]
-        self.inverses = [Block(problem, factors, k).preconditioner(precision) for k in self.numbers]
-        self.slope_N = self._back(missed_MD.to(precision))
+        if A_GTM.shape[2] <= A_GTM.shape[1] or not self.steps:
+            self.gram_GMM = A_GTM.mT @ A_GTM
+        return missed_GMD
 
-    def solved(self, steps: int, before_N: Tensor | None) -> Tensor:
-        """The change of the factors, N numbers, after some conjugate gradient steps, the first along `before_N`."""
-        start_N = torch.zeros_like(self.slope_N)
-        return conjugate_gradients(self._normal, self._precondition, start_N, self.slope_N, steps, before_N)
+    def step(self, damping_G: Tensor, pull_G: Tensor, last_GN: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The change of the factors, G x N, and the decrease of the squared error to expect of it.
 
-    def moved(self, d_N: Tensor) -> list[Tensor]:
+        Args:
+            damping_G: `p`, relative to the mean diagonal of each factor's block.
+            pull_G: `q`, likewise.
+            last_GN: the change before, for conjugate gradients.
+        """
+        damping_G, pull_G = damping_G.to(self.precision), pull_G.to(self.precision)
+        added_GN = (damping_G + pull_G)[:, None] * self.scale
+        right_GN = self.slope_GN - pull_G[:, None] * self.scale * self.x_GN
+        if self.steps:
+            d_GN = self._iterated(added_GN, right_GN, damping_G + pull_G, last_GN)
+        else:
+            damped_GNN = self.matrix.clone()
+            damped_GNN.diagonal(dim1=1, dim2=2).add_(added_GN)
+            root_GNN = torch.linalg.cholesky_ex(damped_GNN)[0]
+            d_GN = torch.cholesky_solve(right_GN[:, :, None], root_GNN)[:, :, 0]
+        # d solves the damped system, by conjugate gradients in their subspace: d^T H d = d^T right - d^T added d.
+        expected_G = (d_GN * (2 * self.slope_GN - right_GN + added_GN * d_GN)).sum(1)
+        return d_GN, expected_G
+
+    def _iterated(self, added_GN: Tensor, right_GN: Tensor, damping_G: Tensor, last_GN: Tensor | None) -> Tensor:
+        inverses = [block.inverse(damping_G.clamp_min(ROUNDING), self.precision) for block in self.blocks]
+
+        def precondition(d_GN: Tensor) -> Tensor:
+            pairs = zip(inverses, self._parts(d_GN), strict=True)
+            return torch.cat([inverse(part).flatten(1) for inverse, part in pairs], 1)
+
+        def apply(d_GN: Tensor) -> Tensor:
+            return self._normal(d_GN) + added_GN * d_GN
+
+        start_GN = torch.zeros_like(right_GN)
+        return conjugate_gradients(apply, precondition, start_GN, right_GN, self.steps, last_GN, batch=1)
+
+    def moved(self, d_GN: Tensor) -> list[Tensor]:
         """The factors after a change; the output factor stays."""
         moved = list(self.factors)
-        for k, change in zip(self.numbers, self._parts(d_N.double()), strict=True):
+        for k, change in zip(self.numbers, self._parts(d_GN.double()), strict=True):
             moved[k] = moved[k] + change
         return moved
 
-    def _parts(self, d_N: Tensor) -> list[Tensor]:
-        shapes = [self.factors[k].shape for k in self.numbers]
-        parts = d_N.split([shape.numel() for shape in shapes])
-        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return [Block(self.problems, self.factors, k) for k in self.numbers]
 
-    def _normal(self, d_N: Tensor) -> Tensor:
-        """`J^T (I kron Sigma') J d`, with Sigma' the part of Sigma that the output factor cannot repair."""
-        changes = zip(self.others, self.letters, self._parts(d_N), strict=True)
-        V = torch.stack([contract([*others, (letters, d)], self.reached) for others, letters, d in changes]).sum(0)
-        V_MD = V.reshape(-1, self.metric.dim)
-        if self.gram_MM is not None:
-            return self._back(self.gram_MM @ self._left(V_MD))
-        return self._back(self.A_TM.mT @ self._left(self.A_TM @ V_MD))
+    @cached_property
+    def scale(self) -> Tensor:
+        """Mean diagonal of each factor's block of the normal matrix, for every number of the factor, G x N."""
+        if self.steps:
+            means = [block.mean() for block in self.blocks]
+        else:
+            diagonal = self._parts(self.matrix.diagonal(dim1=1, dim2=2))
+            means = [part.flatten(1).mean(1) for part in diagonal]
+        sizes = [self.factors[k][0].numel() for k in self.numbers]
+        columns = [mean_G[:, None].expand(len(self.x_GN), size) for mean_G, size in zip(means, sizes, strict=True)]
+        scale_GN = torch.cat(columns, 1)
+        least_G1 = 1e-12 * scale_GN.amax(1, keepdim=True) + torch.finfo(torch.float32).tiny
+        return scale_GN.clamp_min(least_G1).to(self.precision)
 
-    def _left(self, V_MD: Tensor) -> Tensor:
+    @cached_property
+    def matrix(self) -> Tensor:
+        """`J^T (I kron Sigma') J`, G x N x N, with Sigma' the part of Sigma that the output factor cannot repair."""
+        inputs, problems = self.problems.equation.inputs, self.problems
+        sigma = problems.dense()
+        if self.repaired_GMD is not None:
+            sigma = sigma - self.repaired_GMD.mT @ self.repaired_GMD
+        modes = [self.sizes[letter] for letter in inputs]
+        joining = [(BATCH + inputs + inputs.upper(), sigma.reshape(len(sigma), *modes, *modes))]
+        if self.gram_GMM is not None:
+            states = [self.sizes[letter] for letter in self.reached]
+            gram = self.gram_GMM.reshape(len(self.gram_GMM), *states, *states)
+            joining.append((BATCH + self.reached + self.reached.upper(), gram))
+        else:  # outputs are independent of each other
+            eye = [
+                (letter, torch.eye(self.sizes[letter], dtype=sigma.dtype, device=sigma.device))
+                for letter in self.reached
+            ]
+            joining += [(letter + letter.upper(), matrix) for letter, matrix in eye]
+        rows: list[list[Tensor]] = [[] for _ in self.letters]
+        for i, letters in enumerate(self.letters):
+            for j, other in enumerate(self.letters[: i + 1]):
+                copies = [(problems.copied(term), factor) for term, factor in self.others[j]]
+                block = contract([*joining, *self.others[i], *copies], letters + problems.copied(other[1:]))
+                block_GNN = block.reshape(len(block), self.factors[self.numbers[i]][0].numel(), -1)
+                rows[i].append(block_GNN)
+                if j < i:
+                    rows[j].append(block_GNN.mT)
+        return torch.cat([torch.cat(row, 2) for row in rows], 1)
+
+    def _parts(self, d_GN: Tensor) -> list[Tensor]:
+        shapes = [self.factors[k].shape[1:] for k in self.numbers]
+        parts = d_GN.split([shape.numel() for shape in shapes], 1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _normal(self, d_GN: Tensor) -> Tensor:
+        """`J^T (I kron Sigma') J d`."""
+        changes = zip(self.others, self.letters, self._parts(d_GN), strict=True)
+        V = torch.stack([contract([*others, (letters, d)], self.kernel) for others, letters, d in changes]).sum(0)
+        V_GMD = V.reshape(len(V), -1, self.problems.dim)
+        if self.gram_GMM is not None:
+            return self._back(self.gram_GMM @ self._left(V_GMD))
+        if self.A_GTM is not None:
+            return self._back(self.A_GTM.mT @ self._left(self.A_GTM @ V_GMD))
+        return self._back(self.problems.times(V_GMD))
+
+    def _left(self, V_GMD: Tensor) -> Tensor:
         """`V Sigma'`."""
-        return self.metric.times(V_MD) - (V_MD @ self.repaired_MD.mT) @ self.repaired_MD
+        assert self.repaired_GMD is not None
+        return self.problems.times(V_GMD) - (V_GMD @ self.repaired_GMD.mT) @ self.repaired_GMD
 
-    def _back(self, E_MD: Tensor) -> Tensor:
+    def _back(self, E_GMD: Tensor) -> Tensor:
         """`J^T`."""
-        term = self.reached, E_MD.reshape(self.shape)
+        term = self.kernel, E_GMD.reshape(len(E_GMD), *self.shape)
         pairs = zip(self.others, self.letters, strict=True)
-        return torch.cat([contract([term, *others], letters).flatten() for others, letters in pairs])
-
-    def _precondition(self, d_N: Tensor) -> Tensor:
-        pairs = zip(self.inverses, self._parts(d_N), strict=True)
-        return torch.cat([inverse(part).flatten() for inverse, part in pairs])
+        return torch.cat([contract([term, *others], letters).flatten(1) for others, letters in pairs], 1)

@@ -120,8 +120,9 @@ class Dense(Metric):
         left = "abcdefgh"[: len(sizes)]
         right = "".join(letter.upper() if mode in held else letter for mode, letter in enumerate(left))
         kept = "".join(left[mode] for mode in held)
-        blocks = torch.einsum(f"{left}{right}->{kept}{kept.upper()}", self.sigma_DD.reshape(*sizes, *sizes))
-        return blocks.reshape(K, K) * (K / self.dim)
+        sigma = self.sigma_DD.reshape(*self.sigma_DD.shape[:-2], *sizes, *sizes)
+        blocks = torch.einsum(f"...{left}{right}->...{kept}{kept.upper()}", sigma)
+        return blocks.reshape(*self.sigma_DD.shape[:-2], K, K) * (K / self.dim)
 
     def fold(self, B_CR: Tensor, taps: int) -> Dense:
         half = _channel_fold(self.sigma_DD, B_CR, taps)
@@ -158,8 +159,10 @@ class Sampled(Metric):
 
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         K = math.prod(sizes[mode] for mode in held)
-        others = [1 + mode for mode in range(len(sizes)) if mode not in held]
-        rows = self.rows_ND.reshape(-1, *sizes).permute(0, *others, *(1 + mode for mode in held)).reshape(-1, K)
+        batch = self.rows_ND.shape[:-2]
+        rows = self.rows_ND.reshape(*batch, -1, *sizes)
+        ends = range(rows.dim() - len(sizes), rows.dim())
+        rows = rows.movedim([ends[mode] for mode in held], list(ends)[len(sizes) - len(held) :]).reshape(*batch, -1, K)
         return rows.mT @ rows * (K / self.dim) + self.ridge * _eye(rows, K)
 
     def fold(self, B_CR: Tensor, taps: int) -> Metric:
