@@ -155,7 +155,9 @@ class Sampled(Metric):
     def inner(self, M_TD: Tensor) -> Tensor:
         half = M_TD @ self.rows_ND.mT
         products_TT = product(half, half)
-        return products_TT + self.ridge * product(M_TD, M_TD) if self.ridge else products_TT
+        if isinstance(self.ridge, Tensor) or self.ridge:  # those of a batch are a tensor
+            products_TT = products_TT + self.ridge * product(M_TD, M_TD)
+        return products_TT
 
     def marginal(self, sizes: Sequence[int], held: Sequence[int]) -> Tensor:
         K = math.prod(sizes[mode] for mode in held)

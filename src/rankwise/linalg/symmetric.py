@@ -56,8 +56,8 @@ def eigenvalues(K_NN: Tensor) -> Tensor:
 
 def product(A_NK: Tensor, B_NK: Tensor) -> Tensor:
     """`A B^T` where that is symmetric: of a large one, only the blocks on and below the diagonal are multiplied."""
-    N = len(A_NK)
-    if N < WHOLE:
+    N = A_NK.shape[-2]
+    if A_NK.dim() > 2 or N < WHOLE:
         return A_NK @ B_NK.mT
     result_NN = A_NK.new_empty(N, N)
     for first in range(0, N, WHOLE // 2):
