@@ -277,7 +277,7 @@ def compress(
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
     keep = asked.keep
-    replace(asked, example=data if asked.is_timed else None).check(model)
+    replace(asked, example=data if asked.measures else None).check(model)
     check_shrink(shrink or 0.0)
     work = Work(checkpoint, resume)
     example, batches = with_example(model, Batches.of(data), example)
@@ -299,7 +299,7 @@ def compress(
         progress=progress,
     )
     assert session.statistics is not None  # collected for every metric: layers that the data never reach stay dense
-    plan = session.plan({"keep": keep, **constraints, **({"example": example} if asked.is_timed else {})}, shrink)
+    plan = session.plan({"keep": keep, **constraints, **({"example": example} if asked.measures else {})}, shrink)
     if method == "sequential" and not plan.fit_metric.needs_gradients:
         session.release()
     with _visits(plan, progress if method == "sequential" else None) as step:

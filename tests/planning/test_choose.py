@@ -226,8 +226,7 @@ def test_at_or_above_break_even_a_site_stays_dense() -> None:
     sites = find(model, torch.zeros(1, 64))
     assert sites["0"].break_even == 31
     ranks = [o.ranks[0] for o in profile(model, sites, metric="weight")["0"] if o.format == "svd"]
-    assert max(ranks) == 28  # multiples of 4
-    assert max(o.ranks[0] for o in profile(model, sites, metric="weight", round_to=1)["0"][1:]) == 31
+    assert max(ranks) == 31
     assert [o.format for o in profile(model, sites, metric="weight")["1"]] == ["dense", "svd"]
     plan = choose(model, sites, keep={"params": 0.99}, metric="weight")
     for row in plan.rows:

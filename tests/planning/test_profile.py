@@ -42,7 +42,7 @@ def test_options_cost_less_than_dense_and_count_exactly(net: tuple[nn.Module, St
             assert 0 <= option.error <= 1 + 1e-9
         assert len({(option.format, option.ranks) for option in curve}) == len(curve)
     used = {option.format for curve in curves.values() for option in curve}
-    assert used == {"dense", "svd", "spatial_svd", "tucker2", "cp3"}
+    assert used == {"dense", "svd", "spatial_svd", "tucker2"}
 
 
 @pytest.mark.parametrize("metric", ["input", "diagonal", "fisher", "weight"])

@@ -334,7 +334,7 @@ def test_an_engine_at_hand_that_cannot_run_the_network_is_told(
     with pytest.raises(ValueError, match="an operator is unknown"):  # the user named it
         planned(net, {"macs": 0.5}, engine)
     monkeypatch.setattr("rankwise.planning.wishes.get_engine", lambda *_: engine)
-    plan = rw.choose(*net, keep={"macs": 0.5}, metric="weight", example=EXAMPLE)
+    plan = rw.choose(*net, keep={"macs": 0.5}, metric="weight", example=EXAMPLE, engine="auto")
     assert plan.latency is None
     assert "what time to expect is not known" in caplog.text
     assert "an operator is unknown" in caplog.text

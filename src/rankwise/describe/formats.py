@@ -7,6 +7,7 @@ from typing import Any
 
 from ..formats import Format, Ranks
 from ..formats.slr import SparseLowRank
+from ..latency.grid import rank_step
 from ..names import SETTINGS
 from ..network.site import Site
 from . import networks, slr
@@ -38,7 +39,7 @@ def describe(format: Format, site: Site | None = None) -> dict[str, Any]:
 
 def half(format: Format, site: Site) -> Ranks:
     """The ranks nearest to half of the layer's MACs, among those that the format would try."""
-    candidates = _family(format).candidates(format, site, 1) or [format.limits(site)]
+    candidates = _family(format).candidates(format, site, rank_step(site)) or [format.limits(site)]
     return min(candidates, key=lambda ranks: abs(2 * format.cost(site, ranks, bias=False).macs - site.macs))
 
 

@@ -6,7 +6,7 @@ from ..names import check_engine_name
 from ..timing.clock import Latency, Ratio
 from .engine import Engine, Work
 from .executorch_engine import ExecuTorch
-from .grid import at_hand
+from .grid import AT_HAND, at_hand
 from .onnxruntime_engine import OnnxRuntime
 from .roofline import Device, RooflineEngine
 from .torch_engines import Compiled, Cuda, Eager
@@ -36,4 +36,4 @@ def get_engine(name: str | Engine, threads: int = 1) -> Engine:
     return ENGINES[name](threads)
 
 
-__all__ = ["ENGINES", "Engine", "Latency", "Ratio", "Work", "at_hand", "get_engine"]
+__all__ = ["AT_HAND", "ENGINES", "Engine", "Latency", "Ratio", "Work", "at_hand", "get_engine"]

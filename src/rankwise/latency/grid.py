@@ -42,6 +42,10 @@ BLOCKS_WIDE, FEWEST_STEPS, FEWEST_LINEAR_STEPS = 8, 4, 16
 EXPORTED = 512 << 20
 
 
+# The name of the engine at hand.
+AT_HAND = "auto"
+
+
 def at_hand(model: nn.Module) -> str:
     """The engine that a network will probably run in: onnxruntime for networks on the CPU if it is installed.
 
@@ -78,6 +82,11 @@ class Grid:
         fine = max(1, min(narrow // fewest, block // 2))
         fine = 1 << (fine.bit_length() - 1)
         return Step(fine, block if narrow >= BLOCKS_WIDE * block else fine)
+
+
+def rank_step(site: Site) -> int:
+    """The step between ranks of a site for an engine that is not known: `WIDE_STEP` in wide layers, else 1."""
+    return WIDE_STEP if min(site.out_features // site.groups, site.weight_shape[1]) >= WIDE else 1
 
 
 @exclusive

@@ -41,7 +41,7 @@ def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes
         minimise: "params", "macs", "bytes" or "latency": what `target_drop` makes smallest; `keep` holds further
             budgets.
         formats: formats to choose from for each site: names, objects, or objects by name; "auto" for all. By default
-            those of `planning.defaults.formats_for(engine, site)`: svd, spatial_svd, tucker2, and in engines where
+            those of `planning.defaults.formats_for(engine, site)`: svd, spatial_svd, tucker2, and for engines where
             depthwise layers are quick cp3 in narrow layers.
         metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
             (the same with outputs weighted by the gradients of the loss; needs statistics with gradients) or "weight";
@@ -57,7 +57,8 @@ def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes
         cap: pattern to the largest rank, likewise; a capped site cannot stay dense unless it is ignored.
         tie: patterns; all sites that match one get the same format and ranks. They must have one shape.
         round_to: ranks are multiples of this; "auto", the default, is what the engine computes at once, measured on
-            this machine (16 channels in onnxruntime with AVX-512), and finer in narrow layers.
+            this machine (16 channels in onnxruntime with AVX-512), and finer in narrow layers; without an engine 8 if
+            the smaller side is at least 128, else 1.
         curves: result of `profile`, to try several budgets without computing it again; it fixes `formats` and
             `round_to`.
         done: as for `profile`, without given curves.
@@ -66,7 +67,8 @@ def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes
         example: an input of the batch size that latency is measured with, as for `find`; a latency budget needs it.
             With any other budget the plan then also saves time, as far as the budget allows, and tells how much.
         engine: where the network will run: "torch", "compile", "onnxruntime", "executorch", "cuda",
-            "roofline:FILE.yaml"; by default onnxruntime if it is installed, else torch (`latency.at_hand`).
+            "roofline:FILE.yaml", or "auto": onnxruntime if it is installed, else torch (`latency.at_hand`). Formats and
+            ranks fit it. By default torch for a latency budget, and nothing fits an engine otherwise.
         threads: CPU threads of the engine.
         progress: wraps the sites, for a progress bar.
 

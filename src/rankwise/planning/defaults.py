@@ -19,14 +19,14 @@ DEPTHWISE = "cp3"
 DEPTHWISE_UP_TO = {"onnxruntime": 64, "executorch": 64, "compile": 64}
 
 
-def formats_for(engine: Engine | str, site: Site) -> tuple[str, ...]:
-    """Names of the formats that a site tries by default, for the engine that will run it.
+def formats_for(engine: Engine | str | None, site: Site) -> tuple[str, ...]:
+    """Names of the formats that a site tries by default, for the engine that will run it; None if that is not known.
 
     Example:
         >>> site = Site(name="conv", kind="conv2d", weight_shape=(32, 16, 3, 3))
         >>> formats_for("torch", site), formats_for("onnxruntime", site)
         (('svd', 'spatial_svd', 'tucker2'), ('svd', 'spatial_svd', 'tucker2', 'cp3'))
     """
-    name = engine if isinstance(engine, str) else engine.name
+    name = engine if engine is None or isinstance(engine, str) else engine.name
     narrow = min(site.out_features // site.groups, site.weight_shape[1])
-    return (*DEFAULT_FORMATS, DEPTHWISE) if narrow <= DEPTHWISE_UP_TO.get(name, 0) else DEFAULT_FORMATS
+    return (*DEFAULT_FORMATS, DEPTHWISE) if narrow <= DEPTHWISE_UP_TO.get(name or "", 0) else DEFAULT_FORMATS

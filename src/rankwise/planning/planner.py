@@ -326,7 +326,7 @@ def _curves(model: nn.Module, source: Statistics | Sites, sites: Sites, asked: A
             metric=asked.metric,
             shrink=asked.shrink,
             round_to="auto" if asked.round_to is None else asked.round_to,
-            engine=asked.engine,
+            engine=asked.runs_in(model) if asked.engine or asked.example is not None else None,
             threads=asked.threads,
             only=free,
             done=asked.done,

@@ -14,8 +14,8 @@ from ..formats.front import Front
 from ..formats.multilinear import Multilinear
 from ..formats.multilinear import curves as raced
 from ..formats.weights import site_weight, weight_metrics
-from ..latency import Engine, at_hand, get_engine
-from ..latency.grid import Grid, grid_of
+from ..latency import Engine, get_engine
+from ..latency.grid import Grid, grid_of, rank_step
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
 from ..network.patterns import near
@@ -80,8 +80,9 @@ def profile(
         metric: "input" (the covariance of each site's input), "diagonal" (its diagonal), "fisher" (with the moment of
             the loss's gradients at the output) or "weight" (Frobenius).
         shrink: share of the weight metric, 0 to 1; see `choose_shrinkage`.
-        round_to: ranks are multiples of this; "auto" for what the engine computes at once, see `latency.grid`.
-        engine: where the network will run; by default `latency.at_hand(model)`.
+        round_to: ranks are multiples of this; "auto" for what the engine computes at once, see `latency.grid`; without
+            an engine 8 if the smaller side is at least 128, else 1.
+        engine: where the network will run, if that is known.
         threads: of the engine.
         only: names of the sites to consider; the others only get their dense option.
         done: curves by site that were made with the same arguments; missing ones are added.
@@ -97,7 +98,7 @@ def profile(
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
-    runs_in = get_engine(at_hand(model) if engine is None else engine, threads)
+    runs_in = None if engine is None else get_engine(engine, threads)
     check_step(round_to)
     candidates = in_order(get_formats((*DEFAULT_FORMATS, DEPTHWISE) if formats is None else formats).values())
     if not candidates:
@@ -121,9 +122,12 @@ def profile(
         if formats is None:
             usable = [format for format in usable if format.name in formats_for(runs_in, site)]
         if usable:
-            if round_to == "auto" and grid is None:
+            if round_to == "auto" and runs_in is not None and grid is None:
                 grid = grid_of(runs_in, model)
-            step = int(round_to) if grid is None else grid.step(site)
+            if round_to == "auto":
+                step = rank_step(site) if grid is None else grid.step(site)
+            else:
+                step = int(round_to)
             two_sided, bias = site_metric(source, site, metric, model, shrink), site.chain_bias(metric)
             options += _options(usable, site, site_weight(model, site), two_sided, step, bias)
         curves[site.name] = tuple(options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from torch import nn
 
 from ..formats import Format, SomeFormats, get_format, get_formats, is_registered
-from ..latency import Engine, at_hand, get_engine
+from ..latency import AT_HAND, Engine, at_hand, get_engine
 from ..layers.kinds import site_kind
 from ..metrics import METRICS, FitMetric, get_metric
 from ..network.patterns import matching, near
@@ -145,11 +145,17 @@ class Asked:
     @property
     def is_timed(self) -> bool:
         """Whether an engine shall measure the network: for a budget, or because it is named."""
+        return self.needs_times or self.engine not in (None, AT_HAND)
+
+    @property
+    def measures(self) -> bool:
+        """As `is_timed`, or the engine at hand shall measure it if it can."""
         return self.needs_times or self.engine is not None
 
     def runs_in(self, model: nn.Module) -> Engine:
-        """The engine that is named, else the one at hand; errors as for `get_engine`."""
-        return get_engine(at_hand(unwrap(model)) if self.engine is None else self.engine, self.threads)
+        """The engine that is named, `latency.at_hand` for "auto", torch for none; errors as for `get_engine`."""
+        named = at_hand(unwrap(model)) if self.engine == AT_HAND else self.engine
+        return get_engine("torch" if named is None else named, self.threads)
 
     def check(self, model: nn.Module) -> None:
         """Refuse whatever is wrong by the network's structure alone, without running it; errors as for `choose`."""

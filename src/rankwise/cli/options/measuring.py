@@ -26,7 +26,7 @@ EngineName = Annotated[
         "--engine NAME",
         "Engine that will run the network: torch, compile, onnxruntime, executorch, cuda, or roofline:FILE.yaml for a "
         "device that is not here. The plan fits it and saves time there. auto: onnxruntime where it is installed, else "
-        "torch; none: measure nothing.",
+        "torch; none: plan by counts, and a latency budget for torch.",
     ),
 ]
 Threads = Annotated[int, output("--threads N", "Threads when latency is measured.")]
@@ -78,7 +78,7 @@ class Figured(Measuring):
 class Timed(Measuring):
     """Where the network will run."""
 
-    engine: EngineName = "auto"
+    engine: EngineName = "none"
 
     def check(self) -> None:
         """Refuse an unknown engine, before torch is imported."""
@@ -92,11 +92,9 @@ class Timed(Measuring):
             wanted: whether plans are measured without such a budget if no engine is named.
         """
         if self.engine == UNTIMED:
-            if needed:
-                raise ValueError("--engine none: a latency budget is measured; name an engine, or leave the option out")
-            return {"timed": False}
+            return {"timed": needed, "threads": self.threads} if needed else {"timed": False}
         if self.engine == AT_HAND:
-            return {"timed": needed or wanted, "threads": self.threads}
+            return {"timed": needed or wanted, "engine": AT_HAND, "threads": self.threads}
         from ...latency import get_engine
 
         own = 1 if self.engine.startswith("roofline:") else self.threads  # a described device has none
