@@ -124,10 +124,7 @@ def profile(
         if usable:
             if round_to == "auto" and runs_in is not None and grid is None:
                 grid = grid_of(runs_in, model)
-            if round_to == "auto":
-                step = rank_step(site) if grid is None else grid.step(site)
-            else:
-                step = int(round_to)
+            step = _step(site, round_to, grid)
             two_sided, bias = site_metric(source, site, metric, model, shrink), site.chain_bias(metric)
             options += _options(usable, site, site_weight(model, site), two_sided, step, bias)
         curves[site.name] = tuple(options)
@@ -159,6 +156,13 @@ def _counted(format: Format, site: Site, errors: Iterable[tuple[Ranks, float]], 
         # An embedding multiplies nothing: its factors save parameters, although they add MACs.
         if params < site.params and (macs < site.macs or not site.macs):
             yield Option(format=format.name, ranks=ranks, params=params, macs=macs, error=error)
+
+
+def _step(site: Site, round_to: int | str, grid: Grid | None) -> int:
+    """The step between ranks of a site, for an engine's grid if there is one."""
+    if round_to != "auto":
+        return int(round_to)
+    return rank_step(site) if grid is None else grid.step(site)
 
 
 def in_order(formats: Iterable[Format]) -> list[Format]:
