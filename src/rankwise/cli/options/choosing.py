@@ -91,8 +91,9 @@ class Choosing:
         str | None,
         budget(
             "--formats NAME,NAME",
-            "Formats to choose from, with settings after a colon (stt:slices=4), or auto for all; by default those "
-            "that suit the engine (see `rankwise formats --for ENGINE`). A layer may always stay dense.",
+            "Formats to choose from, with settings after a colon (stt:slices=4), or auto for all; by default svd, "
+            "spatial_svd, tucker2, and what suits the --engine (see `rankwise formats --for ENGINE`). A layer may "
+            "always stay dense.",
         ),
     ] = None
     metric: Annotated[
@@ -133,7 +134,8 @@ class Choosing:
         str,
         budget(
             "--round-to N",
-            "Make ranks multiples of N; auto: what the engine computes at once, measured; finer in narrow layers.",
+            "Make ranks multiples of N; auto: what the --engine computes at once, measured, finer in narrow layers; "
+            "without one 8 in large layers, 1 in small ones.",
         ),
     ] = "auto"
     shrink: Shrink = None
