@@ -69,7 +69,7 @@ OPTIONS = {
         "--threads",
         "--dynamic-axes",
     },
-    "formats": {"[NAME]", "--conv", "--linear", "--json", "--debug", "--help"},
+    "formats": {"[NAME]", "--conv", "--linear", "--for", "--threads", "--json", "--debug", "--help"},
     "verify": {"PATH", "--json", "--debug", "--help"},
     "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
     "demo": SHARED | {"--out", "--threads"},

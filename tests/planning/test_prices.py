@@ -69,7 +69,7 @@ def test_counted_prices_are_known_beforehand(net: Net, plan: rw.Plan) -> None:
     assert prices.usable(options) is options
     assert not prices.learn(plan)
     assert not prices.doubts({"macs": 0.5}, lambda unit: plan)
-    assert prices.settled(lambda: plan, {"macs": 0.5}) is plan
+    assert prices.settled(lambda amounts, usable=True: plan, {"macs": 0.5}, lambda unit: 0.1) is plan
 
 
 def test_a_further_unit_is_counted_like_the_others(net: Net) -> None:

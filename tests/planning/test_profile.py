@@ -12,8 +12,10 @@ from torch import nn
 
 from rankwise import FORMATS, Statistics, collect, find, profile
 from rankwise.formats.both_sides import fit
+from rankwise.formats.ladders import steps
 from rankwise.formats.svd import SVD
 from rankwise.formats.weights import site_weight
+from rankwise.latency.grid import grid_of
 from rankwise.latency.roofline import Device, RooflineEngine
 from rankwise.plan import dense_option
 from rankwise.planning.profile import in_order, site_metric
@@ -94,11 +96,12 @@ def test_ranks_are_rounded(net: tuple[nn.Module, Statistics]) -> None:
 
 def test_ranks_fit_the_engine(net: tuple[nn.Module, Statistics]) -> None:
     model, stats = net
-    device = Device(name="paper", peak=1e9, bandwidth=1e12, tile=4)
-    for name, curve in profile(model, stats, engine=RooflineEngine(device)).items():
+    engine = RooflineEngine(Device(name="paper", peak=1e9, bandwidth=1e12, tile=16))
+    for name, curve in profile(model, stats, engine=engine).items():
+        step = grid_of(engine, model).step(stats.sites[name])
         for option in curve[1:]:
             limits = FORMATS[option.format].limits(stats.sites[name])
-            assert all(r < 4 or r % 4 == 0 or r == limit for r, limit in zip(option.ranks, limits, strict=True))
+            assert all(rank in steps(limit, step) for rank, limit in zip(option.ranks, limits, strict=True))
 
 
 def test_formats_fit_the_engine(net: tuple[nn.Module, Statistics]) -> None:

@@ -74,7 +74,6 @@ def test_mistakes_are_found_before_anything_is_read_or_run(wishes: dict[str, Any
         ({"rule": "sensitivity"}, "has to try plans: pass evaluate="),
         ({"target_drop": 1.0}, "target_drop and drop go together"),
         ({"minimise": "params"}, "no effect without target_drop"),
-        ({"engine": "onnxruntime"}, "only for latency budgets"),
         ({"keep": {"latency": 0.5}, "engine": "tpu"}, "unknown engine 'tpu'"),
     ],
 )

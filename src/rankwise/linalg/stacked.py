@@ -21,6 +21,8 @@ def stacked(metrics: Sequence[Metric]) -> Metric:
     different kinds are stacked as matrices.
 
     Example:
+        >>> import torch
+        >>> from rankwise.linalg.metric import Dense
         >>> both = stacked([Dense(torch.eye(2)), Dense(3 * torch.eye(2))])
         >>> both.times(torch.ones(2, 1, 2)).tolist()
         [[[1.0, 1.0]], [[3.0, 3.0]]]

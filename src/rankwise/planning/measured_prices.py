@@ -123,6 +123,12 @@ class MeasuredPrices(Prices):
             )
         return best
 
+    def _predicted(self, plan: Plan, measured: Plan) -> Plan:
+        """A plan that was measured before, as it is predicted now."""
+        assert measured.latency is not None
+        now = {"predicted": plan.planned[Latency.name] / 1000, "corrections": self.meter.corrections}
+        return replace(plan, latency=replace(measured.latency, **now))
+
     def _checked(self, draft: Draft, amounts: Mapping[str, float], checks: int) -> list[Plan]:
         """Measured plans, each made with what those before it taught; the last one uses what the budget allows."""
         limit = self.limit(Latency.name, amounts[Latency.name])
@@ -134,7 +140,8 @@ class MeasuredPrices(Prices):
                 if not checked:
                     raise
                 break
-            if any(_same(plan, other) for other in checked):
+            if again := [place for place, other in enumerate(checked) if _same(plan, other)]:
+                checked[again[0]] = self._predicted(plan, checked[again[0]])
                 break
             plan = replace(plan, latency=self.meter.check(plan))
             checked.append(plan)

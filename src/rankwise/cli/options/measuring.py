@@ -97,7 +97,8 @@ class Timed(Measuring):
             return {"timed": needed or wanted, "engine": AT_HAND, "threads": self.threads}
         from ...latency import get_engine
 
-        own = 1 if self.engine.startswith("roofline:") else self.threads  # a described device has none
+        # A described device has no threads: with figures, the option is for these.
+        own = 1 if isinstance(self, Figured) and self.engine.startswith("roofline:") else self.threads
         return {"timed": True, "engine": get_engine(self.engine, own)}
 
 
