@@ -24,7 +24,7 @@ def stacked(metrics: Sequence[Metric]) -> Metric:
         >>> import torch
         >>> from rankwise.linalg.metric import Dense
         >>> both = stacked([Dense(torch.eye(2)), Dense(3 * torch.eye(2))])
-        >>> both.times(torch.ones(2, 1, 2)).tolist()
+        >>> both.times(torch.ones(2, 1, 2).double()).tolist()
         [[[1.0, 1.0]], [[3.0, 3.0]]]
     """
     first = metrics[0]

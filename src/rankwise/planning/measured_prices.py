@@ -126,8 +126,9 @@ class MeasuredPrices(Prices):
     def _predicted(self, plan: Plan, measured: Plan) -> Plan:
         """A plan that was measured before, as it is predicted now."""
         assert measured.latency is not None
-        now = {"predicted": plan.planned[Latency.name] / 1000, "corrections": self.meter.corrections}
-        return replace(plan, latency=replace(measured.latency, **now))
+        predicted = plan.planned[Latency.name] / 1000
+        now = replace(measured.latency, predicted=predicted, corrections=self.meter.corrections)
+        return replace(plan, latency=now)
 
     def _checked(self, draft: Draft, amounts: Mapping[str, float], checks: int) -> list[Plan]:
         """Measured plans, each made with what those before it taught; the last one uses what the budget allows."""
