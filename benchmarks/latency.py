@@ -31,13 +31,14 @@ from rankwise.latency.roofline import RooflineEngine
 from rankwise.latency.roofline_fit import measured_device
 from rankwise.latency.table import Table
 from rankwise.plan import dense_option
-from rankwise.planning.measured_prices import VECTOR
 
 COLUMNS = (
     *("network", "what", "engine", "dense_ms", "blind_ms", "predicted_ms", "measured_ms", "ratio", "speedup", "off"),
     *("macs_ratio", "of_macs", "top1", "agreement", "against_macs", "least", "layers", "layer_error", "share_error"),
     "seconds",
 )
+# Ranks that fill the vectors of the engine.
+VECTOR = 16
 PARTS = ("networks", "accuracy", "roofline")
 TRAINED = ("resnet20", "resnet32")
 # What the figures are held against: time at half, how far a prediction may be off, speed-up per saved MAC.
