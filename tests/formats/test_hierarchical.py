@@ -101,7 +101,7 @@ def test_start_and_fit_are_within_the_bound_of_the_best(format: str, site: Site,
     best = math.inf
     for seed in range(3):
         others = [random(*network.shape(letters), seed=10 * seed + n) for n, letters in enumerate(network.factors)]
-        found = multilinear.fit(W.flatten(1), metric, network.equation, others, 200, 1e-6)
+        found = multilinear.fit(W.flatten(1), metric, network.equation, others, multilinear.Effort(200, 1e-6, 8))
         best = min(best, found.error)
     assert missed <= bound * best
     fit = form.fit(site, W, weight_metrics(site), ranks).error * float(W.square().sum())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rankwise.linalg.diagonal import Diagonal
+from rankwise.linalg.later import Later
 from rankwise.linalg.metric import Dense, Identity, Metric, Sampled
 from rankwise.linalg.stacked import chosen, stacked
 
@@ -30,10 +31,11 @@ def metrics_of(kind: str) -> Sequence[Metric]:
         "identity": [Identity(D)] * 3,
         "mixed": [dense[0], Identity(D), Sampled(moments[1][:5], 0.3)],
         "shared": [dense[0]] * 3,
+        "later": [Later(lambda metric=metric: metric, D, metric.device) for metric in dense],
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["dense", "sampled", "diagonal", "identity", "mixed", "shared"])
+@pytest.mark.parametrize("kind", ["dense", "sampled", "diagonal", "identity", "mixed", "shared", "later"])
 def test_each_problem_has_its_own_metric(kind: str) -> None:
     metrics, M_GTD = metrics_of(kind), normal(3, T, D, seed=9)
     for places in ([0, 1, 2], [2, 0]):

@@ -134,15 +134,18 @@ def _convolutions() -> dict[str, tuple[nn.Module, Input]]:
         first, last = nn.Conv2d(CHANNELS, rank, 1, bias=False), nn.Conv2d(rank, CHANNELS, 1, bias=False)
         return nn.Sequential(first, nn.Conv2d(rank, rank, 3, padding=1, bias=False), last)
 
-    return {time_name("convolution", rank): (chain(rank), given) for rank in RANKS}
+    with torch.device("meta"):
+        return {time_name("convolution", rank): (chain(rank), given) for rank in RANKS}
 
 
 def _linears() -> dict[str, tuple[nn.Module, Input]]:
     given, wide = Input((ROWS, 4 * CHANNELS), torch.float32), 4 * CHANNELS
-    return {
-        time_name("linear", rank): (nn.Sequential(nn.Linear(wide, rank, bias=False), nn.Linear(rank, wide)), given)
-        for rank in RANKS
-    }
+
+    def chain(rank: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(wide, rank, bias=False), nn.Linear(rank, wide))
+
+    with torch.device("meta"):
+        return {time_name("linear", rank): (chain(rank), given) for rank in RANKS}
 
 
 def _work(chain: tuple[nn.Module, Input], device: torch.device) -> Work:

@@ -103,7 +103,12 @@ def layers_of(model: nn.Module, site: Site, option: Option, bias: bool) -> Itera
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """The module with random values of usual size: denormal numbers would take longer."""
+    """The module with random values of usual size: denormal numbers would take longer. One on "meta" comes to the CPU.
+
+    Modules that are made on "meta" draw none of the user's random numbers.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        module = module.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -36,15 +36,7 @@ def measured_device(engine: Engine) -> Device:
         >>> from rankwise.latency import get_engine
         >>> measured_device(get_engine("torch")).save("cpu.yaml")  # doctest: +SKIP
     """
-    layers: dict[str, tuple[nn.Module, tuple[int, ...], float]] = {  # layer, its input, MACs or bytes
-        "convolution": (nn.Conv2d(256, 256, 3, padding=1), (1, 256, 28, 28), 28**2 * 9 * 256**2),
-        "linear": (nn.Linear(1024, 1024), (256, 1024), 256 * 1024**2),
-        "row": (nn.Linear(4096, 4096), (1, 4096), 4 * 4096**2),
-        "small": (nn.Linear(16, 16), (1, 16), 0.0),
-        "small in a row": (nn.Sequential(*[nn.Linear(16, 16) for _ in range(LAYERS)]), (1, 16), 0.0),
-    }
-    for channels in CHANNELS:
-        layers[f"{channels} channels"] = nn.Conv2d(64, channels, 3, padding=1), (1, 64, 28, 28), 0.0
+    layers = _layers()
     works = {
         name: work_of(randomised(layer), Input(shape, torch.float32)) for name, (layer, shape, _) in layers.items()
     }
@@ -61,3 +53,18 @@ def measured_device(engine: Engine) -> Device:
         tile=min(TILES, key=misfit),
         overhead=max(0.0, (times["small in a row"] - times["small"]) / (LAYERS - 1)),
     )
+
+
+def _layers() -> dict[str, tuple[nn.Module, tuple[int, ...], float]]:
+    """What is measured: a layer, the shape of its input, and its MACs or bytes."""
+    with torch.device("meta"):
+        layers = {
+            "convolution": (nn.Conv2d(256, 256, 3, padding=1), (1, 256, 28, 28), 28**2 * 9 * 256**2),
+            "linear": (nn.Linear(1024, 1024), (256, 1024), 256 * 1024**2),
+            "row": (nn.Linear(4096, 4096), (1, 4096), 4 * 4096**2),
+            "small": (nn.Linear(16, 16), (1, 16), 0.0),
+            "small in a row": (nn.Sequential(*[nn.Linear(16, 16) for _ in range(LAYERS)]), (1, 16), 0.0),
+        }
+        for channels in CHANNELS:
+            layers[f"{channels} channels"] = nn.Conv2d(64, channels, 3, padding=1), (1, 64, 28, 28), 0.0
+        return layers

@@ -15,6 +15,7 @@ Letters: T outputs, D inputs, K the smaller of both, R rank.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -128,10 +129,17 @@ def _spectrum(R_KD: Tensor, metric: Metric, useful: int) -> tuple[Tensor, Tensor
     """`R Sigma R^T` and its eigenvalues, in float32 if the sum of those after the first `useful` allows it."""
     if WEIGHTS[0] < float(R_KD.abs().max()) < WEIGHTS[1]:
         K_KK = metric.to(torch.float32).inner(R_KD.float())
-        if ENERGIES[0] < float(K_KK.diagonal().sum()) < ENERGIES[1]:
-            values_K = torch.linalg.eigvalsh(K_KK).double().flip(0).clamp_min(0)
-            noise = NOISE * 2**-24 * float(torch.linalg.vector_norm(values_K))
-            if float(values_K[useful:].sum()) * TOLERANCE > noise:
-                return K_KK, values_K
+        values_K = _single_eigenvalues(K_KK)
+        noise = NOISE * 2**-24 * float(torch.linalg.vector_norm(values_K))
+        if float(values_K[useful:].sum()) * TOLERANCE > noise:
+            return K_KK, values_K
     K_KK = metric.inner(R_KD.double())
     return K_KK, eigenvalues(K_KK)
+
+
+def _single_eigenvalues(K_KK: Tensor) -> Tensor:
+    """Eigenvalues, descending; zeros where float32 cannot give them."""
+    if ENERGIES[0] < float(K_KK.diagonal().sum()) < ENERGIES[1]:
+        with suppress(torch.linalg.LinAlgError):
+            return torch.linalg.eigvalsh(K_KK).double().flip(0).clamp_min(0)
+    return torch.zeros(len(K_KK), dtype=torch.float64, device=K_KK.device)

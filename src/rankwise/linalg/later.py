@@ -35,6 +35,9 @@ class Later(Metric):
         self.dim = dim
         self.device = device
 
+    def concrete(self) -> Metric:
+        return self.made
+
     @cached_property
     def made(self) -> Metric:
         """The metric itself."""

@@ -81,7 +81,10 @@ def leading(K_NN: Tensor, values_N: Tensor, rank: int) -> tuple[Tensor, float] |
     for place, degree in enumerate(degrees + degrees[-1:] * REPEATS):
         X_NM = torch.linalg.qr(torch.cat([lead_NK, filter(X_NM[:, -width:], degree)], dim=1)).Q
         if place >= len(degrees) - 1:
-            U_NR, held = _best(K_NN, X_NM, rank)
+            try:
+                U_NR, held = _best(K_NN, X_NM, rank)
+            except torch.linalg.LinAlgError:
+                return None
             if best - held <= allowed:
                 return U_NR, held
     return None

@@ -75,6 +75,10 @@ class Metric(ABC):
         """`trace(M Sigma M^T)`."""
         return float((self.times(M_TD) * M_TD).sum())
 
+    def concrete(self) -> Metric:
+        """The metric itself, where this one is only made when it is needed."""
+        return self
+
     def to(self, dtype: torch.dtype) -> Metric:
         """The same metric in another precision, for steps that are corrected later."""
         result = copy.copy(self)

@@ -27,6 +27,7 @@ def stacked(metrics: Sequence[Metric]) -> Metric:
         >>> both.times(torch.ones(2, 1, 2).double()).tolist()
         [[[1.0, 1.0]], [[3.0, 3.0]]]
     """
+    metrics = [metric.concrete() for metric in metrics]
     first = metrics[0]
     if all(metric is first for metric in metrics):
         metrics = [first]

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .padding import Tables
 
+ROUNDING = 1e-14  # lines that are lower by this share are not
+
 
 def multiplier(problem: Tables, within_S: Tensor) -> tuple[float, Tensor]:
     """The multiplier that maximises the dual function, and a plan within the limit that is the best one for it.
@@ -41,8 +43,8 @@ def multiplier(problem: Tables, within_S: Tensor) -> tuple[float, Tensor]:
         slope = (within[0] - over[0]) / (over[1] - within[1])
         chosen_S = (losses_SO + slope * costs_SO).argmin(1)
         loss, cost = line(chosen_S)
-        # A plan below that point costs more than one and less than the other; rounding may say otherwise.
-        if not within[1] < cost < over[1] or not loss + slope * cost < over[0] + slope * over[1]:
+        meet = min(own_loss + slope * own_cost for own_loss, own_cost in (over, within))
+        if loss + slope * cost >= meet - ROUNDING * (abs(loss) + slope * abs(cost)):
             return slope, within_S
         if cost <= limit:
             within, within_S = (loss, cost), chosen_S
