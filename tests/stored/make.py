@@ -1,7 +1,7 @@
 """Stored files of every kind, as one version writes them, for `test_stored.py` to read with later ones.
 
-Those beside this script are of commit b3fc2db, before modules were put together by concept; the measured times are of a later one, since
-times of layers are taken in another way by now and earlier ones are not read:
+Those beside this script are of commit b3fc2db, before modules were put together by concept; the measured
+times are of a later one, since times of layers are taken in another way by now and earlier ones are not read:
 
     PYTHONPATH=<checkout of b3fc2db>/src python tests/stored/make.py
 
