@@ -6,8 +6,8 @@ optimum  random tables of 14 sites within one budget, against branch and cut (Hi
          plan is the best of all, and the largest excess of its loss in per cent; `walk` is the method used before
 time     CPU seconds for 14 to 300 sites within one to three budgets; `gap` bounds in per cent how much less another
          plan can lose, `filled` is the share of the limit that is filled most
-plan     `Planner.plan` on ResNet-20 with every rank of svd, spatial_svd and tucker2: function calls of the first plan by
-         a planner, its CPU seconds, and those of a further plan
+plan     `Planner.plan` on ResNet-20 with every rank of svd, spatial_svd and tucker2: function calls of the first plan
+         by a planner, its CPU seconds, and those of a further plan
 
 Three kinds of tables: `uniform` losses and costs have nothing to do with each other; `decaying` ones have one rank, and
 losses that fall with it like the tail of a spectrum, with a little noise; `two ranks` are like partial Tucker, with the
