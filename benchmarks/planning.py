@@ -1,11 +1,13 @@
 """Choice of ranks once curves are known: how often plans are the best of all, and what that takes.
 
-    python -m benchmarks.planning [--parts optimum time] [--quick] [--seed N] [--json FILE]
+    python -m benchmarks.planning [--parts optimum time plan] [--quick] [--seed N] [--json FILE]
 
 optimum  random tables of 14 sites within one budget, against branch and cut (HiGHS, from scipy): share of tables whose
          plan is the best of all, and the largest excess of its loss in per cent; `walk` is the method used before
 time     CPU seconds for 14 to 300 sites within one to three budgets; `gap` bounds in per cent how much less another
          plan can lose, `filled` is the share of the limit that is filled most
+plan     `Planner.plan` on ResNet-20 with every rank of svd, spatial_svd and tucker2: function calls of the first plan
+         by a planner, its CPU seconds, and those of a further plan
 
 Three kinds of tables: `uniform` losses and costs have nothing to do with each other; `decaying` ones have one rank, and
 losses that fall with it like the tail of a spectrum, with a little noise; `two ranks` are like partial Tucker, with the
@@ -15,6 +17,7 @@ dense option. Further units weight the ranks differently, as MACs do compared wi
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import math
 import random
@@ -22,12 +25,13 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from benchmarks.common import Row, parser, report, start
+from benchmarks.common import Row, networks, parser, report, start
 from benchmarks.walk import walked
 
 Lists = list[list[float]]
 
 COLUMNS = ("kind", "sites", "options", "budgets", "method", "tables", "best", "excess", "seconds", "gap", "filled")
+COLUMNS += ("unit", "calls", "first", "further")
 SHARES = (0.3, 0.27, 0.33)
 SIZES = ((14, 200), (100, 300), (300, 1500))
 
@@ -162,7 +166,34 @@ def seconds(arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
-PARTS = {"optimum": optimum, "time": seconds}
+def planner(arguments: argparse.Namespace) -> list[Row]:
+    """CPU seconds and function calls of plans."""
+    import torch
+
+    import rankwise as rw
+    from rankwise.planning.request import Request
+
+    model = networks().resnet20().eval()
+    sites = rw.find(model, torch.zeros(1, 3, 32, 32))
+    curves = rw.profile(model, sites, metric="weight", formats=("svd", "spatial_svd", "tucker2"), round_to=1)
+    rows: list[Row] = []
+    for unit in ("macs", "params", "bytes"):
+        request = Request(rule=rw.get_rule("knapsack"), keep={unit: 0.5})
+        made = [rw.Planner.of(model, sites, metric="weight", curves=curves) for _ in range(3)]
+        profiled = cProfile.Profile()
+        profiled.runcall(made[0].plan, request)
+        taken = []
+        for own in (made[1], made[2], made[2]):
+            begin = time.process_time()
+            own.plan(request)
+            taken.append(time.process_time() - begin)
+        row: Row = {"kind": "resnet20", "sites": len(sites), "options": sum(map(len, curves.values())), "unit": unit}
+        row |= {"calls": sum(entry.callcount for entry in profiled.getstats())}
+        rows.append({**row, "first": min(taken[:2]), "further": taken[2]})
+    return rows
+
+
+PARTS = {"optimum": optimum, "time": seconds, "plan": planner}
 
 
 def main() -> None:

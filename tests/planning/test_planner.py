@@ -76,6 +76,15 @@ def test_by_the_default_the_layers_keep_most_together(net: Net, curves: Any) -> 
     assert all(total("knapsack") <= total(name) for name in ("minimax", "uniform", "energy", "effective_rank"))
 
 
+@pytest.mark.parametrize("unit", ["params", "macs", "bytes"])
+def test_a_larger_budget_never_loses_more(net: Net, curves: Any, unit: str) -> None:
+    keeps = [{unit: 0.2 + 0.04 * step} for step in range(20)]
+    plans = [choose(*net, keep=keep, curves=curves, refine=False) for keep in keeps]
+    assert all(plan.planned[unit] <= keep[unit] * plan.dense[unit] for plan, keep in zip(plans, keeps, strict=True))
+    assert all(lost(large) <= lost(small) + 1e-12 for small, large in pairwise(plans))
+    assert lost(plans[-1]) < lost(plans[0])
+
+
 @pytest.mark.parametrize("metric", ["input", "weight"])
 @pytest.mark.parametrize("name", ["stem", "block2.conv1", "block2.downsample.0", "head"])
 def test_spectra_are_those_of_the_unfoldings(net: Net, metric: str, name: str) -> None:

@@ -64,6 +64,29 @@ def test_shares_and_numbers(net: Net) -> None:
     assert str(error.value) == NEEDS_EXAMPLE
 
 
+@pytest.mark.parametrize("unit", [unit.name for unit in COUNTED])
+def test_a_curve_is_priced_once(net: Net, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sites = net
+    curves = rw.profile(model, sites, metric="weight", formats=["svd"])
+    prices, curve = Prices(model, sites), curves["stem"]
+    table = prices.table(sites["stem"], curve, unit)
+    assert list(table) == list(prices.of(sites["stem"], curve, unit))
+    monkeypatch.setattr(prices, "of", lambda *_: pytest.fail("priced again"))
+    assert prices.table(sites["stem"], curve, unit) is table
+    monkeypatch.undo()
+    assert list(prices.table(sites["stem"], curve[1:], unit)) == list(table)[1:]
+    twice = prices.together([(sites["stem"], curve)] * 2, unit)
+    assert list(twice) == [2 * cost for cost in prices.table(sites["stem"], curve, unit)]
+
+
+def test_measured_prices_are_asked_each_time(net: Net) -> None:
+    hours, sites = Hours(), net[1]
+    prices, curve = Prices(*net, measured=[Latency(hours, sites)]), (dense_option(sites["stem"]),)
+    assert list(prices.table(sites["stem"], curve, "latency")) == [100.0]
+    hours.costs = lambda site, options: [50.0 for _ in options]  # type: ignore[method-assign]
+    assert list(prices.table(sites["stem"], curve, "latency")) == [50.0]
+
+
 def test_counted_prices_are_known_beforehand(net: Net, plan: rw.Plan) -> None:
     prices, options = Prices(*net), {"stem": ((dense_option(net[1]["stem"]),), "")}
     assert prices.usable(options) is options

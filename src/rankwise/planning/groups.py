@@ -34,6 +34,8 @@ class SiteGroup:
     @cached_property
     def options(self) -> Curve:
         """What a rule chooses from: counts and errors are sums over the sites."""
+        if len(self.curves) == 1:
+            return self.curves[self.name]
         return tuple(map(summed, zip(*self.curves.values(), strict=True)))
 
     @cached_property
@@ -42,8 +44,16 @@ class SiteGroup:
 
     def own(self, option: Option) -> dict[str, Option]:
         """What an option of the group means for each of its sites."""
-        place = self._places[option.format, option.ranks]
-        return {name: curve[place] for name, curve in self.curves.items()}
+        return {name: curve[0] for name, curve in self.curves_of((option,)).items()}
+
+    def curves_of(self, options: Curve) -> Mapping[str, Curve]:
+        """What some options of the group mean for each of its sites."""
+        if options is self.options:
+            return self.curves
+        if len(self.curves) == 1:
+            return {self.name: options}
+        places = [self._places[option.format, option.ranks] for option in options]
+        return {name: tuple(curve[place] for place in places) for name, curve in self.curves.items()}
 
     def told(self, why: str) -> str:
         """A rule's reason, marked as one for the whole group."""

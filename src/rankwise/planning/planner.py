@@ -257,15 +257,11 @@ class Planner:
         return (cost + self.prices.rest(unit)) / self.prices.dense[unit]
 
     def _candidates(self, group: SiteGroup, options: Curve, units: Collection[str]) -> Candidates:
-        own = [group.own(option) for option in options]
-        members = [(self.sites[name], [each[name] for each in own]) for name in group.curves]
+        members = [(self.sites[name], curve) for name, curve in group.curves_of(options).items()]
         return Candidates(
             name=group.name,
             options=options,
-            costs={
-                unit: [sum(each) for each in zip(*(self.prices.of(*member, unit) for member in members), strict=True)]
-                for unit in units
-            },
+            costs={unit: self.prices.together(members, unit) for unit in units},
             dense=summed([dense_option(site) for site, _ in members]),
             spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
             importance=lambda: mean(self.importance(name) for name in group.curves),

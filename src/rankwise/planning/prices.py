@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -50,6 +51,7 @@ class Prices:
         measured: Sequence[Unit] = (),
     ) -> None:
         self._sites = sites
+        self._tables: dict[tuple[str, str], tuple[Curve, array[float]]] = {}  # by site and unit, the last curve's costs
         self.units: dict[str, Unit] = {unit.name: unit(model, sites, formats) for unit in COUNTED}
         self.units |= {unit.name: unit for unit in measured}
         self.dense = self.planned(())
@@ -61,6 +63,19 @@ class Prices:
     def of(self, site: Site, options: Sequence[Option], unit: str) -> Sequence[float]:
         """Cost of every option of a site."""
         return self[unit].costs(site, options)
+
+    def table(self, site: Site, curve: Curve, unit: str) -> array[float]:
+        """Cost of every option of a curve, computed once for each curve unless it is measured."""
+        known, costs = self._tables.get((site.name, unit), (None, array("d")))
+        if known is not curve or self[unit].is_measured:
+            costs = array("d", self.of(site, curve, unit))
+            self._tables[site.name, unit] = curve, costs
+        return costs
+
+    def together(self, members: Sequence[tuple[Site, Curve]], unit: str) -> array[float]:
+        """Cost of every option of several sites that have the same."""
+        first, *others = (self.table(site, curve, unit) for site, curve in members)
+        return array("d", map(sum, zip(first, *others, strict=True))) if others else first
 
     def rest(self, unit: str) -> float:
         """Cost of the network outside its sites; a time may be negative, as layers take longer alone."""

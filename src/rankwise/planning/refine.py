@@ -107,7 +107,7 @@ def _rivals(
 def _best(planner: Planner, name: str, chosen: Option, keep: Mapping[str, float]) -> list[Option]:
     """The best option of each format at no greater cost than the chosen one."""
     options = planner.options[name][0]
-    costs = [planner.prices.of(planner.sites[name], options, unit) for unit in keep]
+    costs = [planner.prices.table(planner.sites[name], options, unit) for unit in keep]
     own, best = options.index(chosen), dict[str, Option]()
     for place, option in enumerate(options):
         if all(cost[place] <= cost[own] for cost in costs):

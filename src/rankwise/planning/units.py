@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -106,20 +107,21 @@ class Bytes(Counted):
     def planned(self, rows: Sequence[PlanRow]) -> float:
         built = self._built(rows)
         gone = [name for _, site in built for name in (site.name, *site.aliases)]
-        return stored_bytes(self._model, without=gone) + sum(self._chain(site, row) for row, site in built)
+        return stored_bytes(self._model, without=gone) + sum(self._chain(site)(row) for row, site in built)
 
     def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
         if site.name not in self._freed:
             others = stored_bytes(self._model, without=(site.name, *site.aliases))
             self._freed[site.name] = self.planned(()) - others
         own = self._freed[site.name]
-        return tuple([own if option.format == DENSE else self._chain(site, option) for option in options])
+        chain = self._chain(site)
+        return tuple([own if option.format == DENSE else chain(option) for option in options])
 
-    def _chain(self, site: Site, built: Option | PlanRow) -> int:
-        """Bytes of a chain: numbers of the weight's width, and indices."""
-        width = torch.empty((), dtype=getattr(torch, site.dtype)).element_size()
-        format = get_format(built.format, self._formats)
-        return built.params * width + 4 * format.indices(site, tuple(built.ranks))
+    def _chain(self, site: Site) -> Callable[[Option | PlanRow], int]:
+        """Bytes of a site's chains: numbers of the weight's width, and indices."""
+        width = getattr(torch, site.dtype).itemsize
+        format_of = cache(partial(get_format, formats=self._formats))
+        return lambda built: built.params * width + 4 * format_of(built.format).indices(site, tuple(built.ranks))
 
 
 class Times(Protocol):

@@ -74,7 +74,7 @@ class Bayesian(Rule):
             """The knapsack for some multipliers."""
             factors = [multipliers[name] if name else 1.0 for name in groups]
             pairs = zip(problem.sites, factors, strict=True)
-            return least(problem, [[factor * loss for loss in losses(site)] for site, factor in pairs])
+            return least(problem, [factor * losses(site) for site, factor in pairs])
 
         def tried(multipliers: Mapping[str, float]) -> float:
             assert problem.evaluate is not None

@@ -1,4 +1,7 @@
-"""The default rule: all sites together keep as much of their outputs as the budgets allow."""
+"""The default rule: all sites together keep as much of their outputs as the budgets allow.
+
+Letters: O options of a site.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from .base import Candidates, Pick, Problem, Rule, described
-from .solvers import least_loss
+from .solvers import Values, least_loss
 
 LEAST_KEPT = 1e-6  # an option that loses everything gets a finite loss, so that plans that need it can be compared
 
@@ -34,9 +40,10 @@ class Knapsack(Rule):
         return least(problem, [losses(site) for site in problem.sites])
 
 
-def losses(site: Candidates) -> list[float]:
+def losses(site: Candidates) -> Tensor:
     """The loss of every option of a site; for tied sites, whose errors are sums, each has the loss of their mean."""
-    return [site.members * loss(option.error / site.members) for option in site.options]
+    errors_O = torch.tensor([option.error for option in site.options], dtype=torch.float64)
+    return -site.members * (1 - errors_O / site.members).clamp_min(LEAST_KEPT).log()
 
 
 def loss(error: float) -> float:
@@ -54,7 +61,7 @@ def check_limits(problem: Problem) -> None:
     least(problem, [[0.0] * len(site.options) for site in problem.sites])
 
 
-def least(problem: Problem, losses: Sequence[Sequence[float]]) -> list[Pick]:
+def least(problem: Problem, losses: Sequence[Values]) -> list[Pick]:
     """Picks with the least sum of losses, within the problem's limits; a BudgetError if there are none."""
     costs = [list(site.costs.values()) for site in problem.sites]
     chosen = least_loss(losses, costs, list(problem.limits.values()))

@@ -17,12 +17,12 @@ from .errors import BudgetError
 from .exact import Solution, best_plan
 from .exchanges import least_shares
 from .one_budget import knapsack
-from .padding import Costs, Tables
+from .padding import Costs, Tables, Values
 
 logger = logging.getLogger("rankwise")
 
 
-def least_loss(losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
+def least_loss(losses: Sequence[Values], costs: Sequence[Costs], limits: Sequence[float]) -> list[int]:
     """The index of the chosen option of every site.
 
     Args:
@@ -81,4 +81,4 @@ def _cheapest(problem: Tables) -> Tensor:
     return chosen_S
 
 
-__all__ = ["BudgetError", "Solution", "Tables", "least_loss", "solve"]
+__all__ = ["BudgetError", "Solution", "Tables", "Values", "least_loss", "solve"]

@@ -6,6 +6,7 @@ Letters: S sites, O options (the longest list; shorter ones padded with infinite
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-Costs = Sequence[Sequence[float]]  # costs of a site's options, for every unit
+Values = Sequence[float] | Tensor  # losses or costs of a site's options
+Costs = Sequence[Values]  # for every unit
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Tables:
     limits_U: Tensor
 
     @classmethod
-    def of(cls, losses: Sequence[Sequence[float]], costs: Sequence[Costs], limits: Sequence[float]) -> Tables:
+    def of(cls, losses: Sequence[Values], costs: Sequence[Costs], limits: Sequence[float]) -> Tables:
         """From `losses[site][option]` and `costs[site][unit][option]`.
 
         An infinite loss becomes finite, and worse than any sum of finite ones.
@@ -69,6 +71,11 @@ class Tables:
         return all(sum(costs) <= limit for costs, limit in zip(costs_US, self.limits_U.tolist(), strict=True))
 
 
-def _padded(lists: Sequence[Sequence[float]], value: float) -> Tensor:
-    rows = [torch.as_tensor(own, dtype=torch.float64) for own in lists]
+def _padded(lists: Sequence[Values], value: float) -> Tensor:
+    rows = [
+        torch.frombuffer(own, dtype=torch.float64)
+        if isinstance(own, array)
+        else torch.as_tensor(own, dtype=torch.float64)
+        for own in lists
+    ]
     return pad_sequence(rows, batch_first=True, padding_value=value)
