@@ -126,8 +126,9 @@ def _root(W_TD: Tensor) -> tuple[Tensor, bool]:
 
 def _spectrum(R_KD: Tensor, metric: Metric, useful: int) -> tuple[Tensor, Tensor]:
     """`R Sigma R^T` and its eigenvalues, in float32 if the sum of those after the first `useful` allows it."""
-    if WEIGHTS[0] < float(R_KD.abs().max()) < WEIGHTS[1]:
-        K_KK = metric.to(torch.float32).inner(R_KD.float())
+    single_KD = R_KD.float()
+    if WEIGHTS[0] < float(single_KD.abs().max()) < WEIGHTS[1]:
+        K_KK = metric.to(torch.float32).inner(single_KD)
         if ENERGIES[0] < float(K_KK.diagonal().sum()) < ENERGIES[1]:
             values_K = torch.linalg.eigvalsh(K_KK).double().flip(0).clamp_min(0)
             noise = NOISE * 2**-24 * float(torch.linalg.vector_norm(values_K))
