@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.reads import Reads
 from torch import Tensor
 
-from rankwise.linalg.symmetric import cholesky, eigh, orthonormal, product
+from rankwise.linalg.symmetric import cholesky, eigh, orthonormal, product, symmetric_part
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -117,6 +117,12 @@ def test_symmetric_products(N: int) -> None:
     scaled = root * torch.linspace(1, 3, 40)
     torch.testing.assert_close(product(scaled, root), scaled @ root.mT)
     assert torch.equal(product(root, root)[-500:, :-1000], product(root, root)[:-1000, -500:].mT)
+
+
+@pytest.mark.parametrize("N", [3, 600])
+def test_symmetric_parts(N: int) -> None:
+    K_NN = torch.randn(N, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(symmetric_part(K_NN), (K_NN + K_NN.mT) / 2)
 
 
 def test_a_cholesky_factor_takes_one_read() -> None:

@@ -16,7 +16,7 @@ from ..layers.kinds import Role, spatial_dims
 from ..layers.low_rank import LowRankLayer
 from ..layers.modules import Stacked, TransposedLinear
 from ..linalg.metric import Metric
-from ..linalg.reduced_rank import balance, energies, energy, truncate
+from ..linalg.reduced_rank import balance, energies, energy, multiply, truncate
 from ..linalg.two_uses import TwoUses
 from ..network.site import Site
 from ..network.ties import is_table
@@ -90,7 +90,7 @@ class SVD(Format):
                 total += energy(W_TD, metric)
         U, V = zip(*pairs, strict=True)
         tensors = {"U_GTR": torch.stack(U), "V_GRD": torch.stack(V)}
-        dense = ungrouped(site, tensors["U_GTR"] @ tensors["V_GRD"])
+        dense = ungrouped(site, multiply(tensors["U_GTR"], tensors["V_GRD"]))
         return Factors(format=self.name, ranks=ranks, tensors=tensors, weight=dense, error=relative(error, total))
 
     def cuts(self, site: Site) -> tuple[int | None, ...]:

@@ -127,8 +127,9 @@ def _root(W_TD: Tensor) -> tuple[Tensor, bool]:
 
 def _spectrum(R_KD: Tensor, metric: Metric, useful: int) -> tuple[Tensor, Tensor]:
     """`R Sigma R^T` and its eigenvalues, in float32 if the sum of those after the first `useful` allows it."""
-    if WEIGHTS[0] < float(R_KD.abs().max()) < WEIGHTS[1]:
-        K_KK = metric.to(torch.float32).inner(R_KD.float())
+    single_KD = R_KD.float()
+    if WEIGHTS[0] < float(single_KD.abs().max()) < WEIGHTS[1]:
+        K_KK = metric.to(torch.float32).inner(single_KD)
         values_K = _single_eigenvalues(K_KK)
         noise = NOISE * 2**-24 * float(torch.linalg.vector_norm(values_K))
         if float(values_K[useful:].sum()) * TOLERANCE > noise:

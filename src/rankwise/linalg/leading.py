@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from .symmetric import cholesky
+from .symmetric import product
 
 # The sum of the eigenvalues left out is at most this much, relatively, above the least. It is a sum of at most N
 # numbers, so one more rank lowers it by a part of at least 1 / N: below ten thousand, more rank is never worse.
@@ -146,9 +146,9 @@ def _lead(K_NN: Tensor, residual: float) -> Tensor:
 
 def _best(K_NN: Tensor, X_NM: Tensor, rank: int) -> tuple[Tensor, float]:
     """The best directions that orthonormal `X` spans, and what they hold: its leading Ritz vectors and values."""
-    T_MM = (X_NM.mT @ (K_NN @ X_NM)).double()
-    values_M, Z_MM = torch.linalg.eigh((T_MM + T_MM.mT) / 2)
-    U_NR = (X_NM @ Z_MM[:, -rank:].flip(1).to(X_NM.dtype)).double()
-    # Orthonormal in float64 too.
-    L_RR = cholesky(U_NR.mT @ U_NR, damping=0.0)
-    return torch.linalg.solve_triangular(L_RR, U_NR.mT, upper=False).mT, float(values_M[-rank:].sum())
+    values_M, Z_MM = torch.linalg.eigh(product(X_NM.mT, (K_NN @ X_NM).mT))
+    U_NR = (X_NM @ Z_MM[:, -rank:].flip(1)).double()
+    # Orthonormal in float64 too: a step of Newton's method for `U (U^T U)^(-1/2)`, whose change is small.
+    change_RR = (torch.eye(rank, dtype=U_NR.dtype, device=U_NR.device) - product(U_NR.mT, U_NR.mT)) / 2
+    U_NR += U_NR.to(K_NN.dtype) @ change_RR.to(K_NN.dtype)
+    return U_NR, float(values_M[-rank:].double().sum())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .kept import Place
-from .symmetric import cholesky, product
+from .symmetric import cholesky, product, symmetric_part
 
 # Coordinates in one block of a sampled metric's projection.
 PROJECTED = 1024
@@ -105,8 +105,7 @@ class Dense(Metric):
     """
 
     def __init__(self, sigma_DD: Tensor, damping: float = 0.0) -> None:
-        sigma_DD = sigma_DD.double()
-        sigma_DD = (sigma_DD + sigma_DD.mT).div_(2)
+        sigma_DD = symmetric_part(sigma_DD.double())
         if damping:
             sigma_DD.diagonal().add_(damping * sigma_DD.diagonal().mean())
         self.sigma_DD = sigma_DD

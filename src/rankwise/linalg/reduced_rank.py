@@ -86,6 +86,14 @@ def truncate(W_TD: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, f
     return U_TR, U_TR.mT @ W_TD.double(), float(values[rank:].sum())
 
 
+def multiply(U_GTR: Tensor, V_GRD: Tensor) -> Tensor:
+    """The weights that factors multiply to, float64; large ones to float32, as the factors in a network."""
+    T, R, D = *U_GTR.shape[1:], V_GRD.shape[2]
+    if T * D < LARGE or R * (T + D) > T * D:
+        return U_GTR @ V_GRD
+    return (U_GTR.float() @ V_GRD.float()).double()
+
+
 def balance(U_TR: Tensor, V_RD: Tensor) -> tuple[Tensor, Tensor]:
     """The same product, with components of equal norm in both factors, which suits gradient steps and half precision.
 
