@@ -33,18 +33,22 @@ CORE = 0.5
 
 
 class Thoroughness(NamedTuple):
-    """How long to fit the core, or the whole kernel where no core is split off, and then the whole from the core.
+    """How long to fit.
 
-    `races` says whether random starts compete with those of the format.
+    Attributes:
+        first: of the core of a large problem, or of the whole kernel where no core is split off.
+        polish: of the whole kernel from the fitted core; None to split off no core.
+        races: whether random starts compete with those of the format.
     """
 
     first: Effort
-    polish: Effort
+    polish: Effort | None
     races: bool
 
 
+# In the metric of inputs a core first gains about one per cent, and takes as long again: curves go without.
 THOROUGH = Thoroughness(Effort(120, 1e-5, 8), Effort(24, 1e-5, 8), True)
-QUICK = Thoroughness(Effort(8, 1e-2, 5, 128, 1e-3), Effort(1, 1e-2, 4, 128, 1e-3), False)
+QUICK = Thoroughness(Effort(8, 1e-2, 5, 256, 1e-3), None, False)
 # Random starts have at most so many numbers together, but there are a few of them.
 RACING, FEW = 6144, 2
 
@@ -178,7 +182,7 @@ class Multilinear(Format):
         directions, the network is fitted to its small core, and a polish moves all factors of the whole kernel.
         """
         outer, in_weight = _outer(network), isinstance(targets[0].metric, Identity)
-        at_once = outer is None or is_small(network.equation, network.sizes, effort.first.direct)
+        at_once = effort.polish is None or is_small(network.equation, network.sizes, effort.first.direct)
         if outer is None or at_once or (in_weight and self.fits_at_once(network, *outer)):
             return self._best(network, targets, [enough * target.energy for target in targets], effort)
         R, S = outer

@@ -74,11 +74,13 @@ class Problems:
         self.WS_GTD = self.times(W_GTD)
         self.total_G = (self.WS_GTD * W_GTD).sum((1, 2))
         self.most_G = CANCELLING**2 * W_GTD.square().sum((1, 2))
+        self._moments: dict[str, Tensor] = {}
 
     def at(self, places: Tensor) -> Problems:
         """Some of the problems."""
         result = object.__new__(Problems)
         result.equation, result.metric, result.dim = self.equation, chosen(self.metric, places), self.dim
+        result._moments = {}
         for name in ("W_GTD", "WS_GTD", "total_G", "most_G"):
             values = getattr(self, name)
             setattr(result, name, values if len(values) == 1 else values[places])
@@ -101,12 +103,15 @@ class Problems:
 
     def moment(self, sizes: Mapping[str, int], held: str) -> Tensor:
         """Moment of some input modes, G x K x K, averaged over all others."""
+        if held in self._moments:
+            return self._moments[held]
         modes = [sizes[letter] for letter in self.equation.inputs]
         ahead = next(n for n in range(len(modes) + 1) if math.prod(modes[n:]) == self.metric.dim)
         places = [self.equation.inputs.index(letter) for letter in held]
         moment = self.metric.marginal(modes[ahead:], [place - ahead for place in places if place >= ahead])
         repeats = math.prod(modes[place] for place in places if place < ahead)
-        return _repeated(moment if moment.dim() == 3 else moment[None], repeats)
+        self._moments[held] = _repeated(moment if moment.dim() == 3 else moment[None], repeats)
+        return self._moments[held]
 
     def terms(self, factors: Sequence[Tensor], leaving: int | None = None) -> list[tuple[str, Tensor]]:
         """The factors with their letters, the batch's first; `leaving` one out."""
