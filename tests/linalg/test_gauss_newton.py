@@ -10,10 +10,11 @@ from torch import Tensor
 
 from rankwise.linalg import gauss_newton
 from rankwise.linalg.conjugate import conjugate_gradients
+from rankwise.linalg.descent import Effort, Fitted
 from rankwise.linalg.equation import Equation, compose
 from rankwise.linalg.gauss_newton import Linearised
 from rankwise.linalg.metric import Dense, Sampled
-from rankwise.linalg.multilinear import Effort, Fitted, Problem, fits
+from rankwise.linalg.multilinear import Problem, fits
 from rankwise.linalg.problems import Problems
 from rankwise.linalg.stacked import stacked
 
@@ -46,8 +47,7 @@ def linearised(form: str, steps: int = 0) -> tuple[Problems, Linearised]:
     kernels = torch.stack([normal(T, D, seed=10 * seed + 2) for seed in (0, 1)])
     problems = Problems(kernels, stacked(metrics), Equation.parse(text))
     start = [torch.stack([normal(*shape, seed=s + n) for s in (3, 13)]) for n, shape in enumerate(shapes)]
-    factors, _ = problems.settled(start)
-    return problems, Linearised(problems, factors, steps)
+    return problems, Linearised(problems, problems.settled(start), steps)
 
 
 @each
@@ -138,9 +138,7 @@ def test_problems_of_a_batch_go_on_and_rest_by_themselves() -> None:
 
 @each
 @pytest.mark.parametrize("kind", ["dense", "sampled"])
-def test_fits_with_many_numbers_never_rise_and_end_no_higher_than_small_ones(
-    form: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fits_with_many_numbers_never_rise_and_end_no_higher_than_small_ones(form: str, kind: str) -> None:
     text, shapes = FORMS[form]
     rows = normal(30 if kind == "sampled" else 200, D, seed=8)
     rows = (rows + 0.8 * rows.roll(1, 1)) * torch.logspace(0.5, -0.5, D, dtype=torch.float64)
@@ -151,8 +149,7 @@ def test_fits_with_many_numbers_never_rise_and_end_no_higher_than_small_ones(
     weight = planted / planted.norm() + 0.2 * normal(T, D, seed=9) / D**0.5
 
     def fitted(numbers: int) -> Fitted:
-        monkeypatch.setattr(gauss_newton, "DIRECT_NUMBERS", numbers)
-        return fits([Problem(weight, metric, starts)], equation, Effort(120, 1e-6, 8))[0]
+        return fits([Problem(weight, metric, starts)], equation, Effort(120, 1e-6, 8, numbers))[0]
 
     iterated, direct = fitted(0), fitted(10_000)
     assert all(after <= before * (1 + 1e-12) for before, after in pairwise(iterated.history))

@@ -92,14 +92,19 @@ class BlockTerm(Multilinear):
 
     def starts(self, network: Network, X: Tensor) -> Iterator[list[Tensor]]:
         """Block after block, each the best for what the blocks before it left."""
-        modes = X.reshape(X.shape[0], X.shape[1], -1)
-        metric = Identity(modes[0].numel(), X.device)
-        blocks, rest = [], modes
-        for _ in range(network.sizes["n"]):
-            fit = tucker2.fit(rest, metric, min(network.sizes["a"], rest.shape[0]), network.sizes["b"], SWEEPS)
+        sizes = network.sizes
+        # Blocks live in the leading directions of the outputs and channels, as many as all of them hold together.
+        A_TT, rest = splitting.leading(X.flatten(1), sizes["n"] * sizes["a"])
+        rest = rest.reshape(-1, X.shape[1], X.shape[2:].numel())
+        B_CC, rest = splitting.leading(rest.movedim(1, 0).flatten(1), sizes["n"] * sizes["b"])
+        rest = rest.reshape(-1, A_TT.shape[1], X.shape[2:].numel()).movedim(0, 1)
+        metric, blocks = Identity(rest[0].numel(), X.device), []
+        for _ in range(sizes["n"]):
+            fit = tucker2.fit(rest, metric, min(sizes["a"], rest.shape[0]), sizes["b"], SWEEPS)
             blocks.append(fit)
             rest = rest - fit.dense()
-        A, B = torch.stack([fit.A_TR for fit in blocks], 1), torch.stack([fit.B_CS.mT for fit in blocks])
+        A = torch.stack([A_TT @ fit.A_TR for fit in blocks], 1)
+        B = torch.stack([(B_CC @ fit.B_CS).mT for fit in blocks])
         G = torch.stack([fit.G_RSQ for fit in blocks])
         if "i" not in network.sizes:
             yield [B, G, A]

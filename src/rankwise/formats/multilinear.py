@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg import multilinear, tucker2
+from ..linalg.descent import Effort, Fitted
 from ..linalg.equation import compose
 from ..linalg.gauss_newton import free_numbers, is_small
 from ..linalg.metric import Identity, Metric
@@ -32,18 +33,22 @@ CORE = 0.5
 
 
 class Thoroughness(NamedTuple):
-    """How long to fit the core, or the whole kernel where no core is split off, and then the whole from the core.
+    """How long to fit.
 
-    `races` says whether random starts compete with those of the format.
+    Attributes:
+        first: of the core of a large problem, or of the whole kernel where no core is split off.
+        polish: of the whole kernel from the fitted core; None to split off no core.
+        races: whether random starts compete with those of the format.
     """
 
-    first: multilinear.Effort
-    polish: multilinear.Effort
+    first: Effort
+    polish: Effort | None
     races: bool
 
 
-THOROUGH = Thoroughness(multilinear.Effort(120, 1e-5, 8), multilinear.Effort(24, 1e-5, 8), True)
-QUICK = Thoroughness(multilinear.Effort(8, 1e-2, 5), multilinear.Effort(1, 1e-2, 4), False)
+# In the metric of inputs a core first gains about one per cent, and takes as long again: curves go without.
+THOROUGH = Thoroughness(Effort(120, 1e-5, 8), Effort(24, 1e-5, 8), True)
+QUICK = Thoroughness(Effort(8, 1e-2, 5, 256, 1e-3), None, False)
 # Random starts have at most so many numbers together, but there are a few of them.
 RACING, FEW = 6144, 2
 
@@ -170,14 +175,14 @@ class Multilinear(Format):
 
     def _fit_groups(
         self, network: Network, targets: Sequence[Target], effort: Thoroughness, enough: float
-    ) -> list[multilinear.Fitted]:
+    ) -> list[Fitted]:
         """The best fit of each group; of its core first, where the core is smaller.
 
         The outer factors often span fewer directions than there are outputs and channels. A Tucker-2 fit finds these
         directions, the network is fitted to its small core, and a polish moves all factors of the whole kernel.
         """
         outer, in_weight = _outer(network), isinstance(targets[0].metric, Identity)
-        at_once = outer is None or is_small(network.equation, network.sizes)
+        at_once = effort.polish is None or is_small(network.equation, network.sizes, effort.first.direct)
         if outer is None or at_once or (in_weight and self.fits_at_once(network, *outer)):
             return self._best(network, targets, [enough * target.energy for target in targets], effort)
         R, S = outer
@@ -203,7 +208,7 @@ class Multilinear(Format):
 
     def _best(
         self, network: Network, targets: Sequence[Target], enough: Sequence[float], effort: Thoroughness
-    ) -> list[multilinear.Fitted]:
+    ) -> list[Fitted]:
         """The fit of each target from the best of its starts: those of the format, and random ones."""
         numbers = free_numbers(network.equation, network.sizes)
         count = max(min(self.random, RACING // numbers), FEW) if effort.races else 0

@@ -18,6 +18,8 @@ from .problems import Problems, root
 
 # Matrices of at most this many rows are decomposed; of larger ones the diagonal is taken.
 DECOMPOSED = 2048
+# Matrices of at most this many rows are inverted: a product takes a fraction of the time of two triangular solves.
+INVERTED = 256
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -96,7 +98,9 @@ def _inverse(S_GNN: Tensor, damping: Tensor | float) -> Operation:
     """The inverse of damped matrices; of large ones, of their diagonals."""
     if S_GNN.shape[1] <= DECOMPOSED:
         root_GNN = root(S_GNN, damping)
-        return lambda x: torch.cholesky_solve(x, root_GNN)
+        if S_GNN.shape[1] > INVERTED:
+            return lambda x: torch.cholesky_solve(x, root_GNN)
+        return torch.cholesky_inverse(root_GNN).matmul
     diagonal_GN = S_GNN.diagonal(dim1=1, dim2=2)
     added_G = damping * diagonal_GN.mean(1) + torch.finfo(S_GNN.dtype).tiny
     return lambda x: x / (diagonal_GN + added_G[:, None])[:, :, None]

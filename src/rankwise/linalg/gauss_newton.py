@@ -23,7 +23,7 @@ Decomposition in Rank-(Lr,Lr,1) Terms, and a New Generalization", 2013 (blocks a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -32,10 +32,10 @@ from torch import Tensor
 from .block import Block
 from .conjugate import SINGLE_PRECISION, conjugate_gradients
 from .equation import BATCH, Equation, arranged, compose, contract
-from .problems import PROXIMAL, Problems, root
+from .problems import Problems, Settled
 
-# Numbers and inputs up to which the normal matrix is formed and decomposed.
-DIRECT_NUMBERS, DIRECT_INPUTS = 1024, 1024
+# Inputs up to which the normal matrix is formed and decomposed; and up to which what is left of Sigma is.
+DIRECT_INPUTS, LEFT_INPUTS = 1024, 1024
 # Preconditioners are damped at least by this.
 ROUNDING = 1e-6
 
@@ -47,10 +47,10 @@ def free_numbers(equation: Equation, sizes: Mapping[str, int]) -> int:
     return sum(math.prod(sizes[letter] for letter in letters) for letters in free)
 
 
-def is_small(equation: Equation, sizes: Mapping[str, int]) -> bool:
-    """Whether steps are solved directly."""
+def is_small(equation: Equation, sizes: Mapping[str, int], numbers: int) -> bool:
+    """Whether steps are solved directly, where that is done for at most so many numbers."""
     inputs = math.prod(sizes[letter] for letter in equation.split.inputs)
-    return free_numbers(equation, sizes) <= DIRECT_NUMBERS and inputs <= DIRECT_INPUTS
+    return free_numbers(equation, sizes) <= numbers and inputs <= DIRECT_INPUTS
 
 
 class Linearised:
@@ -58,28 +58,28 @@ class Linearised:
 
     Args:
         problems: what is fitted.
-        factors: expansion point; the output factor must be the best for the others.
+        here: expansion point.
         steps: conjugate gradient steps; 0 to solve directly.
     """
 
-    def __init__(self, problems: Problems, factors: Sequence[Tensor], steps: int) -> None:
+    def __init__(self, problems: Problems, here: Settled, steps: int) -> None:
         equation, last = problems.equation, problems.equation.output_factor
-        self.problems, self.factors, self.steps = problems, list(factors), steps
-        self.numbers = [k for k in range(len(factors)) if k != last]
+        self.problems, self.factors, self.steps = problems, here.factors, steps
+        self.numbers = [k for k in range(len(here.factors)) if k != last]
         self.letters = [BATCH + equation.factors[k] for k in self.numbers]
-        self.sizes = equation.sizes(factors)
+        self.sizes = equation.sizes(here.factors)
+        self.precision = torch.float32 if steps and problems.dim >= SINGLE_PRECISION else torch.float64
         self.repaired_GMD: Tensor | None = None
         self.A_GTM: Tensor | None = None
         self.gram_GMM: Tensor | None = None
-        self.precision = torch.float32 if steps and problems.dim >= SINGLE_PRECISION else torch.float64
         if last is None:
             self.reached = equation.outputs
-            V = compose(equation, factors)
+            V = compose(equation, here.factors)
             missed = problems.WS_GTD - problems.times(V.reshape(len(V), -1, problems.dim))
         else:
             self.reached = equation.bonds(equation.factors[last])
-            missed = self._eliminate(problems.terms(factors, leaving=last), last)
-        rounded = [(letters, factor.to(self.precision)) for letters, factor in problems.terms(factors)]
+            missed = self._eliminate(here, last)
+        rounded = [(letters, factor.to(self.precision)) for letters, factor in problems.terms(here.factors)]
         own = set(self.letters)
         self.others = [[term for term in rounded if term[0] in own - {letters}] for letters in self.letters]
         self.kernel = BATCH + self.reached + equation.inputs
@@ -87,17 +87,17 @@ class Linearised:
         self.slope_GN = self._back(missed.to(self.precision))
         self.x_GN = torch.cat([self.factors[k].flatten(1) for k in self.numbers], 1).to(self.precision)
 
-    def _eliminate(self, terms: Sequence[tuple[str, Tensor]], last: int) -> Tensor:
+    def _eliminate(self, here: Settled, last: int) -> Tensor:
         """What the output factor repairs; `A^T (W - V) Sigma`, which needs no term for `A`, as that is at its best."""
-        problems, equation = self.problems, self.problems.equation
-        M = contract(terms, BATCH + self.reached + equation.inputs)
-        M_GMD = M.reshape(len(M), -1, problems.dim)
-        MS_GMD = problems.times(M_GMD)
+        problems, equation, MS_GMD = self.problems, self.problems.equation, here.MS_GMD
+        assert MS_GMD is not None
+        assert here.root_GMM is not None
         # With L L^T = M Sigma M^T the repaired part of Sigma is R^T R, R = L^-1 M Sigma.
-        root_GMM = root(MS_GMD @ M_GMD.mT, PROXIMAL)
-        self.repaired_GMD = torch.linalg.solve_triangular(root_GMM, MS_GMD, upper=False).to(self.precision)
+        self.repaired_GMD = torch.linalg.solve_triangular(
+            here.root_GMM.to(self.precision), MS_GMD.to(self.precision), upper=False
+        )
         A = arranged(self.factors[last], BATCH + equation.factors[last], BATCH + equation.outputs + self.reached)
-        A_GTM = A.reshape(len(A), -1, M_GMD.shape[1])
+        A_GTM = A.reshape(len(A), -1, MS_GMD.shape[1])
         missed_GMD = A_GTM.mT @ (problems.WS_GTD - A_GTM @ MS_GMD)
         self.A_GTM = A_GTM = A_GTM.to(self.precision)
         # With no more states than outputs A^T A is smaller than A, and products need no outputs.
@@ -166,12 +166,15 @@ class Linearised:
         return scale_GN.clamp_min(least_G1).to(self.precision)
 
     @cached_property
+    def left(self) -> Tensor:
+        """Sigma', the part of Sigma that the output factor cannot repair, G x D x D."""
+        sigma_GDD = self.problems.dense(self.precision)
+        return sigma_GDD if self.repaired_GMD is None else sigma_GDD - self.repaired_GMD.mT @ self.repaired_GMD
+
+    @cached_property
     def matrix(self) -> Tensor:
-        """`J^T (I kron Sigma') J`, G x N x N, with Sigma' the part of Sigma that the output factor cannot repair."""
-        inputs, problems = self.problems.equation.inputs, self.problems
-        sigma = problems.dense()
-        if self.repaired_GMD is not None:
-            sigma = sigma - self.repaired_GMD.mT @ self.repaired_GMD
+        """`J^T (I kron Sigma') J`, G x N x N."""
+        inputs, problems, sigma = self.problems.equation.inputs, self.problems, self.left
         modes = [self.sizes[letter] for letter in inputs]
         joining = [(BATCH + inputs + inputs.upper(), sigma.reshape(len(sigma), *modes, *modes))]
         if self.gram_GMM is not None:
@@ -202,8 +205,12 @@ class Linearised:
 
     def _normal(self, d_GN: Tensor) -> Tensor:
         """`J^T (I kron Sigma') J d`."""
-        changes = zip(self.others, self.letters, self._parts(d_GN), strict=True)
-        V = torch.stack([contract([*others, (letters, d)], self.kernel) for others, letters, d in changes]).sum(0)
+        V, *further = (
+            contract([*others, (letters, d)], self.kernel)
+            for others, letters, d in zip(self.others, self.letters, self._parts(d_GN), strict=True)
+        )
+        for other in further:
+            V = V + other
         V_GMD = V.reshape(len(V), -1, self.problems.dim)
         if self.gram_GMM is not None:
             return self._back(self.gram_GMM @ self._left(V_GMD))
@@ -212,8 +219,11 @@ class Linearised:
         return self._back(self.problems.times(V_GMD))
 
     def _left(self, V_GMD: Tensor) -> Tensor:
-        """`V Sigma'`."""
+        """`V Sigma'`: with the matrix where that costs less, over all steps, than what it is made of."""
         assert self.repaired_GMD is not None
+        M, D = self.repaired_GMD.shape[1:]
+        if min(LEFT_INPUTS, 2 * M * self.steps) >= D:
+            return V_GMD @ self.left
         return self.problems.times(V_GMD) - (V_GMD @ self.repaired_GMD.mT) @ self.repaired_GMD
 
     def _back(self, E_GMD: Tensor) -> Tensor:

@@ -59,3 +59,8 @@ def _padded(values: Sequence[Tensor]) -> Tensor:
         missing = value.new_zeros(rows - len(value), *value.shape[1:])
         padded.append(torch.cat([value, missing]) if len(missing) else value)
     return torch.stack(padded)
+
+
+def held_numbers(metric: Metric) -> int:
+    """Numbers that a metric holds."""
+    return sum(value.numel() for value in vars(metric).values() if isinstance(value, Tensor))
