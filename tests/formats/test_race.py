@@ -43,7 +43,7 @@ def answers(model: dict[str, float]) -> tuple[list[tuple[str, Ranks]], object]:
 
 
 def level(model: dict[str, float], format: Multilinear, site: Site, ranks: Ranks) -> float:
-    return model[format.name] * math.exp(-3 * math.sqrt(format.cost(site, ranks, False).macs / site.macs))
+    return model[format.name] * math.exp(-3 * (format.cost(site, ranks, False).macs / site.macs) ** POWER)
 
 
 def quick(format: Multilinear, entry: Entry, ranks: Ranks) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..formats import AUTO, FORMATS, Cost, Format, Ranks, SomeFormats, get_formats
 from ..formats.both_sides import curve, entry, refuses
 from ..formats.front import Front
 from ..formats.multilinear import Multilinear
 from ..formats.multilinear import curves as raced
+from ..formats.race import Entry
 from ..formats.weights import site_weight, weight_metrics
 from ..latency import Engine, get_engine
 from ..latency.grid import Grid, grid_of, rank_step
@@ -29,6 +32,10 @@ from .defaults import DEFAULT_FORMATS, DEPTHWISE, formats_for
 
 if TYPE_CHECKING:
     from ..plan import Done
+
+# Sites of one shape are fitted side by side, at most so many, if they have at most so many inputs: beyond, products of
+# large matrices take the time, and curves are kept as soon as each is done.
+TOGETHER, SIDE_BY_SIDE = 8, 1024
 
 
 def check_step(round_to: int | str) -> None:
@@ -110,59 +117,103 @@ def profile(
     named = formats not in (None, AUTO) and not (isinstance(formats, Sequence) and AUTO in formats)
     if metric.needs_gradients and named:
         _check_splits(candidates, metric, [site for site in sites.values() if site.name in wanted])
-    curves: dict[str, Curve] = {}
-    grid: Grid | None = None
+    grid = None if runs_in is None else cache(partial(grid_of, runs_in, model))
+    usable = {
+        name: [
+            format
+            for format in candidates
+            if not refuses(format, sites[name], metric)
+            and (formats is not None or format.name in formats_for(runs_in, sites[name]))
+        ]
+        for name in sites
+        if name in wanted
+    }
+    curves = _Curves(
+        model=model,
+        source=source,
+        metric=metric,
+        shrink=shrink,
+        usable=usable,
+        step=lambda site: _step(site, round_to, grid),
+    )
+    made: dict[str, Curve] = {}
     todo: Iterable[Site] = list(sites.values())
     for site in todo if progress is None else progress(todo, "profile"):
         if done is not None and site.name in done:
-            curves[site.name] = done[site.name]
-            continue
-        options = [dense_option(site)]
-        usable = [format for format in candidates if site.name in wanted and not refuses(format, site, metric)]
-        if formats is None:
-            usable = [format for format in usable if format.name in formats_for(runs_in, site)]
-        if usable:
-            if round_to == "auto" and runs_in is not None and grid is None:
-                grid = grid_of(runs_in, model)
-            step = _step(site, round_to, grid)
-            two_sided, bias = site_metric(source, site, metric, model, shrink), site.chain_bias(metric)
-            options += _options(usable, site, site_weight(model, site), two_sided, step, bias)
-        curves[site.name] = tuple(options)
-        if done is not None:
-            done[site.name] = curves[site.name]
-    return curves
+            made[site.name] = done[site.name]
+        elif site.name not in made:
+            left = [other for other in sites.values() if other.name not in made and _alike(site, other)]
+            group = [other for other in left if done is None or other.name not in done][:TOGETHER]
+            for name, found in curves.of(group).items():
+                made[name] = found
+                if done is not None:
+                    done[name] = found
+    return {name: made[name] for name in sites}
 
 
-def _options(
-    usable: Sequence[Format], site: Site, weight: Tensor, metric: TwoSided, step: int, bias: bool
-) -> Iterator[Option]:
-    """The options of a site: closed forms, and then what a race leaves of those that are fitted."""
-    front = Front()
-    for format in usable:
-        if not isinstance(format, Multilinear):
-            options = list(_counted(format, site, curve(format, site, weight, metric, step, front), bias))
-            front.add((Cost(o.params - bias * site.out_features, o.macs), o.error) for o in options)
-            yield from options
-    if fitted := [format for format in usable if isinstance(format, Multilinear)]:
-        made = raced([entry(fitted, site, weight, metric, step, front)])[0]
-        for format in fitted:
-            yield from _counted(format, site, made[format.name], bias)
+def _alike(site: Site, other: Site) -> bool:
+    """Whether the formats of two sites are fitted side by side."""
+    if site.in_features > SIDE_BY_SIDE:
+        return site.name == other.name
+    return (site.kind, site.weight_shape, site.groups) == (other.kind, other.weight_shape, other.groups)
 
 
-def _counted(format: Format, site: Site, errors: Iterable[tuple[Ranks, float]], bias: bool) -> Iterator[Option]:
-    """Options that cost less than the dense layer."""
-    for ranks, error in errors:
-        params, macs = format.cost(site, ranks, bias)
-        # An embedding multiplies nothing: its factors save parameters, although they add MACs.
-        if params < site.params and (macs < site.macs or not site.macs):
-            yield Option(format=format.name, ranks=ranks, params=params, macs=macs, error=error)
+@dataclass(frozen=True, kw_only=True)
+class _Curves:
+    """Makes the curves of the sites of a network.
+
+    Attributes:
+        usable: formats by site, closed forms first.
+        step: between ranks of a site.
+    """
+
+    model: nn.Module
+    source: Statistics | Sites
+    metric: FitMetric
+    shrink: float
+    usable: Mapping[str, Sequence[Format]]
+    step: Callable[[Site], int]
+
+    def of(self, group: Sequence[Site]) -> dict[str, Curve]:
+        """The curves of some sites that are alike: closed forms, and then what a race leaves of those to be fitted."""
+        options = {site.name: [dense_option(site)] for site in group}
+        entries: dict[str, Entry] = {}
+        for site in group:
+            if not (formats := self.usable.get(site.name, ())):
+                continue
+            weight, step = site_weight(self.model, site), self.step(site)
+            two_sided = site_metric(self.source, site, self.metric, self.model, self.shrink)
+            front = Front()
+            for format in formats:
+                if not isinstance(format, Multilinear):
+                    found = self._counted(format, site, curve(format, site, weight, two_sided, step, front))
+                    biases = site.chain_bias(self.metric) * site.out_features
+                    front.add((Cost(option.params - biases, option.macs), option.error) for option in found)
+                    options[site.name] += found
+            if fitted := [format for format in formats if isinstance(format, Multilinear)]:
+                entries[site.name] = entry(fitted, site, weight, two_sided, step, front)
+        for (name, one), made in zip(entries.items(), raced(list(entries.values())), strict=True):
+            for format in self.usable[name]:
+                if format in one.formats:
+                    options[name] += self._counted(format, one.site, made[format.name])
+        return {name: tuple(found) for name, found in options.items()}
+
+    def _counted(self, format: Format, site: Site, errors: Iterable[tuple[Ranks, float]]) -> list[Option]:
+        """Options that cost less than the dense layer."""
+        bias, found = site.chain_bias(self.metric), []
+        for ranks, error in errors:
+            params, macs = format.cost(site, ranks, bias)
+            # An embedding multiplies nothing: its factors save parameters, although they add MACs.
+            if params < site.params and (macs < site.macs or not site.macs):
+                found.append(Option(format=format.name, ranks=ranks, params=params, macs=macs, error=error))
+        return found
 
 
-def _step(site: Site, round_to: int | str, grid: Grid | None) -> int:
+def _step(site: Site, round_to: int | str, grid: Callable[[], Grid] | None) -> int:
     """The step between ranks of a site, for an engine's grid if there is one."""
     if round_to != "auto":
         return int(round_to)
-    return rank_step(site) if grid is None else grid.step(site)
+    return rank_step(site) if grid is None else grid().step(site)
 
 
 def in_order(formats: Iterable[Format]) -> list[Format]:
