@@ -47,8 +47,8 @@ class Thoroughness(NamedTuple):
 
 
 # In the metric of inputs a core first gains about one per cent, and takes as long again: curves go without.
-THOROUGH = Thoroughness(Effort(120, 1e-5, 8), Effort(24, 1e-5, 8), True)
-QUICK = Thoroughness(Effort(8, 1e-2, 5, 256, 1e-3), None, False)
+THOROUGH = Thoroughness(Effort(60, 1e-4, 8), Effort(12, 1e-4, 8), True)
+QUICK = Thoroughness(Effort(8, 1e-2, 5, 256), None, False)
 # Random starts have at most so many numbers together, but there are a few of them.
 RACING, FEW = 6144, 2
 

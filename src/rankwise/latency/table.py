@@ -81,7 +81,9 @@ class Table:
             name: Counter(_Part(name, layer, given) for layer, inputs in calls[name].items() for given in inputs)
             for name in sites
         }
+        self._keys: dict[tuple[_Part, str, Ranks], str] = {}
         self._estimates: dict[tuple[str, str], Estimate] = {}
+        self._seconds: dict[tuple[str, str, Ranks], Latency] = {}
         self._options: dict[str, Curve] = {}
         self._grid: Grid | None = None
         self._confirmed: set[str] = set()
@@ -157,6 +159,7 @@ class Table:
         for batch in batches if progress is None or not batches else progress(batches, "latency"):
             self._measure(batch, again)
         self._estimates.clear()
+        self._seconds.clear()
 
     def drift(self) -> float:
         """What dense layers take now, over what they took when they were measured; 1 if that was just now."""
@@ -181,6 +184,13 @@ class Table:
 
     def seconds(self, name: str, option: Option) -> Latency:
         """Seconds of an option of a site in one forward."""
+        key = name, option.format, option.ranks
+        if key not in self._seconds:
+            self._seconds[key] = self._known(name, option)
+        return self._seconds[key]
+
+    def _known(self, name: str, option: Option) -> Latency:
+        """The measured time, or the estimate."""
         if (name, option) in self:
             return self._measured(name, option)
         if (name, option.format) not in self._estimates:
@@ -207,8 +217,11 @@ class Table:
         return Latency(**{field: sum(getattr(time, field) for time in times) for field in FIGURES})
 
     def _key(self, part: _Part, option: Option) -> str:
-        site, layer = self.sites[part.site], self.model.get_submodule(part.layer)
-        return signature(site, layer, part.input, option, self.bias[part.site])
+        place = part, option.format, option.ranks
+        if place not in self._keys:
+            site, layer = self.sites[part.site], self.model.get_submodule(part.layer)
+            self._keys[place] = signature(site, layer, part.input, option, self.bias[part.site])
+        return self._keys[place]
 
     def _batches(self, todo: Todo) -> Iterator[Todo]:
         batch: Todo = {}
