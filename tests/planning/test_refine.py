@@ -45,7 +45,7 @@ def with_fits(planner: Planner, shares: dict[str, float]) -> tuple[Planner, list
         made.append((name, option.format))
         return shares[option.format] * original[name][option.format, option.ranks]
 
-    return replace(planner, fitted=fitted), made
+    return replace(planner, reached=fitted), made
 
 
 def errors(planner: Planner, site: str, format: str) -> torch.Tensor:

@@ -151,6 +151,10 @@ class Format(ABC):
             ValueError: if the ranks are not between 1 and `limits(site)`.
         """
 
+    def reached(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> float:
+        """The error that a fit reaches, to some per cent where a fit takes long."""
+        return self.fit(site, weight, metrics, ranks).error
+
     @abstractmethod
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         """The chain for a dense layer, with its dtype and device, before values are set. Loading needs nothing else."""

@@ -29,6 +29,7 @@ class CP3(Multilinear):
     name = "cp3"
     summary = "sum of rank-one kernels: 1 x 1, depthwise k x k, 1 x 1"
     use = "small budgets: a narrow layer, a depthwise one, a wide one, and a single rank to choose"
+    power = 1.12
     random = 7
 
     def unfit(self, site: Site) -> str | None:

@@ -37,18 +37,21 @@ class Thoroughness(NamedTuple):
 
     Attributes:
         first: of the core of a large problem, or of the whole kernel where no core is split off.
+        large: the same where steps are not solved directly: each takes much longer there.
         polish: of the whole kernel from the fitted core; None to split off no core.
         races: whether random starts compete with those of the format.
     """
 
     first: Effort
+    large: Effort
     polish: Effort | None
     races: bool
 
 
 # In the metric of inputs a core first gains about one per cent, and takes as long again: curves go without.
-THOROUGH = Thoroughness(Effort(60, 1e-4, 8), Effort(12, 1e-4, 8), True)
-QUICK = Thoroughness(Effort(8, 1e-2, 5, 256), None, False)
+THOROUGH = Thoroughness(Effort(120, 1e-5), Effort(60, 1e-4), Effort(12, 1e-4), True)
+NEARLY = Thoroughness(Effort(60, 1e-4), Effort(30, 1e-3), Effort(6, 1e-3), True)  # errors are some per cent larger
+QUICK = Thoroughness(Effort(8, 1e-2, 5, 256), Effort(8, 1e-2, 5, 256), None, False)
 # Random starts have at most so many numbers together, but there are a few of them.
 RACING, FEW = 6144, 2
 
@@ -69,6 +72,8 @@ class Multilinear(Format):
     """
 
     estimates: ClassVar[bool] = True
+    # A long fit has about a quick one's error to this power.
+    power: ClassVar[float] = 1.04
     # Random starts of a thorough fit: few where the format's own start is near the optimum.
     random: ClassVar[int] = 2
 
@@ -127,6 +132,10 @@ class Multilinear(Format):
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks, enough: float = 0.0) -> Factors:
         """See `Format.fit`; stops early at a relative squared error of `enough`."""
         return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH, enough)
+
+    def reached(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> float:
+        """See `Format.reached`: of a fit that ends earlier, whose error is some per cent larger."""
+        return self._fit(site, weight, metrics, self.check(site, ranks), NEARLY).error
 
     def _fit(
         self,
@@ -217,7 +226,8 @@ class Multilinear(Format):
             X = W_TD.reshape(network.shape(network.equation.kernel))
             starts = [*self.starts(network, X), *(_random(network, X, seed) for seed in range(count))]
             problems.append(multilinear.Problem(W_TD, metric, starts, least))
-        return multilinear.fits(problems, network.equation, effort.first)
+        small = is_small(network.equation, network.sizes, effort.first.direct)
+        return multilinear.fits(problems, network.equation, effort.first if small else effort.large)
 
     def output_factor(self, site: Site) -> tuple[str, int] | None:
         shape = Shape.of_site(site)

@@ -23,19 +23,18 @@ from .front import Front
 from .network import Network
 from .shape import Shape
 
-# Families are fitted where they have these shares of their largest MACs, the third one first.
-MARKS, FIRST = (0.0, 0.15, 0.5, 1.0), 2
+# Families are fitted where they have these shares of their largest MACs, the second one first.
+MARKS, FIRST = (0.0, 0.15, 0.5, 1.0), 1
 # Between fits the logarithm of the error is a polynomial of this power of the cost, between that which makes a single
 # rank proportional to it (1) and that which makes ranks that grow together so (1/2).
 POWER = 0.75
-# A family is worth a fit where its bound is at most this many times the least error at no greater cost. With less to
-# gain than two per cent of a site's error, it would not change a plan.
-HOPE = 0.98
-# It is dropped if its first fit has this many times that error. Other forms gain less than this from longer fits than
-# sums of rank-one kernels, which run first and are best most often.
-BEATEN = 1.1
+# A family is worth a fit where its bound is at most this many times the least error at no greater cost: what would gain
+# less at one site does not change a plan. It is worth further fits if the first one promises no more than that error.
+WORTH = 0.95
+# No family needs larger ranks than those with this error.
+ENOUGH = 1e-3
 # A fit holds a square matrix over the bond states of a factor, and curves stop before it gets large.
-CURVE_STATES = 2048
+CURVE_STATES = 1024
 
 
 class Runner(Protocol):
@@ -43,6 +42,9 @@ class Runner(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def power(self) -> float: ...
 
     def network(self, shape: Shape, ranks: Ranks) -> Network: ...
 
@@ -76,13 +78,14 @@ class Entry(NamedTuple):
 class Asked(NamedTuple):
     """Fits that a race waits for: of one format, at some ranks. Races of sites alike ask in the order of `turn`."""
 
-    turn: tuple[int, bool]
+    turn: tuple[int, int]
     format: Runner
     ranks: tuple[Ranks, ...]
 
 
 Curves = dict[str, list[tuple[Ranks, float]]]
 Race = Generator[Asked, Sequence[float], Curves]
+Climb = Generator[Asked, Sequence[float], dict[int, float]]
 
 
 class Family(NamedTuple):
@@ -94,13 +97,17 @@ class Family(NamedTuple):
     costs: list[Cost]
     bounds: list[float]
 
+    def promised(self, error: float) -> float:
+        """What a long fit makes of the error of a quick one."""
+        return min(error, 1.0) ** self.format.power
+
     def marks(self) -> list[int]:
         """Places nearest to the shares of the largest MACs."""
         most = self.costs[-1].macs
         return [min(range(len(self.costs)), key=lambda at: abs(self.costs[at].macs - mark * most)) for mark in MARKS]
 
-    def asked(self, places: Sequence[int], *, further: bool) -> Asked:
-        return Asked((self.number, further), self.format, tuple(self.ladder[place] for place in places))
+    def asked(self, places: Sequence[int], turn: int) -> Asked:
+        return Asked((self.number, turn), self.format, tuple(self.ladder[place] for place in places))
 
 
 def race(entry: Entry) -> Race:
@@ -118,8 +125,8 @@ def race(entry: Entry) -> Race:
     for family in _families(entry):
         rivals = entry.rivals
         least = [math.inf if rivals is None else min(rivals(cost), front(cost)) for cost in family.costs]
-        curve = yield from _fitted(family, least)
-        front.add((family.costs[place], error) for place, error in curve.items())
+        curve = yield from _fitted(family, least, 0.0 if rivals is None else ENOUGH)
+        front.add((family.costs[place], family.promised(error)) for place, error in curve.items())
         ladder, errors = [family.ladder[place] for place in curve], found[family.format.name]
         climbed[family.format.name].append(ladder)
         for ranks, error in zip(ladder, curve.values(), strict=True):
@@ -133,22 +140,30 @@ def race(entry: Entry) -> Race:
     return {name: list(errors.items()) for name, errors in found.items()}
 
 
-def _fitted(family: Family, least: Sequence[float]) -> Generator[Asked, Sequence[float], dict[int, float]]:
-    """Errors at the places of a family that may be of use; none if it is beaten."""
-    hopeful = [place for place, bound in enumerate(family.bounds) if bound <= HOPE * least[place]]
+def _fitted(family: Family, least: Sequence[float], enough: float) -> Climb:
+    """Errors at the places of a family that may be of use; none if it is beaten.
+
+    Args:
+        family: its ranks.
+        least: error of others at no greater cost, by place.
+        enough: an error below which nothing is to be gained.
+    """
+    bounds = zip(family.bounds, least, strict=True)
+    hopeful = [place for place, (bound, best) in enumerate(bounds) if bound <= WORTH * best and best > enough]
     if not hopeful:
         return {}
     marks = family.marks()
     first = marks[FIRST] if marks[FIRST] in hopeful else min(hopeful, key=lambda place: abs(place - marks[FIRST]))
-    (error,) = yield family.asked([first], further=False)
-    if error > BEATEN * least[first]:
+    errors = dict(zip([first], (yield family.asked([first], FIRST)), strict=True))
+    if family.promised(errors[first]) > least[first]:
         return {}
     begin, end = max(at for at in marks if at <= hopeful[0]), min(at for at in marks if at >= hopeful[-1])
-    further = sorted({at for at in marks if begin <= at <= end} - {first})
-    errors = {first: error}
-    if further:
-        errors |= zip(further, (yield family.asked(further, further=True)), strict=True)
-    return through(errors, {place: family.costs[place].macs for place in range(begin, end + 1)})
+    for number, some in enumerate((marks[:-1], marks[-1:]), start=len(MARKS)):
+        found = [at for at, error in errors.items() if error <= enough]
+        further = sorted({at for at in some if begin <= at <= min([end, *found])} - errors.keys())
+        if further:
+            errors |= zip(further, (yield family.asked(further, number)), strict=True)
+    return through(errors, {place: family.costs[place].macs for place in range(min(errors), max(errors) + 1)})
 
 
 def _families(entry: Entry) -> Iterator[Family]:

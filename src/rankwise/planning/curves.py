@@ -76,3 +76,19 @@ def pinned(
     factors = fit(format, site, site_weight(model, site), site_metric(source, site, metric, model, shrink), ranks)
     cost = format.cost(site, ranks, site.chain_bias(metric))
     return Option(format=format.name, ranks=ranks, params=cost.params, macs=cost.macs, error=factors.error)
+
+
+def reached(
+    model: nn.Module,
+    source: Statistics | Sites,
+    site: Site,
+    option: Option,
+    *,
+    metric: str | FitMetric,
+    shrink: float = 0.0,
+    formats: Mapping[str, Format] | None = None,
+) -> float:
+    """The error that a fit of an option reaches, see `Format.reached`."""
+    two_sided = site_metric(source, site, metric, model, shrink)
+    weight, inputs = two_sided.forth(site_weight(model, site)), two_sided.inputs_of(site_weight(model, site))
+    return get_format(option.format, formats).reached(site, weight, inputs, option.ranks)

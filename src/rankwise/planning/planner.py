@@ -26,7 +26,7 @@ from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics import Statistics
 from ..statistics.gradients import fisher_energy
-from .curves import check_curves, check_option, pinned
+from .curves import check_curves, check_option, pinned, reached
 from .groups import SiteGroup, group_sites, summed
 from .measured_prices import MeasuredPrices
 from .prices import Options, Prices
@@ -58,7 +58,7 @@ class Planner:
         options: by site name, the options that the constraints leave, and the reason if they leave no choice.
         prices: what options cost, and how that becomes known.
         spectra: singular values that the ranks of a format cut off, by site and format.
-        fitted: the error of a site's option, from a thorough fit.
+        reached: the error that a fit of a site's option reaches.
         evaluate: tries a plan; None if plans cannot be tried.
         tie: patterns; all sites that match one get the same format and ranks.
         formats: replace registered ones of the same names.
@@ -72,7 +72,7 @@ class Planner:
     prices: Prices
     spectra: Callable[[str, str], Spectra]
     importance: Callable[[str], float]
-    fitted: Callable[[str, Option], float]
+    reached: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
     tie: str | Sequence[str] = ()
     formats: Mapping[str, Format]
@@ -113,6 +113,7 @@ class Planner:
             return fisher_energy(site_weight(model, sites[name]), moments)
 
         fit = partial(pinned, model, source, metric=metric, shrink=shrink, formats=formats)
+        nearly = partial(reached, model, source, metric=metric, shrink=shrink, formats=formats)
         options: Options = constraints.options(sites, curves, fit, formats)
         if asked.formats is None and any(rule and rule.needs_spectra for rule in (asked.rule, asked.floor_rule)):
             options = _with_spectra(options, sites)
@@ -126,7 +127,7 @@ class Planner:
             prices=prices,
             spectra=cache(spectra),
             importance=cache(importance),
-            fitted=lambda name, option: fit(sites[name], (option.format, option.ranks)).error,
+            reached=lambda name, option: nearly(sites[name], option),
             evaluate=asked.evaluate,
             tie=constraints.tie,
             formats=formats,

@@ -64,7 +64,7 @@ def refined(
                 quick = next(
                     o for o in original.options[name][0] if (o.format, o.ranks) == (option.format, option.ranks)
                 )
-                powers[name, option.format] = _power(quick.error, original.fitted(name, quick))
+                powers[name, option.format] = _power(quick.error, original.reached(name, quick))
             planner = _with(original, powers, estimated)
     return planner
 
