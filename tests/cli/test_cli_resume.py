@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NET = ("nets.py:build", "data.npz", "--weights", "net.pt")
 PINS = ("--pin", "0=tucker2:6,2", "--pin", "3=svd:5", "--pin", "7=svd:6")
-COMPRESS = ("compress", *NET, "--keep", "macs=0.5", *PINS, "--engines", "none")
+COMPRESS = ("compress", *NET, "--keep", "macs=0.5", *PINS, "--engine", "none", "--engines", "none")
 KEPT = ("--checkpoint", "work")
 
 # A network that waits, when two layers are kept, for as long as there is a file "wait".

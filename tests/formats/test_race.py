@@ -15,7 +15,7 @@ from rankwise.formats import Cost, Ranks
 from rankwise.formats.bounds import Bounds
 from rankwise.formats.front import Front
 from rankwise.formats.multilinear import QUICK, Multilinear
-from rankwise.formats.race import POWER, Asked, Entry, run, through
+from rankwise.formats.race import POWER, WORTH, Asked, Entry, run, through
 from rankwise.formats.shape import Shape
 from rankwise.formats.weights import site_weight
 from rankwise.linalg.metric import Identity
@@ -111,7 +111,7 @@ def test_a_family_that_is_clearly_beaten_is_fitted_once() -> None:
     first = made[0][1]
     cost, error = kronecker.cost(entry.site, first, False), level({"kronecker": 2.0}, kronecker, entry.site, first)  # type: ignore[arg-type]
     error **= kronecker.power
-    for share, is_dropped in ((1.01, False), (0.99, True)):
+    for share, is_dropped in ((1.01 / WORTH, False), (0.99 / WORTH, True)):
         again, fits = answers({"kronecker": 2.0})
         run([entry._replace(rivals=Front([(cost, share * error)]))], fits)  # type: ignore[arg-type]
         assert (again[-1] == made[0]) == is_dropped

@@ -95,7 +95,7 @@ def choose_shrinkage(
         weight = site_weight(model, site)
         outputs, grouped = metric.of(fitted), (site.groups, -1, site.in_features)
         for share in errors:
-            factors = fit(format, site, weight, metric.of(fitted, share), row.ranks)
+            factors = fit(format, site, weight, metric.of(fitted, share), row.ranks, nearly=True)
             change, whole = (outputs.forth(each).reshape(grouped) for each in (weight - factors.dense(), weight))
             errors[share] += output_error(change, whole, fitted, seen)
     best = min(errors, key=errors.__getitem__)

@@ -151,9 +151,9 @@ class Format(ABC):
             ValueError: if the ranks are not between 1 and `limits(site)`.
         """
 
-    def reached(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> float:
-        """The error that a fit reaches, to some per cent where a fit takes long."""
-        return self.fit(site, weight, metrics, ranks).error
+    def nearly(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
+        """As `fit`; where a fit takes long it ends earlier, at an error that is some per cent larger."""
+        return self.fit(site, weight, metrics, ranks)
 
     @abstractmethod
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:

@@ -46,7 +46,7 @@ def entry(
     return Entry(formats, site, metric.forth(weight), metric.inputs_of(weight), step, rivals)
 
 
-def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ranks) -> Factors:
+def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ranks, *, nearly: bool = False) -> Factors:
     """`Format.fit` in a two-sided metric: `min ||R (W - V) Sigma^(1/2)||_F`, `R^T R = G`.
 
     Args:
@@ -55,6 +55,7 @@ def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ran
         weight: O x I/G [x kernel].
         metric: of inputs and outputs.
         ranks: of the format.
+        nearly: end earlier, see `Format.nearly`.
 
     Returns:
         Factors of the weight itself, with the relative error in the metric.
@@ -62,7 +63,8 @@ def fit(format: Format, site: Site, weight: Tensor, metric: TwoSided, ranks: Ran
     Raises:
         ValueError: if the ranks are not between 1 and `limits(site)`.
     """
-    factors = format.fit(site, metric.forth(weight), metric.inputs_of(weight), ranks)
+    fitted = format.nearly if nearly else format.fit
+    factors = fitted(site, metric.forth(weight), metric.inputs_of(weight), ranks)
     if metric.root_GTT is None:
         return factors
     place = format.output_factor(site)

@@ -133,9 +133,9 @@ class Multilinear(Format):
         """See `Format.fit`; stops early at a relative squared error of `enough`."""
         return self._fit(site, weight, metrics, self.check(site, ranks), THOROUGH, enough)
 
-    def reached(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> float:
-        """See `Format.reached`: of a fit that ends earlier, whose error is some per cent larger."""
-        return self._fit(site, weight, metrics, self.check(site, ranks), NEARLY).error
+    def nearly(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
+        """See `Format.nearly`."""
+        return self._fit(site, weight, metrics, self.check(site, ranks), NEARLY)
 
     def _fit(
         self,

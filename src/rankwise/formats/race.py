@@ -23,18 +23,24 @@ from .front import Front
 from .network import Network
 from .shape import Shape
 
-# Families are fitted where they have these shares of their largest MACs, the second one first.
-MARKS, FIRST = (0.0, 0.15, 0.5, 1.0), 1
+# Families are fitted where they have these shares of their largest MACs, the second one first; without rivals up to the
+# largest itself.
+MARKS, FIRST = (0.0, 0.15, 0.45, 0.8), 1
 # Between fits the logarithm of the error is a polynomial of this power of the cost, between that which makes a single
 # rank proportional to it (1) and that which makes ranks that grow together so (1/2).
 POWER = 0.75
 # A family is worth a fit where its bound is at most this many times the least error at no greater cost: what would gain
-# less at one site does not change a plan. It is worth further fits if the first one promises no more than that error.
+# less at one site does not change a plan. It is worth further fits if the first one promises that, too.
 WORTH = 0.95
+# Forms that cost less than all closed ones are of no use with larger errors than this.
+POOR = 0.5
 # No family needs larger ranks than those with this error.
 ENOUGH = 1e-3
 # A fit holds a square matrix over the bond states of a factor, and curves stop before it gets large.
 CURVE_STATES = 1024
+
+
+_ALL = Cost(10**18, 10**18)
 
 
 class Runner(Protocol):
@@ -120,12 +126,13 @@ def race(entry: Entry) -> Race:
         For each format the ranks of its families that are left, with their errors.
     """
     front = Front()
+    poor = POOR if entry.rivals is not None and math.isfinite(entry.rivals(_ALL)) else math.inf
     climbed: dict[str, list[list[Ranks]]] = {format.name: [] for format in entry.formats}
     found: dict[str, dict[Ranks, float]] = {format.name: {} for format in entry.formats}
     for family in _families(entry):
         rivals = entry.rivals
         least = [math.inf if rivals is None else min(rivals(cost), front(cost)) for cost in family.costs]
-        curve = yield from _fitted(family, least, 0.0 if rivals is None else ENOUGH)
+        curve = yield from _fitted(family, least, *((math.inf, 0.0) if rivals is None else (poor, ENOUGH)))
         front.add((family.costs[place], family.promised(error)) for place, error in curve.items())
         ladder, errors = [family.ladder[place] for place in curve], found[family.format.name]
         climbed[family.format.name].append(ladder)
@@ -140,24 +147,28 @@ def race(entry: Entry) -> Race:
     return {name: list(errors.items()) for name, errors in found.items()}
 
 
-def _fitted(family: Family, least: Sequence[float], enough: float) -> Climb:
+def _fitted(family: Family, least: Sequence[float], poor: float, enough: float) -> Climb:
     """Errors at the places of a family that may be of use; none if it is beaten.
 
     Args:
         family: its ranks.
         least: error of others at no greater cost, by place.
+        poor: an error above which a place is of no use.
         enough: an error below which nothing is to be gained.
     """
-    bounds = zip(family.bounds, least, strict=True)
-    hopeful = [place for place, (bound, best) in enumerate(bounds) if bound <= WORTH * best and best > enough]
+    pairs = zip(family.bounds, least, strict=True)
+    hopeful = [n for n, (bound, best) in enumerate(pairs) if best > enough and bound <= WORTH * min(best, poor)]
     if not hopeful:
         return {}
     marks = family.marks()
     first = marks[FIRST] if marks[FIRST] in hopeful else min(hopeful, key=lambda place: abs(place - marks[FIRST]))
     errors = dict(zip([first], (yield family.asked([first], FIRST)), strict=True))
-    if family.promised(errors[first]) > least[first]:
+    if family.promised(errors[first]) > WORTH * least[first]:
         return {}
-    begin, end = max(at for at in marks if at <= hopeful[0]), min(at for at in marks if at >= hopeful[-1])
+    if not enough:
+        marks[-1] = len(family.ladder) - 1
+    begin = max(at for at in marks if at <= hopeful[0])
+    end = min((at for at in marks if at >= hopeful[-1]), default=marks[-1])
     for number, some in enumerate((marks[:-1], marks[-1:]), start=len(MARKS)):
         found = [at for at, error in errors.items() if error <= enough]
         further = sorted({at for at in some if begin <= at <= min([end, *found])} - errors.keys())

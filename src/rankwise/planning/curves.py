@@ -88,7 +88,6 @@ def reached(
     shrink: float = 0.0,
     formats: Mapping[str, Format] | None = None,
 ) -> float:
-    """The error that a fit of an option reaches, see `Format.reached`."""
-    two_sided = site_metric(source, site, metric, model, shrink)
-    weight, inputs = two_sided.forth(site_weight(model, site)), two_sided.inputs_of(site_weight(model, site))
-    return get_format(option.format, formats).reached(site, weight, inputs, option.ranks)
+    """The error that a fit of an option reaches, to some per cent."""
+    two_sided, format = site_metric(source, site, metric, model, shrink), get_format(option.format, formats)
+    return fit(format, site, site_weight(model, site), two_sided, option.ranks, nearly=True).error

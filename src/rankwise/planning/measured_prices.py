@@ -103,10 +103,14 @@ class MeasuredPrices(Prices):
             plan = draft(amounts, usable=False)
             plan = replace(plan, latency=self.meter.check(plan))
         if plan.factorised and _measured(plan) > (1 - NOISE) * self.meter.dense:
+            share = _asked(least(Latency.name))
+            advice = "no plan with these formats and constraints is: raise the other budgets, or deploy it elsewhere"
+            if share < 1 - NOISE:
+                advice = f'a budget of time makes one that is, for instance keep={{"latency": {share:.2f}}} '
+                advice += f"(--keep latency={share:.2f})"
             logger.warning(
-                "this plan is not faster in %s: it takes %.2f of the dense time; a budget of time makes one that is, "
-                'for instance keep={"latency": %.2f} (--keep latency=%.2f)',
-                *(self.meter.engine, _measured(plan) / self.meter.dense, *2 * (_asked(least(Latency.name)),)),
+                "this plan is not faster in %s: it takes %.2f of the dense time; %s",
+                *(self.meter.engine, _measured(plan) / self.meter.dense, advice),
             )
         return plan
 

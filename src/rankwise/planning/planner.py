@@ -26,6 +26,7 @@ from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..statistics import Statistics
 from ..statistics.gradients import fisher_energy
+from .budgets import is_measured
 from .curves import check_curves, check_option, pinned, reached
 from .groups import SiteGroup, group_sites, summed
 from .measured_prices import MeasuredPrices
@@ -158,8 +159,11 @@ class Planner:
     def draft(self, request: Request, *, usable: bool = True) -> Plan:
         """The plan of a rule within the budgets; nothing that it chooses has an estimated price.
 
+        Options that cost more time than the dense layer are left out, unless budgets that are not about time cannot be
+        met without them.
+
         Args:
-            usable: whether to leave out options that cost more time than the dense layer.
+            usable: whether to leave them out.
 
         Raises:
             ValueError: as for `plan`, but never because of an estimate.
@@ -169,9 +173,11 @@ class Planner:
         try:
             return self._certain(request)
         except ValueError:
-            if not self.prices.doubts(request.amounts, partial(self._fastest, request)):
+            if self.prices.doubts(request.amounts, partial(self._fastest, request)):
+                return self._certain(request)
+            if is_measured(request.amounts):
                 raise
-            return self._certain(request)
+            return self._chosen(request)
 
     def _certain(self, request: Request) -> Plan:
         for _ in range(ROUNDS):
@@ -355,16 +361,18 @@ def _prices(model: nn.Module, sites: Sites, options: Options, formats: Mapping[s
     """
     if asked.example is None or (asked.target_drop is not None and not asked.is_timed):
         return Prices(model, sites, formats)
-    engine = asked.runs_in(model)
-    try:
-        table = Table(engine, model, sites, asked.example, metric=asked.metric)
-        table.learn({name: curve for name, (curve, _) in options.items()}, asked.progress)
-        return MeasuredPrices(model, sites, Meter(table, asked.example), formats)
-    except ValueError as error:
-        if asked.is_timed:
-            raise
-        logger.warning("what time to expect is not known: %s does not run this network: %s", engine, error)
-        return Prices(model, sites, formats)
+    *others, last = asked.engines(model)
+    for engine in (*others, last):
+        try:
+            table = Table(engine, model, sites, asked.example, metric=asked.metric)
+            table.learn({name: curve for name, (curve, _) in options.items()}, asked.progress)
+            return MeasuredPrices(model, sites, Meter(table, asked.example), formats)
+        except ValueError as error:
+            if asked.is_timed and engine is last:
+                raise
+            then = "what time to expect is not known" if engine is last else f"times are those of {last}"
+            logger.warning("%s does not run this network, so %s: %s", engine, then, error)
+    return Prices(model, sites, formats)
 
 
 def _nested(option: Option, row: PlanRow) -> bool:

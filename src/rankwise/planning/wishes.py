@@ -154,8 +154,14 @@ class Asked:
 
     def runs_in(self, model: nn.Module) -> Engine:
         """The engine that is named, `latency.at_hand` for "auto", torch for none; errors as for `get_engine`."""
-        named = at_hand(unwrap(model)) if self.engine == AT_HAND else self.engine
-        return get_engine("torch" if named is None else named, self.threads)
+        return self.engines(model)[0]
+
+    def engines(self, model: nn.Module) -> list[Engine]:
+        """The engine of `runs_in`, and for "auto" torch after it, which runs every network."""
+        named = ["torch" if self.engine is None else self.engine]
+        if self.engine == AT_HAND:
+            named = list(dict.fromkeys([at_hand(unwrap(model)), "torch"]))
+        return [get_engine(name, self.threads) for name in named]
 
     def check(self, model: nn.Module) -> None:
         """Refuse whatever is wrong by the network's structure alone, without running it; errors as for `choose`."""

@@ -78,7 +78,7 @@ class Figured(Measuring):
 class Timed(Measuring):
     """Where the network will run."""
 
-    engine: EngineName = "none"
+    engine: EngineName = "auto"
 
     def check(self) -> None:
         """Refuse an unknown engine, before torch is imported."""
