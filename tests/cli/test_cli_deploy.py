@@ -24,7 +24,19 @@ def build():
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5),
     )
 """
-COMPRESS = ("compress", "nets.py:build", "data.npz", "--keep", "macs=0.5", "--engines", "none", "-o", "out")
+COMPRESS = (
+    "compress",
+    "nets.py:build",
+    "data.npz",
+    "--keep",
+    "macs=0.5",
+    "--engine",
+    "none",
+    "--engines",
+    "none",
+    "-o",
+    "out",
+)
 
 
 @pytest.fixture

@@ -129,7 +129,20 @@ def test_a_plan_is_written_edited_and_applied(project: Path, cli: Callable[..., 
 
 
 def test_a_plan_from_weights_alone_needs_no_data(project: Path, cli: Callable[..., Any]) -> None:
-    result = cli("plan", *MODEL, "--metric", "weight", "--input-shape", "3,8,8", "--keep", "macs=0.6", "--json", "-")
+    result = cli(
+        "plan",
+        *MODEL,
+        "--metric",
+        "weight",
+        "--input-shape",
+        "3,8,8",
+        "--keep",
+        "macs=0.6",
+        "--engine",
+        "none",
+        "--json",
+        "-",
+    )
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)["plan"]
     assert plan["planned"]["macs"] <= 0.6 * plan["dense"]["macs"]
@@ -137,7 +150,18 @@ def test_a_plan_from_weights_alone_needs_no_data(project: Path, cli: Callable[..
 
 
 def test_a_plan_from_stored_statistics(project: Path, cli: Callable[..., Any]) -> None:
-    common = ("plan", "nets.py:build", "data.npz", *MODEL[1:], "--stats", "s.safetensors", "--json", "-")
+    common = (
+        "plan",
+        "nets.py:build",
+        "data.npz",
+        *MODEL[1:],
+        "--stats",
+        "s.safetensors",
+        "--engine",
+        "none",
+        "--json",
+        "-",
+    )
     first = cli(*common, "--keep", "macs=0.5", "-o", "a.yaml")
     assert first.exit_code == 0, first.output
     again = cli(*common, "--keep", "macs=0.5", "-o", "b.yaml")

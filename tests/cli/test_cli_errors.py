@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-COMPRESS = ("compress", "nets.py:build", "data.npz", "--weights", "net.pt", "--engines", "none", "-o", "out")
+COMPRESS = (
+    "compress",
+    "nets.py:build",
+    "data.npz",
+    "--weights",
+    "net.pt",
+    "--engine",
+    "none",
+    "--engines",
+    "none",
+    "-o",
+    "out",
+)
 BUDGET = ("--keep", "macs=0.5")
 
 # Importing it here would fail beside a CPU torch: that needs the shim.

@@ -19,7 +19,9 @@ HEAL = ("heal", *NET, "--artifact", "out", "--epochs", 3, "--batch", 16, "--engi
 
 @pytest.fixture
 def compressed(project: Path, cli: Callable[..., Any]) -> Path:
-    result = cli("compress", *NET, "--keep", "macs=0.4", "--formats", "svd", "-o", "out", "--engines", "none")
+    result = cli(
+        "compress", *NET, "--keep", "macs=0.4", "--formats", "svd", "-o", "out", "--engine", "none", "--engines", "none"
+    )
     assert result.exit_code == 0, result.output
     return project / "out"
 

@@ -13,7 +13,7 @@ from rankwise import Plan, Statistics
 
 MODEL = ("nets.py:build", "--weights", "net.pt")
 SHAPE = ("--input-shape", "3,8,8")
-COMPRESS = ("--keep", "macs=0.6", "-o", "out", "--engines", "none")
+COMPRESS = ("--keep", "macs=0.6", "-o", "out", "--engine", "none", "--engines", "none")
 
 
 @pytest.mark.parametrize("metric, method", [("diagonal", "one-shot"), ("fisher", "sequential")])

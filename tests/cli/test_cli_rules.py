@@ -13,8 +13,20 @@ import yaml
 
 from rankwise.cli.picture import line_picture, ticks
 
-PLAN = ("plan", "nets.py:build", "data.npz", "--weights", "net.pt", "--json", "-")
-PARETO = ("pareto", "nets.py:build", "data.npz", "--weights", "net.pt", "--json", "-", "-o", "plans")
+PLAN = ("plan", "nets.py:build", "data.npz", "--weights", "net.pt", "--engine", "none", "--json", "-")
+PARETO = (
+    "pareto",
+    "nets.py:build",
+    "data.npz",
+    "--weights",
+    "net.pt",
+    "--engine",
+    "none",
+    "--json",
+    "-",
+    "-o",
+    "plans",
+)
 
 
 def test_several_budgets(project: Path, cli: Callable[..., Any]) -> None:

@@ -81,7 +81,18 @@ def files(folder: Path) -> set[str]:
 def test_compress_is_stopped(
     number: signal.Signals, name: str, code: int, project: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    arguments = ("slow.py:build", "data.npz", "--weights", "net.pt", "--keep", "macs=0.5", "--engines", "none")
+    arguments = (
+        "slow.py:build",
+        "data.npz",
+        "--weights",
+        "net.pt",
+        "--keep",
+        "macs=0.5",
+        "--engine",
+        "none",
+        "--engines",
+        "none",
+    )
     before = files(project)
     process = start("compress", *arguments, "-o", "out")
     deadline = time.monotonic() + PATIENCE
@@ -100,7 +111,9 @@ def test_heal_is_stopped_and_tells_of_its_checkpoint(
     project: Path, cli: Callable[..., Any], start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     common = ("data.npz", "--weights", "net.pt")
-    made = cli("compress", "nets.py:build", *common, "--keep", "macs=0.5", "--engines", "none", "-o", "out")
+    made = cli(
+        "compress", "nets.py:build", *common, "--keep", "macs=0.5", "--engine", "none", "--engines", "none", "-o", "out"
+    )
     assert made.exit_code == 0, made.output
     training = ("--artifact", "out", "-o", "healed", "--epochs", "500", "--batch", "8", "--checkpoint", "heal.pt")
     process = start("heal", "nets.py:build", *common, *training)

@@ -15,7 +15,20 @@ from rankwise import Plan, Statistics
 
 MODEL = ("nets.py:build", "--weights", "net.pt")
 COLLECT = ("collect", *MODEL[:1], "data.npz", *MODEL[1:], "-o", "s.safetensors")
-COMPRESS = ("compress", *MODEL, "--stats", "s.safetensors", "--keep", "macs=0.5", "-o", "out", "--engines", "none")
+COMPRESS = (
+    "compress",
+    *MODEL,
+    "--stats",
+    "s.safetensors",
+    "--keep",
+    "macs=0.5",
+    "-o",
+    "out",
+    "--engine",
+    "none",
+    "--engines",
+    "none",
+)
 SHAPE = ("--input-shape", "3,8,8")
 
 
@@ -56,7 +69,18 @@ def test_compress_from_a_file_alone(collected: Path, cli: Callable[..., Any]) ->
 
 def test_it_is_the_one_shot_network_of_whoever_has_the_data(collected: Path, cli: Callable[..., Any]) -> None:
     assert cli(*COMPRESS, *SHAPE, "--batch", "2").exit_code == 0
-    own = ("compress", *MODEL[:1], "elsewhere.npz", *MODEL[1:], "--keep", "macs=0.5", "--method", "one-shot")
+    own = (
+        "compress",
+        *MODEL[:1],
+        "elsewhere.npz",
+        *MODEL[1:],
+        "--keep",
+        "macs=0.5",
+        "--engine",
+        "none",
+        "--method",
+        "one-shot",
+    )
     assert cli(*own, "--engines", "none", "-o", "own").exit_code == 0
     assert Path("own/plan.yaml").read_text() == Path("out/plan.yaml").read_text()
     assert Path("own/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
@@ -114,7 +138,7 @@ def test_data_beside_a_file_chooses_the_shrinkage_of_one_shot_fits(collected: Pa
 
 
 def test_the_share_of_a_plan_is_applied(collected: Path, cli: Callable[..., Any]) -> None:
-    plan = ("plan", MODEL[0], *MODEL[1:], "--stats", "s.safetensors", *SHAPE, "--keep", "macs=0.5")
+    plan = ("plan", MODEL[0], *MODEL[1:], "--stats", "s.safetensors", *SHAPE, "--keep", "macs=0.5", "--engine", "none")
     assert cli(*plan, "--shrink", "0.25", "-o", "p.yaml").exit_code == 0
     assert Plan.load("p.yaml").shrink == 0.25
     apply = ("apply", MODEL[0], "p.yaml", *MODEL[1:], "--stats", "s.safetensors", *SHAPE, "--engines", "none")
