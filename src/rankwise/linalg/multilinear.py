@@ -65,6 +65,7 @@ def fits(problems: Sequence[Problem], equation: Equation, effort: Effort | None 
         Of each problem the factors, equal in norm for each bond state; the error never rises from sweep to sweep.
 
     Example:
+        >>> from rankwise.linalg.metric import Identity
         >>> pair = Equation.parse("tr,cr->tc")
         >>> start = [torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1.0]])]
         >>> (found,) = fits([Problem(torch.eye(2) + 1, Identity(2), [start])], pair)

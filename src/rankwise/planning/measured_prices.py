@@ -103,14 +103,9 @@ class MeasuredPrices(Prices):
             plan = draft(amounts, usable=False)
             plan = replace(plan, latency=self.meter.check(plan))
         if plan.factorised and _measured(plan) > (1 - NOISE) * self.meter.dense:
-            share = _asked(least(Latency.name))
-            advice = "no plan with these formats and constraints is: raise the other budgets, or deploy it elsewhere"
-            if share < 1 - NOISE:
-                advice = f'a budget of time makes one that is, for instance keep={{"latency": {share:.2f}}} '
-                advice += f"(--keep latency={share:.2f})"
             logger.warning(
                 "this plan is not faster in %s: it takes %.2f of the dense time; %s",
-                *(self.meter.engine, _measured(plan) / self.meter.dense, advice),
+                *(self.meter.engine, _measured(plan) / self.meter.dense, advice(least(Latency.name))),
             )
         return plan
 
@@ -174,6 +169,16 @@ def _measured(plan: Plan) -> float:
     return 1000 * plan.latency.measured
 
 
-def _asked(least: float) -> float:
-    """A budget of time that can be met: a fifth of the way from the least to the dense network."""
-    return min(least + 0.2 * (1 - least), 1.0)
+def advice(least: float) -> str:
+    """What to do about a plan that is not faster: a budget of time a fifth of the way from the least to the dense time.
+
+    Example:
+        >>> advice(0.5)
+        'a budget of time makes one that is, for instance keep={"latency": 0.60} (--keep latency=0.60)'
+    """
+    share = least + 0.2 * (1 - least)
+    if share > 1 - NOISE:
+        return "no plan with these formats and constraints is faster; allow other formats or more layers"
+    return (
+        f'a budget of time makes one that is, for instance keep={{"latency": {share:.2f}}} (--keep latency={share:.2f})'
+    )

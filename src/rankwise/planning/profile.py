@@ -17,7 +17,7 @@ from ..formats.multilinear import Multilinear
 from ..formats.multilinear import curves as raced
 from ..formats.race import Entry
 from ..formats.weights import site_weight, weight_metrics
-from ..latency import Engine, get_engine
+from ..latency import AT_HAND, Engine, at_hand, get_engine
 from ..latency.grid import Grid, grid_of, rank_step
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
@@ -89,7 +89,7 @@ def profile(
         shrink: share of the weight metric, 0 to 1; see `choose_shrinkage`.
         round_to: ranks are multiples of this; "auto" for what the engine computes at once, see `latency.grid`; without
             an engine 8 if the smaller side is at least 128, else 1.
-        engine: where the network will run, if that is known.
+        engine: where the network will run, if that is known; "auto" for `latency.at_hand`.
         threads: of the engine.
         only: names of the sites to consider; the others only get their dense option.
         done: curves by site that were made with the same arguments; missing ones are added.
@@ -105,7 +105,7 @@ def profile(
     model = unwrap(model)
     sites = source.sites if isinstance(source, Statistics) else source
     sites.check_structure(model)
-    runs_in = None if engine is None else get_engine(engine, threads)
+    runs_in = None if engine is None else get_engine(at_hand(model) if engine == AT_HAND else engine, threads)
     check_step(round_to)
     candidates = in_order(get_formats((*DEFAULT_FORMATS, DEPTHWISE) if formats is None else formats).values())
     if not candidates:
