@@ -95,7 +95,9 @@ def test_a_bound_is_the_error_of_a_tucker2(kind: str, taps: int) -> None:
     assert bounds(Network(("bc", "abq", "ta"), "c", "t", "q", sizes, shape.kernel)) == 0
 
 
-@pytest.mark.parametrize("name", ["linear", "5 x 3, all uneven", "groups 4, all uneven"])
+@pytest.mark.parametrize(
+    "name", ["linear", pytest.param("5 x 3, all uneven", marks=pytest.mark.slow), "groups 4, all uneven"]
+)
 def test_no_fit_is_below_its_bound(name: str) -> None:
     build, example = LAYERS[name]
     torch.manual_seed(0)

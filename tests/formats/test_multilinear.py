@@ -66,7 +66,7 @@ def few(format: str) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("format", formats_laws.MULTILINEAR)
-@pytest.mark.parametrize("metric", ["weight", "input"])
+@pytest.mark.parametrize("metric", [pytest.param("weight", marks=pytest.mark.slow), "input"])
 def test_more_terms_are_never_worse(format: str, metric: str) -> None:
     site, metrics = site_of("convolution"), [formats_laws.planted_metric(108, metric)]
     errors = [FORMATS[format].fit(site, kernel(), metrics, ranks).error for ranks in few(format)]
