@@ -85,7 +85,7 @@ def test_a_matrix_of_four_modes() -> None:
         ("ht:tree=tw/hc", conv(), (3, 4, 2, 2, 5)),
         ("ht:tree=tc/q", conv(), (3, 4, 4)),
         ("ht", linear(), (4, 4, 4)),
-        ("ht:outputs=2x3x2x2,inputs=3x2x3x2", linear(), (3, 3, 3, 2, 5)),
+        pytest.param("ht:outputs=2x3x2x2,inputs=3x2x3x2", linear(), (3, 3, 3, 2, 5), marks=pytest.mark.slow),
     ],
 )
 def test_start_and_fit_are_within_the_bound_of_the_best(format: str, site: Site, ranks: tuple[int, ...]) -> None:
@@ -108,6 +108,7 @@ def test_start_and_fit_are_within_the_bound_of_the_best(format: str, site: Site,
     assert fit <= min(missed, 1.05 * best)
 
 
+@pytest.mark.slow
 def test_more_is_never_worse() -> None:
     site, least = conv(), (1, 1, 1, 1, 1)
     limits = FORMATS["ht"].limits(site)

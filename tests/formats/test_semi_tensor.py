@@ -125,7 +125,9 @@ def test_all_cores_of_a_convolution_with_split_channels() -> None:
     np.testing.assert_allclose(factors.dense().numpy(), W, atol=1e-12)
 
 
-@pytest.mark.parametrize("format", ["stt:slices=3", "stt:slices=3,cores=all", "str:slices=3", "stt:slices=4"])
+@pytest.mark.parametrize(
+    "format", ["stt:slices=3", "stt:slices=3,cores=all", pytest.param("str:slices=3", marks=pytest.mark.slow)]
+)
 def test_more_is_never_worse(format: str) -> None:
     site = conv()
     limits = get_format(format).limits(site)
