@@ -107,6 +107,9 @@ def written_format(name: str, settings: Mapping[str, Any]) -> str:
     return ":".join([name, *filter(None, [",".join(f"{key}={value}" for key, value in values.items())])])
 
 
+AT_HAND = "auto"  # the name of the engine at hand, see `latency.at_hand`
+
+
 def check_engine_name(name: str, others: Iterable[str] = (), where: str = "") -> None:
     """Raise a ValueError for an unknown engine; `roofline:FILE.yaml` is one that a file describes."""
     if not name.startswith("roofline:"):

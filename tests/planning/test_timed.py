@@ -340,6 +340,34 @@ def test_an_engine_at_hand_that_cannot_run_the_network_is_told(
     assert "an operator is unknown" in caplog.text
 
 
+def test_torch_follows_where_the_engine_at_hand_cannot_run_the_network(
+    net: tuple[nn.Module, rw.Sites], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unable(RooflineEngine):
+        def hold(self, work: Work) -> None:
+            raise ValueError("an operator is unknown")
+
+    monkeypatch.setattr("rankwise.planning.wishes.at_hand", lambda model: "onnxruntime")
+    engines = {"onnxruntime": Unable(DEVICE), "torch": RooflineEngine(DEVICE)}
+    monkeypatch.setattr("rankwise.planning.wishes.get_engine", lambda name, threads: engines[name])
+    plan = rw.choose(*net, keep={"macs": 0.5}, metric="weight", example=EXAMPLE, engine="auto")
+    assert plan.latency is not None
+    assert "times are those of" in caplog.text
+    assert "an operator is unknown" in caplog.text
+
+
+@pytest.mark.parametrize("formats", [["svd"], ["svd", "cp3"], ["cp3", "cp"]])
+def test_a_budget_that_only_slower_layers_can_meet_is_planned(
+    net: tuple[nn.Module, rw.Sites], caplog: pytest.LogCaptureFixture, formats: list[str]
+) -> None:
+    """Also where curves are refined before the plan is made."""
+    slow = RooflineEngine(Device(name="slow", peak=1e12, bandwidth=1e12, overhead=1e-3))
+    plan = planned(net, {"macs": 0.7}, slow, formats=formats)
+    assert plan.factorised
+    assert plan.planned["macs"] <= 0.7 * plan.dense["macs"]
+    assert "this plan is not faster" in caplog.text
+
+
 def test_an_example_is_needed(net: tuple[nn.Module, rw.Sites]) -> None:
     with pytest.raises(ValueError, match="a latency budget is measured: pass an input as example="):
         rw.choose(*net, keep={"latency": 0.5}, metric="weight")

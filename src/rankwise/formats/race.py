@@ -38,9 +38,8 @@ POOR = 0.5
 ENOUGH = 1e-3
 # A fit holds a square matrix over the bond states of a factor, and curves stop before it gets large.
 CURVE_STATES = 1024
-
-
-_ALL = Cost(10**18, 10**18)
+# More than any option costs.
+UNLIMITED = Cost(10**18, 10**18)
 
 
 class Runner(Protocol):
@@ -126,7 +125,7 @@ def race(entry: Entry) -> Race:
         For each format the ranks of its families that are left, with their errors.
     """
     front = Front()
-    poor = POOR if entry.rivals is not None and math.isfinite(entry.rivals(_ALL)) else math.inf
+    poor = POOR if entry.rivals is not None and math.isfinite(entry.rivals(UNLIMITED)) else math.inf
     climbed: dict[str, list[list[Ranks]]] = {format.name: [] for format in entry.formats}
     found: dict[str, dict[Ranks, float]] = {format.name: {} for format in entry.formats}
     for family in _families(entry):
@@ -165,7 +164,7 @@ def _fitted(family: Family, least: Sequence[float], poor: float, enough: float) 
     errors = dict(zip([first], (yield family.asked([first], FIRST)), strict=True))
     if family.promised(errors[first]) > WORTH * least[first]:
         return {}
-    if not enough:
+    if not enough:  # every family is wanted, to its end
         marks[-1] = len(family.ladder) - 1
     begin = max(at for at in marks if at <= hopeful[0])
     end = min((at for at in marks if at >= hopeful[-1]), default=marks[-1])

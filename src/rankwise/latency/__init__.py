@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..names import check_engine_name
+from ..names import AT_HAND, check_engine_name
 from ..timing.clock import Latency, Ratio
 from .engine import Engine, Work
 from .executorch_engine import ExecuTorch
-from .grid import AT_HAND, at_hand
+from .grid import at_hand
 from .onnxruntime_engine import OnnxRuntime
 from .roofline import Device, RooflineEngine
 from .torch_engines import Compiled, Cuda, Eager

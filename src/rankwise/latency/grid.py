@@ -42,10 +42,6 @@ BLOCKS_WIDE, FEWEST_STEPS, FEWEST_LINEAR_STEPS = 8, 4, 16
 EXPORTED = 512 << 20
 
 
-# The name of the engine at hand.
-AT_HAND = "auto"
-
-
 def at_hand(model: nn.Module) -> str:
     """The engine that a network will probably run in: onnxruntime for networks on the CPU if it is installed.
 

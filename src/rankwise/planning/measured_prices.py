@@ -22,7 +22,7 @@ logger = logging.getLogger("rankwise")
 CHECKS = 5  # whole networks built and measured for one plan, at most
 OWN_CHECKS = 2  # the same for a plan without a budget of time
 NEAR = 0.03  # a plan that takes at least this share less than its budget is made again
-SPEED = 0.67  # share of the saved MACs that a plan without a budget of time shall save in time
+SPEED = 0.7  # share of the saved MACs that a plan without a budget of time shall save in time
 SPEEDS = (SPEED, 0.5, 0.25, 0.0)  # the same where the other budgets allow no more
 
 

@@ -135,7 +135,7 @@ class Choosing:
         budget(
             "--round-to N",
             "Make ranks multiples of N; auto: what the --engine computes at once, measured, finer in narrow layers; "
-            "without one 8 in large layers, 1 in small ones.",
+            "with --engine none 8 in large layers, 1 in small ones.",
         ),
     ] = "auto"
     shrink: Shrink = None

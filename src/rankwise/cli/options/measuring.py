@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ...names import check_engine_name
+from ...names import AT_HAND, check_engine_name
 from .base import budget, data, output
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ JUDGE_HELP = (
     "agreement, relative_error, cosine, ... or FILE.py:FUNCTION judges networks instead of what fits their outputs: "
     "(model, batches) -> number, with :lower where lower is better."
 )
-AT_HAND, UNTIMED = "auto", "none"
+UNTIMED = "none"
 ClassesDim = Annotated[
     int | None, data("--classes-dim N", "Dimension of the outputs that holds the classes, where it cannot be inferred.")
 ]
@@ -26,7 +26,7 @@ EngineName = Annotated[
         "--engine NAME",
         "Engine that will run the network: torch, compile, onnxruntime, executorch, cuda, or roofline:FILE.yaml for a "
         "device that is not here. The plan fits it and saves time there. auto: onnxruntime where it is installed, else "
-        "torch; none: plan by counts, and a latency budget for torch.",
+        "torch; none: plan by counts alone, and measure a latency budget in torch.",
     ),
 ]
 Threads = Annotated[int, output("--threads N", "Threads when latency is measured.")]
