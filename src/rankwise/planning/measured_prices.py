@@ -95,7 +95,7 @@ class MeasuredPrices(Prices):
             try:
                 plans = self._checked(draft, {**amounts, Latency.name: share}, OWN_CHECKS)
             except ValueError as error:  # the other budgets leave no plan that is as fast
-                logger.info("no plan within %.2f of the dense time: %s", share, error)
+                logger.debug("no plan within %.2f of the dense time: %s", share, error)
                 continue
             plan = _best(plans, share * self.meter.dense)
             break
