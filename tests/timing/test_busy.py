@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rankwise.timing.clock import Product, in_turns, timed
+from rankwise.timing.clock import in_turns, timed
+from rankwise.timing.product import Product, Run
 
 
 class Machine:
@@ -63,14 +64,14 @@ def test_slow_moments_are_scaled(machine: Machine) -> None:
     def before() -> None:  # the product has run; from here to the next one the machine is slow or not
         machine.slow = 2.0 if machine.products % 4 >= 2 else 1.0
 
-    found = timed({"a": run, "b": run}, rounds=20, before={"a": before, "b": before}, alone=True, narrow=0.1)
+    found = timed({"a": run, "b": run}, rounds=20, before={"a": before, "b": before}, product=Product(), narrow=0.1)
     assert found["a"].median == pytest.approx(1e-3, rel=1e-6)
     assert found["b"].median == pytest.approx(1e-3, rel=1e-6)
 
 
 def test_a_machine_that_is_always_slow_is_measured_as_it_is(machine: Machine) -> None:
     machine.slow = 3.0
-    assert timed({"a": lambda: machine.work(1e-3)}, rounds=8, alone=True)["a"].median == pytest.approx(3e-3)
+    assert timed({"a": lambda: machine.work(1e-3)}, rounds=8, product=Product())["a"].median == pytest.approx(3e-3)
 
 
 def test_work_of_other_threads_counts(machine: Machine) -> None:
@@ -88,6 +89,33 @@ def test_wide_intervals_are_measured_again(machine: Machine) -> None:
 
         return each
 
-    timed({"steady": run("steady", 1e-3), "restless": run("restless", 1e-3, 2e-3, 3e-3)}, rounds=10, warmup=0,
-          alone=True, narrow=0.1)  # fmt: skip
+    timed({"steady": run("steady", 0.02), "restless": run("restless", 0.02, 0.04, 0.06)}, rounds=10, warmup=0,
+          product=Product(), narrow=0.1)  # fmt: skip
     assert counts == {"steady": 10, "restless": 50}
+
+
+def test_runs_go_on_until_there_were_enough_good_moments(machine: Machine) -> None:
+    """The first tenth of a second is slow: every call takes ten microseconds longer, which no factor corrects."""
+    product = Product()
+    machine.slow = 3.0
+    added = [10e-6]
+
+    def run() -> None:
+        if machine.wall > 0.1:
+            machine.slow, added[0] = 1.0, 0.0
+        machine.work(20e-6 / machine.slow)
+        machine.work(added[0] / machine.slow)
+
+    assert timed({"a": run}, rounds=20, product=product, narrow=0.05)["a"].median == pytest.approx(20e-6, rel=1e-6)
+
+
+def test_a_product_remembers_how_fast_the_machine_can_be(machine: Machine) -> None:
+    product = Product()
+    timed({"a": lambda: machine.work(1e-3)}, rounds=20, product=product)
+    runs = [Run(1e-3, 1e-3, 1e-3, place) for place in range(len(product.seconds) - 9, len(product.seconds))]
+    assert product.good(runs) == list(range(9))
+    machine.slow = 2.0
+    timed({"a": lambda: machine.work(1e-3)}, rounds=20, product=product)
+    runs = [Run(2e-3, 2e-3, 2e-3, place) for place in range(len(product.seconds) - 9, len(product.seconds))]
+    assert product.good(runs) == []
+    assert product.own(runs, []) == pytest.approx([1e-3] * 6)  # of slow ones only, some are scaled

@@ -17,7 +17,7 @@ from ..timing.clock import FIGURES, Latency
 from .engine import Engine
 
 # Increased when layers of the same signature are built or measured in another way.
-_VERSION = 2
+_VERSION = 3
 
 logger = logging.getLogger("rankwise")
 

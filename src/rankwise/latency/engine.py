@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..running.arguments import Arguments
 from ..timing.clock import ROUNDS, WARMUP, Latency, timed, torch_threads
+from ..timing.product import Product
 
 
 class Work(NamedTuple):
@@ -91,11 +92,7 @@ class Running(Engine):
     def __init__(self, threads: int = 1) -> None:
         super().__init__(threads)
         self._held: WeakKeyDictionary[nn.Module, Callable[[], object]] = WeakKeyDictionary()
-
-    @property
-    def alone(self) -> bool:
-        """Whether the calling thread does all the work."""
-        return self.threads == 1
+        self._product = Product() if threads == 1 else None  # with one, the calling thread works alone
 
     def hold(self, work: Work) -> None:
         with self.ready():
@@ -139,7 +136,7 @@ class Running(Engine):
                         raise
                     raise ValueError(f"layer {layers[name]!r} as {name.rpartition(': ')[2]}: {error}") from error
             before = {name: partial(between, name) for name in runs}
-            return timed(runs, rounds=rounds, warmup=warmup, before=before, alone=self.alone, narrow=narrow)
+            return timed(runs, rounds=rounds, warmup=warmup, before=before, product=self._product, narrow=narrow)
 
 
 @cache

@@ -156,7 +156,12 @@ def _arrange(graph: _Graph, layer: Any, value: str, x: Tensor, y: Tensor) -> str
     return graph.node("Reshape", value, graph.constant(torch.tensor(y.shape)))
 
 
+def _same(graph: _Graph, layer: Any, value: str, x: Tensor, y: Tensor) -> str:
+    return graph.node("Identity", value)
+
+
 _WRITERS: dict[type, Writer] = {
+    nn.Identity: _same,
     nn.Linear: _linear,
     TransposedLinear: _matmul,
     nn.Embedding: _embedding,

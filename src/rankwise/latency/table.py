@@ -16,22 +16,29 @@ from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, dense_option
 from ..timing.clock import FIGURES, Latency
 from .cache import Cache
-from .engine import Engine, Work
+from .engine import Engine, Running, Work
 from .estimate import Estimate, spread
 from .grid import Grid, grid_of
 from .layers import Input, calls_of, layers_of, signature, work_of
 
 # Options to measure per format: for one rank, and more for each further rank.
 PROBES, PROBES_MORE = 6, 3
+# Then all others are measured, quick ones first, as long as their runs take no more seconds together.
+LEARNING = 5.0
+# An estimate may be wrong by so much: options that others with less error beat by more are not measured.
+FASTER = 0.8
 ROUNDS, WARMUP = 20, 2
 # Times whose interval is wider than this share are measured for longer.
 NARROW = 0.06
+# The name of a call that runs no layer; and the share of a time that a layer takes at least.
+NOTHING, LEAST = "nothing", 0.05
 # Dense layers that tell how fast the machine is now, at most about this many.
 DRIFTING = 8
 # Between two runs of a layer a network reads the weights of all others. CPU caches hold no more bytes than this.
 AROUND = 32 << 20
-# Bytes of weights and inputs of the layers that are timed in turns, at most.
-TOGETHER = 1 << 29
+# Layers that are timed in turns, at most: of hundreds none finds its own instructions and weights in a cache. And the
+# bytes of their weights and inputs.
+TURNS, TOGETHER = 24, 1 << 29
 
 
 class _Part(NamedTuple):
@@ -94,7 +101,7 @@ class Table:
         options: Mapping[str, Sequence[Option]],
         progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
     ) -> None:
-        """Measure as many options of every site as it takes to estimate the others.
+        """Measure as many options of every site as it takes to estimate the others; all of them if layers are quick.
 
         Args:
             options: of the sites that may be factorised.
@@ -105,6 +112,32 @@ class Table:
         """
         self._options = {name: tuple(curve) for name, curve in options.items()}
         self.measure([pair for name, curve in options.items() for pair in _probes(name, curve)], progress)
+        while quick := self._quick():  # what is measured may show that other options are worth it
+            self.measure(quick, progress)
+
+    def _quick(self) -> list[tuple[str, Option]]:
+        """Options that were not measured but may be chosen, quick ones first.
+
+        They seem faster than the dense layer, and no option that seems much faster has as little error. The runs of all
+        such options, with those that were measured, take up to `LEARNING` seconds.
+        """
+        rest: dict[tuple[str, ...], tuple[float, str, Option]] = {}
+        for name, curve in self._options.items():
+            times = sorted([(self.seconds(name, option).median, option.error, option) for option in curve], key=_first)
+            dense, least, much = self.seconds(name, dense_option(self.sites[name])).median, math.inf, 0
+            for seconds, error, option in times:
+                while times[much][0] < FASTER * seconds:
+                    least, much = min(least, times[much][1]), much + 1
+                if seconds < dense and error < least:
+                    rest[tuple([self._key(part, option) for part in self._parts[name]])] = seconds, name, option
+        quick, left = [], LEARNING
+        for seconds, name, option in sorted(rest.values(), key=_first):
+            left -= seconds * (ROUNDS + WARMUP)
+            if left < 0:
+                break
+            if (name, option) not in self:
+                quick.append((name, option))
+        return quick
 
     def measure(
         self,
@@ -225,15 +258,18 @@ class Table:
 
     def _batches(self, todo: Todo) -> Iterator[Todo]:
         batch: Todo = {}
-        size = 0
+        count = size = 0
         for dense, each in todo.items():
-            (part, _), *_ = each.values()
+            first, *others = each.items()
+            part, _ = first[1]
             own = 4 * math.prod(part.input.shape) + sum(4 * option.params for _, option in each.values())
-            if batch and size + own > TOGETHER:
-                yield batch
-                batch, size = {}, 0
-            batch[dense] = each
-            size += own
+            for place in range(0, max(len(others), 1), TURNS):  # each batch with an option has its dense layer
+                some = dict([first, *others[place : place + TURNS]])
+                if batch and (count + len(some) > TURNS + 1 or size + own > TOGETHER):
+                    yield batch
+                    batch, count, size = {}, 0, 0
+                batch[dense] = some
+                count, size = count + len(some), size + own
         if batch:
             yield batch
 
@@ -257,7 +293,31 @@ class Table:
         )
 
     def _timed(self, works: Mapping[str, Work], layers: Mapping[str, str]) -> dict[str, Latency]:
-        return self.engine.times(works, rounds=ROUNDS, warmup=WARMUP, around=self._around, narrow=NARROW, layers=layers)
+        """Times of layers, without what a call costs that runs no layer at all: a network pays for that once."""
+        empty = (
+            {NOTHING: Work(nn.Identity(), next(iter(works.values())).given)} if isinstance(self.engine, Running) else {}
+        )
+        times = self.engine.times(
+            {**works, **empty},
+            rounds=ROUNDS,
+            warmup=WARMUP,
+            around=self._around,
+            narrow=NARROW,
+            layers={**layers, NOTHING: NOTHING},
+        )
+        if not empty:
+            return times
+        call = times.pop(NOTHING).median
+        return {key: _without(call, time) for key, time in times.items()}
+
+
+def _without(call: float, time: Latency) -> Latency:
+    """The time without a call's own, but at least `LEAST` of it."""
+    return Latency(**{name: max(getattr(time, name) - call, LEAST * getattr(time, name)) for name in FIGURES})
+
+
+def _first(row: tuple[float, Any, Any]) -> float:
+    return row[0]
 
 
 def _probes(name: str, curve: Sequence[Option]) -> Iterator[tuple[str, Option]]:

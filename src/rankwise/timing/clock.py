@@ -6,32 +6,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import comb, inf
+from fractions import Fraction
+from math import inf
 from statistics import median
-from typing import NamedTuple
 
 import torch
+
+from .product import FEWEST, Product, Run, one_run
 
 # Rounds for whole networks, everywhere.
 ROUNDS, WARMUP = 30, 3
 # A round is the median of several runs, at most 20, so that all rounds together take about this many seconds.
 SECONDS, RUNS = 0.5, 20
 # Of the interval around a median.
-CONFIDENCE = 0.95
+CONFIDENCE = Fraction(95, 100)
 # Fields of a `Latency` without its rounds.
 FIGURES = ("median", "low", "high")
-# The fewest rounds with such an interval.
-FEWEST = 6
 # Medians of two measurements of one network differ by about this share.
 NOISE = 0.02
 # Runs whose intervals are too wide are repeated at most this often.
 AGAIN = 4
-# Rows of the product that tells the speed of the machine: about ten microseconds.
-PRODUCT = 80
-# Above this share of the calling thread's time, the other threads of the process are part of the run.
-ELSEWHERE = 0.2
-# The machine's better moments: the fastest fifth of the products; and how much slower a moment may be to count as one.
-BETTER, SLOW = 0.2, 1.15
+# Runs that are measured narrowly go on for this long at least: slow moments of a machine last a tenth of a second.
+SPAN = 0.2
+# Each of them needs this share of its rounds in good moments.
+GOOD = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ def timed(
     rounds: int | None = None,
     warmup: int = WARMUP,
     before: Mapping[str, Callable[[], object]] | None = None,
-    alone: bool = False,
+    product: Product | None = None,
     narrow: float | None = None,
 ) -> dict[str, Latency]:
     """Times of runs that take turns.
@@ -123,25 +121,51 @@ def timed(
             turns of a few microseconds would all fall into one moment of the machine.
         warmup: rounds before them.
         before: called before each run, not timed.
-        alone: whether the calling thread does all the work; other processes then hardly count, see `in_turns`.
-        narrow: runs whose interval is wider than this share of the median get further rounds, up to `AGAIN` times as
-            many again; only for runs of the same speed in all rounds, so with `alone`.
+        product: for runs whose work the calling thread does alone: time in which another process had the core does not
+            count.
+        narrow: with a product, only runs in good moments of the machine count; runs whose interval is wider than this
+            share of the median, or that had few good moments, get further rounds, up to `AGAIN` times as many again;
+            only for runs of the same speed in all rounds.
     """
-    turns, product = 1, Product(select=narrow is not None) if alone else None
+    turns = 1
     if rounds is None:
         first = in_turns(runs, 1, warmup, before, product)
         rounds, warmup, taken = ROUNDS, 0, sum(seconds[0] for seconds in first.values())
         turns = min(max(int(SECONDS / (ROUNDS * taken)), 1), RUNS) if taken > 0 else RUNS
-    seconds = in_turns(runs, rounds * turns, warmup, before, product)
-    found = {name: _rounds(each, turns) for name, each in seconds.items()}
-    for _ in range(AGAIN if narrow is not None and alone else 0):
-        wide = [name for name, time in found.items() if time.high - time.low > (narrow or 0) * time.median]
-        if not wide:
-            break
-        more = in_turns({name: runs[name] for name in wide}, rounds * turns, 0, before, product)
-        for name, each in more.items():
-            seconds[name] += each
-            found[name] = _rounds(seconds[name], turns)
+    if narrow is None or product is None:
+        return {
+            name: _rounds(each, turns) for name, each in in_turns(runs, rounds * turns, warmup, before, product).items()
+        }
+    return _narrow(runs, rounds, turns, warmup, before, product, narrow)
+
+
+def _narrow(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    turns: int,
+    warmup: int,
+    before: Mapping[str, Callable[[], object]] | None,
+    product: Product,
+    narrow: float,
+) -> dict[str, Latency]:
+    """As `timed`, until all intervals are narrow."""
+    taken: dict[str, list[Run]] = {name: [] for name in runs}
+    began, left, todo = time.perf_counter(), AGAIN + 1, list(runs)
+    found: dict[str, Latency] = {}
+    while todo and left:
+        for name, more in _turns({name: runs[name] for name in todo}, rounds * turns, warmup, before, product).items():
+            taken[name] += more
+        warmup = 0
+        if time.perf_counter() - began < SPAN:
+            continue
+        left -= 1
+        good = {name: product.good(taken[name]) for name in todo}
+        found |= {name: _rounds(product.own(taken[name], good[name]), turns) for name in todo}
+        todo = [
+            name
+            for name, time in found.items()
+            if name in good and (time.high - time.low > narrow * time.median or len(good[name]) < GOOD * rounds * turns)
+        ]
     return found
 
 
@@ -157,14 +181,20 @@ def in_turns(
     before: Mapping[str, Callable[[], object]] | None = None,
     product: Product | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every measured round by name, as for `timed`; round r starts with run r modulo their number.
+    """Seconds of every measured round by name, as for `timed`; round r starts with run r modulo their number."""
+    taken = _turns(runs, rounds, warmup, before, product)
+    return {name: [run.wall for run in each] if product is None else product.own(each) for name, each in taken.items()}
 
-    With a `product`, for runs whose work the calling thread does alone, time in which another process had the core does
-    not count. If the product selects, runs in slow moments (another process on the same physical core, a lower clock)
-    do not either: what the product takes right before and right after a run tells.
-    """
+
+def _turns(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int,
+    before: Mapping[str, Callable[[], object]] | None,
+    product: Product | None,
+) -> dict[str, list[Run]]:
     names = list(runs)
-    taken: dict[str, list[_Run]] = {name: [] for name in names}
+    taken: dict[str, list[Run]] = {name: [] for name in names}
     for turn in range(warmup + rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
@@ -172,71 +202,12 @@ def in_turns(
                 product()
             if before is not None:
                 before[name]()
-            run = _run(runs[name], product is not None)
+            run = one_run(runs[name], alone=product is not None)
             if turn >= warmup:
                 taken[name].append(run._replace(place=0 if product is None else len(product.seconds)))
-    if product is None:
-        return {name: [run.wall for run in each] for name, each in taken.items()}
-    product()
-    return {name: product.own(each) for name, each in taken.items()}
-
-
-class _Run(NamedTuple):
-    """Seconds of one run: on the wall, of the calling thread, of the process; and how many products ran before it."""
-
-    wall: float
-    thread: float = 0.0
-    process: float = 0.0
-    place: int = 0
-
-
-def _run(run: Callable[[], object], alone: bool) -> _Run:
-    if not alone:
-        began = time.perf_counter()
-        run()
-        return _Run(time.perf_counter() - began)
-    process, thread, began = time.process_time(), time.thread_time(), time.perf_counter()
-    run()
-    wall, thread = time.perf_counter() - began, time.thread_time() - thread
-    return _Run(wall, thread, time.process_time() - process)
-
-
-class Product:
-    """A small matrix product that tells how fast the machine is at the moment; for runs that a thread does alone.
-
-    Args:
-        select: whether to leave out runs in slow moments, if enough others are left, and scale what is kept; for runs
-            that are compared as medians. Networks are compared round by round instead.
-    """
-
-    def __init__(self, select: bool = False) -> None:
-        self._x = torch.ones(PRODUCT, PRODUCT)
-        self._y = torch.empty(PRODUCT, PRODUCT)
-        self._select = select
-        self._usual = 0.0
-        self.seconds: list[float] = []
-
-    def __call__(self) -> None:
-        self.seconds.append(_run(self._once, alone=True).thread)
-
-    def _once(self) -> None:
-        torch.mm(self._x, self._x, out=self._y)
-
-    def own(self, runs: Sequence[_Run]) -> list[float]:
-        """Seconds that the runs themselves took; see `select`."""
-        thread, process = sum(run.thread for run in runs), sum(run.process for run in runs)
-        if process > (1 + ELSEWHERE) * thread:  # other threads of this process did some of the work
-            return [run.wall for run in runs]
-        own = [min(run.wall, run.thread) for run in runs]
-        if not self._select:
-            return own
-        if not self._usual:
-            self._usual = sorted(self.seconds)[int(BETTER * len(self.seconds))]
-        slow = [max(self.seconds[run.place - 1], self.seconds[run.place]) / self._usual for run in runs]
-        order = sorted(range(len(runs)), key=slow.__getitem__)
-        good = [place for place in order if slow[place] <= SLOW]
-        kept = sorted(good if len(good) >= FEWEST else order[:FEWEST])
-        return [own[place] / max(slow[place], 1.0) for place in kept]
+    if product is not None:
+        product()  # runs are judged by the products before and after them
+    return taken
 
 
 def summary(seconds: Sequence[float]) -> Latency:
@@ -250,10 +221,11 @@ def summary(seconds: Sequence[float]) -> Latency:
         Latency(median=5.0, low=2.0, high=8.0)
     """
     ordered, rounds = sorted(seconds), len(seconds)
-    k, tail = 0, 1
+    k, tail, ways = 0, 1, 1
     while 2 * tail <= (1 - CONFIDENCE) * 2**rounds:
         k += 1
-        tail += comb(rounds, k)
+        ways = ways * (rounds - k + 1) // k  # to choose k of them
+        tail += ways
     k = max(k, 1)
     return Latency(median=median(ordered), low=ordered[k - 1], high=ordered[rounds - k], rounds=tuple(seconds))
 
