@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 METRICS = ("input", "diagonal", "fisher", "weight")
 FORMATS = (
     *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "cp3", "cp", "btd"),
-    *("tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
+    *("tt", "tr", "stt", "str", "ht", "kronecker", "tucker", "nystrom"),
 )
 RULES = (
     *("knapsack", "fisher", "sensitivity", "bayesian", "continuous", "minimax", "drank", "uniform"),

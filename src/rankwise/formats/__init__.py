@@ -12,6 +12,7 @@ from .block_term import BlockTerm
 from .cp import CP, CP3
 from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
+from .nystrom import Nystrom
 from .pivoted_svd import PivotedSVD
 from .semi_tensor import SemiTensorRing, SemiTensorTrain
 from .slr import SparseLowRank, Staircase
@@ -40,6 +41,7 @@ FORMATS: dict[str, Format] = {
         HierarchicalTucker(),
         Kronecker(),
         Tucker(),
+        Nystrom(),
     )
 }
 

@@ -110,7 +110,8 @@ class Format(ABC):
             return site.dense_because or self.unfit(site)
         if site.looks_up:
             return f"{self.name} has no layer that looks rows up; use svd"
-        return f"{self.name} cannot fit several layers as one; use svd"
+        other = "nystrom" if site.role is Role.HIDDEN else "svd"
+        return f"{self.name} cannot fit several layers as one; use {other}"
 
     @abstractmethod
     def unfit(self, site: Site) -> str | None:

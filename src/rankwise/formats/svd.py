@@ -43,7 +43,7 @@ class SVD(Format):
     summary = "two factors: Linear pair, or k x k convolution to few channels and a 1 x 1 convolution"
     use = "the first choice for linear layers and 1 x 1 convolutions: an exact optimum, and only two layers to run"
 
-    roles = frozenset(Role)
+    roles = frozenset({Role.LAYER, Role.TABLE, Role.TIED, Role.JOINT})
 
     def unfit(self, site: Site) -> str | None:
         return None
