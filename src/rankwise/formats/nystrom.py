@@ -23,6 +23,12 @@ from .ladders import steps
 from .weights import read, write
 
 
+class _Whole(LowRank):
+    """The chains of all layers of a site, to be filled; the network itself calls them one by one."""
+
+    dense: tuple[Any, ...] = ()  # the layers before, whose rows are copied
+
+
 # The units leave in so many parts, one after the other.
 PARTS = 192
 
@@ -97,7 +103,7 @@ class Nystrom(Format):
         reader = self.build(layers[last], ranks, bias)
         units = read(layers[last]).shape[1]
         feeders = {name: self._feeder(layers[name], ranks[0] * (len(read(layers[name])) // units)) for name in before}
-        whole = LowRank(self, ranks, [*feeders.values(), reader], layers[last])
+        whole = _Whole(self, ranks, [*feeders.values(), reader], layers[last])
         whole.dense = tuple(layers[name] for name in before)  # a tuple: not a part of the chain
         return Built({**feeders, last: reader}, whole)
 
@@ -115,41 +121,42 @@ class Nystrom(Format):
         return chain
 
     def fill(self, chain: LowRank, factors: Factors, bias: Tensor | None) -> None:
+        assert isinstance(chain, _Whole)
         *feeders, reader = layers_in(chain)
-        kept_K = factors.tensors["kept_K"]
-        hidden = factors.weight.shape[1]
-        dense: Any = chain.dense
+        kept_K, units = factors.tensors["kept_K"], factors.weight.shape[1]
         with torch.no_grad():
-            for (layer, places), source in zip(feeders, dense, strict=True):
-                weight = read(source)
-                parts = range(len(weight) // hidden)
-                places_K = torch.cat([kept_K + part * hidden for part in parts]).to(weight.device)
-                write(layer, weight[places_K])
-                if layer.bias is not None:
-                    layer.bias.copy_(source.bias[places_K])
-                places.places.copy_(places_K)
-            places, last = reader
-            places.places.copy_(kept_K)
-            write(last, factors.tensors["U_1TK"][0])
-            set_bias(last, bias)
+            for feeder, dense in zip(feeders, chain.dense, strict=True):
+                weight = read(dense)
+                places_K = torch.cat([kept_K + start for start in range(0, len(weight), units)]).to(weight.device)
+                bias_K = None if getattr(dense, "bias", None) is None else dense.bias[places_K]
+                self._set(feeder, places_K, weight[places_K], bias_K)
+            self._set(reader, kept_K, factors.tensors["U_1TK"][0], bias)
+
+    def _set(self, chain: LowRank, places_K: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        _places(chain).places.copy_(places_K)
+        write(_linear(chain), weight)
+        set_bias(_linear(chain), bias)
 
     def chain_weight(self, chain: LowRank) -> Tensor:
+        places, weight = _places(chain), read(_linear(chain))
         if isinstance(chain[0], Kept):
-            places, reader = chain
-            weight = read(reader)
             return weight.new_zeros(len(weight), places.of).index_copy(1, places.places.long(), weight)
-        feeder, places = chain
-        weight = read(feeder)
         return weight.new_zeros(places.of, weight.shape[1]).index_copy(0, places.places.long(), weight)
 
     def chain_bias(self, chain: LowRank) -> Tensor | None:
-        if isinstance(chain[0], Kept):
-            bias: Tensor | None = chain[1].bias
+        bias: Tensor | None = _linear(chain).bias
+        if bias is None or isinstance(chain[0], Kept):
             return bias
-        feeder, places = chain
-        if feeder.bias is None:
-            return None
-        return feeder.bias.new_zeros(places.of).index_copy(0, places.places.long(), feeder.bias)
+        places = _places(chain)
+        return bias.new_zeros(places.of).index_copy(0, places.places.long(), bias)
+
+
+def _places(chain: LowRank) -> Kept:
+    return next(layer for layer in chain if isinstance(layer, Kept))
+
+
+def _linear(chain: LowRank) -> nn.Linear:
+    return next(layer for layer in chain if isinstance(layer, nn.Linear))
 
 
 def _path(W_TD: Tensor, metric: Metric) -> Elimination:

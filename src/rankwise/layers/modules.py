@@ -150,9 +150,11 @@ class Kept(Part):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         places = state_dict.get(f"{prefix}places")
         if places is not None and not (
-            len(set(places.tolist())) == len(places) and 0 <= int(places.min()) and int(places.max()) < self.of
+            len(set(places.tolist())) == len(places) and int(places.min()) >= 0 and int(places.max()) < self.of
         ):
-            raise ValueError(f"tensor '{prefix}places' does not pick {len(places)} of {self.of}; save the network again")
+            raise ValueError(
+                f"tensor '{prefix}places' does not pick {len(places)} of {self.of}; save the network again"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -13,4 +13,15 @@ for _name in LAYERS:
 register(TiedEmbedding())
 register(Hidden())
 
-__all__ = ["Embedding", "Hidden", "Joint", "Layer", "Reads", "SiteKind", "TiedEmbedding", "kind_of", "kinds", "register"]
+__all__ = [
+    "Embedding",
+    "Hidden",
+    "Joint",
+    "Layer",
+    "Reads",
+    "SiteKind",
+    "TiedEmbedding",
+    "kind_of",
+    "kinds",
+    "register",
+]

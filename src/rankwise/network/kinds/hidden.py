@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...layers.kinds import is_convolution, site_kind
 from ...running.calling import tensor_leaves
 from ...running.exclusive import own_thread
-from ..forward import Forward, Group
+from ..forward import Forward
 from ..site import Feeder, Role, Site
 from ..weights import WeightSource
 from .base import Reads, SiteKind, stored_weight
