@@ -103,7 +103,7 @@ def _candidates(forward: Forward) -> Iterator[_Found]:
 
 def _is_free(forward: Forward, name: str) -> bool:
     """A linear layer that is called once, shares its weight with none and can be replaced."""
-    layer = forward.model.get_submodule(name)
+    layer: Any = forward.model.get_submodule(name)
     group = forward.group_of(name)
     return (
         site_kind(layer) not in (None, "embedding")
