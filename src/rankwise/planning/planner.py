@@ -46,6 +46,10 @@ NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
     "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
 )
+JOINT_IN_TIME = (
+    "times are measured for single layers, and these sites join layers around hidden units; find or collect them "
+    "without joint=True for a latency budget, or give a budget in params, linear or macs"
+)
 # With measured prices a plan is made again until nothing that it chose is an estimate, at most this often.
 ROUNDS = 8
 
@@ -360,6 +364,10 @@ def _prices(model: nn.Module, sites: Sites, options: Options, formats: Mapping[s
     A search for a target that is not about time makes many plans, and measures none of their networks.
     """
     if asked.example is None or (asked.target_drop is not None and not asked.is_timed):
+        return Prices(model, sites, formats)
+    if sites.joint:
+        if asked.needs_times:
+            raise ValueError(JOINT_IN_TIME)
         return Prices(model, sites, formats)
     *others, last = asked.engines(model)
     for engine in (*others, last):

@@ -85,6 +85,26 @@ class Params(Summed):
     name = title = whole = "params"
 
 
+class Linear(Counted):
+    """Parameters of the layers that may be factorised: no embeddings, heads of language models, norms."""
+
+    name = "linear"
+    title = "params of the layers that may be factorised"
+    whole = "params of these layers"
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        total = sum(site.params for site in self._sites.values() if _may_be(site))
+        return total + sum(row.params - site.params for row, site in self._built(rows) if _may_be(site))
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        return tuple([option.params * _may_be(site) for option in options])
+
+
+def _may_be(site: Site) -> bool:
+    """Whether a site may be factorised without being named."""
+    return site.stays_dense is None
+
+
 class Macs(Summed):
     """Multiply-accumulates for the example input."""
 
@@ -167,7 +187,7 @@ class Latency(Unit):
         return f"{amount / 1000:.3f} ms"
 
 
-COUNTED: tuple[type[Counted], ...] = (Params, Macs, Bytes)
+COUNTED: tuple[type[Counted], ...] = (Params, Linear, Macs, Bytes)
 UNITS: dict[str, type[Unit]] = {**{unit.name: unit for unit in COUNTED}, Latency.name: Latency}
 
 

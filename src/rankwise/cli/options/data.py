@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
     from ...inputs.data import Data, DataOptions
 
-MODEL_HELP = "torchvision:NAME, or FILE.py:FUNCTION, a function that returns the network."
+MODEL_HELP = (
+    "torchvision:NAME, hf:NAME_OR_FOLDER (transformers), or FILE.py:FUNCTION, a function that returns the network."
+)
 DATA_HELP = (
-    "A folder of pictures (class folders give labels), FILE.npz, .npy, .safetensors, .pt, torchvision:NAME, "
+    "A folder of pictures (class folders give labels), FILE.npz, .npy, .safetensors, .pt, text for hf: "
+    "models (.txt, .jsonl), torchvision:NAME, "
     "or FILE.py:FUNCTION, a function that returns batches or a Dataset."
 )
 InputShape = Annotated[
@@ -43,6 +46,16 @@ class Network:
             shown=False,
         ),
     ] = None
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it is a model of transformers."""
+        return self.model.startswith("hf:")
+
+    @property
+    def rule(self) -> str:
+        """The rule unless one is named: relative errors of a transformer's layers do not compare."""
+        return "fisher" if self.is_transformer else "knapsack"
 
     def load(self) -> nn.Module:
         """The network with its weights."""
@@ -122,6 +135,7 @@ class Batched(Reading):
     """How data is read, in batches."""
 
     batch: Annotated[int, data("--batch N", "Samples in a batch.")] = 64
+    length: Annotated[int | None, data("--length N", "Tokens in a sample of text; by default 512 at most.")] = None
 
     def load(
         self, data: str, network: nn.Module, model: str, *, seed: int, samples: int | None = None, split: str = "train"
