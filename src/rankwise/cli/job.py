@@ -238,11 +238,11 @@ def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: 
     calibration = held_out = None
     with out.step("reading the data"):
         if data.data is not None:
-            calibration = data.load(data.data, network, model, seed=seed, samples=data.samples)
+            calibration = data.load(data.data, network, model, seed=seed, samples=data.count)
         if data.test is not None:
             held_out = data.load(data.test, network, model, seed=seed, split="test")
     if calibration is not None:
-        count = f"up to {data.samples}" if calibration.samples is None else f"{calibration.samples}"
+        count = f"up to {data.count}" if calibration.samples is None else f"{calibration.samples}"
         out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
     return calibration, held_out
 

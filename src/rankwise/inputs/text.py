@@ -42,7 +42,9 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
     tokenizer = hugging_face_tokenizer(model.removeprefix(HUGGING_FACE))
     config = getattr(network, "config", None)
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    length = options.length or min(LENGTH, most or LENGTH)
+    length = options.length if options.length is not None else min(LENGTH, most or LENGTH)
+    if length < 2:
+        raise ValueError(f"--length {length} must be at least 2: a word is predicted from those before it")
     if most and length > most:
         raise ValueError(f"--length {length} is more than the {most} tokens that {model} takes")
     texts = list(_texts(path))
@@ -50,7 +52,7 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
     count = len(tokens) // length
     if not count:
         raise ValueError(
-            f"{path} holds {len(tokens)} tokens, fewer than one row of {length}; give --length or more text"
+            f"{path} holds {len(tokens)} tokens, fewer than one row of {length}; give more text, or a smaller --length"
         )
     vocabulary = getattr(config, "vocab_size", None)
     if vocabulary and int(tokens.max()) >= vocabulary:

@@ -26,10 +26,22 @@ InputShape = Annotated[
     str | None, data("--input-shape C,H,W", "Shape of one input where no data is given, without the batch.")
 ]
 DataArgument = Annotated[str, argument("DATA", DATA_HELP)]
-CalibrationSamples = Annotated[int, data("--samples N", "Number of calibration samples, chosen by --seed.")]
+CalibrationSamples = Annotated[
+    int | None,
+    data("--samples N", "Number of calibration samples, chosen by --seed; by default 512, of text 64 rows of tokens."),
+]
 Test = Annotated[
     str | None, data("--test DATA", "Held-out data for the figures; without it they come from the calibration samples.")
 ]
+
+
+def calibration_samples(data: str | None, asked: int | None) -> int:
+    """How many samples calibrate: as many as are asked for, or a usual number; a row of text has many positions."""
+    from ...inputs.text import TEXTS
+
+    if asked is not None:
+        return asked
+    return 64 if Path(data or "").suffix in TEXTS else 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +178,7 @@ class Collected(Batched):
     """DATA that statistics are collected from."""
 
     data: DataArgument
-    samples: CalibrationSamples = 512
+    samples: CalibrationSamples = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +186,7 @@ class Calibration(Batched):
     """DATA that statistics are collected from, or the statistics themselves, and data to judge on."""
 
     data: Annotated[str | None, argument("[DATA]", DATA_HELP)] = None
-    samples: CalibrationSamples = 512
+    samples: CalibrationSamples = None
     test: Test = None
     input_shape: InputShape = None
     stats: Annotated[
@@ -185,3 +197,8 @@ class Calibration(Batched):
             "from DATA and written there.",
         ),
     ] = None
+
+    @property
+    def count(self) -> int:
+        """Samples to take."""
+        return calibration_samples(self.data, self.samples)
