@@ -81,7 +81,7 @@ def test_a_class_that_transformers_does_not_have(folder: Path, tmp_path: Path) -
         (other / file.name).write_bytes(file.read_bytes())
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaOfNextYear"]}))
-    with pytest.raises(ValueError, match="LlamaOfNextYear, which transformers .* does not have"):
+    with pytest.raises(ValueError, match=r"LlamaOfNextYear, which transformers .* does not have"):
         load_model(f"hf:{other}")
 
 

@@ -15,11 +15,6 @@ allow_torchvision()  # before transformers, which imports it for some networks
 _ANIMALS, _PLACES = ("cat", "dog", "bird"), ("mat", "log")
 _SENTENCES = [f"the {one} {does} on the {place} ." for one in _ANIMALS for does in ("sat", "ran") for place in _PLACES]
 TEXT = " ".join(_SENTENCES * 6)
-    " ".join(
-        f"the {a} {v} on the {b} ." for a in ("cat", "dog", "bird") for v in ("sat", "ran") for b in ("mat", "log")
-    )
-    * 6
-)
 
 
 def save_model(folder: Path, words: int | None = None, **options: Any) -> Path:

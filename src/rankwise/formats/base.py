@@ -144,6 +144,18 @@ class Format(ABC):
             rivals: the least error of other formats at no greater cost; candidates clearly above it may be left out.
         """
 
+    def predicted(self, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
+        """`1/2 trace(G (W - V) Sigma (W - V)^T)` of fits to a matrix at all ranks; {} where no closed form gives it.
+
+        It is the loss in nats that the error costs, to second order; the fits themselves do not see G.
+
+        Args:
+            weight: O x I.
+            metric: Sigma, of the inputs.
+            G_TT: second moment of the loss's gradients at the outputs.
+        """
+        return {}
+
     @abstractmethod
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
         """Fit the weight (O x I/G [x kernel]) in the metric of each group.

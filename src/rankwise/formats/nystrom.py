@@ -71,6 +71,11 @@ class Nystrom(Format):
         errors, total = _path(weight, metric).errors, metric.energy(weight)
         return [((kept,), relative(errors[kept], total)) for kept in steps(site.in_features, step) if kept in errors]
 
+    def predicted(self, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
+        # What leaves adds errors that are uncorrelated with those before it, so the losses add up as the errors do.
+        losses = _path(weight, metric, G_TT).errors
+        return {(kept,): 0.5 * loss for kept, loss in losses.items() if kept}
+
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
         (kept,) = ranks = self.check(site, ranks)
         (metric,) = metrics
@@ -159,5 +164,5 @@ def _linear(chain: LowRank) -> nn.Linear:
     return next(layer for layer in chain if isinstance(layer, nn.Linear))
 
 
-def _path(W_TD: Tensor, metric: Metric) -> Elimination:
-    return eliminate(W_TD, metric, max(1, W_TD.shape[1] // PARTS))
+def _path(W_TD: Tensor, metric: Metric, G_TT: Tensor | None = None) -> Elimination:
+    return eliminate(W_TD, metric, max(1, W_TD.shape[1] // PARTS), G_TT)

@@ -29,7 +29,7 @@ class Elimination(NamedTuple):
     errors: dict[int, float]
 
 
-def eliminate(W_TD: Tensor, metric: Metric, step: int = 1) -> Elimination:
+def eliminate(W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None = None) -> Elimination:
     """Leave out the inputs one after the other that cost the least, the others refitted each time.
 
     `min over U, K of ||(W - U E_K) Sigma^(1/2)||^2` greedily, `E_K` the rows K of the identity. With `P = Sigma^-1` of
@@ -41,6 +41,7 @@ def eliminate(W_TD: Tensor, metric: Metric, step: int = 1) -> Elimination:
         metric: of the inputs.
         step: so many leave at once, those that cost the least one by one; the errors are for what is left after each
             time, so for multiples of it if D is one.
+        G_TT: weighs the outputs in the errors that are returned, but not in what leaves.
 
     Example:
         >>> from rankwise.linalg.metric import Identity
@@ -62,7 +63,8 @@ def eliminate(W_TD: Tensor, metric: Metric, step: int = 1) -> Elimination:
         order.append(alive[out_S])
         solved_SD = torch.linalg.solve(P[out_S][:, out_S], P[out_S])
         gone_TS = W[:, out_S]
-        error += float((gone_TS @ torch.linalg.inv(P[out_S][:, out_S]) * gone_TS).sum())
+        left_TS = gone_TS @ torch.linalg.inv(P[out_S][:, out_S])
+        error += float((left_TS * (gone_TS if G_TT is None else G_TT @ gone_TS)).sum())
         W = (W - gone_TS @ solved_SD)[:, left]
         P = (P - P[:, out_S] @ solved_SD)[left][:, left]
         alive = alive[left]
