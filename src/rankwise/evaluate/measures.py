@@ -26,7 +26,7 @@ from ..running.guards import unwrap
 from ..running.outputs import Outputs
 from ..running.pristine import pristine
 from ..running.verbs import verb
-from .perplexity import perplexity
+from .next_token import perplexity
 from .scores import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally
 

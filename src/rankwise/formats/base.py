@@ -108,6 +108,8 @@ class Format(ABC):
         """Why this format cannot take the site; None if it can."""
         if site.dense_because or site.role in self.roles:
             return site.dense_because or self.unfit(site)
+        if Role.LAYER not in self.roles and site.role is not Role.HIDDEN:
+            return f"{self.name} takes layers around hidden units as one site (joint=True), not single ones; use svd"
         if site.looks_up:
             return f"{self.name} has no layer that looks rows up; use svd"
         other = "nystrom" if site.role is Role.HIDDEN else "svd"
