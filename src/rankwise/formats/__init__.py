@@ -32,6 +32,7 @@ FORMATS: dict[str, Format] = {
         Tucker2(),
         SparseLowRank(),
         Staircase(),
+        Nystrom(),
         CP3(),
         CP(),
         BlockTerm(),
@@ -42,7 +43,6 @@ FORMATS: dict[str, Format] = {
         HierarchicalTucker(),
         Kronecker(),
         Tucker(),
-        Nystrom(),
     )
 }
 

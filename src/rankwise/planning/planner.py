@@ -33,7 +33,7 @@ from .measured_prices import MeasuredPrices
 from .prices import Options, Prices
 from .profile import profile, site_metric
 from .request import Request
-from .units import Unit
+from .units import Unit, held
 from .unmet import remainder
 from .wishes import Asked, Wishes
 
@@ -314,8 +314,8 @@ class Planner:
         return Plan(
             rows=tuple(rows),
             keep=dict(amounts),
-            dense=self.prices.dense,
-            planned=self.prices.planned(rows),
+            dense=held(self.prices.dense, amounts),
+            planned=held(self.prices.planned(rows), amounts),
             metric=self.metric.name,
             shrink=self.shrink,
             rule=rule,

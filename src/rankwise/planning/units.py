@@ -187,8 +187,16 @@ class Latency(Unit):
         return f"{amount / 1000:.3f} ms"
 
 
-COUNTED: tuple[type[Counted], ...] = (Params, Linear, Macs, Bytes)
-UNITS: dict[str, type[Unit]] = {**{unit.name: unit for unit in COUNTED}, Latency.name: Latency}
+# What every plan holds, and what those hold that have such a budget.
+COUNTED: tuple[type[Counted], ...] = (Params, Macs, Bytes)
+ASKED: tuple[type[Counted], ...] = (Linear,)
+UNITS: dict[str, type[Unit]] = {**{unit.name: unit for unit in (*COUNTED, *ASKED)}, Latency.name: Latency}
+
+
+def held(amounts: Mapping[str, float], keep: Mapping[str, float] | None) -> dict[str, float]:
+    """Of amounts by unit those that a plan with these budgets holds."""
+    left_out = {unit.name for unit in ASKED} - (keep or {}).keys()
+    return {name: amount for name, amount in amounts.items() if name not in left_out}
 
 
 def microseconds(text: str) -> int:
