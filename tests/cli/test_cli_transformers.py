@@ -92,3 +92,20 @@ def test_a_budget_of_time_plans_single_layers(model: str, run: Run, monkeypatch:
         *("--rule", "knapsack", "-o", "plan.yaml"),
     )
     assert not any(row.format == "nystrom" for row in rw.Plan.load(Path("plan.yaml")).rows)
+
+
+@pytest.mark.slow  # an exporter takes ten seconds
+def test_exported(model: str, run: Run) -> None:
+    pytest.importorskip("onnxruntime")
+    run("compress", model, "words.txt", "--keep", "linear=0.7", "-o", "out")
+    run("export", model, "--artifact", "out", "--data", "words.txt", "-o", "small.onnx")
+    assert Path("small.onnx").stat().st_size > 0
+
+
+@pytest.mark.slow  # as long as a step takes, and everything is judged twice
+def test_healed(model: str, run: Run) -> None:
+    run("compress", model, "words.txt", "--keep", "linear=0.6", "-o", "out")
+    done = run(
+        *("heal", model, "words.txt", "--artifact", "out", "--minutes", "0.05", "-o", "healed", "--json", "-"),
+    )
+    assert json.loads(done.stdout)["figures"]["compressed"]["perplexity"] > 1

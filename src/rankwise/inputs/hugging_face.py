@@ -64,6 +64,7 @@ def _library() -> ModuleType:
         import transformers
     except ImportError as error:
         raise ValueError("hf: models need transformers: pip install 'rankwise[transformers]'") from error
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 

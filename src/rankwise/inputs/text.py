@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,12 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
         ]
     size = max(1, min(options.batch, 4096 // length))  # a batch of many tokens holds as many answers of all words
 
+    # A cache of keys and values is of no use here, and graphs cannot return it.
+    further = {"use_cache": False} if "use_cache" in _arguments(network) else {}
+
     def passes() -> Iterator[tuple[Any, Any]]:
         for batch in rows.split(size):
-            yield {"input_ids": batch}, None
+            yield {"input_ids": batch, **further}, None
 
     return Data(
         name=str(path),
@@ -79,6 +83,11 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
         prepared=f"{len(rows)} rows of {length} tokens, packed",
         _passes=passes,
     )
+
+
+def _arguments(network: nn.Module | None) -> Collection[str]:
+    """Names of the arguments of a network's forward."""
+    return () if network is None else inspect.signature(network.forward).parameters
 
 
 def _texts(path: Path) -> Iterator[str]:
