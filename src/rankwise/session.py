@@ -286,7 +286,13 @@ def compress(
     example, batches = with_example(model, Batches.of(data), example)
     sites = find(model, example, joint=joint) if stats is None else stats.sites
     check_budgets(model, sites, keep, asked.constraints)
-    settings = {"keep": keep, "joint": joint, "method": method, "shrink": shrink, **vars(sampling)}
+    settings = {
+        "keep": keep,
+        "method": method,
+        "shrink": shrink,
+        **vars(sampling),
+        **({"joint": True} if joint else {}),
+    }
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
     work.begin(model, batches, {**settings, **given, **constraints})
     session = Session(

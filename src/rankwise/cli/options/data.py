@@ -92,6 +92,7 @@ class Reading:
         data("--transform STEPS", 'Steps for each picture: "resize=256,crop=224"; also resize=240x320 and gray.'),
     ] = None
     size: Annotated[int | None, data("--size N", "Resize the shorter side to N and take the middle N x N.")] = None
+    length: Annotated[int | None, data("--length N", "Tokens in a sample of text; by default 512 at most.")] = None
     normalise: Annotated[
         str,
         data(
@@ -147,7 +148,6 @@ class Batched(Reading):
     """How data is read, in batches."""
 
     batch: Annotated[int, data("--batch N", "Samples in a batch.")] = 64
-    length: Annotated[int | None, data("--length N", "Tokens in a sample of text; by default 512 at most.")] = None
 
     def load(
         self, data: str, network: nn.Module, model: str, *, seed: int, samples: int | None = None, split: str = "train"
