@@ -13,7 +13,8 @@ from support.nets import batches_of, make, outputs
 from torch import Tensor, nn
 
 import rankwise as rw
-from rankwise.formats import Ranks, get_format
+from rankwise.formats import Ranks, get_format, of_role
+from rankwise.layers.kinds import Role
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ class Case(NamedTuple):
     small: nn.Module
 
 
-@pytest.fixture(scope="module", params=[*rw.FORMATS, *SETTINGS])
+@pytest.fixture(scope="module", params=[*of_role(Role.LAYER), *SETTINGS])
 def case(request: pytest.FixtureRequest) -> Case:
     model, data = make(Kinds), batches_of(24, 4, 9, 8, count=2)
     sites = rw.find(model, data[0][:1])
@@ -69,7 +70,7 @@ def test_counts_and_errors(case: Case) -> None:
 # An engine knows no formats: one more fit of each that has no closed form is for the slow tests.
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(name, marks=[pytest.mark.slow] * format.estimates) for name, format in rw.FORMATS.items()],
+    [pytest.param(name, marks=[pytest.mark.slow] * format.estimates) for name, format in of_role(Role.LAYER).items()],
     indirect=True,
 )
 def test_both_engines_fit_alike(case: Case) -> None:

@@ -15,9 +15,10 @@ from rankwise.describe import slr
 from rankwise.describe.formats import MOVES
 from rankwise.describe.layers import CONV, LINEAR, layer_name, layer_site
 from rankwise.describe.networks import factor_names, layers_of, network_of, rank_letters
-from rankwise.formats import FORMATS, Format, Ranks
+from rankwise.formats import Format, Ranks, of_role
 from rankwise.formats.shape import Shape
 from rankwise.formats.slr import SparseLowRank
+from rankwise.layers.kinds import Role
 from rankwise.network.sites import Site
 
 # Ranks of the convolution, and of the linear layer where there is one.
@@ -285,7 +286,7 @@ def draw(format: Format) -> str:
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "formats"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, format in FORMATS.items():
+    for name, format in of_role(Role.LAYER).items():
         (folder / f"{name}.svg").write_text(draw(format), encoding="utf-8")
 
 

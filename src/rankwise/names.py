@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 METRICS = ("input", "diagonal", "fisher", "weight")
 FORMATS = (
-    *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "cp3", "cp", "btd"),
-    *("tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
+    *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "nystrom"),
+    *("cp3", "cp", "btd", "tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
 )
 RULES = (
     *("knapsack", "fisher", "sensitivity", "bayesian", "continuous", "minimax", "drank", "uniform"),

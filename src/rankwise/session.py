@@ -104,6 +104,7 @@ class Session:
             only=self.only,
             gradients=self.gradients,
             progress=self.progress,
+            joint=self.sites.joint,
             **vars(self.sampling),
         )
         with self.clock("collect"):
@@ -252,8 +253,9 @@ def compress(
             Delete it once the result is saved.
         resume: resume from the checkpoint; with the same arguments the result is the same to the bit.
         progress: wraps batches and sites, for progress bars.
-        **options: positions, seed and mask of `collect`; rule, evaluate, formats, metric, include, ignore, pin, floor,
-            cap, tie, round_to of `choose`; engine and threads, for a latency budget or to measure what the plan saves.
+        **options: positions, seed, mask and joint of `collect`; rule, evaluate, formats, metric, include, ignore, pin,
+            floor, cap, tie, round_to of `choose`; engine and threads, for a latency budget or to measure what the plan
+            saves.
 
     Returns:
         The compressed network, of the same class, and a report.
@@ -274,6 +276,7 @@ def compress(
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
+    joint = bool(options.pop("joint", False))
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
     keep = asked.keep
@@ -281,9 +284,15 @@ def compress(
     check_shrink(shrink or 0.0)
     work = Work(checkpoint, resume)
     example, batches = with_example(model, Batches.of(data), example)
-    sites = find(model, example) if stats is None else stats.sites
+    sites = find(model, example, joint=joint) if stats is None else stats.sites
     check_budgets(model, sites, keep, asked.constraints)
-    settings = {"keep": keep, "method": method, "shrink": shrink, **vars(sampling)}
+    settings = {
+        "keep": keep,
+        "method": method,
+        "shrink": shrink,
+        **vars(sampling),
+        **({"joint": True} if joint else {}),
+    }
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
     work.begin(model, batches, {**settings, **given, **constraints})
     session = Session(

@@ -13,7 +13,7 @@ import typer.main
 from rankwise.cli.app import app
 
 SHARED = {"--json", "--seed", "--debug", "--help"}
-DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch"}
+DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
     "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",

@@ -12,12 +12,13 @@ import pytest
 
 from rankwise.describe.formats import MOVES, describe, half
 from rankwise.describe.layers import CONV, LINEAR, layer_site
-from rankwise.formats import FORMATS, get_format
+from rankwise.formats import FORMATS, get_format, of_role
+from rankwise.layers.kinds import Role
 from rankwise.names import SETTINGS
 
 DOCS = Path(__file__).parents[2] / "docs"
 FORMS = (
-    *FORMATS,
+    *of_role(Role.LAYER),
     *("tt:outputs=8x64,inputs=16x32", "tt:outputs=8x8,inputs=4x4x4", "stt:slices=4", "stt:cores=all"),
     *("str:cores=all,outputs=8x8", "ht:tree=tc/hw", "ht:outputs=4x4x4x8", "btd:inputs=16x32"),
     *("kronecker:kernel=3x1", "kronecker:outputs=4x16,inputs=8x8"),
@@ -57,11 +58,11 @@ def test_factors_have_the_names_of_the_docstring(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_has_a_section_with_a_picture(name: str) -> None:
+def test_every_format_has_a_section_and_those_of_layers_a_picture(name: str) -> None:
     sections = re.split(r"^## ", (DOCS / "formats.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     section = next((text for text in sections if text.startswith(f"`{name}`")), "")
     assert section, f"docs/formats.md has no section on {name}"
-    assert f"](pictures/formats/{name}.svg)" in section
+    assert (f"](pictures/formats/{name}.svg)" in section) == (name in of_role(Role.LAYER))
     form = describe(FORMATS[name])
     for kind in LAYERS:
         if "formula" in form[kind]:
@@ -92,6 +93,6 @@ def test_every_setting_is_documented() -> None:
 def test_the_pictures_are_what_the_script_draws(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(DOCS / "pictures/draw_formats.py"), str(tmp_path)], check=True)
     drawn = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()}
-    assert set(drawn) == {f"{name}.svg" for name in FORMATS}
+    assert set(drawn) == {f"{name}.svg" for name in of_role(Role.LAYER)}
     for name, text in drawn.items():
         assert (DOCS / "pictures/formats" / name).read_text(encoding="utf-8") == text, f"draw {name} again"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise import FORMATS, LowRank, Site, export, find
-from rankwise.formats import Factors, Format, Ranks, get_format
+from rankwise.formats import Factors, Format, Ranks, get_format, of_role
 from rankwise.formats.block_term import BlockTerm
 from rankwise.formats.both_sides import curve as two_sided_curve
 from rankwise.formats.both_sides import fit as two_sided_fit
@@ -31,7 +31,7 @@ from rankwise.formats.spatial_svd import SpatialSVD
 from rankwise.formats.tensor_train import TensorTrain
 from rankwise.formats.tucker2 import Tucker2
 from rankwise.formats.weights import site_bias, site_weight, write
-from rankwise.layers.kinds import output_first
+from rankwise.layers.kinds import Role, output_first
 from rankwise.linalg.metric import Metric
 from rankwise.linalg.two_sided import TwoSided
 from rankwise.statistics.accumulator import Accumulator
@@ -114,7 +114,8 @@ SETTINGS: dict[str, set[str]] = {
     "kronecker:kernel=3x2": {"transposed, groups 2, all uneven"},
     "kronecker:kernel=3x1x1": {"3-D, groups 2, all uneven"},
 }
-FORMS = [*FORMATS.values(), *map(get_format, SETTINGS)]
+SINGLE = of_role(Role.LAYER)
+FORMS = [*SINGLE.values(), *map(get_format, SETTINGS)]
 GRID = [(format, name) for name in LAYERS for format in FORMS if format.refuses(_made(name, torch.float64)[1]) is None]
 # What has a closed form is tested on every layer; of what shares an engine, the other cells are with the slow tests.
 # Transposed and of other dimensions the engine is tested on the hardest layers, each format of it on one of them.
@@ -582,7 +583,7 @@ def test_onnx(format: Format, name: str, tmp_path: Path) -> None:
     assert path.stat().st_size > 0
 
 
-@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("format", SINGLE.values(), ids=SINGLE)
 def test_torch_compile_without_a_graph_break(format: Format) -> None:
     name = "stride (2, 1)"
     layer, site, x = made(name, torch.float32)
@@ -633,7 +634,7 @@ def exact_ranks(format: Format, site: Site) -> Ranks:
     return (1, *limits[1:]) if is_ring(format) or isinstance(format, BlockTerm) else limits
 
 
-@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("format", SINGLE.values(), ids=SINGLE)
 def test_no_truncation_asked_reproduces_the_layer_in_single_precision(format: Format) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(32, 48, 3, padding=1)
@@ -646,7 +647,7 @@ def test_no_truncation_asked_reproduces_the_layer_in_single_precision(format: Fo
     assert sum(p.numel() for p in chain.parameters()) == format.cost(site, exact_ranks(format, site), True).params
 
 
-@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("format", SINGLE.values(), ids=SINGLE)
 @pytest.mark.parametrize(
     "options, size, expected",
     [

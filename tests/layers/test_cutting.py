@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import rankwise as rw
-from rankwise.formats import get_format
+from rankwise.formats import get_format, of_role
 from rankwise.formats.weights import site_weight, weight_metrics
+from rankwise.layers.kinds import Role
 
 LAYERS: dict[str, Any] = {
     "linear": (lambda: nn.Linear(12, 10), (3, 12)),
@@ -90,7 +91,7 @@ def test_groups_and_other_formats_cannot_be_cut() -> None:
     with pytest.raises(ValueError, match="2 groups"):
         grouped.at(2)
     site = rw.find(nn.Sequential(nn.Conv2d(8, 8, 3)), torch.zeros(1, 8, 5, 5))["0"]
-    for format in (format for name, format in rw.FORMATS.items() if name != "svd"):
+    for format in (format for name, format in of_role(Role.LAYER).items() if name != "svd"):
         chain = format.build(nn.Conv2d(8, 8, 3), format.limits(site), True)
         with pytest.raises(ValueError, match="not nested; fit it at"):
             chain.at(tuple(1 for _ in chain.ranks))

@@ -16,8 +16,9 @@ from torch.nn.utils import parametrizations
 
 from rankwise import FORMATS, Plan, PlanRow, Statistics, choose, collect, factorise, find, profile
 from rankwise.evaluate import size
-from rankwise.formats import get_format
+from rankwise.formats import get_format, of_role
 from rankwise.formats.svd import SVD
+from rankwise.layers.kinds import Role
 from rankwise.planning.constraints import Constraints, parse_pin
 from rankwise.planning.prices import counts, recount
 from rankwise.planning.wishes import Asked, Wishes
@@ -204,7 +205,7 @@ def three() -> Net:
 
 # Four ranks are fitted at many points: seconds, for what three ranks of the other formats show.
 @pytest.mark.parametrize(
-    "format", [pytest.param(name, marks=[pytest.mark.slow] * (name == "tucker")) for name in FORMATS]
+    "format", [pytest.param(name, marks=[pytest.mark.slow] * (name == "tucker")) for name in of_role(Role.LAYER)]
 )
 def test_a_budget_of_one_half_is_at_most_one_half_for_every_format(three: Net, format: str) -> None:
     model, stats = three
@@ -337,7 +338,7 @@ def test_a_site_that_must_stay_dense_says_why() -> None:
         ({"rule": "knapsak"}, "unknown rule 'knapsak'; did you mean knapsack.* The rules are"),
         ({"rule": "knapsack:share=1"}, "there is no setting 'share'; it has no settings"),
         ({"rule": 3}, "unknown rule '3'"),
-        ({"keep": {"flops": 0.5}}, "unknown budget 'flops'; the budgets are params, macs, bytes, latency"),
+        ({"keep": {"flops": 0.5}}, "unknown budget 'flops'; the budgets are params, macs, bytes, linear, latency"),
         ({"keep": {"latency": 0.5}}, "a latency budget is measured: pass an input as example="),
         ({"keep": {"latency": "8 minutes"}}, "the latency '8 minutes' is not a time such as 8ms"),
         ({"keep": {"macs": 0}}, "above 0, not 0"),

@@ -105,7 +105,7 @@ def test_a_further_unit_is_counted_like_the_others(net: Net) -> None:
 
 
 def test_units_by_name() -> None:
-    assert list(UNITS) == ["params", "macs", "bytes", "latency"]
+    assert list(UNITS) == ["params", "macs", "bytes", "linear", "latency"]
     assert [unit.name for unit in UNITS.values() if unit.is_measured] == ["latency"]
     assert all(issubclass(unit, Unit) and UNITS[unit.name] is unit for unit in UNITS.values())
     assert (UNITS["latency"].read("1.5ms"), UNITS["latency"].read(0.5), UNITS["macs"].read("1")) == (1500, 0.5, "1")

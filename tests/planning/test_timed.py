@@ -219,6 +219,21 @@ def test_networks_that_never_come_below_the_budget(net: tuple[nn.Module, rw.Site
         planned(net, {"latency": 0.6}, Elsewhere(0.1))
 
 
+def test_one_slow_moment_is_no_refusal(net: tuple[nn.Module, rw.Sites]) -> None:
+    """The first network is measured while the machine is slow, and nothing faster can be planned."""
+
+    class Unlucky(Elsewhere):
+        def times(self, works: Mapping[str, Work], **options: Any) -> dict[str, Latency]:
+            self.gain = 0.8 if self.networks == 0 else 1.0
+            return super().times(works, **options)
+
+    share, engine = least(net) + 0.005, Unlucky(1.0)
+    plan = planned(net, {"latency": share}, engine)
+    assert engine.networks >= 2
+    assert plan.latency is not None
+    assert plan.latency.measured <= share * plan.latency.dense * (1 + NOISE)
+
+
 def test_figures_are_in_the_plan_and_survive_its_file(net: tuple[nn.Module, rw.Sites], tmp_path: Path) -> None:
     figures = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "dense": 14.2, "predicted": 7.1}
     plan = planned(net, {"latency": 0.6})

@@ -12,6 +12,8 @@ from support.nets import Residual, batches_of, chains, make, outputs, plan_of, u
 from torch import Tensor, nn
 
 import rankwise as rw
+from rankwise.formats import of_role
+from rankwise.layers.kinds import Role
 from rankwise.network.sites import fingerprint
 from rankwise.training import deviation, expand_, merge_
 
@@ -119,7 +121,7 @@ def test_modes_and_flags_stay() -> None:
     assert all(part.training for part in model.modules())
 
 
-@pytest.mark.parametrize("format", list(rw.FORMATS))
+@pytest.mark.parametrize("format", list(of_role(Role.LAYER)))
 def test_merging_chains_of_every_format(format: str) -> None:
     """Also what `factorise` made: the merged layer is the layer that the chain stands for."""
     torch.manual_seed(0)

@@ -22,6 +22,8 @@ from .manifest import Manifest, StoredChain, described, fingerprint, outline
 from .structure import can_be_channels_last, empty
 
 SHOWN = 4
+# By role, how many embeddings and how many other layers a site has; joint sites have two other layers or more.
+_WANTED = {"layer": (0, 1), "table": (1, 0), "tied": (1, 1), "hidden": (0, 1), "feeder": (0, 1)}
 _AGAIN = "save the artifact again"
 
 
@@ -135,7 +137,7 @@ def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role,
     for (role, name), chains in by_site.items():
         tables = [chain for chain in chains if chain.kind == "embedding"]
         heads = [chain for chain in chains if chain.kind != "embedding"]
-        wanted = {"layer": (0, 1), "table": (1, 0), "tied": (1, 1)}.get(role, (0, max(2, len(heads))))
+        wanted = _WANTED.get(role, (0, max(2, len(heads))))
         if (len(tables), len(heads)) != wanted:
             counts = f"{len(tables)} embeddings and {len(heads)} other layers"
             raise ValueError(f"site {name!r} of role {role!r} has {counts}; {_AGAIN}")
@@ -178,6 +180,11 @@ def _check_site(fresh: nn.Module, role: Role, chains: Sequence[StoredChain], sto
             f"the artifact shares the factors of {names[0]!r} and {names[1]!r}, the fresh model has a weight for each; "
             f"tie them"
         )
+    if role in (Role.HIDDEN, Role.FEEDER):
+        size = described[0].in_features if role is Role.HIDDEN else described[0].out_features
+        if len(ranks) != 1 or not 1 <= ranks[0] <= size:
+            raise ValueError(f"site {names[0]!r}: {format.name} cannot keep {ranks} of {size}; {_AGAIN}")
+        described = []
     if role is Role.JOINT:
         if len({site.weight_shape[1:] for site in described}) > 1 or any(site.is_convolution for site in described):
             raise ValueError(f"{shared} share a factor, but not the size of their inputs; {_AGAIN}")

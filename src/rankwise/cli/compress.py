@@ -79,13 +79,13 @@ def compress(
         way.check()
         timing.check()
         figured, share, judging = timing.timing(), budget.share(), budget.judging()
-        wishes = budget.wishes(judging.fit)
+        wishes = budget.wishes(judging.fit, network.rule)
         from ..planning.wishes import Asked  # imports torch: what is spelled wrong is reported before
 
         work = checkpoint.work(out, out_folder)
         out.if_stopped(lambda: _kept(work))
         selection = Selection.of(way.importance)
-        where = timing.wishes(Asked.of(**wishes).needs_times)
+        where = timing.wishes(Asked.of(**wishes).needs_times, wanted=not network.is_transformer)
         job = Job.start(
             out, network, data, run.seed, judging=judging, wishes=wishes, folder=out_folder, way=way, work=work
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from .command import command
 from .options.base import Run, plain
 from .options.choosing import Fold
-from .options.data import CalibrationSamples, Network, OneInput
+from .options.data import CalibrationSamples, Network, OneInput, calibration_samples
 from .options.measuring import Threads
 from .output import Output
 
@@ -46,7 +46,7 @@ class Target:
     calibration: Annotated[
         str | None, plain("--calibration DATA", "Inputs for the ranges of int8; see DATA of other commands.")
     ] = None
-    samples: CalibrationSamples = 512
+    samples: CalibrationSamples = None
     fold: Fold = False
     absorb: Annotated[
         bool, plain("--absorb", "Let neighbours take over the index operations of slr, where that is legal.")
@@ -119,7 +119,8 @@ def export(network: Network, file: File, target: Target, data: OneInput, run: Ru
             check_loaded(dense, networks["compressed"], example)
         inputs, how = None, data.how(run.seed)
         if (source := target.calibration) is not None:
-            inputs = load_data(source, how, network=dense, model=network.model, samples=target.samples).inputs
+            count = calibration_samples(source, target.samples)
+            inputs = load_data(source, how, network=dense, model=network.model, samples=count).inputs
         write = target.writer(kind, axes, inputs)
 
         def written(network: nn.Module, path: Path) -> Path:

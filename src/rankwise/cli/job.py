@@ -78,7 +78,9 @@ class Job:
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
-        sites = _found(out, network, example, asked)
+        # Times are of single layers.
+        joint = named.is_transformer and not asked.needs_times
+        sites = _found(out, network, example, asked, joint)
         work = work or Work()
         file = StatisticsFile.of(data.stats, sites.fingerprint, named.model, collected=STATISTICS in work)
         session = Session(
@@ -86,7 +88,7 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            method=_method(way.method, calibration),
+            method=_method(way.method, calibration, sites.joint),
             gradients=gradients or asked.needs_gradients,
             given=file.read if file.stored or calibration is None else None,
             collected=file.write,
@@ -219,12 +221,15 @@ class Job:
         return selection.formats(session.model, plan, source, data)
 
 
-def _method(method: str, data: Data | None) -> str:
-    """The method that `--method` stands for; without DATA only one-shot is possible."""
+def _method(method: str, data: Data | None, joint: bool) -> str:
+    """The method that `--method` stands for; without DATA only one-shot is possible.
+
+    In transformers sequential fits follow the few tokens that they see: one-shot fits are better on other text.
+    """
     if method == "sequential" and data is None:
         raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
     if method == "auto":
-        return "one-shot" if data is None else "sequential"
+        return "one-shot" if data is None or joint else "sequential"
     return method
 
 
@@ -233,21 +238,21 @@ def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: 
     calibration = held_out = None
     with out.step("reading the data"):
         if data.data is not None:
-            calibration = data.load(data.data, network, model, seed=seed, samples=data.samples)
+            calibration = data.load(data.data, network, model, seed=seed, samples=data.count)
         if data.test is not None:
             held_out = data.load(data.test, network, model, seed=seed, split="test")
     if calibration is not None:
-        count = f"up to {data.samples}" if calibration.samples is None else f"{calibration.samples}"
+        count = f"up to {data.count}" if calibration.samples is None else f"{calibration.samples}"
         out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
     return calibration, held_out
 
 
-def _found(out: Output, network: nn.Module, example: Any, asked: Asked) -> Sites:
+def _found(out: Output, network: nn.Module, example: Any, asked: Asked, joint: bool) -> Sites:
     """What can be factorised; a ValueError if no plan of it can meet the budgets."""
     from ..network.find import find
     from ..planning.unmet import check_budgets
 
     with out.step("finding what can be factorised"):
-        sites = find(network, example)
+        sites = find(network, example, joint=joint)
     check_budgets(network, sites, asked.keep, asked.constraints)
     return sites

@@ -55,7 +55,7 @@ def pareto(
         if share == "auto":
             raise ValueError("--shrink auto chooses for one plan; give a number from 0 to 1 for a list of budgets")
         timing.check()
-        wishes = choosing.wishes(judging.fit)
+        wishes = choosing.wishes(judging.fit, network.rule)
         where = timing.wishes(along == "latency", wanted=False)
         job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes)
         plans = job.plans({**wishes, "shrink": share or 0.0}, keeps, where, timing.latency_batch, nested=not own)

@@ -11,7 +11,7 @@ from ..names import FORMATS, RULES, check_name, read_format
 if TYPE_CHECKING:
     from ..ranks import Rule
 
-BUDGETS = ("macs", "params", "bytes", "latency")
+BUDGETS = ("macs", "params", "linear", "bytes", "latency")
 UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 

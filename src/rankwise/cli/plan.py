@@ -37,10 +37,10 @@ def plan(
 
         timing.check()
         share, judging = budget.share(), budget.judging()
-        wishes = budget.wishes(judging.fit)
+        wishes = budget.wishes(judging.fit, network.rule)
         from ..planning.wishes import Asked  # imports torch: what is spelled wrong is reported before
 
-        where = timing.wishes(Asked.of(**wishes).needs_times)
+        where = timing.wishes(Asked.of(**wishes).needs_times, wanted=not network.is_transformer)
         job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes)
         chosen = job.plan(wishes, share, where, timing.latency_batch)
         chosen.save(plan_file)

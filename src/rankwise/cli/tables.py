@@ -123,6 +123,8 @@ def exports_table(rows: Sequence[Mapping[str, Any]], threads: int) -> Table:
     return table
 
 
+# The figure that is compared by its ratio.
+PERPLEXITY = "perplexity"
 # Figure -> (title, how to print it, what the last column says).
 _FIGURES: dict[str, tuple[str, str, str]] = {
     "params": ("parameters", "{:,.0f}", "share"),
@@ -161,7 +163,9 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table
         table.add_row(Text(_title(figures[names[-1]], key, title.format(batch=batch))), *cells)
     for title, unit, key in _judged(figures[names[-1]]):
         cells = [shown(figures[name][key], unit) if key in figures[name] else "" for name in names]
-        table.add_row(Text(title), *cells, *([""] if len(names) == 2 else []))
+        both = len(names) == 2 and all(key in figures[name] for name in names)
+        ratio = f"{figures[names[1]][key] / figures[names[0]][key]:.3f} times" if both and key == PERPLEXITY else ""
+        table.add_row(Text(title), *cells, *([ratio] if len(names) == 2 else []))
     return table
 
 

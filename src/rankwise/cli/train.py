@@ -135,7 +135,7 @@ def train(
                 labels,
                 **vars(how),
                 only=ranks.only(model, measured_on),
-                rule=parse_rule(ranks.rule),
+                rule=parse_rule(ranks.rule or "knapsack"),
                 keep=parse_budgets(ranks.keep),
                 resume=resume and _begun(out, how.checkpoint),
                 progress=progress_of(out, "loss"),

@@ -8,6 +8,7 @@ from typing import Any
 from ..formats import Format, Ranks
 from ..formats.slr import SparseLowRank
 from ..latency.grid import rank_step
+from ..layers.kinds import Role
 from ..names import SETTINGS
 from ..network.site import Site
 from . import networks, slr
@@ -68,4 +69,5 @@ def _described(format: Format, site: Site) -> dict[str, Any]:
 def _takes(format: Format) -> list[str]:
     """Kinds of layers that the format takes, tried at sizes that can be split."""
     tried = {"linear": LINEAR, "1 x 1": (64, 64, 1, 1), "1 x k": (64, 64, 1, 3), "k x k": CONV}
-    return [name for name, shape in tried.items() if format.refuses(layer_site(shape)) is None]
+    taken = [name for name, shape in tried.items() if format.refuses(layer_site(shape)) is None]
+    return [*taken, *["hidden units"] * (Role.HIDDEN in format.roles)]

@@ -7,6 +7,7 @@ from ..running.outputs import Outputs
 from .comparisons import agreement, cosine, divergence, relative_error
 from .limits import Limits, machine_limits
 from .measures import MEASURES, Measure, compared, measure, measure_of_plans, measures_for, shown
+from .next_token import perplexity, predicts_next
 from .rooflines import LayerRoofline, Roofline, roofline
 from .scores import accuracy
 from .sizes import Size, size
@@ -37,6 +38,8 @@ __all__ = [
     "measure",
     "measure_of_plans",
     "measures_for",
+    "perplexity",
+    "predicts_next",
     "relative_error",
     "roofline",
     "shown",

@@ -2,6 +2,7 @@
 
 | outputs | measures, the first one judges |
 |---|---|
+| scores of all words for the next one, in transformers | perplexity, agreement, relative error |
 | scores of classes, a yes or no, numbers of classes | accuracy where there are labels, agreement, relative error |
 | embeddings | cosine, relative error |
 | detections | detections that agree |
@@ -25,6 +26,7 @@ from ..running.guards import unwrap
 from ..running.outputs import Outputs
 from ..running.pristine import pristine
 from ..running.verbs import verb
+from .next_token import perplexity
 from .scores import accuracy
 from .tallies import Agreement, Cosine, Detections, Divergence, RelativeError, SquaredError, Tally
 
@@ -243,9 +245,14 @@ def _cosine(outputs: Outputs) -> Measure:
     return Measure(key="cosine", title="cosine", higher=True, point=0.01, best=1.0, tally=partial(Cosine, dim))
 
 
+def _perplexity(outputs: Outputs) -> Measure:
+    return Measure(key="perplexity", title="perplexity", higher=False, judge=perplexity)
+
+
 MEASURES: Mapping[str, Callable[[Outputs], Measure]] = {
     "accuracy": _accuracy,
     "agreement": lambda of: _alike("agreement", f"agreement, {of}", partial(Agreement, of)),
+    "perplexity": _perplexity,
     "divergence": lambda of: _apart("divergence", f"divergence in nats, {of}", partial(Divergence, of), point=1.0),
     "relative_error": lambda _: _apart("relative_error", "relative error", RelativeError),
     "squared_error": lambda _: _apart("squared_error", "relative squared error", SquaredError),

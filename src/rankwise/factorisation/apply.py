@@ -117,7 +117,7 @@ def factorise(
     if sites is None:
         if batches is None:
             raise ValueError(f"a plan in the {plan.metric} metric needs the sites: pass rankwise.find(model, example)")
-        sites = find(model, example)
+        sites = planned_sites(model, example, plan)
         check_plan(plan, sites, known)
     sites.check_structure(model)
     if metric.needs_gradients and collected is not None:
@@ -148,6 +148,16 @@ def factorise(
         for name in sites[row.site].names:
             compressed.get_submodule(name).train(model.get_submodule(name).training)
     return compressed
+
+
+def planned_sites(model: nn.Module, example: Any, plan: Plan) -> Sites:
+    """The sites of a network, joint ones if the plan was made for them."""
+    planned = {row.site for row in plan.rows}
+    sites = find(model, example)
+    if planned == sites.keys():
+        return sites
+    joint = find(model, example, joint=True)
+    return joint if planned == joint.keys() else sites
 
 
 def _check(

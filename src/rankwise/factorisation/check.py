@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..formats import get_format
+from ..layers.kinds import Role
 from ..layers.low_rank import LowRank, watching_weights
 from ..network.counting import Calls, Recorder
 from ..network.find import find
@@ -94,8 +95,10 @@ def check_result(
 
 def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
     """`check_result` of a loaded network, whose plan is read from its chains; `dense` may have any values."""
-    sites = find(dense, example)
-    parts = {name: result.get_submodule(name) for name in sites}
+    joint = any(isinstance(part, LowRank) and part.role is Role.HIDDEN for part in result.modules())
+    sites = find(dense, example, joint=joint)
+    # Of the layers around hidden units the last has the ranks and the bias of the site.
+    parts = {name: result.get_submodule(site.slots[-1][0] if site.feeders else name) for name, site in sites.items()}
     planned = {
         name: get_format(chain.format.name).cost(sites[name], chain.ranks, chain.bias is not None).macs
         for name, chain in parts.items()
@@ -110,7 +113,7 @@ def _compare(
     after: Counter[str],
     given_before: Counter[str],
     given_after: Counter[str],
-    sites: Iterable[Site],
+    sites: Sequence[Site],
     planned: Mapping[str, int],
 ) -> None:
     """Raise where MACs, relative to the numbers that each module received, differ from the plan's.
@@ -120,10 +123,12 @@ def _compare(
         given_before, given_after: numbers that each module received.
         planned: site -> MACs of its chain.
     """
-    inside = {site.name: site.names for site in sites}
+    inside, fed = {site.name: site.names for site in sites}, {site.name for site in sites if site.feeders}
     for name, paths in inside.items():
         chain = sum(macs for owner, macs in after.items() if any(f"{owner}.".startswith(f"{path}.") for path in paths))
-        now, then = (sum(given[path] for path in paths) for given in (given_after, given_before))
+        # Layers around hidden units share them: only the first gets as many numbers as before.
+        own = paths[:1] if name in fed else paths
+        now, then = (sum(given[path] for path in own) for given in (given_after, given_before))
         if chain * then != planned[name] * now:  # chain / now != planned / then, without division
             macs = planned[name] * now // then if then else 0
             raise _wrong(name, f"its chain runs {chain:,} multiply-accumulates, its plan says {macs:,}")

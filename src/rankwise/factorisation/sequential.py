@@ -105,7 +105,16 @@ def sequential(
     shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
     for name in rows:
         site_weight(dense, sites[name])  # raises for weights that are not finite, before anything runs
-    own = partial(collect, dense, batches, example=example, positions=how.positions, seed=how.seed, mask=how.mask)
+    own = partial(
+        collect,
+        dense,
+        batches,
+        example=example,
+        positions=how.positions,
+        seed=how.seed,
+        mask=how.mask,
+        joint=sites.joint,
+    )
     samples = batches.samples
     visitor = _Visitor(dense, compressed, rows, plan.metric, gradients, sites, samples, how, formats, own, done)
     visitor.fit_first(shared, step)

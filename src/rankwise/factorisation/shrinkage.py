@@ -86,7 +86,8 @@ def choose_shrinkage(
     for row in plan.factorised:
         stats.require(row.site, gradients=metric.needs_gradients)
     errors = {check_shrink(share): 0.0 for share in shares}
-    held = collect(model, held_out, only=[row.site for row in plan.factorised], positions=positions, seed=seed)
+    planned = [row.site for row in plan.factorised]
+    held = collect(model, held_out, only=planned, positions=positions, seed=seed, joint=stats.sites.joint)
     rows: Iterable[PlanRow] = plan.factorised
     for row in rows if progress is None else progress(rows, "shrinkage"):
         site, format = stats.sites[row.site], get_format(row.format)

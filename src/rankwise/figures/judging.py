@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..evaluate import Measure, Outputs
 
-NAMES = ("accuracy", "agreement", "divergence", "relative_error", "cosine", "detections")
+NAMES = ("accuracy", "perplexity", "agreement", "divergence", "relative_error", "cosine", "detections")
 DIRECTIONS = {"higher": True, "lower": False}
 TAKEN = ("params", "macs", "bytes", "top1", "top5", "measures")
 
@@ -85,7 +85,7 @@ class Judging:
 
     def judged(self, out: Teller, network: nn.Module, data: Data) -> Measures:
         """The measures that fit a network on data; a note says why labels cannot be used."""
-        from ..evaluate import Outputs, measure, measures_for
+        from ..evaluate import Outputs, measure, measures_for, predicts_next
 
         inputs, labels = next(iter(data.pairs))
         outputs = Outputs.of(network, inputs, labels, classes_dim=self.classes_dim)
@@ -95,6 +95,8 @@ class Judging:
                 f"--metric accuracy needs labels of the network's classes, which {data.name} does not have"
             )
         measures = (measure(self.name, outputs),) if self.name else tuple(measures_for(outputs, labelled))
+        if not self.name and data.real and predicts_next(network, inputs):
+            measures = (measure("perplexity", outputs), *measures)
         if self.own is not None:
             measures = (self.own, *(each for each in measures if each.key != self.own.key))
         return Measures(outputs=outputs, measures=measures, labelled=labelled, own=self.own is not None)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ..layers.kinds import Role
 from ..names import read_format
 from .base import Cost, Factors, Format, LowRank, Ranks
 from .block_term import BlockTerm
 from .cp import CP, CP3
 from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
+from .nystrom import Nystrom
 from .pivoted_svd import PivotedSVD
 from .semi_tensor import SemiTensorRing, SemiTensorTrain
 from .slr import SparseLowRank, Staircase
@@ -30,6 +32,7 @@ FORMATS: dict[str, Format] = {
         Tucker2(),
         SparseLowRank(),
         Staircase(),
+        Nystrom(),
         CP3(),
         CP(),
         BlockTerm(),
@@ -112,6 +115,16 @@ def get_format(name: str | Format, formats: Mapping[str, Format] | None = None) 
     return _with(FORMATS[own], tuple(settings.items())) if settings else FORMATS[own]
 
 
+def of_role(role: Role) -> dict[str, Format]:
+    """The formats that take sites of a role, by name.
+
+    Example:
+        >>> list(of_role(Role.HIDDEN))
+        ['nystrom']
+    """
+    return {name: format for name, format in FORMATS.items() if role in format.roles}
+
+
 def is_registered(name: str) -> bool:
     """Whether the name, with settings or without, is known wherever it is read."""
     return name.partition(":")[0] in FORMATS
@@ -134,5 +147,6 @@ __all__ = [
     "get_format",
     "get_formats",
     "is_registered",
+    "of_role",
     "register",
 ]

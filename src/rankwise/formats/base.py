@@ -108,9 +108,12 @@ class Format(ABC):
         """Why this format cannot take the site; None if it can."""
         if site.dense_because or site.role in self.roles:
             return site.dense_because or self.unfit(site)
+        if Role.LAYER not in self.roles and site.role is not Role.HIDDEN:
+            return f"{self.name} takes layers around hidden units as one site (joint=True), not single ones; use svd"
         if site.looks_up:
             return f"{self.name} has no layer that looks rows up; use svd"
-        return f"{self.name} cannot fit several layers as one; use svd"
+        other = "nystrom" if site.role is Role.HIDDEN else "svd"
+        return f"{self.name} cannot fit several layers as one; use {other}"
 
     @abstractmethod
     def unfit(self, site: Site) -> str | None:
@@ -142,6 +145,18 @@ class Format(ABC):
             step: ranks are multiples of it, where that makes sense.
             rivals: the least error of other formats at no greater cost; candidates clearly above it may be left out.
         """
+
+    def predicted(self, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
+        """`1/2 trace(G (W - V) Sigma (W - V)^T)` of fits to a matrix at all ranks; {} where no closed form gives it.
+
+        It is the loss in nats that the error costs, to second order; the fits themselves do not see G.
+
+        Args:
+            weight: O x I.
+            metric: Sigma, of the inputs.
+            G_TT: second moment of the loss's gradients at the outputs.
+        """
+        return {}
 
     @abstractmethod
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:

@@ -43,7 +43,7 @@ class SVD(Format):
     summary = "two factors: Linear pair, or k x k convolution to few channels and a 1 x 1 convolution"
     use = "the first choice for linear layers and 1 x 1 convolutions: an exact optimum, and only two layers to run"
 
-    roles = frozenset(Role)
+    roles = frozenset({Role.LAYER, Role.TABLE, Role.TIED, Role.JOINT})
 
     def unfit(self, site: Site) -> str | None:
         return None
@@ -72,6 +72,13 @@ class SVD(Format):
         total = float(tails[0])
         tails = torch.cat([tails[1:], tails.new_zeros(1)])  # tails[r - 1]: error at rank r
         return [((rank,), relative(float(tails[rank - 1]), total)) for rank in ranks]
+
+    def predicted(self, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
+        squares_T, U_TT = torch.linalg.eigh(metric.inner(weight))
+        lost_T = 0.5 * squares_T.clamp_min(0) * ((G_TT @ U_TT) * U_TT).sum(0)
+        # Eigenvalues ascend: the sum of the first is what all after a rank lose.
+        losses = [0.0, *lost_T.cumsum(0).tolist()]
+        return {(rank,): losses[len(lost_T) - rank] for rank in range(1, min(weight.shape) + 1)}
 
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
         (rank,) = ranks = self.check(site, ranks)

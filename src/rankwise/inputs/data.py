@@ -19,6 +19,7 @@ class DataOptions:
     size: int | None = None
     normalise: str = "auto"
     batch: int = 64
+    length: int | None = None
     root: Path = Path("data")
     split: str | None = None
     seed: int = 0

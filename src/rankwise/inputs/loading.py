@@ -11,14 +11,15 @@ from .data import Data, DataOptions, example_input
 from .models import TORCHVISION, call_function, is_torchvision
 from .pixels import Normalise, Step, of_one_depth, parse_normalise, parse_transform, white_of
 from .sources import Source, from_arrays, from_dataset, from_folder, from_torchvision
+from .text import TEXTS, from_text
 from .user_batches import WAYS, from_batches, is_dataset
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 KINDS = (
-    "a folder of pictures, FILE.npz, FILE.npy, FILE.safetensors, FILE.pt, torchvision:NAME (torchvision:CIFAR10) or "
-    "FILE.py:FUNCTION"
+    "a folder of pictures, FILE.npz, FILE.npy, FILE.safetensors, FILE.pt, FILE.txt, FILE.jsonl, torchvision:NAME "
+    "(torchvision:CIFAR10) or FILE.py:FUNCTION"
 )
 TORCHVISION_SHAPE = "3,224,224"
 # Decoded pictures are kept for the next pass up to this many bytes.
@@ -59,6 +60,9 @@ def load_data(
         source = from_torchvision(spec.removeprefix(TORCHVISION), options.root, split)
     elif path.is_dir():
         source = from_folder(path)
+    elif path.suffix in TEXTS:
+        made = from_text(path, model, network, options, samples)
+        return made if network is None else made.of_network(network, options.example_batch)
     elif path.suffix in ARRAYS:
         if not path.is_file():
             raise ValueError(f"DATA {spec!r}: there is no file {path}")

@@ -1,4 +1,4 @@
-"""MODEL on the command line: `torchvision:NAME` or `FILE.py:FUNCTION`, and its weights."""
+"""MODEL on the command line: `torchvision:NAME`, `hf:NAME_OR_FOLDER` or `FILE.py:FUNCTION`, and its weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..network.patterns import near
 from .checkpoints import load_weights
+from .hugging_face import HUGGING_FACE, hugging_face_model, is_hugging_face
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,8 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     """Make the model that `spec` names, in eval mode, with `weights` loaded into it.
 
     Args:
-        spec: `torchvision:resnet18`, or `path/file.py:function`: a function that takes nothing and returns a model.
+        spec: `torchvision:resnet18`, `hf:folder`, or `path/file.py:function`: a function that takes nothing and returns
+            a model.
         weights: a `.safetensors` file or a checkpoint of tensors.
 
     Raises:
@@ -33,8 +35,10 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
 
     if is_torchvision(spec):
         model = torchvision_model(spec.removeprefix(TORCHVISION))
+    elif is_hugging_face(spec):
+        model = hugging_face_model(spec.removeprefix(HUGGING_FACE))
     else:
-        model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18)")
+        model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18), hf:NAME_OR_FOLDER")
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:

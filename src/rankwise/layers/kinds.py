@@ -29,6 +29,8 @@ class Role(Enum):
     TABLE = "table"  # its rows are looked up
     TIED = "tied"  # its rows are looked up, and a head multiplies with it
     JOINT = "joint"  # several layers with the same input each hold some of its outputs
+    HIDDEN = "hidden"  # one layer multiplies the hidden units with it that others compute
+    FEEDER = "feeder"  # of a chain alone: it computes the hidden units of a site
 
 
 def site_kind(module: nn.Module) -> str | None:

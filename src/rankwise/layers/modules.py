@@ -125,6 +125,39 @@ class GroupedLinear(Part):
         return f"{self.weight.shape[1] * self.groups}, {len(self.weight)}, groups={self.groups}"
 
 
+class Kept(Part):
+    """Says which of the numbers of a dense layer are left; it computes nothing.
+
+    Args:
+        kept: how many are left.
+        of: how many there were.
+    """
+
+    own = frozenset({"places"})
+
+    def __init__(self, kept: int, of: int, device: Any = None) -> None:
+        super().__init__()
+        self.of = of
+        self.register_buffer("places", torch.arange(kept, dtype=torch.int32, device=device))
+        self.places: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{len(self.places)} of {self.of}"
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        places = state_dict.get(f"{prefix}places")
+        if places is not None and not (
+            len(set(places.tolist())) == len(places) and int(places.min()) >= 0 and int(places.max()) < self.of
+        ):
+            raise ValueError(
+                f"tensor '{prefix}places' does not pick {len(places)} of {self.of}; save the network again"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 class Pivoted(Part):
     """The inputs as outputs, followed by outputs made of them, in a new order: `y = cat(x, rest(x))[order]`.
 

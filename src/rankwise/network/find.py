@@ -27,13 +27,15 @@ from .vocabulary import guarded
 
 @verb
 @taking_example
-def find(model: nn.Module, example: Any) -> Sites:
+def find(model: nn.Module, example: Any, *, joint: bool = False) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 
     Args:
         model: any `nn.Module`, left as found; wrappers of `torch.compile` and data parallelism are removed.
         example: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
             counts are for this batch.
+        joint: whether layers that belong together are one site: the layers of each MLP around its hidden units
+            (`network/kinds/hidden.py`).
 
     Raises:
         ValueError: the model is not supported (see `guards.refuse_unsupported`), or it rejects the batch.
@@ -51,7 +53,7 @@ def find(model: nn.Module, example: Any) -> Sites:
     with pristine(model):
         with Recorder(model) as record, Routes(model) as routes:
             output = call(model, example)
-        forward = Forward(model, record, fused)
+        forward = Forward(model, record, fused, lambda: call(model, example), joint)
         found = [site for kind in kinds() for site in kind.find(forward)]
         sites = guarded(sorted(found, key=lambda site: forward.order[site.name]), model)
     # First name of each layer of a site -> its calls.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -21,6 +21,8 @@ class Forward:
 
     Args:
         fused: id of a layer -> what passes its weight to a fused kernel, in words.
+        again: runs the network on the example once more.
+        joint: whether layers that belong together are one site.
 
     Attributes:
         ties: which layers share weights.
@@ -28,8 +30,15 @@ class Forward:
         unfit: id of a layer -> why it cannot be replaced.
     """
 
-    def __init__(self, model: nn.Module, record: Recorder, fused: Mapping[int, str]) -> None:
-        self.model, self.record = model, record
+    def __init__(
+        self,
+        model: nn.Module,
+        record: Recorder,
+        fused: Mapping[int, str],
+        again: Callable[[], Any] = lambda: None,
+        joint: bool = False,
+    ) -> None:
+        self.model, self.record, self.again, self.joint = model, record, again, joint
         self.ties = Ties(model)
         self.order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
         self.unfit = self._unfit(fused)

@@ -32,6 +32,21 @@ KINDS: dict[str, Kind] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Feeder:
+    """A layer that computes the hidden units that a site reads.
+
+    Attributes:
+        rows: of its weight, for each hidden unit.
+        inputs: of the layer.
+        bias: whether it has one.
+    """
+
+    rows: int
+    inputs: int
+    bias: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """What is decided, fitted and put in place together: most often one layer.
 
@@ -52,6 +67,7 @@ class Site:
         unless_named: why it stays dense unless a pattern other than "*" includes it (`vocabulary`), None for most.
         unpaired: which operator picks its input rows by computed values, so that rows of two networks cannot be
             paired; None for most.
+        feeders: the layers that compute the hidden units that the last slot reads; () for most.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
     """
 
@@ -73,6 +89,7 @@ class Site:
     dense_because: str | None = None
     unless_named: str | None = None
     unpaired: str | None = None
+    feeders: tuple[Feeder, ...] = ()
     extra_params: int = 0
 
     @property
@@ -141,8 +158,14 @@ class Site:
 
     @cached_property
     def params(self) -> int:
-        """Parameters of the layer, its bias included."""
-        return prod(self.weight_shape) + self.has_bias * self.out_features + self.extra_params
+        """Parameters of the layers, biases included."""
+        own = prod(self.weight_shape) + self.has_bias * self.out_features + self.extra_params
+        return own + sum(self.fed(self.in_features))
+
+    def fed(self, units: int) -> tuple[int, int]:
+        """Numbers in the weights, and in the biases, of the layers that compute so many hidden units."""
+        weights = sum(units * feeder.rows * feeder.inputs for feeder in self.feeders)
+        return weights, sum(units * feeder.rows for feeder in self.feeders if feeder.bias)
 
     @cached_property
     def rows(self) -> int:
@@ -190,7 +213,8 @@ class Site:
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates of all calls of the dense layers; looking up rows costs none."""
-        return self.rows * prod(self.weight_shape) if self.multiplies else 0
+        weights = prod(self.weight_shape) + self.fed(self.in_features)[0]
+        return self.rows * weights if self.multiplies else 0
 
     def factor_macs(self, first: int, last: int) -> int:
         """Multiply-accumulates of two factors in a row.

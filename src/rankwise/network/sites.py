@@ -37,6 +37,11 @@ class Sites(Mapping[str, Site]):
     example: Any = None
 
     @property
+    def joint(self) -> bool:
+        """Whether layers that belong together are one site."""
+        return any(site.feeders for site in self.by_name.values())
+
+    @property
     def total_macs(self) -> int:
         """MACs of the whole model for the example input: all sites, dense ones included, and `other_macs`."""
         return sum(site.macs for site in self.by_name.values()) + sum(self.other_macs.values())

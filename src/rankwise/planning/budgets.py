@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .units import COUNTED, UNITS
+from .units import ASKED, COUNTED, UNITS
 
 PER_CENT = 100  # no network has so few parameters, MACs or bytes: up to here a number is meant as per cent
 _THOUSANDS = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -53,7 +53,7 @@ def check_units(model: nn.Module, keep: Mapping[str, int | float]) -> None:
     sizes = [parameter.numel() for parameter in model.parameters() if not nn.parameter.is_lazy(parameter)]
     if sum(sizes) <= 10 * PER_CENT:
         return  # a network this small may really be meant
-    for unit in COUNTED:
+    for unit in (*COUNTED, *ASKED):
         number = keep.get(unit.name, math.inf)
         if (number > 1 or isinstance(number, int)) and number <= PER_CENT:
             raise ValueError(

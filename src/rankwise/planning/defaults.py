@@ -8,12 +8,15 @@ layer costs little beside its neighbours, as in engines that compute blocks of c
 from __future__ import annotations
 
 from ..latency import Engine
+from ..layers.kinds import Role
 from ..network.site import Site
 
 # One decomposition gives their curves, exactly or nearly; the curves of most others ("auto") are fitted.
 DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
 # The format of three layers whose middle one is depthwise.
 DEPTHWISE = "cp3"
+# The format of hidden layers.
+NARROWER = "nystrom"
 # By engine, the widest layers (by their smaller side) that try it too. In wider ones it needs so many terms for the
 # same error that Tucker-2 and pairs of layers are as fast.
 DEPTHWISE_UP_TO = {"onnxruntime": 64, "executorch": 64, "compile": 64}
@@ -27,6 +30,8 @@ def formats_for(engine: Engine | str | None, site: Site) -> tuple[str, ...]:
         >>> formats_for("torch", site), formats_for("onnxruntime", site)
         (('svd', 'spatial_svd', 'tucker2'), ('svd', 'spatial_svd', 'tucker2', 'cp3'))
     """
+    if site.role is Role.HIDDEN:
+        return (NARROWER,)
     name = engine if engine is None or isinstance(engine, str) else engine.name
     narrow = min(site.out_features // site.groups, site.weight_shape[1])
     return (*DEFAULT_FORMATS, DEPTHWISE) if narrow <= DEPTHWISE_UP_TO.get(name or "", 0) else DEFAULT_FORMATS

@@ -114,6 +114,8 @@ class MeasuredPrices(Prices):
         limit = self.limit(Latency.name, amounts[Latency.name])
         checked = self._checked(draft, amounts, CHECKS)
         best = _best(checked, limit)
+        if _measured(best) > limit * (1 + NOISE):  # one measurement is no reason to refuse
+            best = replace(best, latency=self.meter.check(best))
         if _measured(best) > limit * (1 + NOISE):
             raise ValueError(
                 f"a budget of {limit:,.0f} microseconds ({limit / self.meter.dense:.3f} of dense) was not met: of "

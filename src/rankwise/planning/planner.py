@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..formats import Format, get_format
+from ..formats import Format, Ranks, get_format
 from ..formats.weights import site_weight
 from ..latency.meter import Meter
 from ..latency.table import Table
@@ -33,7 +33,7 @@ from .measured_prices import MeasuredPrices
 from .prices import Options, Prices
 from .profile import profile, site_metric
 from .request import Request
-from .units import Unit
+from .units import Unit, held
 from .unmet import remainder
 from .wishes import Asked, Wishes
 
@@ -45,6 +45,10 @@ logger = logging.getLogger("rankwise")
 NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
     "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
+)
+JOINT_IN_TIME = (
+    "times are measured for single layers, and these sites join layers around hidden units; find or collect them "
+    "without joint=True for a latency budget, or give a budget in params, linear or macs"
 )
 # With measured prices a plan is made again until nothing that it chose is an estimate, at most this often.
 ROUNDS = 8
@@ -73,6 +77,7 @@ class Planner:
     prices: Prices
     spectra: Callable[[str, str], Spectra]
     importance: Callable[[str], float]
+    predicted: Callable[[str], Mapping[tuple[str, Ranks], float]]
     reached: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
     tie: str | Sequence[str] = ()
@@ -104,6 +109,22 @@ class Planner:
             weight = site_weight(model, site)
             return site_spectra(site, two_sided.forth(weight), two_sided.inputs_of(weight), get_format(format, formats))
 
+        def predicted(name: str) -> dict[tuple[str, Ranks], float]:
+            site = sites[name]
+            if metric.needs_gradients or len(site.weight_shape) != 2 or site.looks_up:
+                return {}
+            gradients = source.require(name, gradients=True).gradients if isinstance(source, Statistics) else None
+            if gradients is None or gradients.lookups_DD is not None:
+                return {}
+            weight = site_weight(model, site)
+            (inputs,) = site_metric(source, site, metric, model, shrink).inputs_of(weight)
+            names = {option.format for option in curves[name] if option.format != DENSE}
+            return {
+                (each, ranks): loss
+                for each in sorted(names)
+                for ranks, loss in get_format(each, formats).predicted(weight, inputs, gradients.second_GTT[0]).items()
+            }
+
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
@@ -128,6 +149,7 @@ class Planner:
             prices=prices,
             spectra=cache(spectra),
             importance=cache(importance),
+            predicted=cache(predicted),
             reached=lambda name, option: nearly(sites[name], option),
             evaluate=asked.evaluate,
             tie=constraints.tie,
@@ -272,6 +294,7 @@ class Planner:
             dense=summed([dense_option(site) for site, _ in members]),
             spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
             importance=lambda: mean(self.importance(name) for name in group.curves),
+            predicted=lambda: self.predicted(group.name) if len(members) == 1 else {},
             kind=self.sites[group.name].kind,
             members=len(members),
             idle=next((self.prices[unit].idle for unit in units if self.prices[unit].is_measured), Unit.idle),
@@ -291,8 +314,8 @@ class Planner:
         return Plan(
             rows=tuple(rows),
             keep=dict(amounts),
-            dense=self.prices.dense,
-            planned=self.prices.planned(rows),
+            dense=held(self.prices.dense, amounts),
+            planned=held(self.prices.planned(rows), amounts),
             metric=self.metric.name,
             shrink=self.shrink,
             rule=rule,
@@ -360,6 +383,10 @@ def _prices(model: nn.Module, sites: Sites, options: Options, formats: Mapping[s
     A search for a target that is not about time makes many plans, and measures none of their networks.
     """
     if asked.example is None or (asked.target_drop is not None and not asked.is_timed):
+        return Prices(model, sites, formats)
+    if sites.joint:
+        if asked.needs_times:
+            raise ValueError(JOINT_IN_TIME)
         return Prices(model, sites, formats)
     *others, last = asked.engines(model)
     for engine in (*others, last):

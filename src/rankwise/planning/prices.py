@@ -16,7 +16,7 @@ from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, Plan, PlanRow, dense_option, site_of
 from ..running.guards import unwrap
-from .units import COUNTED, Unit
+from .units import ASKED, COUNTED, Unit, held
 
 NEEDS_EXAMPLE = (
     "a latency budget is measured: pass an input as example=, and engine= and threads= for what will run the network"
@@ -52,7 +52,7 @@ class Prices:
     ) -> None:
         self._sites = sites
         self._tables: dict[tuple[str, str], tuple[Curve, array[float]]] = {}  # by site and unit, the last curve's costs
-        self.units: dict[str, Unit] = {unit.name: unit(model, sites, formats) for unit in COUNTED}
+        self.units: dict[str, Unit] = {unit.name: unit(model, sites, formats) for unit in (*COUNTED, *ASKED)}
         self.units |= {unit.name: unit for unit in measured}
         self.dense = self.planned(())
 
@@ -115,10 +115,10 @@ class Prices:
 
 
 def counts(
-    model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = (), formats: Mapping[str, Format] | None = None
+    model: nn.Module, sites: Sites, rows: Sequence[PlanRow] = (), keep: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Parameters, MACs and stored bytes of the network that these rows describe."""
-    return {unit.name: unit(model, sites, formats).planned(rows) for unit in COUNTED}
+    """Parameters, MACs and stored bytes of the network that these rows describe, and what budgets are about."""
+    return held({unit.name: unit(model, sites).planned(rows) for unit in (*COUNTED, *ASKED)}, keep)
 
 
 def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
@@ -138,7 +138,7 @@ def recount(model: nn.Module, plan: Plan, sites: Sites) -> Plan:
             raise ValueError(f"site {row.site!r} cannot have format {row.format!r}: {reason}")
         cost = format.cost(site, format.check(site, row.ranks), site.chain_bias(metric))
         rows.append(replace(row, params=cost.params, macs=cost.macs))
-    dense, planned = counts(model, sites), counts(model, sites, rows)
+    dense, planned = counts(model, sites, keep=plan.keep), counts(model, sites, rows, plan.keep)
     if tuple(rows) != plan.rows:  # its latency was measured on another network
         return replace(plan, rows=tuple(rows), dense=dense, planned=planned, latency=None)
     return replace(plan, dense={**plan.dense, **dense}, planned={**plan.planned, **planned})

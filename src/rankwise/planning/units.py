@@ -85,6 +85,26 @@ class Params(Summed):
     name = title = whole = "params"
 
 
+class Linear(Counted):
+    """Parameters of the layers that may be factorised: no embeddings, heads of language models, norms."""
+
+    name = "linear"
+    title = "params of the layers that may be factorised"
+    whole = "params of these layers"
+
+    def planned(self, rows: Sequence[PlanRow]) -> float:
+        total = sum(site.params for site in self._sites.values() if _may_be(site))
+        return total + sum(row.params - site.params for row, site in self._built(rows) if _may_be(site))
+
+    def costs(self, site: Site, options: Sequence[Option]) -> Sequence[float]:
+        return tuple([option.params * _may_be(site) for option in options])
+
+
+def _may_be(site: Site) -> bool:
+    """Whether a site may be factorised without being named."""
+    return site.stays_dense is None
+
+
 class Macs(Summed):
     """Multiply-accumulates for the example input."""
 
@@ -167,8 +187,16 @@ class Latency(Unit):
         return f"{amount / 1000:.3f} ms"
 
 
+# What every plan holds, and what those hold that have such a budget.
 COUNTED: tuple[type[Counted], ...] = (Params, Macs, Bytes)
-UNITS: dict[str, type[Unit]] = {**{unit.name: unit for unit in COUNTED}, Latency.name: Latency}
+ASKED: tuple[type[Counted], ...] = (Linear,)
+UNITS: dict[str, type[Unit]] = {**{unit.name: unit for unit in (*COUNTED, *ASKED)}, Latency.name: Latency}
+
+
+def held(amounts: Mapping[str, float], keep: Mapping[str, float] | None) -> dict[str, float]:
+    """Of amounts by unit those that a plan with these budgets holds."""
+    left_out = {unit.name for unit in ASKED} - (keep or {}).keys()
+    return {name: amount for name, amount in amounts.items() if name not in left_out}
 
 
 def microseconds(text: str) -> int:

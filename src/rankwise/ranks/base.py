@@ -32,6 +32,8 @@ class Candidates:
             a ValueError if a format has none.
         importance: Fisher energy of the site: how much the loss would rise if only the mean of its output were left,
             for tied sites their mean; computed on the first call, a ValueError if the statistics hold no gradients.
+        predicted: by format and ranks, the loss in nats that second derivatives predict for fits that do not see them;
+            {} where no closed form gives it; computed on the first call.
         kind: kind of the layer, such as "conv2d"; "" if it is not known.
         members: how many tied sites it stands for; counts and errors are sums over them.
         idle: why it stays dense if that is its only option.
@@ -43,6 +45,7 @@ class Candidates:
     dense: Option
     spectra: Callable[[str], Spectra]
     importance: Callable[[], float]
+    predicted: Callable[[], Mapping[tuple[str, tuple[int, ...]], float]] = dict
     kind: str = ""
     members: int = 1
     idle: str = "no format costs less than dense"

@@ -56,6 +56,7 @@ def collect(
     seed: int = 0,
     mask: Mask | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
+    joint: bool = False,
 ) -> Statistics:
     """Collect mean and second moment of the (unfolded) input of every site.
 
@@ -82,6 +83,7 @@ def collect(
         mask: the padding to leave out: the name of an argument of the network, or a function of a batch; either gives
             [samples, positions], 0 for padding. By default `attention_mask` of a mapping.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.
+        joint: whether layers that belong together are one site, as for `find`.
 
     Returns:
         Moments by site name. Sites that stay dense have none.
@@ -107,7 +109,7 @@ def collect(
         example, batches = with_example(model, batches, example)
     elif example is None:
         raise ValueError("collect with a forward_loop needs example=, for which MACs are counted")
-    sites = find(model, example)
+    sites = find(model, example, joint=joint)
     chosen = [site for site in sites.values() if not site.dense_because and (only is None or site.name in only)]
     samples = None if batches is None else batches.samples
     takers = _gradient_sites(chosen) if gradients or loss else []

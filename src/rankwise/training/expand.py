@@ -35,6 +35,7 @@ FORMATS = ("tucker2", "svd")
 # Why sites of several slots stay as they are.
 SHARED = {
     Role.TIED: "its weight is shared by an embedding and a linear layer",
+    Role.HIDDEN: "it is one with the layers that compute its inputs",
     Role.JOINT: "it is fitted as one with other layers",
 }
 

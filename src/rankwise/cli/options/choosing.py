@@ -34,14 +34,19 @@ Include = Annotated[
     ),
 ]
 Rule = Annotated[
-    str, budget("--rule NAME", "Rule that chooses ranks, with settings after a colon (see docs/rules.md).")
+    str | None,
+    budget(
+        "--rule NAME",
+        "Rule that chooses ranks, with settings after a colon (see docs/rules.md); by default fisher for hf: models, "
+        "else knapsack.",
+    ),
 ]
 Keep = Annotated[
     list[str] | None,
     budget(
         "--keep WHAT=HOW MUCH",
-        "Budget in macs, params, bytes or latency: macs=0.5, macs=50%, params=1.5M, latency=0.6, latency=8ms; "
-        "repeated, all are met.",
+        "Budget in macs, params, linear (params of the layers that may be factorised), bytes or latency: macs=0.5, "
+        "macs=50%, params=1.5M, latency=0.6, latency=8ms; repeated, all are met.",
         shown=False,
     ),
 ]
@@ -71,7 +76,8 @@ class Limits:
     minimise: Annotated[
         str,
         budget(
-            "--minimise WHAT", "What --target-drop minimises: macs, params, bytes or latency; --keep then adds limits."
+            "--minimise WHAT",
+            "What --target-drop minimises: macs, params, linear, bytes or latency; --keep then adds limits.",
         ),
     ] = "macs"
 
@@ -80,7 +86,7 @@ class Limits:
 class Choosing:
     """How formats and ranks are chosen, whatever the budget."""
 
-    rule: Rule = "knapsack"
+    rule: Rule = None
     floor_rule: Annotated[
         str | None,
         budget(
@@ -150,13 +156,14 @@ class Choosing:
         """`--shrink`."""
         return parse_shrink(self.shrink)
 
-    def wishes(self, metric: str) -> dict[str, Any]:
-        """The keyword arguments of `rankwise.choose`; `metric` is the metric of the fits."""
+    def wishes(self, metric: str, rule: str = "knapsack") -> dict[str, Any]:
+        """The keyword arguments of `rankwise.choose`; `metric` is that of the fits, `rule` the one unless named."""
+        rule = self.rule or rule
         names = None if self.formats is None else parse_formats(self.formats)
         pins = parse_pins(self.pin)
-        check_names(self.rule, self.floor_rule, names or (), pins)
+        check_names(rule, self.floor_rule, names or (), pins)
         return {
-            "rule": parse_rule(self.rule),
+            "rule": parse_rule(rule),
             "floor_rule": parse_floor(self.floor_rule),
             "formats": names,
             "metric": metric,
@@ -174,10 +181,11 @@ class Choosing:
 class Budget(Choosing, Limits):
     """What the network may cost, and how formats and ranks are chosen for it."""
 
-    def wishes(self, metric: str) -> dict[str, Any]:
+    def wishes(self, metric: str, rule: str = "knapsack") -> dict[str, Any]:
         """As `Choosing.wishes`; refuses a rule without the budget that it needs, and options without effect."""
         keep = parse_budgets(self.keep)
-        wishes = super().wishes(metric) | {"keep": keep, "target_drop": self.target_drop, "minimise": self.minimise}
+        wishes = super().wishes(metric, rule)
+        wishes |= {"keep": keep, "target_drop": self.target_drop, "minimise": self.minimise}
         if keep is None and self.target_drop is None and wishes["rule"].needs_budget:
             raise ValueError(
                 f"--rule {wishes['rule'].name} needs a budget: --keep macs=0.5, or --target-drop 1.0 for the smallest "
@@ -200,7 +208,7 @@ class Factorising:
         budget(
             "--method NAME",
             "sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
-            "auto: sequential where there is DATA.",
+            "auto: sequential where there is DATA, one-shot for hf: models.",
         ),
     ] = "auto"
     importance: Annotated[

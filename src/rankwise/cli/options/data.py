@@ -14,19 +14,34 @@ if TYPE_CHECKING:
 
     from ...inputs.data import Data, DataOptions
 
-MODEL_HELP = "torchvision:NAME, or FILE.py:FUNCTION, a function that returns the network."
+MODEL_HELP = (
+    "torchvision:NAME, hf:NAME_OR_FOLDER (transformers), or FILE.py:FUNCTION, a function that returns the network."
+)
 DATA_HELP = (
-    "A folder of pictures (class folders give labels), FILE.npz, .npy, .safetensors, .pt, torchvision:NAME, "
+    "A folder of pictures (class folders give labels), FILE.npz, .npy, .safetensors, .pt, text for hf: "
+    "models (.txt, .jsonl), torchvision:NAME, "
     "or FILE.py:FUNCTION, a function that returns batches or a Dataset."
 )
 InputShape = Annotated[
     str | None, data("--input-shape C,H,W", "Shape of one input where no data is given, without the batch.")
 ]
 DataArgument = Annotated[str, argument("DATA", DATA_HELP)]
-CalibrationSamples = Annotated[int, data("--samples N", "Number of calibration samples, chosen by --seed.")]
+CalibrationSamples = Annotated[
+    int | None,
+    data("--samples N", "Number of calibration samples, chosen by --seed; by default 512, of text 64 rows of tokens."),
+]
 Test = Annotated[
     str | None, data("--test DATA", "Held-out data for the figures; without it they come from the calibration samples.")
 ]
+
+
+def calibration_samples(data: str | None, asked: int | None) -> int:
+    """How many samples calibrate: as many as are asked for, or a usual number; a row of text has many positions."""
+    from ...inputs.text import TEXTS
+
+    if asked is not None:
+        return asked
+    return 64 if Path(data or "").suffix in TEXTS else 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +58,16 @@ class Network:
             shown=False,
         ),
     ] = None
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it is a model of transformers."""
+        return self.model.startswith("hf:")
+
+    @property
+    def rule(self) -> str:
+        """The rule unless one is named: relative errors of a transformer's layers do not compare."""
+        return "fisher" if self.is_transformer else "knapsack"
 
     def load(self) -> nn.Module:
         """The network with its weights."""
@@ -67,6 +92,7 @@ class Reading:
         data("--transform STEPS", 'Steps for each picture: "resize=256,crop=224"; also resize=240x320 and gray.'),
     ] = None
     size: Annotated[int | None, data("--size N", "Resize the shorter side to N and take the middle N x N.")] = None
+    length: Annotated[int | None, data("--length N", "Tokens in a sample of text; by default 512 at most.")] = None
     normalise: Annotated[
         str,
         data(
@@ -152,7 +178,7 @@ class Collected(Batched):
     """DATA that statistics are collected from."""
 
     data: DataArgument
-    samples: CalibrationSamples = 512
+    samples: CalibrationSamples = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +186,7 @@ class Calibration(Batched):
     """DATA that statistics are collected from, or the statistics themselves, and data to judge on."""
 
     data: Annotated[str | None, argument("[DATA]", DATA_HELP)] = None
-    samples: CalibrationSamples = 512
+    samples: CalibrationSamples = None
     test: Test = None
     input_shape: InputShape = None
     stats: Annotated[
@@ -171,3 +197,8 @@ class Calibration(Batched):
             "from DATA and written there.",
         ),
     ] = None
+
+    @property
+    def count(self) -> int:
+        """Samples to take."""
+        return calibration_samples(self.data, self.samples)

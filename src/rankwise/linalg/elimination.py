@@ -1,0 +1,89 @@
+"""Backward elimination of inputs: leave out the inputs of a matrix that others replace best.
+
+Letters: T outputs, D inputs, K kept inputs, S inputs that are left out together.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .metric import Metric
+from .symmetric import cholesky
+
+# Of the mean diagonal, added to it: inputs that repeat others leave first instead of making the matrix singular.
+DAMPING = 1e-4
+
+
+class Elimination(NamedTuple):
+    """The path from all inputs to none.
+
+    Attributes:
+        order_D: the inputs, the first to leave first.
+        errors: squared error with the last K inputs of the order, for the K that were asked for, ascending.
+    """
+
+    order_D: Tensor
+    errors: dict[int, float]
+
+
+def eliminate(W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None = None) -> Elimination:
+    """Leave out the inputs one after the other that cost the least, the others refitted each time.
+
+    `min over U, K of ||(W - U E_K) Sigma^(1/2)||^2` greedily, `E_K` the rows K of the identity. With `P = Sigma^-1` of
+    the inputs that are left and the refitted `W`, leaving out S costs `tr(W_S P_SS^-1 W_S^T)`; then
+    `W <- W - W_S P_SS^-1 P_S` and `P <- P - P_S^T P_SS^-1 P_S`.
+
+    Args:
+        W_TD: the matrix, float64.
+        metric: of the inputs.
+        step: so many leave at once, those that cost the least one by one; the errors are for what is left after each
+            time, so for multiples of it if D is one.
+        G_TT: weighs the outputs in the errors that are returned, but not in what leaves.
+
+    Example:
+        >>> from rankwise.linalg.metric import Identity
+        >>> round(eliminate(torch.tensor([[3.0, 1.0, 2.0]], dtype=torch.float64), Identity(3)).errors[2], 3)
+        1.0
+    """
+    W, size = W_TD.clone(), W_TD.shape[1]
+    factor = cholesky(metric.dense(), DAMPING)
+    P = torch.cholesky_inverse(factor)
+    alive = torch.arange(size, device=W.device)
+    order: list[Tensor] = []
+    errors, error = {size: 0.0}, 0.0
+    while len(alive):
+        count = len(alive) % step or step
+        costs = W.square().sum(0) / P.diagonal()
+        out_S = costs.topk(count, largest=False).indices
+        left = torch.ones(len(alive), dtype=torch.bool, device=W.device)
+        left[out_S] = False
+        order.append(alive[out_S])
+        solved_SD = torch.linalg.solve(P[out_S][:, out_S], P[out_S])
+        gone_TS = W[:, out_S]
+        left_TS = gone_TS @ torch.linalg.inv(P[out_S][:, out_S])
+        error += float((left_TS * (gone_TS if G_TT is None else G_TT @ gone_TS)).sum())
+        W = (W - gone_TS @ solved_SD)[:, left]
+        P = (P - P[:, out_S] @ solved_SD)[left][:, left]
+        alive = alive[left]
+        errors[len(alive)] = error
+    return Elimination(torch.cat(order), dict(sorted(errors.items())))
+
+
+def refit(W_TD: Tensor, metric: Metric, kept_K: Tensor) -> Tensor:
+    """`argmin over U of ||(W - U E_K) Sigma^(1/2)||`, T x K: `U = W Sigma_:K Sigma_KK^-1`.
+
+    Example:
+        >>> from rankwise.linalg.metric import Dense
+        >>> same = Dense(torch.ones(2, 2))  # two equal inputs
+        >>> refit(torch.tensor([[3.0, 1.0]], dtype=torch.float64), same, torch.tensor([0])).round(decimals=3)
+        tensor([[4.]], dtype=torch.float64)
+    """
+    sigma_DD = metric.dense()
+    factor = cholesky(sigma_DD[kept_K][:, kept_K], DAMPING)
+    # The damping pulls towards the matrix itself, so that with all inputs nothing changes.
+    left_TD = W_TD.clone()
+    left_TD[:, kept_K] = 0
+    return W_TD[:, kept_K] + torch.cholesky_solve((left_TD @ sigma_DD[:, kept_K]).mT, factor).mT
