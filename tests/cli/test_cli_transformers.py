@@ -14,7 +14,7 @@ import rankwise as rw
 from rankwise.inputs.models import load_model
 
 pytest.importorskip("transformers")
-from tests.support.words import TEXT, save_model  # needs transformers
+from support.words import TEXT, save_model  # needs transformers
 
 Run = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from rankwise.inputs.models import load_model
 from rankwise.inputs.text import from_text
 
 pytest.importorskip("transformers")
-from tests.support.words import TEXT, save_model  # needs transformers
+from support.words import TEXT, save_model  # needs transformers
 
 
 @pytest.fixture(scope="module")
