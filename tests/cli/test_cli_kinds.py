@@ -30,7 +30,7 @@ def test_inspect_and_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: 
         ("conv1d", [32, 4, 5], 40 * 640),
         ("conv_transpose1d", [16, 32, 4], 40 * 2048),
     ]
-    given = ("--input-shape", "4,40", "--metric", "weight", "--keep", "macs=0.6", "-o", "plan.yaml")
+    given = ("--input-shape", "4,40", "--metric", "weight", "--keep", "macs=0.6", "--engine", "none", "-o", "plan.yaml")
     result = cli("plan", "nets.py:build", *given)
     assert result.exit_code == 0, result.output
     plan = Plan.load("plan.yaml")
