@@ -285,6 +285,10 @@ def compress(
     work = Work(checkpoint, resume)
     example, batches = with_example(model, Batches.of(data), example)
     sites = find(model, example, joint=joint) if stats is None else stats.sites
+    if joint and not sites.joint and find(model, example, joint=True).joint:
+        raise ValueError(
+            "joint=True has no effect on these statistics; collect them with joint=True, or leave out stats"
+        )
     check_budgets(model, sites, keep, asked.constraints)
     settings = {
         "keep": keep,

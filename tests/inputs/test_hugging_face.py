@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -62,10 +63,7 @@ def test_folders_that_hold_no_model(make: Any, words: str, tmp_path: Path) -> No
 
 
 def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "custom"
-    other.mkdir()
-    for file in folder.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = copytree(folder, tmp_path / "custom")
     config = json.loads((other / "config.json").read_text())
     config |= {"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoConfig": "code.Config"}}
     (other / "config.json").write_text(json.dumps(config))
@@ -75,10 +73,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -
 
 
 def test_a_class_that_transformers_does_not_have(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "newer"
-    other.mkdir()
-    for file in folder.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = copytree(folder, tmp_path / "newer")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaOfNextYear"]}))
     with pytest.raises(ValueError, match=r"LlamaOfNextYear, which transformers .* does not have"):

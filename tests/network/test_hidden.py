@@ -115,6 +115,24 @@ def test_units_that_depend_on_each_other_are_left_to_single_layers(part: type[nn
     assert rw.find(model, batches()[0], joint=True).keys() == rw.find(model, batches()[0]).keys()
 
 
+@pytest.mark.parametrize("part", [Normed, Mixed, Heads])
+def test_blocks_that_add_very_little_are_checked_as_closely(part: type[nn.Module]) -> None:
+    model = network(part)
+    with torch.no_grad():
+        for block in (model[1], model[3]):
+            block.fc2.weight.mul_(1e-6)
+            block.fc2.bias.zero_()
+    assert rw.find(model, batches()[0], joint=True).keys() == rw.find(model, batches()[0]).keys()
+
+
+def test_statistics_of_single_layers_are_not_taken_for_joint_ones() -> None:
+    model, data = network(Plain), batches()
+    with pytest.raises(ValueError, match="joint=True has no effect on these statistics"):
+        rw.compress(model, data, keep={"params": 0.8}, stats=rw.collect(model, data), method="one-shot", joint=True)
+    small, _ = rw.compress(model, data, keep={"params": 0.8}, method="one-shot", joint=True)
+    assert small[1].fc1.role is Role.FEEDER
+
+
 def test_units_that_something_else_reads_are_left_to_single_layers() -> None:
     model = Read().eval()
     x = torch.randn(3, 12)

@@ -131,26 +131,37 @@ def _fitting(forward: Forward, names: Sequence[str]) -> _Found | None:
 
 
 def _works(forward: Forward, found: Sequence[_Found]) -> bool:
-    """Whether the network gives the same with units left out as with zeros where they are read."""
+    """Whether the network gives the same with units left out as with zeros where they are read.
+
+    The units themselves are compared, too: what a block adds to a network may be too little to be seen in its outputs.
+    """
     generator, zeroed, narrow = torch.Generator().manual_seed(SEED), list[_Hook](), list[_Hook]()
+    wanted, given = list[Tensor](), list[Tensor]()  # the kept units, as they reach the layers that read them
     for each in found:
         reader = forward.model.get_submodule(each.reader)
         units = stored_weight(reader).shape[1]
         kept = torch.randperm(units, generator=generator)[: max(1, int(LEFT * units))].sort().values
         kept = kept.to(stored_weight(reader).device)
-        zeroed.append((reader.register_forward_pre_hook, lambda layer, args, k=kept: (_zeroed(args[0], k),)))
-        narrow.append(
-            (reader.register_forward_pre_hook, lambda layer, args, k=kept, n=units: (_spread(args[0], k, n),))
-        )
+
+        def zero(layer: nn.Module, args: Any, kept: Tensor = kept) -> tuple[Tensor]:
+            wanted.append(args[0][..., kept])
+            return (torch.zeros_like(args[0]).index_copy(-1, kept, wanted[-1]),)
+
+        def spread(layer: nn.Module, args: Any, kept: Tensor = kept, units: int = units) -> tuple[Tensor]:
+            given.append(args[0])
+            return (args[0].new_zeros(*args[0].shape[:-1], units).index_copy(-1, kept, args[0]),)
+
+        zeroed.append((reader.register_forward_pre_hook, zero))
+        narrow.append((reader.register_forward_pre_hook, spread))
         for feeder in map(forward.model.get_submodule, each.feeders):
             places = torch.cat([kept + part for part in range(0, len(stored_weight(feeder)), units)])
             narrow.append((feeder.register_forward_hook, lambda layer, args, y, k=places: y[..., k]))
-    expected = _run(forward, zeroed)
+    wanted += _run(forward, zeroed)
     try:
-        result = _run(forward, narrow)
+        given += _run(forward, narrow)
     except Exception:  # whatever a foreign forward says about other sizes: it does not work
         return False
-    return len(expected) == len(result) and all(map(_close, expected, result))
+    return len(wanted) == len(given) and all(map(_close, wanted, given))
 
 
 # A method that registers a hook, and the hook.
@@ -163,15 +174,6 @@ def _run(forward: Forward, hooks: Sequence[_Hook]) -> list[Tensor]:
         for register, hook in hooks:
             stack.callback(register(own_thread(hook)).remove)
         return tensor_leaves(forward.again())
-
-
-def _zeroed(x: Tensor, kept: Tensor) -> Tensor:
-    return torch.zeros_like(x).index_copy(-1, kept, x[..., kept])
-
-
-def _spread(x: Tensor, kept: Tensor, units: int) -> Tensor:
-    """Narrow inputs at their places among the units, zeros elsewhere."""
-    return x.new_zeros(*x.shape[:-1], units).index_copy(-1, kept, x)
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
