@@ -23,7 +23,7 @@ FLOORS = (
     ("factorisation", "latency"),
     ("artifact", "evaluate", "planning"),
     ("describe", "inputs", "kernels", "session", "training"),
-    ("figures", "penalties", "verification"),
+    ("figures", "ordered", "penalties", "verification"),
     ("cli",),
     ("__main__",),
 )

@@ -114,7 +114,8 @@ class Loop:
         """Train.
 
         Raises:
-            ValueError: if the loss is not finite; network and checkpoint then hold the best state.
+            ValueError: if the loss is not finite, or a technique cannot go on; network and checkpoint then hold the
+                best state.
             OSError: if a checkpoint cannot be written; the one before is still there.
         """
         devices = [self.device] if self.device.type == "cuda" else []
@@ -125,7 +126,11 @@ class Loop:
             learning(self.model, self.parameters, self.options.statistics),
         ):
             self._begin()
-            self._train()
+            try:
+                self._train()
+            except ValueError:
+                self.guard.restore()
+                raise
             seconds = self.seconds
         self.guard.restore()
         plans = [plan for technique in self.techniques if (plan := technique.finish(self.model)) is not None]
@@ -217,7 +222,6 @@ class Loop:
             ) from error
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         if not math.isfinite(norm + loss.detach()):
-            self.guard.restore()
             raise ValueError(
                 f"step {self.step} has a loss of {float(loss.detach()):.4g} and a gradient of norm {float(norm):.4g}: "
                 f"the training diverges at a rate of {self.options.rate:g}; choose a smaller one. The network is back "

@@ -6,7 +6,7 @@ Letters: G groups, T outputs per group, D inputs per group (channels x taps).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -86,7 +86,14 @@ def plan_at(model: nn.Module, sites: Sites, ranks: Mapping[str, int | tuple[str,
     # One option each, so that nothing but the pinned fits is computed.
     curves = {name: (dense_option(site),) for name, site in sites.items()}
     planner = Planner.of(model, sites, metric="weight", curves=curves, pin=pins)
-    return planner.plan(Request(rule=_Given(why=why)))
+    plan = planner.plan(Request(rule=_Given()))
+    # "pinned" would not say by what.
+    rows = [replace(row, why=why if row.format != DENSE else _dense_because(row.site, pins)) for row in plan.rows]
+    return replace(plan, rows=tuple(rows))
+
+
+def _dense_because(name: str, pins: Mapping[str, Pin]) -> str:
+    return "the trained ranks would cost more than the dense layer" if name in pins else "not trained towards low rank"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +104,8 @@ class _Given(Rule):
     summary: ClassVar[str] = "ranks that a training found"
     needs_budget: ClassVar[bool] = False
 
-    why: str = ""
-
     def choose(self, problem: Problem) -> list[Pick]:
-        return [Pick(0, self.why) for _ in problem.sites]
+        return [Pick(0, "trained") for _ in problem.sites]
 
     def __str__(self) -> str:
         return self.name
