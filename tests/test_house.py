@@ -23,7 +23,8 @@ FLOORS = (
     ("factorisation", "latency"),
     ("artifact", "evaluate", "planning"),
     ("describe", "inputs", "kernels", "session", "training"),
-    ("figures", "ordered", "penalties", "verification"),
+    ("figures", "ordered", "penalties", "preset", "projections", "verification"),
+    ("spectral",),
     ("cli",),
     ("__main__",),
 )

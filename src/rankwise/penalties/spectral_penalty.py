@@ -128,7 +128,7 @@ class SpectralPenalty:
         total: Any = 0.0
         for site in self.sites:
             W_GTD = site_matrix(self.model, site)
-            metrics = self.metrics.get(site.name) or [None] * len(W_GTD)
+            metrics: Sequence[Metric | None] = self.metrics.get(site.name) or [None] * len(W_GTD)
             for W_TD, metric in zip(W_GTD, metrics, strict=True):
                 total = total + self.weight * spectral(W_TD, self.measure, metric)
             if self.decay:
