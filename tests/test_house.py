@@ -25,6 +25,7 @@ FLOORS = (
     ("describe", "inputs", "kernels", "session", "training"),
     ("figures", "ordered", "penalties", "preset", "projections", "verification"),
     ("spectral",),
+    ("techniques",),
     ("cli",),
     ("__main__",),
 )

@@ -17,6 +17,10 @@ RULES = (
     *("knapsack", "fisher", "sensitivity", "bayesian", "continuous", "minimax", "drank", "uniform"),
     *("energy", "effective_rank", "stable_rank", "evbmf", "gavish_donoho"),
 )
+TECHNIQUES = (
+    *("maestro", "flexrank", "penalty", "soft_threshold", "rank_pruning"),
+    *("learning_compression", "admm", "dynamical", "svd_training", "warm_up"),
+)
 STORAGES = ("plain", "entropy", "int8+entropy")
 ENGINES = ("torch", "compile", "onnxruntime", "executorch", "cuda")
 
