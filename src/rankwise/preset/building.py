@@ -53,7 +53,7 @@ def build(
         ValueError: for a module that is no such layer, a format that cannot take it, or ranks that it cannot have.
 
     Example:
-        >>> chain = build(nn.Linear(64, 32), "tt", (4,))
+        >>> chain = build(nn.Linear(64, 32), "tt", (4, 4))
         >>> round(float(chain.weight.square().mean()), 4) == round(2 / 64, 4)
         True
     """
