@@ -208,6 +208,10 @@ def test_profiles_are_nested_and_meet_their_shares() -> None:
         small, plan = extract(order_(copy.deepcopy(model), stats), stats.sites, profile)
         assert plan.planned["params"] <= keep * whole
         assert plan.planned["params"] == sum(p.numel() for p in small.parameters())
+    (alone,) = nested_profiles(model, stats, [0.7], only="0")
+    small, plan = extract(order_(copy.deepcopy(model), stats), stats.sites, alone)
+    assert alone.keys() == {"0"}
+    assert plan.planned["params"] <= 0.7 * whole
     with pytest.raises(ValueError, match=r"no ranks keep 0\.01 of the params; the least is"):
         nested_profiles(model, stats, [0.01])
     with pytest.raises(ValueError, match="unit 'bytes' is not one of macs, params"):

@@ -9,7 +9,7 @@ Multiplier Method", 1963.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -23,13 +23,19 @@ from ..ranks.solvers.fronts import front
 from ..running.guards import unwrap
 from ..running.verbs import verb
 from ..statistics import Statistics
+from ..training.trained_sites import trained_sites
 
 ROUNDS = 60  # bisections of the multiplier: more than a float64 can tell apart
 
 
 @verb
 def nested_profiles(
-    model: nn.Module, source: Sites | Statistics, keeps: Sequence[float], *, unit: str = "params"
+    model: nn.Module,
+    source: Sites | Statistics,
+    keeps: Sequence[float],
+    *,
+    unit: str = "params",
+    only: str | Iterable[str] = "*",
 ) -> list[dict[str, int]]:
     """Ranks for each share of the dense network's cost, nested: a smaller share has no larger rank anywhere.
 
@@ -43,10 +49,11 @@ def nested_profiles(
         source: its sites, or its statistics for errors of the outputs.
         keeps: shares of the whole network's cost, at most 1.
         unit: of the cost, "params" or "macs".
+        only: patterns of the sites that may have a smaller rank; all others stay dense and count in full.
 
     Returns:
-        For each share the ranks by site name. Sites that stay dense have their full rank, so that an ordered layer
-        computes them.
+        For each share the ranks by name of these sites. Sites that stay dense have their full rank, so that an ordered
+        layer computes them.
 
     Raises:
         ValueError: for another unit, a share outside 0 to 1, or one that cannot be met, with the least that can.
@@ -66,7 +73,9 @@ def nested_profiles(
         raise ValueError(f"a profile keeps {wrong[0]} of the {unit}; it is a share above 0 and at most 1")
     sites = source.sites if isinstance(source, Statistics) else source
     metric = "input" if isinstance(source, Statistics) else "weight"
-    curves = profile(model, source, formats="svd", metric=metric, round_to=1)
+    names = [site.name for site in trained_sites(model, sites, only, "make nested")]
+    profiled = profile(model, source, formats="svd", metric=metric, round_to=1, only=names)
+    curves = {name: profiled[name] for name in names}
     count = units[unit](model, sites)
     costs = {name: count.costs(sites[name], curve) for name, curve in curves.items()}
     paths = {name: _path(curve, costs[name]) for name, curve in curves.items()}

@@ -107,9 +107,8 @@ class FlexRankRecipe(Recipe):
         stats = collect(wanted.model, wanted.batches)
         step = (self.most - least) / max(self.profiles - 1, 1)
         keeps = [max(self.most - number * step, least) for number in range(self.profiles - 1)]
-        profiles = ordered.nested_profiles(wanted.model, stats, [*keeps, least], unit=unit)
-        named = [{name: rank for name, rank in profile.items() if name in wanted.only} for profile in profiles]
-        return ordered.FlexRank(stats, copied(wanted.model), named, weight=self.weight)
+        profiles = ordered.nested_profiles(wanted.model, stats, [*keeps, least], unit=unit, only=wanted.only)
+        return ordered.FlexRank(stats, copied(wanted.model), profiles, weight=self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
