@@ -34,7 +34,7 @@ from rankwise.training import Loop, LoopOptions, Samples
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def linear_problem(sampled: bool, strength: float = 0.0, steps: int = 1500) -> tuple[list[float], list[float]]:
+def linear_problem(sampled: bool, strength: float = 0.0, steps: int = 1000) -> tuple[list[float], list[float]]:
     """Errors of the prefixes after training on a linear target of rank 3, and those of the truncated SVD."""
     random = torch.Generator().manual_seed(0)
     target = torch.randn(9, 3, generator=random) @ torch.randn(3, 6, generator=random)
@@ -44,9 +44,9 @@ def linear_problem(sampled: bool, strength: float = 0.0, steps: int = 1500) -> t
     with torch.no_grad():  # a start that says nothing about the order
         for layer in model[0]:
             layer.weight.copy_(0.3 * torch.randn(layer.weight.shape, generator=random))
-    optimiser, sampler = torch.optim.SGD(model.parameters(), 0.02), Sampler(seed=0)
+    optimiser, sampler = torch.optim.SGD(model.parameters(), 0.03), Sampler(seed=0)
     for _ in range(steps):
-        x = torch.randn(32, 6, generator=random)
+        x = torch.randn(24, 6, generator=random)
         name, count = sampler(counts(model))
         with using(model, {name: count if sampled else 6}):
             loss = (model(x) - x @ target.mT).square().sum(1).mean()
@@ -54,7 +54,7 @@ def linear_problem(sampled: bool, strength: float = 0.0, steps: int = 1500) -> t
         loss.backward()
         optimiser.step()
         if strength:
-            lasso_step_(model, 0.02 * strength)
+            lasso_step_(model, 0.03 * strength)
     s = torch.linalg.svdvals(target)
     errors = []
     for count in range(1, 7):
@@ -70,7 +70,11 @@ def test_ordered_training_reaches_the_truncated_svd_and_plain_training_does_not(
     assert plain[-1] < 0.03
     assert plain[0] > best[0] + 0.1
     assert plain[2] > 0.1
-    got, _ = linear_problem(True, strength=1e-3)
+
+
+@pytest.mark.slow
+def test_the_lasso_changes_nothing_about_the_order() -> None:
+    got, best = linear_problem(True, strength=1e-3)
     assert got == pytest.approx(best, abs=0.03)
 
 
@@ -232,7 +236,7 @@ def test_distillation_over_profiles_brings_them_nearer_to_the_teacher() -> None:
     before = [distance(profile) for profile in profiles]
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     torch.manual_seed(0)
-    for _ in range(60):
+    for _ in range(40):
         optimiser.zero_grad()
         loss(X).backward()
         optimiser.step()
@@ -242,6 +246,7 @@ def test_distillation_over_profiles_brings_them_nearer_to_the_teacher() -> None:
         NestedDistillation(model, teacher, [])
 
 
+@pytest.mark.slow
 def test_flexrank_as_a_technique_delivers_the_last_profile() -> None:
     teacher = trained()
     stats = rw.collect(teacher, [X])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -22,6 +23,7 @@ def test_pivot_rows_store_the_same_weight_with_fewer_parameters() -> None:
     assert sum(p.numel() for p in small.parameters()) == (48 + 32 - 9) * 9 + 48  # 639, not 720, and the bias
 
 
+@pytest.mark.slow
 def test_pivot_rows_are_better_conditioned_than_the_leading_ones() -> None:
     W = torch.randn(768, 768, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     U = torch.linalg.qr(W[:, :384]).Q

@@ -30,7 +30,9 @@ def middle_ranks(layer: nn.Module, format: rw.formats.Format, x: torch.Tensor) -
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    "kind", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("conv", "transposed"))]
+)
 def test_the_weight_has_the_variance_of_kaiming(name: str, kind: str) -> None:
     layer, format = LAYERS[kind], FORMATS[name]
     x = torch.randn(64, 48) if kind == "linear" else torch.randn(2, 16, 9, 9)

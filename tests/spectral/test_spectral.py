@@ -91,6 +91,7 @@ def test_ranks_adapt_to_the_target() -> None:
     assert torch.allclose(small(X), model(X), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_regulariser_draws_singular_values_together() -> None:
     spread = []
     for bound in (0.0, 0.1):
@@ -122,6 +123,7 @@ def test_a_stopped_run_ends_with_the_same_bits(kind: str, tmp_path: Path) -> Non
     assert torch.equal(whole[0].weight, other[0].weight)
 
 
+@pytest.mark.slow
 def test_a_sparse_spectrum_has_few_values() -> None:
     ranks = []
     for weight in (0.0, 0.3):
