@@ -23,7 +23,9 @@ FLOORS = (
     ("factorisation", "latency"),
     ("artifact", "evaluate", "planning"),
     ("describe", "inputs", "kernels", "session", "training"),
-    ("figures", "verification"),
+    ("figures", "ordered", "penalties", "preset", "projections", "verification"),
+    ("spectral",),
+    ("techniques",),
     ("cli",),
     ("__main__",),
 )

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 import rankwise
-from rankwise import latency, names
+from rankwise import latency, names, techniques
 from rankwise.names import METRICS, check_engine_name, check_name, read_format, written_format
 
 
@@ -18,6 +18,7 @@ def test_there_are_no_other_formats_rules_and_engines() -> None:
     assert tuple(rankwise.FORMATS) == names.FORMATS
     assert tuple(rankwise.RULES) == names.RULES
     assert tuple(latency.ENGINES) == names.ENGINES
+    assert tuple(techniques.RECIPES) == names.TECHNIQUES
 
 
 @pytest.mark.parametrize(

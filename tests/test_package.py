@@ -46,6 +46,7 @@ MISTAKES = [
     ("evaluate", "nets.py:build", "x.npz", "--engines", "tensorrt"),
     ("heal", "nets.py:build", "x.npz", "--artifact", "a", "-o", "o", "--metric", "accurcy"),
     ("train", "nets.py:build", "x.npz", "-o", "o", "--engines", "tensorrt"),
+    ("train", "nets.py:build", "x.npz", "-o", "o", "--technique", "maestros"),
     ("roofline", "--engine", "tensorrt", "-o", "cpu.yaml"),
     ("formats", "tukcer"),
 ]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .planning.pareto import pareto
     from .planning.planner import Planner
     from .planning.profile import profile
+    from .preset import build
     from .ranks import RULES, Rule, get_rule
     from .running.batches import Batches, inputs_only
     from .session import CompressReport, compress
@@ -52,6 +53,7 @@ __all__ = [
     "Sites",
     "Statistics",
     "Verified",
+    "build",
     "choose",
     "choose_shrinkage",
     "collect",
@@ -88,6 +90,7 @@ _HOMES = {
     "planning.pareto": ("pareto",),
     "planning.planner": ("Planner",),
     "planning.profile": ("profile",),
+    "preset": ("build",),
     "ranks": ("RULES", "Rule", "get_rule"),
     "running.batches": ("Batches", "inputs_only"),
     "session": ("CompressReport", "compress"),

@@ -17,6 +17,10 @@ RULES = (
     *("knapsack", "fisher", "sensitivity", "bayesian", "continuous", "minimax", "drank", "uniform"),
     *("energy", "effective_rank", "stable_rank", "evbmf", "gavish_donoho"),
 )
+TECHNIQUES = (
+    *("maestro", "flexrank", "penalty", "soft_threshold", "rank_pruning"),
+    *("learning_compression", "admm", "dynamical", "svd_training", "warm_up"),
+)
 STORAGES = ("plain", "entropy", "int8+entropy")
 ENGINES = ("torch", "compile", "onnxruntime", "executorch", "cuda")
 
@@ -155,3 +159,44 @@ def parted(given: Mapping[str, Any], *kinds: type, where: str = "") -> list[Any]
     if unknown := sorted(given.keys() - set(known)):
         raise TypeError(f"{where}there is no argument {unknown[0]!r}; the further ones are {', '.join(known)}")
     return [kind(**{name: given[name] for name in own & given.keys()}) for kind, own in zip(kinds, names, strict=True)]
+
+
+def made_of(what: str, text: str, known: Mapping[str, type]) -> Any:
+    """The object that a name with settings after a colon describes: "energy:share=0.99".
+
+    Args:
+        what: is named, such as "rule".
+        known: frozen dataclasses by name, every field with a default whose type its setting has.
+
+    Raises:
+        ValueError: for an unknown name (with near ones), an unknown setting (with those that there are), or a value of
+            another type.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> made_of("rule", "energy:share=0.99", {"energy": make_dataclass("Energy", [("share", float, 0.9)])})
+        Energy(share=0.99)
+    """
+    name, _, written = text.partition(":")
+    check_name(what, name, sorted(known))
+    types: dict[str, type] = {field.name: type(field.default) for field in fields(known[name])}
+    settings: dict[str, Any] = {}
+    for part in filter(None, written.split(",")):
+        key, _, value = part.strip().partition("=")
+        if key not in types:
+            offered = f"its settings are {', '.join(types)}" if types else "it has no settings"
+            raise ValueError(f"{what} {text!r}: there is no setting {key!r}; {offered}")
+        settings[key] = _read(f"{what} {text!r}: {key}", value, types[key])
+    return known[name](**settings)
+
+
+def _read(where: str, value: str, kind: type) -> Any:
+    if kind is bool and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        if kind is not bool:
+            return kind(value)
+    except ValueError:
+        pass
+    wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+    raise ValueError(f"{where} is {value!r}, which is not {wanted}")

@@ -53,7 +53,7 @@ OPTIONS = {
     | TIMING
     | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
-    | {"--checkpoint", "--resume", "--device", "--tune-rate"},
+    | {"--checkpoint", "--resume", "--device", "--tune-rate", "--technique"},
     "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
     "export": SHARED
     | DATA

@@ -46,6 +46,15 @@ def test_it_writes_an_artifact_with_figures_of_every_step(project: Path, cli: Ca
     assert json.loads(again.stdout)["figures"]["compressed"]["params"] == made["figures"]["compressed"]["params"]
 
 
+def test_it_trains_by_a_technique(project: Path, cli: Callable[..., Any]) -> None:
+    result = cli(*TRAIN, "-o", "out", "--technique", "maestro:strength=0.01,every=4", "--json", "t.json")
+    assert result.exit_code == 0, result.output
+    made = document()
+    assert made["training"]["deviation"] is None
+    assert made["figures"]["compressed"]["params"] <= 0.5 * made["figures"]["dense"]["params"]
+    assert rw.artifact.read("out").plan == rw.Plan.load("out/plan.yaml")
+
+
 def test_killed_by_the_system_it_goes_on_and_ends_with_the_same_network(project: Path, cli: Callable[..., Any]) -> None:
     more = ("--orthogonal", "srip:0.1", "--seed", 3, "--device", "cpu")
     assert cli(*TRAIN, *more, "-o", "whole").exit_code == 0
@@ -80,6 +89,9 @@ def test_from_trained_weights_and_named_layers(project: Path, cli: Callable[...,
     [
         (("--resume",), "needs a file to resume from"),
         (("--orthogonal", "hard:2"), "orthogonal 'hard:2'"),
+        (("--technique", "maestros"), "--technique: unknown technique 'maestros'; did you mean maestro"),
+        (("--technique", "maestro", "--expand", "svd"), "--expand belong to orthogonal factors; drop them beside"),
+        (("--technique", "maestro:speed=1"), "there is no setting 'speed'"),
         (("--expand", "cp"), "'cp' is not one of"),
         (("--device", "nowhere"), "--device 'nowhere' cannot be used"),
         (("--include", "fc"), "matches no site"),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .results import Result
 
 
+OWN = ("expand", "orthogonal", "schedule")  # options of orthogonal factors alone
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
     """Which layers are cut, and to which ranks."""
@@ -85,6 +88,15 @@ class Training:
     checkpoint: Checkpoint = None
 
 
+TechniqueName = Annotated[
+    str | None,
+    training(
+        "--technique NAME",
+        "Technique in the place of orthogonal factors, with settings after a colon: maestro:strength=0.001, flexrank, "
+        "penalty:measure=effective_rank, soft_threshold, rank_pruning, learning_compression, admm:format=tt, "
+        "dynamical, svd_training, warm_up.",
+    ),
+]
 Resume = Annotated[bool, training("--resume", "Resume from --checkpoint; begin where there is none yet.")]
 Device = Annotated[str, training("--device NAME", "cpu, cuda, mps; auto: cuda if there is.")]
 
@@ -99,23 +111,25 @@ def train(
     judged: Judged,
     timing: Figured,
     run: Run,
+    technique: TechniqueName = None,
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
-    """Train a network as chains of full rank, cut them to low rank, and train what is left; DATA needs labels.
+    """Train a network for low rank, cut it to low rank, and train what is left; DATA needs labels.
 
     Example: [bold]rankwise train nets.py:build pictures/ --size 32 --orthogonal soft:0.1 --epochs 20 -o out/[/bold]
 
-    Training starts from [bold]--weights FILE[/bold], or from random weights by [bold]--seed[/bold]. Ranks are those
-    above the noise (EVBMF), scaled to [bold]--keep[/bold] if it is given. With [bold]--checkpoint FILE --resume[/bold]
+    Layers are chains of full rank with orthogonal factors, or learn by a [bold]--technique[/bold], from
+    [bold]--weights FILE[/bold], or from random weights by [bold]--seed[/bold]. Ranks are those above the noise (EVBMF),
+    scaled to [bold]--keep[/bold] if it is given. With [bold]--checkpoint FILE --resume[/bold]
     the same command resumes where it was stopped and ends with the same network; torchrun runs it in several processes.
     """
     with run.output(writes=[out_folder]) as out:
         out.if_stopped(lambda: checkpoint_told(how.checkpoint, "expanded"))
         figured, judging = timing.timing(), judged.judging()
+        check_technique(technique, how)
         from ..planning.wishes import Asked, check_wishes
         from ..running.seen import Seen
-        from ..training import train as train_network
         from ..training.together import rank, together
         from .loading import load_networks, load_samples
         from .results import Result
@@ -129,11 +143,11 @@ def train(
             raise ValueError(f"{source.name} has no labels, which training needs; rankwise heal learns without")
         inputs, labels = list(source.inputs), source.label_numbers(model)
         with together(next(model.parameters()).device):
-            small, report = train_network(
+            small, report = _trained(technique)(
                 model,
                 inputs,
                 labels,
-                **vars(how),
+                **_settings(how, technique),
                 only=ranks.only(model, measured_on),
                 rule=parse_rule(ranks.rule or "knapsack"),
                 keep=parse_budgets(ranks.keep),
@@ -148,6 +162,35 @@ def train(
             seen = {"calibration": Seen.of([]), "training": Seen.of(inputs)}
             result = Result(out=out, folder=out_folder, seen=seen, data=measured_on, timing=figured, judging=judging)
             _finish(result, small.cpu(), report, run.seed)
+
+
+def check_technique(technique: str | None, how: Training) -> None:
+    """Refuse an unknown technique, and options that a technique does not have; without PyTorch."""
+    from ..names import TECHNIQUES, check_name
+
+    if technique is None:
+        return
+    check_name("technique", technique.partition(":")[0], TECHNIQUES, "--technique: ")
+    plain = Training()
+    if changed := [f"--{name}" for name in OWN if getattr(how, name) != getattr(plain, name)]:
+        raise ValueError(f"{', '.join(changed)} belong to orthogonal factors; drop them beside --technique {technique}")
+
+
+def _trained(technique: str | None) -> Any:
+    """The function that trains."""
+    if technique is None:
+        from ..training import train
+
+        return train
+    from functools import partial
+
+    from ..techniques import train_low_rank
+
+    return partial(train_low_rank, technique=technique)
+
+
+def _settings(how: Training, technique: str | None) -> dict[str, Any]:
+    return {name: value for name, value in vars(how).items() if technique is None or name not in OWN}
 
 
 def _finish(result: Result, small: nn.Module, report: TrainReport, seed: int) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
-
-from ..names import check_name
+from ..names import made_of
 from .base import Candidates, Pick, Problem, Rule
 from .bayesian import Bayesian
 from .budgeted import Knapsack
@@ -41,18 +38,8 @@ def get_rule(rule: str | Rule) -> Rule:
     """
     if isinstance(rule, Rule):
         return rule
-    name, _, text = rule.partition(":") if isinstance(rule, str) else (repr(rule), "", "")
-    check_name("rule", name, sorted(RULES))
-    cls = RULES[name]
-    types: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}  # type: ignore[arg-type]
-    settings: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        key, _, value = part.strip().partition("=")
-        if key not in types:
-            offered = f"its settings are {', '.join(types)}" if types else "it has no settings"
-            raise ValueError(f"rule {rule!r}: there is no setting {key!r}; {offered}")
-        settings[key] = _read(rule, key, value, types[key])
-    return cls(**settings)
+    read: Rule = made_of("rule", rule if isinstance(rule, str) else repr(rule), RULES)
+    return read
 
 
 def get_floor(rule: str | Rule | None) -> FreeRule | None:
@@ -66,18 +53,6 @@ def get_floor(rule: str | Rule | None) -> FreeRule | None:
             f"rule {floor.name!r} cannot be a floor: it needs a budget itself; floors are {', '.join(fit)}"
         )
     return floor
-
-
-def _read(rule: str, key: str, value: str, kind: type) -> Any:
-    if kind is bool and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    try:
-        if kind is not bool:
-            return kind(value)
-    except ValueError:
-        pass
-    wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
-    raise ValueError(f"rule {rule!r}: {key} is {value!r}, which is not {wanted}")
 
 
 __all__ = ["RULES", "Candidates", "FreeRule", "Pick", "Problem", "Rule", "get_floor", "get_rule"]

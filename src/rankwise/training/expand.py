@@ -20,7 +20,7 @@ from ..formats.base import Factors
 from ..formats.building import same_tensor_options
 from ..formats.convolution import PLAIN, TRANSPOSED
 from ..formats.weights import grouped, site_bias, site_weight
-from ..layers.kinds import Role, is_convolution, is_transposed, site_kind
+from ..layers.kinds import is_convolution, is_transposed, site_kind
 from ..layers.modules import TransposedLinear
 from ..linalg.symmetric import eigh
 from ..network.hub import allow_pretrained
@@ -30,14 +30,9 @@ from ..network.sites import Sites
 from ..running.exclusive import exclusive
 from ..running.guards import unwrap
 from ..surgery.rebuild import rebuild
+from .trained_sites import trained_sites
 
 FORMATS = ("tucker2", "svd")
-# Why sites of several slots stay as they are.
-SHARED = {
-    Role.TIED: "its weight is shared by an embedding and a linear layer",
-    Role.HIDDEN: "it is one with the layers that compute its inputs",
-    Role.JOINT: "it is fitted as one with other layers",
-}
 
 
 @exclusive
@@ -71,12 +66,7 @@ def expand_(model: nn.Module, sites: Sites, format: str = "tucker2", only: str |
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}")
     model = unwrap(model)
-    sites.check_structure(model)
-    named = sites.select(only)
-    chosen = [site for site in sites.included(only) if site.dense_because is None and site.role not in SHARED]
-    if not chosen:
-        reason = named[0].dense_because or SHARED.get(named[0].role) or named[0].unless_named
-        raise ValueError(f"nothing to expand; site {named[0].name!r} must stay as it is: {reason}")
+    chosen = trained_sites(model, sites, only, "expand")
     fitted = [(site, full_rank(site, site_weight(model, site), format), site_bias(model, site)) for site in chosen]
     # Building a layer draws initial values, soon overwritten: the caller's random numbers must not depend on it.
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():

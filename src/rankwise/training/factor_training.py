@@ -66,14 +66,15 @@ class TrainReport:
         plan: formats and ranks of the small network.
         dense: the trained network before the cut, its chains merged into layers.
         cut: the small network before its training.
-        deviation: distance of the factors from orthonormal ones before the cut, see `deviation`.
+        deviation: distance of the factors from orthonormal ones before the cut, see `deviation`; None where there are
+            no factors yet.
         stages: the two trainings, "expanded" and "small".
     """
 
     plan: Plan
     dense: nn.Module
     cut: nn.Module
-    deviation: float
+    deviation: float | None
     stages: dict[str, LoopReport]
 
     @property
@@ -89,9 +90,10 @@ class TrainReport:
 
     def __str__(self) -> str:
         losses = ", ".join(f"{name} {loss:.4g}" for name, loss in self.losses.items())
+        far = "" if self.deviation is None else f"factors {self.deviation:.2g} from orthonormal when they were cut, "
         return (
             f"validation loss: {losses}\n{self.plan.planned['params']:,} of {self.plan.dense['params']:,} parameters, "
-            f"factors {self.deviation:.2g} from orthonormal when they were cut, {self.seconds:.0f} s"
+            f"{far}{self.seconds:.0f} s"
         )
 
 
@@ -179,20 +181,20 @@ def train(
     run: dict[str, Any] = {"augment": named(how.augment), "expand": expand, "only": patterns, "tune": tune}
     run |= {"orthogonal": orthogonal, "schedule": schedule}
     with together(device):
-        task, keeping = partial(_task, wide, loss, device), how.keeping("expanded", run, device, "first")
-        first = Loop(wide, task, samples, wanted.part(1 - tune), augment=change, techniques=techniques, **keeping).run()
-        _agreed(wide)
+        aim, keeping = partial(task, wide, loss, device), how.keeping("expanded", run, device, "first")
+        first = Loop(wide, aim, samples, wanted.part(1 - tune), augment=change, techniques=techniques, **keeping).run()
+        agree_(wide)
         calibrating = [samples.batch(part)[0] for part in numbers[: how.calibration].split(CALIBRATION_BATCH)]
         small, plan = truncate(wide, example, rule=rule, keep=keep, data=calibrating if how.calibration else None)
         cut = copied(small)
         run |= {"rule": str(rule), "keep": dict(keep or {}), "calibration": how.calibration}
-        task, keeping = partial(_task, small, loss, device), how.keeping("small", run, device, "second")
-        second = Loop(small, task, samples, tuning, augment=change, **keeping).run()
+        aim, keeping = partial(task, small, loss, device), how.keeping("small", run, device, "second")
+        second = Loop(small, aim, samples, tuning, augment=change, **keeping).run()
     stages = {"expanded": first, "small": second}
     return small, TrainReport(plan=plan, deviation=deviation(wide), dense=merge_(wide), cut=cut, stages=stages)
 
 
-def _task(
+def task(
     network: nn.Module,
     loss: Callable[[Any, Tensor], Tensor],
     device: torch.device,
@@ -234,7 +236,7 @@ def parse_orthogonal(text: str) -> tuple[str, float]:
     return kind, weight
 
 
-def _agreed(model: nn.Module) -> None:
+def agree_(model: nn.Module) -> None:
     """Copy the first process's values to all: their batch norms differ, yet all must choose the same ranks."""
     if world() > 1:
         for tensor in model.state_dict().values():

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ class Loop:
         self.identity = {**asdict(options), "samples": len(samples), "layers": _outline(self.model), **kept.run}
         self.step, self.spent, self.looks = 0, 0.0, list[Look]()
         self._order: tuple[int, Tensor] | None = None
+        self.ended = False
         self.guard: Guard
         self.plan: Plan | None = None
 
@@ -112,7 +114,8 @@ class Loop:
         """Train.
 
         Raises:
-            ValueError: if the loss is not finite; network and checkpoint then hold the best state.
+            ValueError: if the loss is not finite, or a technique cannot go on; network and checkpoint then hold the
+                best state.
             OSError: if a checkpoint cannot be written; the one before is still there.
         """
         devices = [self.device] if self.device.type == "cuda" else []
@@ -123,7 +126,11 @@ class Loop:
             learning(self.model, self.parameters, self.options.statistics),
         ):
             self._begin()
-            self._train()
+            try:
+                self._train()
+            except ValueError:
+                self.guard.restore()
+                raise
             seconds = self.seconds
         self.guard.restore()
         plans = [plan for technique in self.techniques if (plan := technique.finish(self.model)) is not None]
@@ -172,6 +179,7 @@ class Loop:
         self.guard.load_state_dict(state["guard"])
         self.step, self.spent = state["step"], state["seconds"]
         self.looks = [Look(**look) for look in state["looks"]]
+        self.ended = state.get("ended", False)
         for technique, own in zip(self.techniques, state.get("techniques", ()), strict=False):
             technique.load_state_dict(own)
 
@@ -180,13 +188,14 @@ class Loop:
         every = self.options.every or min(self.epoch_steps, LONGEST)
         losses: list[Tensor] = []
         share = self.share
-        while share < 1 and self.guard.waited < (self.options.patience or math.inf):
+        while share < 1 and self.guard.waited < (self.options.patience or math.inf) and not self.ended:
             self.schedule(share)
             losses.append(self._step(step, share))
             self.step += 1
             share = self.share
             if self.step % every == 0 or share >= 1:
                 self.guard(held_out := self._judged())
+                self.ended = any(technique.ends() for technique in self.techniques)
                 self._look(float(torch.stack(losses).mean()), held_out)
                 losses.clear()
                 share = self.share
@@ -197,8 +206,9 @@ class Loop:
         inputs = prepared(self.model, inputs)
         if self.augment is not None:
             inputs = self.augment(inputs)
+        now = Step(number=self.step, share=share, inputs=inputs, labels=labels, optimiser=self.optimiser)
         for technique in self.techniques:
-            technique.before_step(Step(number=self.step, share=share, inputs=inputs, labels=labels))
+            technique.before_step(now)
         loss = step(inputs, labels)
         self.optimiser.zero_grad()
         try:
@@ -212,13 +222,14 @@ class Loop:
             ) from error
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         if not math.isfinite(norm + loss.detach()):
-            self.guard.restore()
             raise ValueError(
                 f"step {self.step} has a loss of {float(loss.detach()):.4g} and a gradient of norm {float(norm):.4g}: "
                 f"the training diverges at a rate of {self.options.rate:g}; choose a smaller one. The network is back "
                 f"in its best state, with a held-out loss of {self.guard.loss:.4g}"
             )
         self.optimiser.step()
+        for technique in self.techniques:
+            technique.after_step(now)
         return loss.detach()
 
     def _numbers(self) -> Tensor:
@@ -234,15 +245,19 @@ class Loop:
         total, count = 0.0, 0
         stored = self.samples.batches(self.held_out, 2 * self.options.batch)
         batches = ((prepared(self.model, inputs), labels) for inputs, labels in stored)
-        with evaluating(self.model):
+        price = sum(technique.price() for technique in self.techniques)
+        with ExitStack() as delivered:
+            for technique in self.techniques:
+                delivered.enter_context(technique.judging(self.model))
+            delivered.enter_context(evaluating(self.model))
             if self.evaluate is not None:
                 whole = [inputs if labels is None else (inputs, labels) for inputs, labels in batches]
-                return shared(self.evaluate(self.model, whole), self.device)
+                return shared(self.evaluate(self.model, whole) + price, self.device)
             for inputs, labels in batches:
                 size = samples_in(inputs)
                 total += size * float(self.judge(inputs, labels))
                 count += size
-        return shared(total / count, self.device)
+        return shared(total / count + price, self.device)
 
     def _look(self, loss: float | None, held_out: float) -> None:
         look = Look(step=self.step, seconds=self.seconds, share=self.share, loss=loss, held_out=held_out)
@@ -257,6 +272,7 @@ class Loop:
                 "step": self.step,
                 "seconds": self.seconds,
                 "looks": [asdict(each) for each in self.looks],
+                "ended": self.ended,
             }
             if any(own := [technique.state_dict() for technique in self.techniques]):
                 state["techniques"] = own
