@@ -16,7 +16,7 @@ from rankwise._moved import MOVED
 FLOORS = (
     ("_moved", "demo", "files", "layers", "linalg", "names", "timing"),
     ("metrics", "running"),
-    ("network",),
+    ("network", "subspace"),
     ("formats", "plan", "statistics"),
     ("importance", "ranks", "surgery"),
     ("export", "work"),
