@@ -3,9 +3,9 @@
     python -m benchmarks.subspace [--networks lenet5 resnet8] [--forms dense tucker2 tensor_train] [--dims 10 20 40 80]
         [--epochs 20] [--again 8] [--checkpoints 81] [--samples N] [--seeds 0] [--quick] [--json FILE]
 
-Each network is trained with SGD as the sources do (momentum 0.9, weight decay 1e-4, tenths of the rate at half and three
-quarters), and its parameters are recorded at equal distances over the first half. Factorised networks are fitted to the
-random weights at a third of the parameters, and trained as chains from there on.
+Each network is trained with SGD as the sources do (momentum 0.9, weight decay 1e-4, tenths of the rate at half and
+three quarters), and its parameters are recorded at equal distances over the first half. Factorised networks are fitted
+to the random weights at a third of the parameters, and trained as chains from there on.
 
 - `full`: the whole training; `half`: at the last checkpoint.
 - `average`: the mean of the checkpoints, batch norms computed anew.

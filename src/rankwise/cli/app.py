@@ -70,7 +70,23 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 for command in (
-    *(inspect, collect, compress, plan, pareto, apply, heal, train, unified, evaluate, export, verify, formats, roofline, demo),
+    *(
+        inspect,
+        collect,
+        compress,
+        plan,
+        pareto,
+        apply,
+        heal,
+        train,
+        unified,
+        evaluate,
+        export,
+        verify,
+        formats,
+        roofline,
+        demo,
+    ),
 ):
     app.command(help=_paragraphs(command.__doc__))(command)
 

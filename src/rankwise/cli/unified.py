@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..inputs.data import Data
     from ..unified import UnifiedReport
 
+
 @dataclass(frozen=True, kw_only=True)
 class Searching:
     """How ranks are searched and the result is trained, in the names of `rankwise.unified.unified`."""
@@ -28,7 +29,8 @@ class Searching:
     ] = "cp3"
 
     learn: Annotated[
-        str, training("--learn WHAT", "What ranks learn from: loss of the network, or distance of its weights, no data.")
+        str,
+        training("--learn WHAT", "What ranks learn from: loss of the network, or distance of its weights, no data."),
     ] = "loss"
     aim: Annotated[
         str, training("--aim NAME", "budget: a loss within the budget; product: the published loss times the cost.")
@@ -39,9 +41,9 @@ class Searching:
     dissimilarity: Annotated[
         float, training("--dissimilarity WEIGHT", "Weight of the distance from the dense layers in the training.")
     ] = 0.5
-    labels: Annotated[bool, training("--labels", "Learn from the labels of DATA; else from the network's own answers.")] = (
-        False
-    )
+    labels: Annotated[
+        bool, training("--labels", "Learn from the labels of DATA; else from the network's own answers.")
+    ] = False
     epochs: Epochs = None
     minutes: Annotated[float | None, training("--minutes N", "Time limit; 10 epochs without a limit.")] = None
     augment: Annotated[str | None, training("--augment STEPS", "Random changes of pictures: flip,crop or one.")] = None
@@ -79,8 +81,6 @@ def unified(
     """
     with run.output(writes=[out_folder]) as out:
         figured, judging, budgets = timing.timing(), judged.judging(), parse_budgets(keep)
-        if not budgets:
-            raise ValueError("a search needs a budget, such as --keep macs=0.3")
         from ..running.seen import Seen
         from ..unified import unified as search_and_train
         from .loading import load_networks, load_samples

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from .checkpoints import Checkpoints
 from .directions import averaging, dldr
+from .in_subspace import InSubspace
 from .projected_bfgs import ProjectedBFGS
 from .projected_sgd import ProjectedSGD
 from .recorder import Recorder
 from .space import Subspace
 
-__all__ = ["Checkpoints", "ProjectedBFGS", "ProjectedSGD", "Recorder", "Subspace", "averaging", "dldr"]
+__all__ = [
+    "Checkpoints",
+    "InSubspace",
+    "ProjectedBFGS",
+    "ProjectedSGD",
+    "Recorder",
+    "Subspace",
+    "averaging",
+    "dldr",
+]
