@@ -23,7 +23,7 @@ FLOORS = (
     ("factorisation", "latency"),
     ("artifact", "evaluate", "planning"),
     ("describe", "inputs", "kernels", "session", "training"),
-    ("figures", "ordered", "penalties", "preset", "projections", "verification"),
+    ("figures", "ordered", "penalties", "preset", "projections", "subspace", "unified", "verification"),
     ("spectral",),
     ("techniques",),
     ("cli",),

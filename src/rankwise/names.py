@@ -19,7 +19,7 @@ RULES = (
 )
 TECHNIQUES = (
     *("maestro", "flexrank", "penalty", "soft_threshold", "rank_pruning"),
-    *("learning_compression", "admm", "dynamical", "svd_training", "warm_up"),
+    *("learning_compression", "admm", "dynamical", "svd_training", "warm_up", "subspace"),
 )
 STORAGES = ("plain", "entropy", "int8+entropy")
 ENGINES = ("torch", "compile", "onnxruntime", "executorch", "cuda")

@@ -54,6 +54,11 @@ OPTIONS = {
     | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
     | {"--checkpoint", "--resume", "--device", "--tune-rate", "--technique"},
+    "unified": WORK
+    | JUDGE
+    | TIMING
+    | {"DATA", "--out", "--test", "--keep", "--formats", "--learn", "--aim", "--rounds", "--candidates", "--search"}
+    | {"--dissimilarity", "--labels", "--epochs", "--minutes", "--augment", "--rate", "--checkpoint", "--resume"},
     "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
     "export": SHARED
     | DATA

@@ -15,7 +15,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 X = torch.randn(120, 12, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.randn(12, 4, generator=torch.Generator().manual_seed(1))).argmax(1)
-SETTINGS = {"maestro": "maestro:strength=0.1,every=4", "dynamical": "dynamical:every=4,start=0.8"}
+SETTINGS = {
+    "maestro": "maestro:strength=0.1,every=4",
+    "dynamical": "dynamical:every=4,start=0.8",
+    "subspace": "subspace:dim=2,count=4",
+}
 
 
 def network() -> nn.Sequential:

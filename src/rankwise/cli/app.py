@@ -1,6 +1,6 @@
 """The command line.
 
-`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | verify |
+`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | unified | evaluate | export | verify |
 formats | roofline | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
@@ -25,6 +25,7 @@ from .pareto import pareto
 from .plan import plan
 from .roofline import roofline
 from .train import train
+from .unified import unified
 from .verify import verify
 from .version import version
 
@@ -69,7 +70,23 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 for command in (
-    *(inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, verify, formats, roofline, demo),
+    *(
+        inspect,
+        collect,
+        compress,
+        plan,
+        pareto,
+        apply,
+        heal,
+        train,
+        unified,
+        evaluate,
+        export,
+        verify,
+        formats,
+        roofline,
+        demo,
+    ),
 ):
     app.command(help=_paragraphs(command.__doc__))(command)
 

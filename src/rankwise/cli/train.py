@@ -94,7 +94,7 @@ TechniqueName = Annotated[
         "--technique NAME",
         "Technique in the place of orthogonal factors, with settings after a colon: maestro:strength=0.001, flexrank, "
         "penalty:measure=effective_rank, soft_threshold, rank_pruning, learning_compression, admm:format=tt, "
-        "dynamical, svd_training, warm_up.",
+        "dynamical, svd_training, warm_up, subspace:dim=40.",
     ),
 ]
 Resume = Annotated[bool, training("--resume", "Resume from --checkpoint; begin where there is none yet.")]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from .. import ordered, penalties, preset, projections, spectral
+from .. import ordered, penalties, preset, projections, spectral, subspace
 from ..formats import get_format
 from ..names import made_of
 from ..network.sites import Sites
@@ -239,11 +239,28 @@ class WarmUpRecipe(Recipe):
         return preset.WarmUp(wanted.sites, only=wanted.only, **_settings(self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SubspaceRecipe(Recipe):
+    """Settings of `subspace.InSubspace`."""
+
+    name: ClassVar[str] = "subspace"
+    summary: ClassVar[str] = "the first part of the training is recorded, the second one stays in its directions"
+    plans: ClassVar[bool] = False
+
+    dim: int = 40
+    after: float = 0.5
+    count: int = 81
+    kind: str = "dldr"
+
+    def make(self, wanted: Wanted) -> Technique:
+        return subspace.InSubspace(**_settings(self))
+
+
 RECIPES: dict[str, type[Recipe]] = {
     recipe.name: recipe
     for recipe in (
         *(MaestroRecipe, FlexRankRecipe, PenaltyRecipe, SoftThresholdRecipe, RankPruningRecipe),
-        *(LearningCompressionRecipe, AdmmRecipe, DynamicalRecipe, SvdTrainingRecipe, WarmUpRecipe),
+        *(LearningCompressionRecipe, AdmmRecipe, DynamicalRecipe, SvdTrainingRecipe, WarmUpRecipe, SubspaceRecipe),
     )
 }
 

@@ -43,7 +43,8 @@ class RankSearch:
         sum_i ||W_i - W^_i||_F^2 * L_r,    L_r = mean_i (sum_r p_i^(r) cost_i^(r) / dense cost_i)^beta = share(),
 
     the other moves `parameters()`, the alphas, on a loss of the network with the mixtures as weights, times `share()`.
-    A layer is linear in its weight, so such a network costs as much as the dense one. `refit()` renews the fits.
+    A layer is linear in its weight, so such a network costs as much as the dense one. `refit()` renews the fits, and
+    `refine()` goes on from a coarse grid to a finer one around the largest weights.
 
     Args:
         model: the network; its weights are the W.
@@ -93,11 +94,16 @@ class RankSearch:
         constraints = constraints or Constraints()
         curves = profile(self.model, sites, formats=formats, metric="weight", only=constraints.free(sites))
         held = dict(self.model.named_parameters(remove_duplicate=False))
+        self.candidates = candidates
         self.options: dict[str, Curve] = {}
+        # Of each site the options that no other beats, by rising cost, and the places of the candidates among them.
+        self._paths: dict[str, Curve] = {}
+        self._places: dict[str, list[int]] = {}
         for name, curve in curves.items():
-            options = _spread(curve, candidates, self.unit.costs(sites[name], curve))
-            if len(options) > 1 and options[-1].format == DENSE and f"{name}.weight" in held:
-                self.options[name] = options
+            path = tuple(curve[at] for at in front(self.unit.costs(sites[name], curve), [o.error for o in curve]))
+            if len(path) > 1 and path[-1].format == DENSE and f"{name}.weight" in held:
+                self._paths[name], self._places[name] = path, _spread((0, len(path) - 1), candidates)
+                self.options[name] = tuple(path[place] for place in self._places[name])
         if not self.options:
             raise ValueError("no site can be factorised with these formats and constraints; allow more of them")
         like = {name: held[f"{name}.weight"] for name in self.options}
@@ -139,10 +145,51 @@ class RankSearch:
             shares.append(self.weights(name) @ (costs_K / dense))
         return torch.stack(shares).pow(self.beta).mean()
 
-    def distance(self) -> Tensor:
-        """`sum_i ||W_i - W^_i||_F^2`, differentiable only in the weights."""
-        weights = {name: read(self.model.get_submodule(name)) for name in self.options}
-        return torch.stack([(W - self.mixture(name).detach()).square().sum() for name, W in weights.items()]).sum()
+    def excess(self, keep: float) -> Tensor:
+        """How far the expected cost of the whole network is above `keep` times the dense one's, as a share of that."""
+        dense = self.unit.planned(())
+        saved = []
+        for name, options in self.options.items():
+            site = self.sites[name]
+            (own,) = self.unit.costs(site, [dense_option(site)])
+            saved.append(own - self.weights(name) @ self.alphas[name].new_tensor(self.unit.costs(site, options)))
+        return 1 - torch.stack(saved).sum() / dense - keep
+
+    def distance(self, of: str = "weights") -> Tensor:
+        """`sum_i ||W_i - W^_i||_F^2`, differentiable in the "weights" or in the "alphas"."""
+        assert of in ("weights", "alphas")
+        terms = []
+        for name in self.options:
+            W, mixture = read(self.model.get_submodule(name)), self.mixture(name)
+            W, mixture = (W, mixture.detach()) if of == "weights" else (W.detach(), mixture)
+            terms.append((W - mixture).square().sum())
+        return torch.stack(terms).sum()
+
+    def is_collapsed(self) -> bool:
+        """Whether every site prefers its cheapest option of all: the share went to zero, and with it the whole loss."""
+        best = {name: int(self.weights(name).argmax()) for name in self.options}
+        return all(place == 0 == self._places[name][0] for name, place in best.items())
+
+    def refine(self) -> bool:
+        """Go on with a finer grid, from halfway below to halfway above the candidate with the largest weight.
+
+        The alphas begin anew, on fits to the present weights.
+
+        Returns:
+            False if all candidates are neighbours already; then nothing changes.
+        """
+        if all(places[-1] - places[0] < len(places) for places in self._places.values()):
+            return False
+        for name, places in self._places.items():
+            best = int(self.weights(name).argmax())
+            low, high = places[max(best - 1, 0)], places[min(best + 1, len(places) - 1)]
+            span = math.ceil((low + places[best]) / 2), math.floor((places[best] + high) / 2)
+            self._places[name] = _spread(span if span[0] < span[1] else (low, high), self.candidates)
+            self.options[name] = tuple(self._paths[name][place] for place in self._places[name])
+            like = self.alphas[name]
+            self.alphas[name] = torch.zeros(len(self.options[name]), device=like.device, requires_grad=True)
+        self.refit()
+        return True
 
     def penalty(self) -> Tensor:
         """`distance() * share()`, the loss of the weights."""
@@ -203,8 +250,12 @@ class _Likeliest(Rule):
         return self.name
 
 
-def _spread(curve: Curve, count: int, costs: Sequence[float]) -> Curve:
-    """`count` of the options that no other beats in cost and error, evenly spread, with the cheapest and dense."""
-    path = front(costs, [option.error for option in curve])
-    places = sorted({round((len(path) - 1) * k / (count - 1)) for k in range(count)})
-    return tuple(curve[path[place]] for place in places)
+def _spread(span: tuple[int, int], count: int) -> list[int]:
+    """Places spread evenly over a span, with both ends.
+
+    Example:
+        >>> _spread((0, 9), 4), _spread((3, 5), 4)
+        ([0, 3, 6, 9], [3, 4, 5])
+    """
+    low, high = span
+    return sorted({round(low + (high - low) * k / (count - 1)) for k in range(count)})
