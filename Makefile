@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Two pytest workers with one thread each, programs that they start too: the tests are sized for two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all test-reliability lint format clean
+.PHONY: help demo test test-all test-reliability site lint format clean
 
 help:
 	@echo "make demo      install, train a small network on handwritten digits, compress it, print the table"
 	@echo "make test      install, check style and types, run the tests"
 	@echo "make test-all  the same with the slow tests, variations that take too long for every day"
 	@echo "make test-reliability  make every file event and call fail, and count what is lost"
+	@echo "make site      build the documentation as a site, in site/; a link that leads nowhere is an error"
 	@echo "make lint      check style and types only"
 	@echo "make format    let ruff rewrite the style"
 	@echo "make clean     remove the virtual environment, caches and results"
@@ -29,6 +30,9 @@ test-all: lint
 test-reliability: $(VENV)/.stamp-dev
 	$(PYTEST) tests/reliability -m ""
 
+site: $(VENV)/.stamp-site
+	$(BIN)/properdocs build --strict
+
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,7 +43,7 @@ format: $(VENV)/.stamp-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-out
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-out site
 
 # torch comes first and alone: the pinned version is taken where pip finds it (on Linux a local CPU wheel or the CPU index
 # in PIP_EXTRA_INDEX_URL saves gigabytes of CUDA), and everything after finds it already installed.
@@ -50,6 +54,10 @@ $(VENV)/.stamp-torch: constraints.txt
 
 $(VENV)/.stamp-demo: $(VENV)/.stamp-torch pyproject.toml
 	$(PIP) -e ".[demo,onnx]"
+	@touch $@
+
+$(VENV)/.stamp-site: $(VENV)/.stamp-demo
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 # torchvision without its dependencies: its registry wheels ask for a torch of their own. Rankwise uses its model definitions,
