@@ -4,15 +4,17 @@
 
 - The first page is README.md with its links made relative.
 - Every format has a page: equation, when to use it, what it takes and costs, its picture.
-- Every rule that chooses ranks has a page: what it solves, its settings, its source.
+- Every rule that chooses ranks and every technique of training has one: what it solves, its settings, its source.
 - The command line is what `--help` knows.
 - The API is what docstrings say about the public names.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import typer
 import rankwise as rw
 from rankwise.cli.app import app
 from rankwise.describe.formats import describe
+from rankwise.techniques import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "https://github.com/rankwise/rankwise/blob/main/"
@@ -66,7 +69,9 @@ def format_page(name: str) -> str:
     if told["settings"]:
         lines += ["## Settings", "", *(f"- `{key}`: {one['about']}" for key, one in told["settings"].items()), ""]
     lines += ["## What it solves", "", f"::: {home(type(format))}", DOCSTRING]
-    lines += [f"More: [all formats](../../formats.md), [how fits work](../../method.md). Try it: `rankwise formats {name}`."]
+    lines += [
+        f"More: [all formats](../../formats.md), [how fits work](../../method.md). Try it: `rankwise formats {name}`."
+    ]
     return "\n".join(lines)
 
 
@@ -74,9 +79,52 @@ def rule_page(name: str) -> str:
     """The page of a rule."""
     rule = rw.RULES[name]
     return "\n".join(
-        [f"# {name}", "", sentence(rule.summary), "", "```sh", "rankwise compress nets.py:build pictures/ --rule " + name]
-        + [("    --keep macs=0.5 " if rule.needs_budget else "    ") + "-o out/", "```", ""]
-        + ["## What it solves", "", f"::: {home(rule)}", DOCSTRING, "", "More: [all rules, compared](../../rules.md)."]
+        [
+            f"# {name}",
+            "",
+            sentence(rule.summary),
+            "",
+            "```sh",
+            "rankwise compress nets.py:build pictures/ --rule " + name,
+            ("    --keep macs=0.5 " if rule.needs_budget else "    ") + "-o out/",
+            "```",
+            "",
+            "## What it solves",
+            "",
+            f"::: {home(rule)}",
+            DOCSTRING,
+            "",
+            "More: [all rules, compared](../../rules.md).",
+        ]
+    )
+
+
+def technique_page(name: str) -> str:
+    """The page of a technique of training."""
+    recipe = RECIPES[name]
+    found = re.search(r"`(\w+)\.(\w+)`", recipe.__doc__ or "")
+    assert found is not None, f"the docstring of {recipe.__name__} names no technique"
+    cls = getattr(importlib.import_module(f"rankwise.{found[1]}"), found[2])
+    settings = ", ".join(f"`{field.name}={field.default}`" for field in fields(recipe))
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            sentence(recipe.summary),
+            "",
+            "```sh",
+            f"rankwise train nets.py:build pictures/ --technique {name} --keep params=0.3 -o out/",
+            "```",
+            "",
+            f"Settings, after a colon: {settings}.",
+            "",
+            "## What it does",
+            "",
+            f"::: {home(cls)}",
+            DOCSTRING,
+            "",
+            "More: [all techniques](../../training.md).",
+        ]
     )
 
 
@@ -93,7 +141,12 @@ def sentence(text: str) -> str:
 def command_page() -> str:
     """All commands with their options."""
     group: Any = typer.main.get_command(app)
-    lines = ["# Command line reference", "", "What `--help` says. [Examples and concepts](../cli.md) are on their own page.", ""]
+    lines = [
+        "# Command line reference",
+        "",
+        "What `--help` says. [Examples and concepts](../cli.md) are on their own page.",
+        "",
+    ]
     for name, command in group.commands.items():
         lines += [f"## rankwise {name}", "", plain(command.help or ""), ""]
         lines += [*options(command), ""]
@@ -129,6 +182,8 @@ for each in rw.FORMATS:
     write(f"reference/formats/{each}.md", format_page(each))
 for each in rw.RULES:
     write(f"reference/rules/{each}.md", rule_page(each))
+for each in RECIPES:
+    write(f"reference/techniques/{each}.md", technique_page(each))
 write("reference/cli.md", command_page())
 for each in ("rankwise", *MODULES):
     write(f"reference/api/{each}.md", api_page(each))
@@ -138,6 +193,8 @@ listed = [
     *(f"    * [{each}](formats/{each}.md)" for each in rw.FORMATS),
     "* Rules for ranks",
     *(f"    * [{each}](rules/{each}.md)" for each in rw.RULES),
+    "* Techniques of training",
+    *(f"    * [{each}](techniques/{each}.md)" for each in RECIPES),
     "* Python",
     *(f"    * [{each}](api/{each}.md)" for each in ("rankwise", *MODULES)),
 ]
