@@ -78,25 +78,20 @@ def format_page(name: str) -> str:
 def rule_page(name: str) -> str:
     """The page of a rule."""
     rule = rw.RULES[name]
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            sentence(rule.summary),
-            "",
-            "```sh",
-            "rankwise compress nets.py:build pictures/ --rule " + name,
-            ("    --keep macs=0.5 " if rule.needs_budget else "    ") + "-o out/",
-            "```",
-            "",
-            "## What it solves",
-            "",
-            f"::: {home(rule)}",
-            DOCSTRING,
-            "",
-            "More: [all rules, compared](../../rules.md).",
-        ]
-    )
+    keep = " --keep macs=0.5" if rule.needs_budget else ""
+    return f"""# {name}
+
+{sentence(rule.summary)}
+
+```sh
+rankwise compress nets.py:build pictures/ --rule {name}{keep} -o out/
+```
+
+## What it solves
+
+::: {home(rule)}
+{DOCSTRING}
+More: [all rules, compared](../../rules.md)."""
 
 
 def technique_page(name: str) -> str:
@@ -106,26 +101,21 @@ def technique_page(name: str) -> str:
     assert found is not None, f"the docstring of {recipe.__name__} names no technique"
     cls = getattr(importlib.import_module(f"rankwise.{found[1]}"), found[2])
     settings = ", ".join(f"`{field.name}={field.default}`" for field in fields(recipe))
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            sentence(recipe.summary),
-            "",
-            "```sh",
-            f"rankwise train nets.py:build pictures/ --technique {name} --keep params=0.3 -o out/",
-            "```",
-            "",
-            f"Settings, after a colon: {settings}.",
-            "",
-            "## What it does",
-            "",
-            f"::: {home(cls)}",
-            DOCSTRING,
-            "",
-            "More: [all techniques](../../training.md).",
-        ]
-    )
+    return f"""# {name}
+
+{sentence(recipe.summary)}
+
+```sh
+rankwise train nets.py:build pictures/ --technique {name} --keep params=0.3 -o out/
+```
+
+Settings, after a colon: {settings}.
+
+## What it does
+
+::: {home(cls)}
+{DOCSTRING}
+More: [all techniques](../../training.md)."""
 
 
 def home(cls: type[Any]) -> str:
