@@ -1,4 +1,4 @@
-"""The code blocks of the guides run, page by page, from top to bottom; and the pages say nothing that does not exist."""
+"""The code blocks of the guides run, page by page, from top to bottom; and pages quote only what exists."""
 
 from __future__ import annotations
 
