@@ -25,6 +25,7 @@ from ..running.seen import Seen
 from ..running.state import state_of
 from ..running.verbs import verb
 from ..surgery.folding import folds_of
+from ..surgery.unfusing import reunfused, unfused_in
 from .coding import decode, encode
 from .directory import replacing
 from .manifest import Manifest, StoredChain, fingerprint, outline
@@ -88,6 +89,7 @@ def save(
             figures=dict(figures or {}),
             provenance=_provenance(model),
             folds=folds_of(model),
+            unfused=unfused_in(model),
             seen=dict(seen or {}),
             **coding,
         )
@@ -123,7 +125,7 @@ def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) 
         fresh_model = unwrap(fresh_model)
         made = restored(fresh_model, artifact.manifest, tensors_of(artifact.tensors))
         if example is not None:
-            check_loaded(fresh_model, made, example)
+            check_loaded(reunfused(fresh_model, artifact.manifest.unfused), made, example)
         return made
     except ValueError as error:
         raise ValueError(cut(f"cannot load {directory}: {error}")) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..figures.judging import Judging
 from ..inputs.data import Data, random_data
 from ..metrics import METRICS, FitMetric
-from .loading import load_network
+from .loading import load_network, with_layers
 from .options.choosing import Factorising
 from .options.data import Calibration, Network
 from .output import Output
@@ -34,10 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A session, calibration data and held-out data if there are any, and the data that searches were judged on."""
+    """A session, calibration data and held-out data if there are any, and the data that searches were judged on.
+
+    Attributes:
+        dense: the network as it was loaded; figures compare with it, not with one whose projections are layers.
+    """
 
     out: Output
     session: Session
+    dense: nn.Module
     data: Data | None
     test: Data | None
     file: StatisticsFile
@@ -73,11 +78,12 @@ class Job:
         from ..work import STATISTICS, Work
 
         way = way or Factorising()
-        network = load_network(out, named, seed, folder, way.fold)
+        dense = network = load_network(out, named, seed, folder, way.fold)
         asked = Asked.of(**(wishes or {}))
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
+        network = with_layers(out, network, example)
         # Times are of single layers.
         joint = named.is_transformer and not asked.needs_times
         sites = _found(out, network, example, asked, joint)
@@ -98,7 +104,14 @@ class Job:
             name="DATA" if calibration is None else calibration.name,
         )
         job = cls(
-            out=out, session=session, data=calibration, test=held_out, file=file, batch=data.batch, judging=judging
+            out=out,
+            session=session,
+            dense=dense,
+            data=calibration,
+            test=held_out,
+            file=file,
+            batch=data.batch,
+            judging=judging,
         )
         judging.check(network, job.measured_on)
         return job
