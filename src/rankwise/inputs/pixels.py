@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 WHITE = {"uint8": 255, "uint16": 65535}  # type of the stored pixels -> the number that is white
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MODES = ("bilinear", "bicubic")
-TRANSFORM_HELP = (
-    "resize=256 (shorter side), resize=240x320, resize=256:bicubic, crop=224 (centre), crop=192x256, gray"
-)
+TRANSFORM_HELP = "resize=256 (shorter side), resize=240x320, resize=256:bicubic, crop=224 (centre), crop=192x256, gray"
 NORMALISE_HELP = (
     'imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5,0.5,0.5;std=0.25,0.25,0.25" (on the 0..1 scale)'
 )

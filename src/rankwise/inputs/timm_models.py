@@ -1,4 +1,7 @@
-"""MODEL as `timm:NAME_OR_FOLDER`: a network of timm, its weights from a folder or the local cache; nothing is downloaded."""
+"""MODEL as `timm:NAME_OR_FOLDER`: a network of timm, its weights from a folder or the local cache.
+
+Nothing is downloaded.
+"""
 
 from __future__ import annotations
 

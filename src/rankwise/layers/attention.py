@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -62,69 +62,95 @@ class Attention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if query.is_nested or key.is_nested or value.is_nested:
-            raise ValueError("attention with projections of its own takes padded tensors and masks, not nested tensors")
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True is a hint about attn_mask; pass attn_mask too")
-        # As in nn.MultiheadAttention: the hint stands for the mask where no other mask and no weights are wanted.
-        causal = is_causal and key_padding_mask is None and not need_weights
-        batched = query.dim() == 3
-        q_NLE, k_NSE, v_NSE = (
-            self._samples_first(projection(given), batched)
-            for projection, given in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        mixed, weights = attend(
+            self.q_proj(query),
+            self.k_proj(key),
+            self.v_proj(value),
+            further=(self.bias_k, self.bias_v),
+            masks=(attn_mask, key_padding_mask),
+            heads=self.num_heads,
+            zero=self.add_zero_attn,
+            batch_first=self.batch_first,
+            dropout=self.dropout if self.training else 0.0,
+            need_weights=need_weights,
+            average=average_attn_weights,
+            # As in nn.MultiheadAttention: the hint stands for the mask if no other mask and no weights are wanted.
+            causal=is_causal and key_padding_mask is None and not need_weights,
         )
-        if self.bias_k is not None and self.bias_v is not None:
-            k_NSE = torch.cat([k_NSE, self.bias_k.expand(len(k_NSE), 1, -1)], 1)
-            v_NSE = torch.cat([v_NSE, self.bias_v.expand(len(v_NSE), 1, -1)], 1)
-        if self.add_zero_attn:
-            k_NSE, v_NSE = F.pad(k_NSE, (0, 0, 0, 1)), F.pad(v_NSE, (0, 0, 0, 1))
-        mask = None if causal else self._mask(key_padding_mask, attn_mask, q_NLE.dtype, batched)
-        q_NHLD, k_NHSD, v_NHSD = (
-            each.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for each in (q_NLE, k_NSE, v_NSE)
-        )
-        dropout = self.dropout if self.training else 0.0
-        weights: Tensor | None = None
-        if need_weights:
-            scores_NHLS = q_NHLD * self.head_dim**-0.5 @ k_NHSD.mT
-            weights = F.dropout((scores_NHLS if mask is None else scores_NHLS + mask).softmax(-1), dropout)
-            mixed_NHLD = weights @ v_NHSD
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if batched else weights[0]
-        else:
-            mixed_NHLD = F.scaled_dot_product_attention(q_NHLD, k_NHSD, v_NHSD, mask, dropout, causal)
-        mixed_NLE = mixed_NHLD.transpose(1, 2).flatten(2)
-        output: Tensor = self.out_proj(self._as_given(mixed_NLE, batched))
-        return output, weights
-
-    def _samples_first(self, x: Tensor, batched: bool) -> Tensor:
-        if not batched:
-            return x[None]
-        return x if self.batch_first else x.transpose(0, 1)
-
-    def _as_given(self, x_NLE: Tensor, batched: bool) -> Tensor:
-        if not batched:
-            return x_NLE[0]
-        return x_NLE if self.batch_first else x_NLE.transpose(0, 1)
-
-    def _mask(
-        self, padding: Tensor | None, attends: Tensor | None, dtype: torch.dtype, batched: bool
-    ) -> Tensor | None:
-        """What is added to the scores, a part that broadcasts to N x H x L x S; keys that are added stay visible."""
-        masks: list[Tensor] = []
-        if attends is not None:
-            attends = _added(attends, dtype)
-            masks.append(attends if attends.dim() == 2 else attends.unflatten(0, (-1, self.num_heads)))
-        if padding is not None:
-            padding = _added(padding, dtype)
-            masks.append((padding if batched else padding[None])[:, None, None])
-        if not masks:
-            return None
-        mask = masks[0] if len(masks) == 1 else masks[0] + masks[1]
-        further = (self.bias_k is not None) + bool(self.add_zero_attn)
-        return F.pad(mask, (0, further)) if further else mask
+        return self.out_proj(mixed), weights
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+@fx.wrap  # tracers do not look inside, where the work depends on the dimensions of the input
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    further: tuple[Tensor | None, Tensor | None],
+    masks: tuple[Tensor | None, Tensor | None],
+    heads: int,
+    zero: bool,
+    batch_first: bool,
+    dropout: float,
+    need_weights: bool,
+    average: bool,
+    causal: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """What attention does between its projections: `softmax(q k^T / sqrt(D) + mask) v`.
+
+    Args:
+        q, k, v: projected, N x L x E, or L x N x E, or L x E of one sample.
+        further: key and value that are added for every sample.
+        masks: of pairs, L x S or N H x L x S, and of padding, N x S; booleans hide, numbers are added.
+        zero: whether a key and a value of zeros are added.
+        average: whether to average the weights over the heads.
+        causal: whether the mask of pairs is the usual one, so that kernels need not read it.
+
+    Returns:
+        The mixed values in the layout of `q`, and the weights if they are needed.
+    """
+    if q.is_nested or k.is_nested or v.is_nested:
+        raise ValueError("attention with projections of its own takes padded tensors and masks, not nested tensors")
+    single, turned = q.dim() == 2, q.dim() == 3 and not batch_first
+    q_NLE, k_NSE, v_NSE = (x[None] if single else x.transpose(0, 1) if turned else x for x in (q, k, v))
+    if further[0] is not None and further[1] is not None:
+        k_NSE = torch.cat([k_NSE, further[0].expand(len(k_NSE), 1, -1)], 1)
+        v_NSE = torch.cat([v_NSE, further[1].expand(len(v_NSE), 1, -1)], 1)
+    if zero:
+        k_NSE, v_NSE = F.pad(k_NSE, (0, 0, 0, 1)), F.pad(v_NSE, (0, 0, 0, 1))
+    added = (further[0] is not None) + bool(zero)
+    mask = None if causal else _mask(masks, heads, q.dtype, added)
+    q_NHLD, k_NHSD, v_NHSD = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q_NLE, k_NSE, v_NSE))
+    weights: Tensor | None = None
+    if need_weights:
+        scores_NHLS = q_NHLD * q_NHLD.shape[-1] ** -0.5 @ k_NHSD.mT
+        weights = F.dropout((scores_NHLS if mask is None else scores_NHLS + mask).softmax(-1), dropout)
+        mixed_NHLD = weights @ v_NHSD
+        weights = weights.mean(1) if average else weights
+        weights = weights[0] if single else weights
+    else:
+        mixed_NHLD = F.scaled_dot_product_attention(q_NHLD, k_NHSD, v_NHSD, mask, dropout, causal)
+    mixed_NLE = mixed_NHLD.transpose(1, 2).flatten(2)
+    return mixed_NLE[0] if single else mixed_NLE.transpose(0, 1) if turned else mixed_NLE, weights
+
+
+def _mask(masks: tuple[Tensor | None, Tensor | None], heads: int, dtype: torch.dtype, added: int) -> Tensor | None:
+    """What is added to the scores, of a shape that broadcasts to N x H x L x S; keys that were added stay visible."""
+    pairs, padding = (None if mask is None else _numbers(mask, dtype) for mask in masks)
+    if pairs is not None and pairs.dim() == 3:
+        pairs = pairs.unflatten(0, (-1, heads))
+    if padding is not None:
+        padding = (padding if padding.dim() == 2 else padding[None])[:, None, None]
+    given = [mask for mask in (pairs, padding) if mask is not None]
+    if not given:
+        return None
+    mask = given[0] if len(given) == 1 else given[0] + given[1]
+    return F.pad(mask, (0, added)) if added else mask
+
+
+def _numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as numbers to add: minus infinity where a boolean one is true."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
