@@ -40,13 +40,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_compressed_and_evaluated(folder: Path, cli: Callable[..., Any]) -> None:
     done = cli(
         "compress", "nets.py:build", "data.pt", "--keep", "params=0.6", "--engine", "none", "--engines", "none",
-        "--include", "layer.*", "-o", "out", "--json", "-",
+        "--include", "layer.*", "--ignore", "*.k_proj", "-o", "out", "--json", "-",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "fused projections are layers now: layer.self_attn" in done.stderr
     found = json.loads(done.stdout)
-    sites = [row["site"] for row in found["plan"]["rows"]]
-    assert {"layer.self_attn.q_proj", "layer.self_attn.out_proj", "layer.linear2"} <= set(sites)
+    formats = {row["site"]: row["format"] for row in found["plan"]["rows"]}
+    assert {"layer.self_attn.q_proj", "layer.self_attn.out_proj", "layer.linear2"} <= formats.keys()
+    assert formats["layer.self_attn.k_proj"] == "dense"
+    assert set(formats.values()) > {"dense"}
     figures = found["figures"]
     assert figures["compressed"]["params"] <= 0.6 * figures["dense"]["params"]
     again = cli("evaluate", "nets.py:build", "data.pt", "--artifact", "out", "--engines", "none", "--json", "-")

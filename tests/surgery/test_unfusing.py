@@ -72,12 +72,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] = {
 }
 
 
-SLOW = ("swin v2", "both")
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETS])
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def names(*fast: str) -> pytest.MarkDecorator:
+    """All networks, of which these are quick enough for every day."""
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in NETS if name not in fast]
+    return pytest.mark.parametrize("name", [*fast, *slow])
 
 
 def net(name: str) -> nn.Module:
@@ -94,6 +92,7 @@ def batches(name: str, count: int = 1) -> list[Tensor]:
     return [torch.randn(NETS[name][1], generator=generator) for _ in range(count)]
 
 
+@names("vit", "swin", "encoder")
 def test_same_outputs_counts_and_every_projection_a_site(name: str) -> None:
     model, (x,) = net(name), batches(name)
     made = rw.unfused(model, x)
@@ -113,6 +112,7 @@ def test_same_outputs_counts_and_every_projection_a_site(name: str) -> None:
     assert rw.unfused(made, x) is made
 
 
+@names("encoder")
 def test_compressed_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model, data = net(name), batches(name, 3)
     small, report = rw.compress(model, data, keep={"params": 0.7}, example=data[0], method="one-shot")
@@ -128,6 +128,7 @@ def test_compressed_saved_and_loaded(name: str, tmp_path: Path) -> None:
     again.train()(data[0]).sum().backward()
 
 
+@names("swin")
 def test_exact_at_full_rank(name: str) -> None:
     model, (x,) = net(name), batches(name)
     made = rw.unfused(model, x)
@@ -200,7 +201,7 @@ def test_a_network_without_fused_projections_is_returned() -> None:
     assert rw.unfused(model, torch.ones(1, 4)) is model
 
 
-@pytest.mark.parametrize("name", ["encoder", "swin"], indirect=False)
+@pytest.mark.parametrize("name", ["encoder", pytest.param("swin", marks=pytest.mark.slow)])
 def test_onnx_of_the_compressed_network(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model, data = net(name), batches(name)

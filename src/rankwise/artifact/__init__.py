@@ -25,7 +25,7 @@ from ..running.seen import Seen
 from ..running.state import state_of
 from ..running.verbs import verb
 from ..surgery.folding import folds_of
-from ..surgery.unfusing import reunfused, unfused_in
+from ..surgery.unfusing import unfused_in
 from .coding import decode, encode
 from .directory import replacing
 from .manifest import Manifest, StoredChain, fingerprint, outline
@@ -125,7 +125,7 @@ def load(fresh_model: nn.Module, directory: str | Path, *, example: Any = None) 
         fresh_model = unwrap(fresh_model)
         made = restored(fresh_model, artifact.manifest, tensors_of(artifact.tensors))
         if example is not None:
-            check_loaded(reunfused(fresh_model, artifact.manifest.unfused), made, example)
+            check_loaded(fresh_model, made, example)
         return made
     except ValueError as error:
         raise ValueError(cut(f"cannot load {directory}: {error}")) from error

@@ -73,7 +73,7 @@ def preparation(model: nn.Module) -> tuple[str, str]:
             f"{', '.join(MODES)} and {', '.join(_CROPS)}: give --transform and --normalise"
         )
     # timm rounds down: 224 / 0.9 is 248.
-    large = [int(side // config["crop_pct"]) for side in (height, width)]
+    large = [int(side / config["crop_pct"]) for side in (height, width)]
     resize = str(large[0]) if mode == "center" and height == width else f"{large[0]}x{large[1]}"
     numbers = {each: ",".join(f"{value:g}" for value in config[each]) for each in ("mean", "std")}
     steps = f"resize={resize}:{how},crop={height}x{width}"
@@ -121,8 +121,9 @@ def _cached(timm: ModuleType, name: str) -> Path:
             found = try_to_load_from_cache(repository, file, revision=revision or None)
             if isinstance(found, str):
                 return Path(found)
-    if url and (file := Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]).is_file():
-        return file
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / str(url).rpartition("/")[2]
+    if url and kept.is_file():
+        return kept
     fetch = f"fetch them first (hf download {repository}), or give" if repository else "give"
     raise ValueError(
         f"{TIMM}{name}: its weights are not in the local cache, and nothing is downloaded; {fetch} --weights FILE, or "

@@ -1,1 +1,1 @@
-"""Layers of networks: dense ones, the chains of plain layers that replace them, and layers in place of fused weights."""
+"""Layers of networks: dense ones, chains of plain layers that replace them, and layers in place of fused weights."""

@@ -31,8 +31,9 @@ class Attention(nn.MultiheadAttention):
         ['out_proj', 'q_proj', 'k_proj', 'v_proj']
     """
 
-    bias_k: nn.Parameter | None
-    bias_v: nn.Parameter | None
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
 
     def __init__(self, fused: nn.MultiheadAttention) -> None:
         nn.Module.__init__(self)
@@ -42,7 +43,9 @@ class Attention(nn.MultiheadAttention):
         # nn.TransformerEncoderLayer takes its fused path only where there is a bias here.
         for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
             self.register_parameter(name, None)
-        self.bias_k, self.bias_v = fused.bias_k, fused.bias_v
+        for name in ("bias_k", "bias_v"):
+            self.__dict__.pop(name, None)  # None is a plain attribute there
+            self.register_parameter(name, fused._parameters.get(name))
         self.out_proj = fused.out_proj
         weights: tuple[Any, ...] = (fused.q_proj_weight, fused.k_proj_weight, fused.v_proj_weight)
         if fused.in_proj_weight is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..layers.attention import Attention
+from ..layers.attention import PROJECTIONS, Attention
 from ..layers.experts import RunsExperts, is_experts, separate_
 from ..layers.functional import CallsLayers
 from ..network.counting import Recorder
@@ -84,6 +84,20 @@ def unfused_in(model: nn.Module) -> Unfused:
             found[name] = forward.layers
         elif isinstance(module, Attention) or isinstance(forward, RunsExperts):
             found[name] = ()
+    return found
+
+
+def layers_to_come(model: nn.Module) -> list[str]:
+    """Names of the layers that fused weights of a network become, known before it runs."""
+    found = list[str]()
+    for name in _fused_in(model):
+        module: Any = model.get_submodule(name)
+        parts = (
+            [f"{number}.{part}" for number in range(module.num_experts) for part in ("up", "down")]
+            if is_experts(module)
+            else PROJECTIONS
+        )
+        found += [f"{name}.{part}" for part in parts]
     return found
 
 
