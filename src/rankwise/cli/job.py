@@ -67,8 +67,7 @@ class Job:
     ) -> Job:
         """Load everything that the command names, before any long work begins.
 
-        `wishes` are arguments of `choose`, the artifact will be written to `folder`, and `gradients` asks for
-        statistics of gradients whatever the wishes are.
+        `wishes` are for `choose`, `folder` is for the artifact, and `gradients` asks for statistics of gradients too.
         """
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
@@ -83,10 +82,7 @@ class Job:
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
-        network = with_layers(out, network, example)
-        # Times are of single layers.
-        joint = named.is_transformer and not asked.needs_times
-        sites = _found(out, network, example, asked, joint)
+        network, sites = _found(out, network, example, asked, joint=named.is_transformer and not asked.needs_times)
         work = work or Work()
         file = StatisticsFile.of(data.stats, sites.fingerprint, named.model, collected=STATISTICS in work)
         session = Session(
@@ -260,12 +256,16 @@ def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: 
     return calibration, held_out
 
 
-def _found(out: Output, network: nn.Module, example: Any, asked: Asked, joint: bool) -> Sites:
-    """What can be factorised; a ValueError if no plan of it can meet the budgets."""
+def _found(out: Output, network: nn.Module, example: Any, asked: Asked, *, joint: bool) -> tuple[nn.Module, Sites]:
+    """The network with layers in place of fused weights, and what can be factorised.
+
+    `joint` is for budgets of counts: times are of single layers. A ValueError if no plan can meet the budgets.
+    """
     from ..network.find import find
     from ..planning.unmet import check_budgets
 
+    network = with_layers(out, network, example)
     with out.step("finding what can be factorised"):
         sites = find(network, example, joint=joint)
     check_budgets(network, sites, asked.keep, asked.constraints)
-    return sites
+    return network, sites
