@@ -27,6 +27,7 @@ class CallsLayers:
         biased: names of those that had a bias when this was made.
 
     Example:
+        >>> import torch
         >>> class Host(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()

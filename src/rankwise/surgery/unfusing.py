@@ -57,6 +57,7 @@ def unfused(model: nn.Module, example: Any) -> nn.Module:
         ValueError: if the model is not supported, cannot be copied, or rejects the batch.
 
     Example:
+        >>> import torch
         >>> block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         >>> [name for name, part in unfused(block, torch.ones(1, 3, 8)).named_modules() if isinstance(part, nn.Linear)]
         ['self_attn.out_proj', 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'linear1', 'linear2']
