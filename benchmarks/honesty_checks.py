@@ -239,6 +239,7 @@ def _measure(
 ) -> None:
     plan, method, faults = report.plan, verdict.figures["method"], verdict.faults
     random = torch.get_rng_state()
+    model = rw.unfused(model, example)  # sites have the names of its layers
     counted = size(small, example)
     before, after = flops(model, example), flops(small, example)
     found = outputs(small, held_out)

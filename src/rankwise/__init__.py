@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .running.batches import Batches, inputs_only
     from .session import CompressReport, compress
     from .statistics import Moments, Statistics, collect
+    from .surgery.unfusing import unfused
     from .training import HealReport, heal
     from .verification import Verified, verify
 
@@ -72,6 +73,7 @@ __all__ = [
     "profile",
     "save",
     "training",
+    "unfused",
     "verify",
 ]
 
@@ -95,6 +97,7 @@ _HOMES = {
     "running.batches": ("Batches", "inputs_only"),
     "session": ("CompressReport", "compress"),
     "statistics": ("Moments", "Statistics", "collect"),
+    "surgery.unfusing": ("unfused",),
     "training": ("HealReport", "heal"),
     "verification": ("Verified", "verify"),
 }

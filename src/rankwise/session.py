@@ -20,7 +20,7 @@ from .factorisation.shrinkage import choose_shrinkage
 from .files import digest
 from .formats import Format
 from .network.find import find
-from .network.sites import Sites
+from .network.sites import Sites, fingerprint
 from .plan import Plan
 from .planning.choose import choose
 from .planning.pareto import pareto
@@ -34,6 +34,7 @@ from .statistics import Statistics
 from .statistics.collection import collect
 from .statistics.sampling import Sampling
 from .statistics.shrinkage import check_shrink
+from .surgery.unfusing import unfused
 from .work import CURVES, LAYERS, PLAN, Work
 
 logger = logging.getLogger("rankwise")
@@ -238,6 +239,8 @@ def compress(
 ) -> tuple[nn.Module, CompressReport]:
     """Compress a trained network with unlabelled samples and a budget; no gradient step.
 
+    Fused projections, such as those of `nn.MultiheadAttention`, become layers first (`unfused`).
+
     Args:
         model: the dense network; it is not changed.
         data: a few hundred samples without labels, in any iterable of batches that can be iterated again.
@@ -284,6 +287,8 @@ def compress(
     check_shrink(shrink or 0.0)
     work = Work(checkpoint, resume)
     example, batches = with_example(model, Batches.of(data), example)
+    if stats is None or stats.sites.fingerprint != fingerprint(model):
+        model = unfused(model, example)
     sites = find(model, example, joint=joint) if stats is None else stats.sites
     if joint and not sites.joint and find(model, example, joint=True).joint:
         raise ValueError(

@@ -141,7 +141,7 @@ def test_an_unknown_storage(small: nn.Module, tmp_path: Path) -> None:
 
 def test_artifacts_of_version_1_are_read(small: nn.Module, artifact: Path) -> None:
     content = json.loads((artifact / "rankwise.json").read_text())
-    for name in ("checksum", "seen", "storage", "coded", "folds", "plain_bytes", "largest_error"):
+    for name in ("checksum", "seen", "storage", "coded", "folds", "unfused", "plain_bytes", "largest_error"):
         del content[name]
     (artifact / "rankwise.json").write_text(json.dumps(content | {"format_version": 1}))
     assert_same(load(Net().eval(), artifact), small, images())

@@ -20,7 +20,8 @@ def first(**values: Any) -> Callable[[dict[str, Any]], Any]:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(format_version=6), "format_version is 6, this rankwise reads up to 5; install"),
+        (lambda c: c.update(format_version=7), "format_version is 7, this rankwise reads up to 6; install"),
+        (lambda c: c.update(unfused={"conv": []}), "'conv' of the stored network has layers in place of fused weights"),
         (lambda c: c.pop("aliases"), "the field 'aliases' is missing"),
         (lambda c: c.update(code="import os"), "unknown field 'code'"),
         (lambda c: c.update(tensors_bytes=True), "tensors_bytes must be a positive integer, not True"),

@@ -28,6 +28,7 @@ MANIFEST = Manifest(
     figures={"accuracy": 0.75, "of": ["a", None]},
     provenance={"model": "Net"},
     folds={"norm": "conv"},
+    unfused={"attention": (), "window": ("qkv", "proj")},
     plain_bytes=400,
     largest_error=0.01,
 )
@@ -48,6 +49,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "storage": ("zip", "storage must be one of plain, entropy, "),
     "coded": ({"fc.0.weight": {"dtype": "float32"}}, "coded must be a map of dtype, shape, planes and int8|coded"),
     "folds": ({"norm": None}, "folds must be a map of strings"),
+    "unfused": ({"attention": "qkv"}, "unfused must be a map of lists of strings"),
     "plain_bytes": (-1, "plain_bytes must be a positive integer or null"),
     "largest_error": (math.inf, "largest_error must be a number or null|not valid JSON"),
     "seen": ({"calibration": 3}, "seen must be a map of strings"),
@@ -132,7 +134,10 @@ def test_versions_that_cannot_be_read(version: Any) -> None:
 
 def test_what_earlier_versions_did_not_say() -> None:
     content = plain()
-    del content["checksum"], content["seen"]
+    del content["checksum"], content["unfused"]
+    third = Manifest.from_json(json.dumps({**content, "format_version": 3}))
+    assert third.unfused == {}
+    del content["seen"]
     second = Manifest.from_json(json.dumps({**content, "format_version": 2}))
     assert (second.seen, second.folds, second.plain_bytes) == ({}, {"norm": "conv"}, 400)
     for name in ("storage", "coded", "folds", "plain_bytes", "largest_error"):

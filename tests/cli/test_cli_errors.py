@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,14 @@ def test_missing_files(project: Path, cli: Callable[..., Any]) -> None:
     assert_refused(cli("compress", "nets.py:build", "nope.npz", *BUDGET, "-o", "out"), "there is no file nope.npz")
     assert_refused(cli("compress", "nets.py:build", "nope/", *BUDGET, "-o", "out"), "no such folder or file")
     assert_refused(cli("apply", "nets.py:build", "nope.yaml", "data.npz", "-o", "out"), "nope.yaml")
+
+
+def test_timm_that_is_not_there(project: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert_refused(cli("inspect", "timm:vit_tiny_patch16_224"), "timm: models need timm", "rankwise[timm]")
+    assert_refused(
+        cli("inspect", "nets.py:build", "--random-weights"), "--random-weights is for timm: models", "not for nets.py"
+    )
 
 
 @needs_torchvision

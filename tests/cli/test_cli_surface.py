@@ -21,9 +21,9 @@ BUDGET = {
 JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
 TIMED = {"--engine", "--threads", "--latency-batch"}
-WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
+WORK = SHARED | DATA | {"MODEL", "--weights", "--random-weights", "--batch", "--samples"}
 OPTIONS = {
-    "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
+    "inspect": SHARED | DATA | {"MODEL", "--weights", "--random-weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
     "compress": WORK
     | JUDGE
@@ -62,7 +62,7 @@ OPTIONS = {
     "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
     "export": SHARED
     | DATA
-    | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
+    | {"MODEL", "--weights", "--random-weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
     | {
         "--to",
         "--dtype",

@@ -342,7 +342,7 @@ def plan_params(plan: rw.Plan, model: nn.Module) -> int:
     return sites.total_params + sum(row.params - sites[row.site].params for row in plan.rows)
 
 
-def test_attention_stays_dense() -> None:
+def test_fused_attention_stays_dense() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -355,9 +355,10 @@ def test_attention_stays_dense() -> None:
             return self.outside(self.attention(h, h, h)[0])
 
     model, batches = make(Net), batches_of(16, 5, 12)
-    small, report = rw.compress(model, batches, keep={"params": 0.9})
-    assert report.plan["attention.out_proj"].format == "dense"
-    assert "attention" in report.plan["attention.out_proj"].why
+    plan = rw.choose(model, rw.collect(model, batches), keep={"params": 0.9})
+    small = rw.factorise(model, plan, data=batches)
+    assert plan["attention.out_proj"].format == "dense"
+    assert "attention" in plan["attention.out_proj"].why
     assert set(chains(small)) <= {"inside", "outside"}
     assert chains(small)
     assert outputs(small, batches).isfinite().all()

@@ -25,6 +25,7 @@ from ..running.seen import Seen
 from ..running.state import state_of
 from ..running.verbs import verb
 from ..surgery.folding import folds_of
+from ..surgery.unfusing import unfused_in
 from .coding import decode, encode
 from .directory import replacing
 from .manifest import Manifest, StoredChain, fingerprint, outline
@@ -88,6 +89,7 @@ def save(
             figures=dict(figures or {}),
             provenance=_provenance(model),
             folds=folds_of(model),
+            unfused=unfused_in(model),
             seen=dict(seen or {}),
             **coding,
         )

@@ -15,13 +15,14 @@ from ..plan import Plan
 from ..running.seen import Seen
 from .coding import Coded, coded_from, coded_text, is_coded
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 LARGEST = 64 << 20  # bytes; a manifest of ten thousand layers has 10 MB
 # Fields that later versions added, with the values for older files. Before version 5 an embedding and its head are
 # recognised by the factors that they share.
 _SINCE_2: dict[str, Any] = {"storage": "plain", "coded": {}, "folds": {}, "plain_bytes": None, "largest_error": None}
 _SINCE_3: dict[str, Any] = {"seen": {}}
 _SINCE_5: dict[str, Any] = {"role": Role.LAYER.value, "site": ""}
+_SINCE_6: dict[str, Any] = {"unfused": {}}
 _CHECKSUM = "checksum"  # since version 4: the digest of all other fields
 _DAMAGED = "it is cut off or damaged: copy or save the artifact again"
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # dtypes that layers compute in
@@ -71,6 +72,7 @@ class Manifest:
         storage: one of `names.STORAGES`.
         coded: name of every tensor -> how it was coded; empty for plain storage.
         folds: name of every folded batch norm -> the layer that it was folded into.
+        unfused: name of every module that calls its projections as layers -> these layers; none for attention.
         plain_bytes: length of `model.safetensors` without coding, None for plain storage.
         largest_error: largest `||V - W|| / ||W||` of the tensors rounded to 8 bits, None without rounding.
         seen: samples that the network was made from, by use; empty where unknown.
@@ -89,6 +91,7 @@ class Manifest:
     storage: str = "plain"
     coded: dict[str, Coded] = field(default_factory=dict)
     folds: dict[str, str] = field(default_factory=dict)
+    unfused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     plain_bytes: int | None = None
     largest_error: float | None = None
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -142,7 +145,10 @@ class Manifest:
             plain = {**_SINCE_3, **plain}
         elif isinstance(plain.get("coded"), dict):
             plain["coded"] = {name: coded_text(text) for name, text in plain["coded"].items()}
+        if version < 6:
+            plain = {**_SINCE_6, **plain}
         values = _checked(cls, plain, _MANIFEST, "")
+        values["unfused"] = {name: tuple(layers) for name, layers in values["unfused"].items()}
         values["seen"] = {use: Seen.from_text(text) for use, text in values["seen"].items()}
         values["coded"] = {name: coded_from(item) for name, item in values["coded"].items()}
         chains = values.pop("structure")
@@ -208,6 +214,7 @@ _MANIFEST: dict[str, tuple[_Test, str]] = {
     "storage": (lambda value: value in STORAGES, f"one of {', '.join(STORAGES)}"),
     "coded": (_map_of(is_coded), "a map of dtype, shape, planes and int8"),
     "folds": (_map_of(is_text), "a map of strings"),
+    "unfused": (_map_of(_list_of(is_text)), "a map of lists of strings"),
     "plain_bytes": (lambda value: value is None or (_is_int(value) and value > 0), "a positive integer or null"),
     "largest_error": (lambda value: value is None or is_finite(value), "a number or null"),
     "seen": (_map_of(is_text), "a map of strings"),

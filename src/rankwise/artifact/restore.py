@@ -17,6 +17,7 @@ from ..running.copying import copied
 from ..running.state import DTYPES, NAMES, place, set_state, state_of
 from ..surgery.folding import refolded
 from ..surgery.rebuild import rebuild
+from ..surgery.unfusing import reunfused
 from .coding import decode
 from .manifest import Manifest, StoredChain, described, fingerprint, outline
 from .structure import can_be_channels_last, empty
@@ -36,7 +37,7 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
         ValueError: saying what differs between the artifact and the fresh model.
     """
     stored = outlined(manifest, tensors)
-    fresh = refolded(fresh, manifest.folds)
+    fresh = refolded(reunfused(fresh, manifest.unfused), manifest.folds)
     _check_outline(fresh, manifest, stored)
     _check_ties(fresh, manifest, stored)
     sites = _sites(manifest, stored)

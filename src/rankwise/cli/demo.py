@@ -86,6 +86,7 @@ def _job(out: Output, network: nn.Module, images: Tensor, test: tuple[Tensor, Te
     return Job(
         out=out,
         session=session,
+        dense=network,
         data=data,
         test=_in_memory(f"{len(test[0])} digits that training never saw", *test),
         file=StatisticsFile.of(None, sites.fingerprint, "demo"),

@@ -28,12 +28,14 @@ def inspect(network: Network, data: OneInput, run: Run) -> None:
 
         from ..describe.sites import document, spectrum
         from ..network.find import find
+        from .loading import with_layers
         from .tables import sites_table
 
         torch.manual_seed(run.seed)
         with out.step("loading the network"):
             dense = network.load()
         example = data.example(dense, network.model, run.seed)
+        dense = with_layers(out, dense, example)
         with out.step("counting"):
             sites = find(dense, example)
             ranks = {name: spectrum(dense, site) for name, site in sites.items()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..figures.judging import Judging
 from ..inputs.data import Data, random_data
 from ..metrics import METRICS, FitMetric
-from .loading import load_network
+from .loading import load_network, with_layers
 from .options.choosing import Factorising
 from .options.data import Calibration, Network
 from .output import Output
@@ -34,10 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A session, calibration data and held-out data if there are any, and the data that searches were judged on."""
+    """A session, calibration data and held-out data if there are any, and the data that searches were judged on.
+
+    Attributes:
+        dense: the network as it was loaded; figures compare with it, not with one whose projections are layers.
+    """
 
     out: Output
     session: Session
+    dense: nn.Module
     data: Data | None
     test: Data | None
     file: StatisticsFile
@@ -62,8 +67,7 @@ class Job:
     ) -> Job:
         """Load everything that the command names, before any long work begins.
 
-        `wishes` are arguments of `choose`, the artifact will be written to `folder`, and `gradients` asks for
-        statistics of gradients whatever the wishes are.
+        `wishes` are for `choose`, `folder` is for the artifact, and `gradients` asks for statistics of gradients too.
         """
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
@@ -73,14 +77,12 @@ class Job:
         from ..work import STATISTICS, Work
 
         way = way or Factorising()
-        network = load_network(out, named, seed, folder, way.fold)
+        dense = network = load_network(out, named, seed, folder, way.fold)
         asked = Asked.of(**(wishes or {}))
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
-        # Times are of single layers.
-        joint = named.is_transformer and not asked.needs_times
-        sites = _found(out, network, example, asked, joint)
+        network, sites = _found(out, network, example, asked, joint=named.is_transformer and not asked.needs_times)
         work = work or Work()
         file = StatisticsFile.of(data.stats, sites.fingerprint, named.model, collected=STATISTICS in work)
         session = Session(
@@ -98,7 +100,14 @@ class Job:
             name="DATA" if calibration is None else calibration.name,
         )
         job = cls(
-            out=out, session=session, data=calibration, test=held_out, file=file, batch=data.batch, judging=judging
+            out=out,
+            session=session,
+            dense=dense,
+            data=calibration,
+            test=held_out,
+            file=file,
+            batch=data.batch,
+            judging=judging,
         )
         judging.check(network, job.measured_on)
         return job
@@ -247,12 +256,16 @@ def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: 
     return calibration, held_out
 
 
-def _found(out: Output, network: nn.Module, example: Any, asked: Asked, joint: bool) -> Sites:
-    """What can be factorised; a ValueError if no plan of it can meet the budgets."""
+def _found(out: Output, network: nn.Module, example: Any, asked: Asked, *, joint: bool) -> tuple[nn.Module, Sites]:
+    """The network with layers in place of fused weights, and what can be factorised.
+
+    `joint` is for budgets of counts: times are of single layers. A ValueError if no plan can meet the budgets.
+    """
     from ..network.find import find
     from ..planning.unmet import check_budgets
 
+    network = with_layers(out, network, example)
     with out.step("finding what can be factorised"):
         sites = find(network, example, joint=joint)
     check_budgets(network, sites, asked.keep, asked.constraints)
-    return sites
+    return network, sites

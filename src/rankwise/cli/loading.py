@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .options.data import LearnedFrom, Network
 from .output import Output
@@ -30,6 +30,19 @@ def load_network(out: Output, named: Network, seed: int, folder: Path | None = N
             state_of(network)  # raises for state that cannot be saved
     named.warn(out)
     return network
+
+
+def with_layers(out: Output, network: nn.Module, example: Any) -> nn.Module:
+    """The network with its fused projections as layers, which is said."""
+    from ..surgery.unfusing import unfused, unfused_in
+
+    with out.step("looking for fused projections"):
+        made = unfused(network, example)
+    if made is not network:
+        names = list(unfused_in(made))
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        out.say(f"fused projections are layers now: {', '.join(names[:2])}{more}")
+    return made
 
 
 def load_networks(

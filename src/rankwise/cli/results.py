@@ -101,7 +101,7 @@ def finish(
         storage=storage,
     )
     result.save(small)
-    figures = result.measured(session.model, small)
+    figures = result.measured(job.dense, small)
     out.show(plan_table(plan, session.sites, out.console.width))
     if plan.latency is not None:
         out.say(f"latency: {plan.latency}")

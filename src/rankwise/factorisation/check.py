@@ -21,6 +21,7 @@ from ..network.standins import Reads, works_on_another
 from ..running.calling import call, tensor_leaves
 from ..running.exclusive import own_thread
 from ..running.pristine import pristine
+from ..surgery.unfusing import reunfused, unfused_in
 
 
 def check_result(
@@ -95,6 +96,7 @@ def check_result(
 
 def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
     """`check_result` of a loaded network, whose plan is read from its chains; `dense` may have any values."""
+    dense = reunfused(dense, unfused_in(result))
     joint = any(isinstance(part, LowRank) and part.role is Role.HIDDEN for part in result.modules())
     sites = find(dense, example, joint=joint)
     # Of the layers around hidden units the last has the ranks and the bias of the site.

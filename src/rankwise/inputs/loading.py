@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from .models import TORCHVISION, call_function, is_torchvision
 from .pixels import Normalise, Step, of_one_depth, parse_normalise, parse_transform, white_of
 from .sources import Source, from_arrays, from_dataset, from_folder, from_torchvision
 from .text import TEXTS, from_text
+from .timm_models import input_shape as timm_shape
+from .timm_models import is_timm, preparation
 from .user_batches import WAYS, from_batches, is_dataset
 
 if TYPE_CHECKING:
@@ -81,12 +84,30 @@ def load_data(
     elif options.batches != "auto":
         raise ValueError(f"--batches {options.batches} is for functions that return batches, not for {spec}")
     else:
-        found = _from_source(source, options, steps, samples, model)
+        found = _from_source(source, options, steps, samples, _Usual.of(model, network))
     return found if network is None else found.of_network(network, options.example_batch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Usual:
+    """How pictures are prepared for a network unless options say otherwise: steps and `--normalise` of bytes."""
+
+    steps: tuple[Step, ...] = ()
+    normalise: str = "unit"
+
+    @classmethod
+    def of(cls, model: str, network: nn.Module | None) -> _Usual:
+        """Of a model of the command line; a network of timm knows what it was trained with."""
+        if is_torchvision(model):
+            return cls(steps=parse_transform("resize=256,crop=224"), normalise="imagenet")
+        if is_timm(model) and network is not None:
+            steps, normalise = preparation(network)
+            return cls(steps=parse_transform(steps), normalise=normalise)
+        return cls()
+
+
 def _from_source(
-    source: Source, options: DataOptions, steps: tuple[Step, ...], samples: int | None, model: str
+    source: Source, options: DataOptions, steps: tuple[Step, ...], samples: int | None, usual: _Usual
 ) -> Data:
     import torch
 
@@ -95,9 +116,9 @@ def _from_source(
     picture = source.pictures or (white_of(first) is not None and first.ndim == 3)
     # Arrays hold inputs of one size already: they skip the usual resize of a pretrained network.
     is_array = any(ending in source.name for ending in ARRAYS)
-    if not steps and is_torchvision(model) and picture and not is_array:
-        steps = parse_transform("resize=256,crop=224")
-    normalise = _normalise(options.normalise, picture or white_of(first) is not None, model)
+    if not steps and picture and not is_array:
+        steps = usual.steps
+    normalise = _normalise(options.normalise, picture or white_of(first) is not None, usual)
     read.use(steps)
     order = list(range(source.samples))
     if samples is not None and samples < source.samples:
@@ -110,7 +131,7 @@ def _from_source(
             yield _batch([tensor for tensor, _ in items], normalise, source.name), labels
 
     shape = "x".join(map(str, read(order[0])[0].shape))
-    transform = ",".join(step.name + ("=" + "x".join(map(str, step.size)) if step.size else "") for step in steps)
+    transform = ",".join(map(str, steps))
     return Data(
         name=source.name,
         samples=len(order),
@@ -122,12 +143,12 @@ def _from_source(
     )
 
 
-def _normalise(text: str, bytes_stored: bool, model: str) -> Normalise:
+def _normalise(text: str, bytes_stored: bool, usual: _Usual) -> Normalise:
     if text != "auto":
         return parse_normalise(text)
     if not bytes_stored:
         return parse_normalise("none")
-    return parse_normalise("imagenet" if is_torchvision(model) else "unit")
+    return parse_normalise(usual.normalise)
 
 
 class _Cache:
@@ -191,7 +212,7 @@ def load_example(
 ) -> Any:
     """One input of the network: from the data, loaded or as DATA of the command line, else random numbers of a shape.
 
-    Networks of torchvision have a usual shape; a ValueError if nothing says what an input looks like.
+    Networks of torchvision and timm have a usual shape; a ValueError if nothing says what an input looks like.
     """
     if isinstance(data, Data):
         return data.example()
@@ -199,6 +220,8 @@ def load_example(
         return load_data(data, options, model=model, network=network).example()
     if input_shape is None and is_torchvision(model):
         input_shape = TORCHVISION_SHAPE
+    if input_shape is None and is_timm(model):
+        input_shape = timm_shape(network)
     if input_shape is None:
         raise ValueError("what does an input look like? Give --input-shape 3,224,224 (without the batch), or data")
     return example_input(input_shape, options.seed)

@@ -1,4 +1,4 @@
-"""MODEL on the command line: `torchvision:NAME`, `hf:NAME_OR_FOLDER` or `FILE.py:FUNCTION`, and its weights."""
+"""MODEL on the command line: `torchvision:NAME`, `timm:NAME`, `hf:NAME` or `FILE.py:FUNCTION`, and its weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..network.patterns import near
 from .checkpoints import load_weights
 from .hugging_face import HUGGING_FACE, hugging_face_model, is_hugging_face
+from .timm_models import TIMM, is_timm, timm_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 TORCHVISION = "torchvision:"
 
 
-def load_model(spec: str, weights: Path | None = None) -> nn.Module:
+def load_model(spec: str, weights: Path | None = None, trained: bool = True) -> nn.Module:
     """Make the model that `spec` names, in eval mode, with `weights` loaded into it.
 
     Args:
-        spec: `torchvision:resnet18`, `hf:folder`, or `path/file.py:function`: a function that takes nothing and returns
-            a model.
+        spec: `torchvision:resnet18`, `timm:vit_tiny_patch16_224`, `hf:folder`, or `path/file.py:function`: a function
+            that takes nothing and returns a model.
         weights: a `.safetensors` file or a checkpoint of tensors.
+        trained: whether a network of timm needs weights; else they are random.
 
     Raises:
         ValueError: if the spec names nothing that makes a model, or the weights do not fit.
@@ -35,10 +37,12 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
 
     if is_torchvision(spec):
         model = torchvision_model(spec.removeprefix(TORCHVISION))
+    elif is_timm(spec):
+        model = timm_model(spec.removeprefix(TIMM), trained and weights is None)
     elif is_hugging_face(spec):
         model = hugging_face_model(spec.removeprefix(HUGGING_FACE))
     else:
-        model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18), hf:NAME_OR_FOLDER")
+        model = call_function(spec, "MODEL", "torchvision:NAME (torchvision:resnet18), timm:NAME, hf:NAME_OR_FOLDER")
     if not isinstance(model, nn.Module):
         raise ValueError(f"{spec} returned a {type(model).__name__}, not a torch.nn.Module")
     if weights is not None:
@@ -50,7 +54,7 @@ def load_artifact(spec: str, folder: Path) -> nn.Module:
     """The compressed network in `folder`, on a fresh model of `spec`; the artifact holds all weights."""
     from ..artifact import load
 
-    return load(load_model(spec), folder).eval()
+    return load(load_model(spec, trained=False), folder).eval()
 
 
 def is_torchvision(spec: str) -> bool:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 WHITE = {"uint8": 255, "uint16": 65535}  # type of the stored pixels -> the number that is white
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-TRANSFORM_HELP = "resize=256 (shorter side), resize=240x320, crop=224 (centre), crop=192x256, gray"
+MODES = ("bilinear", "bicubic")
+TRANSFORM_HELP = "resize=256 (shorter side), resize=240x320, resize=256:bicubic, crop=224 (centre), crop=192x256, gray"
 NORMALISE_HELP = (
     'imagenet, unit (0..1), symmetric (-1..1), none, or "mean=0.5,0.5,0.5;std=0.25,0.25,0.25" (on the 0..1 scale)'
 )
@@ -22,16 +23,26 @@ NORMALISE_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a transform: `resize`, `crop` or `gray`, and its size; one number is the shorter side."""
+    """One step of a transform: `resize`, `crop` or `gray`, and its size; one number is the shorter side.
+
+    Attributes:
+        mode: how `resize` interpolates, one of `MODES`.
+    """
 
     name: str
     size: tuple[int, ...] = ()
+    mode: str = MODES[0]
+
+    def __str__(self) -> str:
+        """As `--transform` writes it."""
+        size = "=" + "x".join(map(str, self.size)) if self.size else ""
+        return f"{self.name}{size}{f':{self.mode}' if self.mode != MODES[0] else ''}"
 
     def __call__(self, picture_CHW: Tensor) -> Tensor:
         """Apply the step to one picture, keeping its dtype."""
         if self.name == "gray":
             return _gray(picture_CHW)
-        return _resize(picture_CHW, self.size) if self.name == "resize" else _crop(picture_CHW, self.size)
+        return _resize(picture_CHW, self.size, self.mode) if self.name == "resize" else _crop(picture_CHW, self.size)
 
 
 def parse_transform(text: str | None, size: int | None = None) -> tuple[Step, ...]:
@@ -45,17 +56,19 @@ def parse_transform(text: str | None, size: int | None = None) -> tuple[Step, ..
 
 def _parse_step(part: str, whole: str) -> Step:
     name, _, value = part.partition("=")
+    value, _, mode = value.partition(":")
+    mode = mode or MODES[0]
     try:
         size = tuple(int(side) for side in value.split("x")) if value else ()
     except ValueError:
         size = (0,)
     right = len(size) in (1, 2) and min(size) > 0 if name in ("resize", "crop") else name == "gray" and not value
-    if not right:
+    if not right or mode not in (MODES if name == "resize" else MODES[:1]):
         raise ValueError(f"--transform {whole!r}: cannot read {part!r}; the steps are {TRANSFORM_HELP}")
-    return Step(name=name, size=size)
+    return Step(name=name, size=size, mode=mode)
 
 
-def _resize(picture: Tensor, size: tuple[int, ...]) -> Tensor:
+def _resize(picture: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
     from torch.nn import functional as F
 
     height, width = picture.shape[-2:]
@@ -65,7 +78,7 @@ def _resize(picture: Tensor, size: tuple[int, ...]) -> Tensor:
         size = (short, long) if height <= width else (long, short)
     if size == (height, width):
         return picture
-    large = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)[0]
+    large = F.interpolate(picture[None].float(), size=size, mode=mode, antialias=True)[0]
     return _stored_as(large, picture)
 
 

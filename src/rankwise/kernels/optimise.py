@@ -21,6 +21,7 @@ from ..running.exclusive import own_thread
 from ..running.guards import mark_for_running, unwrap
 from ..running.pristine import evaluating, rows_kept
 from ..running.verbs import verb
+from ..surgery.unfusing import unfused_in
 from ..timing.clock import in_turns, synchronised, torch_threads
 from .forms import AS_IT_IS, forms_of, is_pair
 
@@ -134,10 +135,12 @@ def _layers(model: nn.Module, example: Any) -> list[str]:
     """Names of modules that may get another form: pairs of linear layers on a GPU, single layers on the CPU."""
     sites = find(model, example)
     own = [name for name, site in sites.items() if site.dense_because is None and not site.aliases]
+    # A forward that reads the weight of a chain to have it called needs the chain itself.
+    read = {f"{host}.{layer}".lstrip(".") for host, layers in unfused_in(model).items() for layer in layers}
     names = []
     for name in own:
         chain = name.rpartition(".")[0]
-        pair = bool(chain) and is_pair(model.get_submodule(chain))
+        pair = bool(chain) and chain not in read and is_pair(model.get_submodule(chain))
         names.append(chain if pair and device_of(model).type == "cuda" else name)
     return [name for name in dict.fromkeys(names) if name]
 

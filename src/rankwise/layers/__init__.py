@@ -1,1 +1,1 @@
-"""Layers of networks: the kinds of dense ones, and the chains of plain layers that replace them."""
+"""Layers of networks: dense ones, chains of plain layers that replace them, and layers in place of fused weights."""

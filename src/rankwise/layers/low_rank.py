@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from .functional import shown
 from .kinds import Role, is_convolution, is_transposed, output_first, site_kind
 from .lazy_weight import LazyWeight
 
@@ -130,8 +131,20 @@ class LowRankLayer(LowRank):
     @property
     def weight(self) -> Tensor:
         """The dense weight: a tensor that knows its shape, dtype and device, and is computed when used."""
+        if (own := shown(self)) is not None:
+            return own[0]
         if torch.compiler.is_compiling():  # the compiler itself drops what is not used
             return super().weight
+        return self.lazy_weight()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias that the chain adds; computed if no layer holds it."""
+        own = shown(self)
+        return super().bias if own is None else own[1]
+
+    def lazy_weight(self) -> LazyWeight:
+        """The dense weight, not computed yet."""
         parameters = list(self.parameters())
         wants_grad = any(parameter.requires_grad for parameter in parameters)
         return LazyWeight(self._dense_weight, parameters[0], self.weight_shape, wants_grad)

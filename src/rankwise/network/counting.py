@@ -124,6 +124,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         calls: layer name -> its calls, in order of the first call.
         direct: layer name -> the module that used its weight without calling it, in words.
+        hosts: layer name -> the name of that module.
         sized: transposed convolutions that were called with an output size.
         read: layer name -> for each call, what identifies its input tensor.
         unusual: layer name -> the kind of tensor without ordinary rows that it was called with, in words.
@@ -137,6 +138,7 @@ class Recorder(TorchDispatchMode):
         self.calls: dict[str, list[Call]] = {}
         self.read: dict[str, list[tuple[int, int]]] = {}
         self.direct: dict[str, str] = {}
+        self.hosts: dict[str, str] = {}
         self.sized: set[str] = set()
         self.unusual: dict[str, str] = {}
         self.other_macs: dict[str, int] = defaultdict(int)
@@ -294,6 +296,7 @@ class Recorder(TorchDispatchMode):
         running = self._running[-1] if self._running else self._model
         if running is not self._layers[owner]:
             self.direct.setdefault(owner, in_words(running, self._names[id(running)]))
+            self.hosts.setdefault(owner, self._names[id(running)])
         # A call of the layer multiplies each of its rows with the whole weight. A remainder shows a product with a
         # part of the weight, which has no row count.
         rows, rest = divmod(macs, prod(self._shapes[owner]))

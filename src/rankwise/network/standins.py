@@ -141,7 +141,7 @@ class _Trial:
         if self.reasons:
             return False
         got = tensor_leaves(output)
-        return not self.compares or _equal(got, self.expected)
+        return not self.compares or same(got, self.expected)
 
     def culprits(self, names: Sequence[str]) -> dict[str, str]:
         """Among sites that fail together, those that fail alone or visibly, with their reasons."""
@@ -221,7 +221,7 @@ def _noting(running: list[str], words: str) -> tuple[Callable[..., None], Callab
     return lambda module, args: running.append(words), left
 
 
-def _equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+def same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
     """Whether two lists of tensors hold the same up to rounding."""
     if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
         return False

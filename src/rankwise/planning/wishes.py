@@ -17,6 +17,7 @@ from ..plan import DENSE, Curve, Plan
 from ..ranks import FreeRule, Rule, get_floor, get_rule
 from ..ranks.budgeted import Knapsack
 from ..running.guards import unwrap
+from ..surgery.unfusing import layers_to_come
 from .budgets import check_keep, check_units, is_measured
 from .constraints import Constraints, Pin, parse_pin
 from .prices import NEEDS_EXAMPLE
@@ -198,6 +199,7 @@ def check_wishes(model: nn.Module, asked: Asked) -> None:
     if asked.keep is not None:
         check_units(model, asked.keep)
     layers = [name for name, part in model.named_modules(remove_duplicate=False) if site_kind(part)]
+    layers += layers_to_come(model)
     for pattern in asked.constraints.patterns:
         if layers and not matching(pattern, layers):
             raise ValueError(f"pattern '{pattern}' matches no site; near names are: {near(pattern, layers)}")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..formats import LowRank
+from ..layers.attention import Attention
 from ..running.pristine import pristine
 
 
@@ -40,7 +41,7 @@ class OwnTracer(fx.Tracer):
 
 class _Tracer(OwnTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (LowRank, nn.Identity)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (LowRank, Attention, nn.Identity)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def traced(model: nn.Module, otherwise: str) -> fx.Graph:

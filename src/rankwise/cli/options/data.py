@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ...inputs.data import Data, DataOptions
 
 MODEL_HELP = (
-    "torchvision:NAME, hf:NAME_OR_FOLDER (transformers), or FILE.py:FUNCTION, a function that returns the network."
+    "torchvision:NAME, timm:NAME_OR_FOLDER, hf:NAME_OR_FOLDER (transformers), or FILE.py:FUNCTION, a function that "
+    "returns the network."
 )
 DATA_HELP = (
     "A folder of pictures (class folders give labels), FILE.npz, .npy, .safetensors, .pt, text for hf: "
@@ -59,6 +60,10 @@ class Network:
         ),
     ] = None
 
+    random_weights: Annotated[
+        bool, plain("--random-weights", "Random weights for a network of timm, whose own are not here.", shown=False)
+    ] = False
+
     @property
     def is_transformer(self) -> bool:
         """Whether it is a model of transformers."""
@@ -72,14 +77,20 @@ class Network:
     def load(self) -> nn.Module:
         """The network with its weights."""
         from ...inputs.models import load_model
+        from ...inputs.timm_models import is_timm
 
-        return load_model(self.model, self.weights)
+        if self.random_weights and (self.weights is not None or not is_timm(self.model)):
+            raise ValueError(
+                f"--random-weights is for timm: models without --weights, not for {self.model}"
+                f"{' with ' + str(self.weights) if self.weights else ''}"
+            )
+        return load_model(self.model, self.weights, not self.random_weights)
 
     def warn(self, out: Output) -> None:
-        """Say that a torchvision network without a weights file is untrained: Rankwise downloads no weights."""
+        """Say that a network is untrained: Rankwise downloads no weights, also none of torchvision."""
         from ...inputs.models import is_torchvision
 
-        if self.weights is None and is_torchvision(self.model):
+        if self.random_weights or (self.weights is None and is_torchvision(self.model)):
             out.note(f"{self.model} has random weights; give trained ones with --weights FILE")
 
 

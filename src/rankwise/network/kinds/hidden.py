@@ -127,7 +127,8 @@ def _fitting(forward: Forward, names: Sequence[str]) -> _Found | None:
     read = [forward.record.read.get(name) for name in feeders]
     wanted = ([units, units],) if len(feeders) == 2 else ([units], [2 * units])
     fits = rows in wanted and inputs == {outputs} and all(each == read[0] for each in read)
-    return _Found(tuple(feeders), reader) if fits and outputs < units else None
+    # A layer of twice the units is a gate whatever the width: experts have few units each.
+    return _Found(tuple(feeders), reader) if fits and (outputs < units or rows == [2 * units]) else None
 
 
 def _works(forward: Forward, found: Sequence[_Found]) -> bool:
