@@ -16,7 +16,7 @@ SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
-    "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
+    "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink", "--method-set",
 }  # fmt: skip
 JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
@@ -54,7 +54,11 @@ OPTIONS = {
     | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
     | {"--checkpoint", "--resume", "--device", "--tune-rate"},
-    "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
+    "evaluate": WORK
+    | JUDGE
+    | TIMING
+    | {"DATA", "--artifact", "--stored", "--roofline"}
+    | {"--context", "--stride", "--start-token", "--choices", "--neighbours", "--generate"},
     "export": SHARED
     | DATA
     | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
