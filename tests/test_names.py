@@ -12,6 +12,7 @@ import pytest
 import rankwise
 from rankwise import latency, names, techniques
 from rankwise.names import METRICS, check_engine_name, check_name, read_format, written_format
+from rankwise.planning.named import NAMED
 
 
 def test_there_are_no_other_formats_rules_and_engines() -> None:
@@ -19,13 +20,14 @@ def test_there_are_no_other_formats_rules_and_engines() -> None:
     assert tuple(rankwise.RULES) == names.RULES
     assert tuple(latency.ENGINES) == names.ENGINES
     assert tuple(techniques.RECIPES) == names.TECHNIQUES
+    assert tuple(NAMED) == names.METHOD_SETS
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("inputs", "unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, weight"),
-        ("zebra", "unknown metric 'zebra'; the metrics are input, diagonal, fisher, weight"),
+        ("inputs", "unknown metric 'inputs'; did you mean input? The metrics are {known}"),
+        ("zebra", "unknown metric 'zebra'; the metrics are {known}"),
     ],
 )
 def test_a_name_that_does_not_exist_is_told_with_near_ones_and_all_that_do(name: str, message: str) -> None:
@@ -33,7 +35,7 @@ def test_a_name_that_does_not_exist_is_told_with_near_ones_and_all_that_do(name:
         check_name("metric", known, METRICS)
     with pytest.raises(ValueError) as error:
         check_name("metric", name, METRICS)
-    assert str(error.value) == message
+    assert str(error.value) == message.format(known=", ".join(METRICS))
 
 
 def test_an_engine_may_be_a_file() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .network.sites import Sites
     from .plan import Plan, PlanRow
     from .planning.choose import choose
+    from .planning.named import method_set
     from .planning.pareto import pareto
     from .planning.planner import Planner
     from .planning.profile import profile
@@ -69,6 +70,7 @@ __all__ = [
     "inputs_only",
     "kernels",
     "load",
+    "method_set",
     "pareto",
     "profile",
     "save",
@@ -89,6 +91,7 @@ _HOMES = {
     "network.sites": ("Sites",),
     "plan": ("Plan", "PlanRow"),
     "planning.choose": ("choose",),
+    "planning.named": ("method_set",),
     "planning.pareto": ("pareto",),
     "planning.planner": ("Planner",),
     "planning.profile": ("profile",),

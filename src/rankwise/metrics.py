@@ -16,7 +16,7 @@ Sides = TypeVar("Sides", covariant=True)
 class HasSides(Protocol[Sides]):
     """`statistics.Moments`, as far as a metric needs them."""
 
-    def sided(self, shrink: float, *, diagonal: bool = False, weighted: bool = False) -> Sides:
+    def sided(self, shrink: float, *, diagonal: bool = False, weighted: bool = False, kind: str | None = None) -> Sides:
         """See `Moments.sided`."""
 
 
@@ -34,6 +34,9 @@ class FitMetric:
         corrects_bias: whether fits know the mean of the input, so that a bias can correct the mean output.
         shrinkable: whether shrinking it towards the weight metric changes it.
         diagonal: whether covariances between inputs are ignored.
+        centred: whether fits take the mean of the input out of its moment.
+        needs_weight_gradients: whether these are to be gradients of the weights, too.
+        kind: a metric of the literature, one of `statistics.published.KINDS`; None for others.
 
     Example:
         >>> get_metric("fisher").needs_gradients
@@ -47,6 +50,9 @@ class FitMetric:
     corrects_bias: bool = True
     shrinkable: bool = True
     diagonal: bool = False
+    centred: bool = True
+    needs_weight_gradients: bool = False
+    kind: str | None = None
 
     def of(self, moments: HasSides[Sides], shrink: float = 0.0) -> Sides:
         """The metric of a site's inputs and outputs from its moments; sequential fits have moments in any metric.
@@ -57,6 +63,8 @@ class FitMetric:
         Raises:
             ValueError: for a share outside that range, or moments that lack the gradients that the metric needs.
         """
+        if self.kind is not None:
+            return moments.sided(shrink, kind=self.kind)
         return moments.sided(shrink, diagonal=self.diagonal, weighted=self.needs_gradients)
 
     def __str__(self) -> str:
@@ -77,6 +85,34 @@ METRICS: dict[str, FitMetric] = {
             needs_statistics=False,
             corrects_bias=False,
             shrinkable=False,
+        ),
+        FitMetric(
+            name="uncentred",
+            summary="error of each layer's output, its mean among it: no bias is corrected (SVD-LLM)",
+            corrects_bias=False,
+            centred=False,
+        ),
+        FitMetric(
+            name="magnitude",
+            summary="error of each layer's weight, inputs weighted by their mean magnitude (ASVD)",
+            corrects_bias=False,
+            centred=False,
+            kind="magnitude",
+        ),
+        FitMetric(
+            name="pooled",
+            summary="error of each layer's output, by the covariance within parts of the data (Bolaco)",
+            kind="pooled",
+        ),
+        FitMetric(
+            name="rows",
+            summary="error of each layer's weight, its rows weighted by squared gradients (FWSVD)",
+            needs_gradients=True,
+            corrects_bias=False,
+            shrinkable=False,
+            centred=False,
+            needs_weight_gradients=True,
+            kind="rows",
         ),
     )
 }

@@ -8,19 +8,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-METRICS = ("input", "diagonal", "fisher", "weight")
+METRICS = ("input", "diagonal", "fisher", "weight", "uncentred", "magnitude", "pooled", "rows")
 FORMATS = (
     *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "nystrom"),
     *("cp3", "cp", "btd", "tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
 )
 RULES = (
-    *("knapsack", "fisher", "sensitivity", "bayesian", "continuous", "minimax", "drank", "uniform"),
+    *("knapsack", "fisher", "sensitivity", "bayesian", "bolaco", "zero_sum"),
+    *("continuous", "minimax", "drank", "uniform"),
     *("energy", "effective_rank", "stable_rank", "evbmf", "gavish_donoho"),
 )
 TECHNIQUES = (
     *("maestro", "flexrank", "penalty", "soft_threshold", "rank_pruning"),
     *("learning_compression", "admm", "dynamical", "svd_training", "warm_up", "subspace"),
 )
+# Methods of the literature, each with its own metric, rule, formats and statistics.
+METHOD_SETS = ("svd", "asvd", "fwsvd", "svd_llm", "bolaco", "modegpt", "zs_svd", "lems")
 STORAGES = ("plain", "entropy", "int8+entropy")
 ENGINES = ("torch", "compile", "onnxruntime", "executorch", "cuda")
 
@@ -63,6 +66,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "str": _SEMI_TENSOR,
     "ht": {"tree": _TREE, **_SPLIT},
     "btd": {"inputs": _IN_TWO["inputs"]},
+    "nystrom": {"order": Setting("elimination|leverage", str, "leverage", "which hidden units leave first")},
     "kronecker": {"kernel": _KERNEL, **_IN_TWO},
 }
 
@@ -130,7 +134,7 @@ def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> N
     Example:
         >>> check_name("metric", "inputs", METRICS)
         Traceback (most recent call last):
-        ValueError: unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, weight
+        ValueError: unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, ...
     """
     names = list(known)
     if name not in names:

@@ -32,6 +32,7 @@ from .running.guards import unwrap
 from .running.verbs import verb
 from .statistics import Statistics
 from .statistics.collection import collect
+from .statistics.gradients import WithLabels, stated_loss
 from .statistics.sampling import Sampling
 from .statistics.shrinkage import check_shrink
 from .surgery.unfusing import unfused
@@ -63,7 +64,8 @@ class Session:
     Attributes:
         sites: what can be factorised; after collecting, only what the data reached.
         example: the input that sites were found with.
-        gradients: whether to collect statistics of gradients too.
+        gradients: whether to collect statistics of gradients too, as for `collect`.
+        next_token: whether these are gradients of the loss of the next token, for batches of tokens.
         only: names of the sites to collect statistics of; None for all.
         given: reads existing statistics, perhaps of other data.
         collected: called with statistics once they are collected.
@@ -78,7 +80,8 @@ class Session:
     example: Any
     data: Iterable[Any] | None
     method: str = "sequential"
-    gradients: bool = False
+    gradients: bool | str = False
+    next_token: bool = False
     only: Collection[str] | None = None
     given: Callable[[], Statistics] | None = None
     collected: Callable[[Statistics], object] = lambda stats: None
@@ -100,10 +103,11 @@ class Session:
         collecting = partial(
             collect,
             self.model,
-            self.data,
+            WithLabels(self.data) if self.next_token and self.data is not None else self.data,
             example=self.example,
             only=self.only,
             gradients=self.gradients,
+            loss=stated_loss if self.next_token else None,
             progress=self.progress,
             joint=self.sites.joint,
             **vars(self.sampling),
@@ -310,7 +314,8 @@ def compress(
         example=example,
         data=batches,
         method=method,
-        gradients=asked.needs_gradients,
+        gradients=asked.gradients,
+        next_token=asked.rule.needs_loss,
         given=None if stats is None else lambda: stats,
         sampling=sampling,
         work=work,

@@ -16,7 +16,7 @@ SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
-    "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
+    "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink", "--method-set",
 }  # fmt: skip
 JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
@@ -59,7 +59,11 @@ OPTIONS = {
     | TIMING
     | {"DATA", "--out", "--test", "--keep", "--formats", "--learn", "--aim", "--rounds", "--candidates", "--search"}
     | {"--dissimilarity", "--labels", "--epochs", "--minutes", "--augment", "--rate", "--checkpoint", "--resume"},
-    "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
+    "evaluate": WORK
+    | JUDGE
+    | TIMING
+    | {"DATA", "--artifact", "--stored", "--roofline"}
+    | {"--context", "--stride", "--start-token", "--choices", "--neighbours", "--generate"},
     "export": SHARED
     | DATA
     | {"MODEL", "--weights", "--random-weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}

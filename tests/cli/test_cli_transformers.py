@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import rankwise as rw
+from rankwise.evaluate import cache_bytes, surprise, windows
 from rankwise.inputs.models import load_model
+from rankwise.inputs.text import text_tokens
 
 pytest.importorskip("transformers")
 from support.words import TEXT, save_model  # needs transformers
@@ -109,3 +111,89 @@ def test_healed(model: str, run: Run) -> None:
         *("heal", model, "words.txt", "--artifact", "out", "--minutes", "0.05", "-o", "healed", "--json", "-"),
     )
     assert json.loads(done.stdout)["figures"]["compressed"]["perplexity"] > 1
+
+
+QUESTIONS = [
+    {"context": "the cat sat on the", "choices": ["mat", "ran dog"], "answer": 0},
+    {"context": "the dog ran on the", "choices": ["sat", "log ."], "answer": "log ."},
+]
+
+
+def test_judged_as_the_field_does(model: str, run: Run) -> None:
+    """Figures of the command against the functions behind it."""
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
+    run("compress", model, "words.txt", "--keep", "linear=0.5", "--engines", "none", "-o", "out")
+    done = run(
+        *("evaluate", model, "held.txt", "--artifact", "out", "--engines", "none", "--length", "8", "--json", "-"),
+        *("--context", "16", "--stride", "4", "--choices", "asked.jsonl", "--neighbours", "--generate", "2"),
+    )
+    found = json.loads(done.stdout)["language"]
+    dense = load_model(model)
+    small = rw.load(load_model(model), "out")
+    tokens = text_tokens(Path("held.txt"), model, dense)
+    assert found["windows"]["tokens"] == len(tokens) - 1
+    for name, network in (("dense", dense), ("compressed", small)):
+        said = surprise(network, windows(tokens, context=16, stride=4))
+        assert found["windows"][name] == pytest.approx(said.perplexity, rel=1e-5)
+    assert found["windows"]["ratio"]["low"] <= found["windows"]["ratio"]["value"] <= found["windows"]["ratio"]["high"]
+    assert found["choices"]["accuracy"]["dense"]["value"] in (0, 50, 100)
+    assert 0 < found["neighbours"]["cosine"]["value"] < 1
+    one, several = found["generation"]
+    assert (one["rows"], one["read"], several["rows"]) == (1, 8, 8)
+    held = cache_bytes(dense, tokens[None, :10])
+    assert (one["dense"]["cache_bytes"], several["dense"]["cache_bytes"]) == (held, 8 * held)
+    assert one["compressed"]["decode_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--stride", "4"), "--stride is of windows: give --context N"),
+        (("--start-token",), "--start-token has no effect without --context N or --choices"),
+        (("--context", "16", "--start-token"), "the tokenizer of hf:tiny has no start token"),
+        (("--neighbours",), "name the compressed one with --artifact"),
+        (("--choices", "none.jsonl"), "--choices none.jsonl: there is no such file; its lines are"),
+    ],
+)
+def test_judging_that_has_no_effect_is_told(options: tuple[str, ...], words: str, model: str, run: Run) -> None:
+    done = run("evaluate", model, "held.txt", "--engines", "none", *options, code=2)
+    assert words in done.output.replace("\n", " ")
+
+
+def test_judging_language_is_for_language_models(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("from torch import nn\ndef build(): return nn.Linear(4, 2)\n")
+    torch.save(torch.randn(8, 4), tmp_path / "x.pt")
+    how = ("--engines", "none", "--context", "8")
+    done = run("evaluate", f"{tmp_path}/nets.py:build", f"{tmp_path}/x.pt", *how, code=2)
+    assert "are for hf: models" in done.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name, metric", [("svd_llm", "uncentred"), ("fwsvd", "rows"), ("zs_svd", "uncentred")])
+def test_methods_of_the_literature(name: str, metric: str, model: str, run: Run) -> None:
+    run("plan", model, "words.txt", "--method-set", name, "--keep", "linear=0.8", "-o", "plan.yaml")
+    plan = rw.Plan.load(Path("plan.yaml"))
+    assert plan.metric == metric
+    assert {row.format for row in plan.factorised} == {"svd"}
+    assert plan.planned["linear"] <= 0.8 * plan.dense["linear"]
+
+
+def test_a_method_of_the_literature_to_the_end(model: str, run: Run) -> None:
+    how = ("--keep", "linear=0.8", "--engines", "none", "-o", "out")
+    done = run("compress", model, "words.txt", "--method-set", "modegpt", *how, "--json", "-")
+    found = json.loads(done.stdout)
+    assert {row["format"] for row in found["plan"]["rows"]} == {"dense", "nystrom:order=leverage"}
+    assert rw.load(load_model(model), "out")(torch.arange(6)[None]).logits.shape[:2] == (1, 6)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--method-set", "svdllm"), "unknown method set 'svdllm'; did you mean svd_llm"),
+        (("--method-set", "svd_llm", "--rule", "knapsack"), "--method-set svd_llm has its own --rule"),
+        (("--method-set", "svd_llm", "--metric", "weight"), "--method-set svd_llm has its own --metric"),
+        (("--method-set", "svd_llm", "--method", "sequential"), "leave out --method sequential"),
+    ],
+)
+def test_methods_that_contradict(options: tuple[str, ...], words: str, model: str, run: Run) -> None:
+    done = run("compress", model, "words.txt", *options, "--keep", "linear=0.8", "-o", "out", code=2)
+    assert words in done.output.replace("\n", " ")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwise.linalg.elimination import DAMPING, eliminate, refit
+from rankwise.linalg.elimination import DAMPING, eliminate, leverages, refit
 from rankwise.linalg.metric import Dense, Metric, Sampled
 
 
@@ -105,3 +105,27 @@ def test_sampled_rows_give_the_same_as_their_moment() -> None:
     whole = eliminate(W, Dense(rows.mT @ rows / 40)).errors
     for count, error in eliminate(W, Sampled(rows / 40**0.5)).errors.items():
         assert error == pytest.approx(whole[count], rel=1e-6, abs=1e-9)
+
+
+def test_an_order_that_is_given() -> None:
+    """Errors along a given order are those of refitting what is left, and the order is returned."""
+    generator = torch.Generator().manual_seed(3)
+    W = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    rows = torch.randn(40, 8, generator=generator, dtype=torch.float64)
+    metric = Dense(rows.mT @ rows / 40)
+    order = torch.randperm(8, generator=generator)
+    found = eliminate(W, metric, step=2, order_D=order)
+    assert torch.equal(found.order_D, order)
+    assert list(found.errors) == [0, 2, 4, 6, 8]
+    for kept, error in found.errors.items():
+        left = W.clone()
+        places = order[8 - kept :]
+        left[:, places] -= refit(W, metric, places)
+        assert error == pytest.approx(metric.energy(left), rel=2e-3, abs=1e-9)
+
+
+def test_leverages_are_those_of_the_definition() -> None:
+    rows = torch.randn(30, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    C = rows.mT @ rows / 30
+    expected = (C @ torch.linalg.inv(C + C.diagonal().mean() * torch.eye(6).double())).diagonal()
+    torch.testing.assert_close(leverages(Dense(C)), expected)

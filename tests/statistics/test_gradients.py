@@ -292,3 +292,35 @@ def test_too_many_outputs_are_announced_and_named_when_needed(caplog: pytest.Log
     assert stats.metric("1", "fisher").root_GTT is not None
     with pytest.raises(ValueError, match="hold nothing for site 'head'"):
         stats.metric("head", "input")
+
+
+def test_gradients_of_weights_sample_by_sample(tmp_path: Path) -> None:
+    """Squares summed over each row of the weight, and the mean gradient times the weight; also from a file."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 5))
+    x = torch.randn(7, 4, 4, 4)
+    stats = collect(model, [x[:4], x[4:]], gradients="weights", loss=fixed)
+    stored = Statistics.load(stats.save(tmp_path / "stats"))
+    for name, groups in (("0", 2), ("3", 1)):
+        layer = model.get_submodule(name)
+        taken = [torch.autograd.grad(fixed(model(each[None])), layer.weight)[0].flatten(1).double() for each in x]
+        squares = torch.stack(taken).square().mean(0).sum(1).view(groups, -1)
+        mean, weight = torch.stack(taken).mean(0), layer.weight.detach().flatten(1).double()
+        rows = len(weight) // groups
+        cross = torch.stack([own @ w.mT for own, w in zip(mean.split(rows), weight.split(rows), strict=True)])
+        for found in (stats[name].gradients, stored[name].gradients):
+            assert found is not None
+            torch.testing.assert_close(found.rows_GT, squares, rtol=1e-4, atol=1e-9)
+            torch.testing.assert_close(found.cross_GTT, cross, rtol=1e-3, atol=1e-6)
+    merged = collect(model, [x[:4]], gradients="weights", loss=fixed).merge(
+        collect(model, [x[4:]], gradients="weights", loss=fixed)
+    )
+    both = merged["3"].gradients
+    assert both is not None
+    torch.testing.assert_close(both.cross_GTT, stats["3"].gradients.cross_GTT, rtol=1e-4, atol=1e-8)
+    plain = collect(model, [x], gradients="weights")["3"].gradients
+    assert plain is not None
+    assert plain.cross_GTT is None  # the mean of random signs says nothing
+    assert plain.rows_GT is not None
+    with pytest.raises(ValueError, match="site 'twice' is called 2 times"):
+        collect(make(Kinds), indices(1), gradients="weights")

@@ -480,3 +480,36 @@ def test_the_moment_of_many_large_rows(size: float) -> None:
     expected = x.double().mT @ x.double() / 300
     assert found.second_GDD is not None
     torch.testing.assert_close(found.second_GDD, expected, atol=1e-6 * size**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12])
+def test_magnitudes_and_parts_of_the_rows(scale: float) -> None:
+    """Forty calls in 32 parts: the first eight parts have two calls each."""
+    chunks = [scale * (normal(1, 3 + index % 3, 6, seed=index) + 1) for index in range(40)]
+    own = Accumulator(taps=2, parts=True)
+    for chunk in chunks:
+        own.update(chunk)
+    found, order = own.moments(), unfold_order(2, 6, torch.device("cpu"))
+    rows = torch.cat(chunks, 1)[0]
+    assert found.magnitude_GD is not None
+    torch.testing.assert_close(found.magnitude_GD[0], rows.abs().mean(0)[order], rtol=1e-9, atol=0)
+    groups = [torch.cat(chunks[part::32], 1)[0] for part in range(32)]
+    assert found.parts_K is not None
+    assert found.parts_KGD is not None
+    assert found.parts_K.tolist() == [len(each) for each in groups]
+    torch.testing.assert_close(found.parts_KGD[:, 0], torch.stack([each.mean(0)[order] for each in groups]))
+    pooled = sum(each.mT.cov() * (len(each) - 1) for each in groups) / (len(rows) - 32)
+    (metric,) = found.two_sided("pooled").inputs
+    torch.testing.assert_close(metric.dense(), pooled[order][:, order], rtol=1e-5, atol=1e-5 * scale**2)
+    (diagonal,) = found.two_sided("magnitude").inputs
+    torch.testing.assert_close(diagonal.dense().diagonal(), found.magnitude_GD[0], rtol=1e-5, atol=0)
+    both = merge([found, found])
+    assert both.parts_K is not None
+    assert len(both.parts_K) == 64
+
+
+def test_metrics_of_the_literature_tell_what_is_missing() -> None:
+    plain = streamed([normal(1, 9, 4)])
+    for kind, words in (("magnitude", "mean magnitudes"), ("pooled", "means of parts"), ("rows", "gradients of the w")):
+        with pytest.raises(ValueError, match=f"the statistics hold no {words}.*the metric '{kind}' needs"):
+            plain.two_sided(kind)

@@ -15,7 +15,11 @@ from rankwise.ranks.spectra import Spectra, Unfolding
 
 def brief(name: str) -> Rule:
     """A rule by its name, with fewer trials and steps than by default where it takes many."""
-    return get_rule({"bayesian": "bayesian:trials=3", "continuous": "continuous:steps=60"}.get(name, name))
+    return get_rule(
+        {"bayesian": "bayesian:trials=3", "bolaco": "bolaco:trials=3", "continuous": "continuous:steps=60"}.get(
+            name, name
+        )
+    )
 
 
 def site(
@@ -43,6 +47,7 @@ def site(
         dense=options[0],
         spectra=spectra,
         importance=lambda: importance,
+        slopes=lambda: [(-1) ** place * value for place, value in enumerate(values)],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,6 +78,7 @@ def compress(
         from .results import finish
 
         way.check()
+        way = way if budget.named is None else way.one_shot()
         timing.check()
         figured, share, judging = timing.timing(), budget.share(), budget.judging()
         wishes = budget.wishes(judging.fit, network.rule)
@@ -86,9 +88,8 @@ def compress(
         out.if_stopped(lambda: _kept(work))
         selection = Selection.of(way.importance)
         where = timing.wishes(Asked.of(**wishes).needs_times, wanted=not network.is_transformer)
-        job = Job.start(
-            out, network, data, run.seed, judging=judging, wishes=wishes, folder=out_folder, way=way, work=work
-        )
+        start = partial(Job.start, judging=judging, wishes=wishes, folder=out_folder, way=way, work=work)
+        job = start(out, network, data, run.seed, joint=budget.joint)
         job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
         job.begin(_identity(job, wishes, budget, way, timing if where["timed"] else None))
         plan = job.plan(wishes, share, where, timing.latency_batch)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..network.sites import Sites
     from ..plan import Plan
     from ..planning.wishes import Asked
+    from ..ranks import Rule
     from ..running.seen import Seen
     from ..session import Session
     from ..work import Work
@@ -64,10 +65,12 @@ class Job:
         way: Factorising | None = None,
         work: Work | None = None,
         gradients: bool = False,
+        joint: bool | None = None,
     ) -> Job:
         """Load everything that the command names, before any long work begins.
 
-        `wishes` are for `choose`, `folder` is for the artifact, and `gradients` asks for statistics of gradients too.
+        `wishes` are arguments of `choose`, the artifact will be written to `folder`, and `gradients` asks for
+        statistics of gradients whatever the wishes are. `joint` is by default that of a transformer.
         """
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
@@ -82,7 +85,9 @@ class Job:
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
-        network, sites = _found(out, network, example, asked, joint=named.is_transformer and not asked.needs_times)
+        # Times are of single layers.
+        joint = named.is_transformer and not asked.needs_times if joint is None else joint
+        network, sites = _found(out, network, example, asked, joint)
         work = work or Work()
         file = StatisticsFile.of(data.stats, sites.fingerprint, named.model, collected=STATISTICS in work)
         session = Session(
@@ -91,7 +96,8 @@ class Job:
             example=example,
             data=None if calibration is None else calibration.inputs,
             method=_method(way.method, calibration, sites.joint),
-            gradients=gradients or asked.needs_gradients,
+            gradients=asked.gradients or gradients,
+            next_token=asked.rule.needs_loss,
             given=file.read if file.stored or calibration is None else None,
             collected=file.write,
             sampling=Sampling(seed=seed),
@@ -186,7 +192,7 @@ class Job:
         if wishes["rule"].needs_evaluate:
             if self.data is None:
                 raise ValueError(f"--rule {wishes['rule'].name} tries plans on data; name DATA")
-            judge = self.judging.for_plans(self.out, network, self.data)
+            judge = self._judge_of_plans(wishes["rule"], self.data)
             batches = self.data.pairs if judge.judge is not None and self.data.labelled else self.data.inputs
             # Many plans are tried: one-shot fits take a second where sequential ones run both networks over the data.
             found["evaluate"] = self.trials(batches, judge, "one-shot")
@@ -202,6 +208,15 @@ class Job:
             self.searched.append(data)
             found["drop"] = self.trials(judged.batches(judge, data), judge)
         return found
+
+    def _judge_of_plans(self, rule: Rule, data: Data) -> Measure:
+        """What a rule's trials are judged by on data: what the user asked for, else what the rule publishes."""
+        from ..evaluate import predicts_next, regularised_perplexity
+
+        network, asked = self.session.model, self.judging.own or self.judging.name
+        if rule.regularised and not asked and predicts_next(network, next(iter(data.inputs))):
+            return regularised_perplexity(network)
+        return self.judging.for_plans(self.out, network, data)
 
     def trials(self, batches: Iterable[Any], measure: Measure, method: str | None = None) -> Trials:
         """What tries plans on batches by a measure; `method` is the session's by default."""

@@ -57,7 +57,7 @@ def pareto(
         timing.check()
         wishes = choosing.wishes(judging.fit, network.rule)
         where = timing.wishes(along == "latency", wanted=False)
-        job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes)
+        job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes, joint=choosing.joint)
         plans = job.plans({**wishes, "shrink": share or 0.0}, keeps, where, timing.latency_batch, nested=not own)
         rows = [_row(plan, along) for plan in plans]
         judge = _judge(job, plans, rows) if measure else None

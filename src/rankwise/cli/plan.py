@@ -41,7 +41,7 @@ def plan(
         from ..planning.wishes import Asked  # imports torch: what is spelled wrong is reported before
 
         where = timing.wishes(Asked.of(**wishes).needs_times, wanted=not network.is_transformer)
-        job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes)
+        job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes, joint=budget.joint)
         chosen = job.plan(wishes, share, where, timing.latency_batch)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.session.sites, out.console.width))

@@ -12,6 +12,7 @@ WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
     from ..evaluate import Measure, Roofline, Storage
+    from ..figures.language import Line
     from ..network.sites import Sites
     from ..plan import Plan
 
@@ -166,6 +167,16 @@ def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table
         both = len(names) == 2 and all(key in figures[name] for name in names)
         ratio = f"{figures[names[1]][key] / figures[names[0]][key]:.3f} times" if both and key == PERPLEXITY else ""
         table.add_row(Text(title), *cells, *([ratio] if len(names) == 2 else []))
+    return table
+
+
+def language_table(lines: Sequence[Line], networks: int) -> Table:
+    """Figures of language models, of one network or of two side by side."""
+    names = ("dense", "compressed")[:networks]
+    table = _table("", right=(*names, *(("compressed beside dense",) if networks == 2 else ())))
+    for line in lines:
+        cells = [line.values.get(name, "") for name in names]
+        table.add_row(Text(line.title), *cells, *([line.beside] if networks == 2 else []))
     return table
 
 

@@ -11,6 +11,7 @@ from ..formats import Format, get_format
 from ..formats.both_sides import fit
 from ..formats.weights import site_bias, site_weight, weight_metrics
 from ..linalg.two_sided import TwoSided
+from ..metrics import get_metric
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Plan, PlanRow
@@ -99,7 +100,8 @@ def factorise_site(
         factors = format.fit(site, weight, weight_metrics(site, weight.device), row.ranks)
     else:
         with_bias = site.chain_bias(metric)
-        moments = moments if with_bias else moments.uncentred()
+        # With a mean of zero the layer keeps its own bias.
+        moments = moments if with_bias and get_metric(metric).centred else moments.uncentred()
         factors = fit(format, site, weight, two_sided, row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
     chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias=bias is not None)

@@ -24,6 +24,8 @@ def refuses(format: Format, site: Site, metric: str | FitMetric) -> str | None:
     if reason := format.refuses(site):
         return reason
     metric = get_metric(metric)
+    if metric.needs_weight_gradients and (site.looks_up or len(site.slots) > 1):
+        return f"the {metric} metric needs gradients of the weight, which are collected of single layers; use another"
     if metric.needs_gradients and site.role is not Role.TIED and format.output_factor(site) is None:
         return (
             f"{format.name} has no factor that alone holds the outputs of this layer, and the {metric} metric weighs "

@@ -6,6 +6,7 @@ Letters: T outputs, D hidden units, K kept ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ..layers.kinds import Role
 from ..layers.low_rank import LowRank, Ranks
 from ..layers.modules import Kept
-from ..linalg.elimination import Elimination, eliminate, refit
+from ..linalg.elimination import Elimination, eliminate, leverages, refit
 from ..linalg.metric import Metric
 from ..network.site import Site
 from .base import Built, Cost, Factors, Format, Rivals, relative
@@ -33,6 +34,7 @@ class _Whole(LowRank):
 PARTS = 192
 
 
+@dataclass(frozen=True, kw_only=True)
 class Nystrom(Format):
     """`V = U E_K`: K of the hidden units, and `U = W Sigma_:K Sigma_KK^-1` for the layer that reads them.
 
@@ -43,6 +45,8 @@ class Nystrom(Format):
     Source: Lin et al., "MoDeGPT: Modular Decomposition for Large Language Model Compression", 2024, arXiv 2408.09632;
     the elimination and the corrected bias are ours.
     """
+
+    order: str = "elimination"
 
     name = "nystrom"
     summary = "a hidden layer with fewer units; the layer that reads them is refitted"
@@ -68,18 +72,23 @@ class Nystrom(Format):
         self, site: Site, weight: Tensor, metrics: Sequence[Metric], step: int, rivals: Rivals | None = None
     ) -> list[tuple[Ranks, float]]:
         (metric,) = metrics
-        errors, total = _path(weight, metric).errors, metric.energy(weight)
+        errors, total = self._path(weight, metric).errors, metric.energy(weight)
         return [((kept,), relative(errors[kept], total)) for kept in steps(site.in_features, step) if kept in errors]
 
     def predicted(self, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
         # What leaves adds errors that are uncorrelated with those before it, so the losses add up as the errors do.
-        losses = _path(weight, metric, G_TT).errors
+        losses = self._path(weight, metric, G_TT).errors
         return {(kept,): 0.5 * loss for kept, loss in losses.items() if kept}
+
+    def _path(self, W_TD: Tensor, metric: Metric, G_TT: Tensor | None = None) -> Elimination:
+        """The units in the order in which they leave."""
+        order_D = leverages(metric).argsort() if self.order == "leverage" else None
+        return eliminate(W_TD, metric, max(1, W_TD.shape[1] // PARTS), G_TT, order_D)
 
     def fit(self, site: Site, weight: Tensor, metrics: Sequence[Metric], ranks: Ranks) -> Factors:
         (kept,) = ranks = self.check(site, ranks)
         (metric,) = metrics
-        order_D = _path(weight, metric).order_D
+        order_D = self._path(weight, metric).order_D
         kept_K = order_D[len(order_D) - kept :].sort().values
         U_TK = refit(weight, metric, kept_K)
         dense = torch.zeros_like(weight)
@@ -162,7 +171,3 @@ def _places(chain: LowRank) -> Kept:
 
 def _linear(chain: LowRank) -> nn.Linear:
     return next(layer for layer in chain if isinstance(layer, nn.Linear))
-
-
-def _path(W_TD: Tensor, metric: Metric, G_TT: Tensor | None = None) -> Elimination:
-    return eliminate(W_TD, metric, max(1, W_TD.shape[1] // PARTS), G_TT)

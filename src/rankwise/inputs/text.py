@@ -36,11 +36,7 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
     """
     import torch
 
-    if not is_hugging_face(model):
-        raise ValueError(f"{path}: text needs a tokenizer, and MODEL {model!r} has none; it is for hf:NAME_OR_FOLDER")
-    if not path.is_file():
-        raise ValueError(f"DATA {str(path)!r}: there is no file {path}")
-    tokenizer = hugging_face_tokenizer(model.removeprefix(HUGGING_FACE))
+    tokenizer = _tokenizer(path, model)
     config = getattr(network, "config", None)
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     length = options.length if options.length is not None else min(LENGTH, most or LENGTH)
@@ -48,19 +44,13 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
         raise ValueError(f"--length {length} must be at least 2: a word is predicted from those before it")
     if most and length > most:
         raise ValueError(f"--length {length} is more than the {most} tokens that {model} takes")
-    texts = list(_texts(path))
-    tokens = _tokens(tokenizer, texts)
+    tokens = _tokens(tokenizer, list(_texts(path)))
     count = len(tokens) // length
     if not count:
         raise ValueError(
             f"{path} holds {len(tokens)} tokens, fewer than one row of {length}; give more text, or a smaller --length"
         )
-    vocabulary = getattr(config, "vocab_size", None)
-    if vocabulary and int(tokens.max()) >= vocabulary:
-        raise ValueError(
-            f"the tokenizer of {model} gives token {int(tokens.max())}, the network knows {vocabulary}: it does not "
-            f"belong to this network"
-        )
+    _check_vocabulary(tokens, model, network)
     rows = tokens[: count * length].view(count, length)
     if samples is not None and samples < count:
         rows = rows[
@@ -83,6 +73,32 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
         prepared=f"{len(rows)} rows of {length} tokens, packed",
         _passes=passes,
     )
+
+
+def text_tokens(path: Path, model: str, network: nn.Module) -> Tensor:
+    """All tokens of a file of text in a row; arguments and errors are those of `from_text`."""
+    tokens = _tokens(_tokenizer(path, model), list(_texts(path)))
+    if not len(tokens):
+        raise ValueError(f"{path} holds no text")
+    _check_vocabulary(tokens, model, network)
+    return tokens
+
+
+def _tokenizer(path: Path, model: str) -> Any:
+    if not is_hugging_face(model):
+        raise ValueError(f"{path}: text needs a tokenizer, and MODEL {model!r} has none; it is for hf:NAME_OR_FOLDER")
+    if not path.is_file():
+        raise ValueError(f"DATA {str(path)!r}: there is no file {path}")
+    return hugging_face_tokenizer(model.removeprefix(HUGGING_FACE))
+
+
+def _check_vocabulary(tokens: Tensor, model: str, network: nn.Module | None) -> None:
+    vocabulary = getattr(getattr(network, "config", None), "vocab_size", None)
+    if vocabulary and int(tokens.max()) >= vocabulary:
+        raise ValueError(
+            f"the tokenizer of {model} gives token {int(tokens.max())}, the network knows {vocabulary}: it does not "
+            f"belong to this network"
+        )
 
 
 def _arguments(network: nn.Module | None) -> Collection[str]:

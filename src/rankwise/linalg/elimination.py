@@ -29,7 +29,9 @@ class Elimination(NamedTuple):
     errors: dict[int, float]
 
 
-def eliminate(W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None = None) -> Elimination:
+def eliminate(
+    W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None = None, order_D: Tensor | None = None
+) -> Elimination:
     """Leave out the inputs one after the other that cost the least, the others refitted each time.
 
     `min over U, K of ||(W - U E_K) Sigma^(1/2)||^2` greedily, `E_K` the rows K of the identity. With `P = Sigma^-1` of
@@ -42,6 +44,7 @@ def eliminate(W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None =
         step: so many leave at once, those that cost the least one by one; the errors are for what is left after each
             time, so for multiples of it if D is one.
         G_TT: weighs the outputs in the errors that are returned, but not in what leaves.
+        order_D: the inputs in the order in which they leave instead, the first to leave first.
 
     Example:
         >>> from rankwise.linalg.metric import Identity
@@ -56,8 +59,13 @@ def eliminate(W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None =
     errors, error = {size: 0.0}, 0.0
     while len(alive):
         count = len(alive) % step or step
-        costs = W.square().sum(0) / P.diagonal()
-        out_S = costs.topk(count, largest=False).indices
+        if order_D is None:
+            costs = W.square().sum(0) / P.diagonal()
+            out_S = costs.topk(count, largest=False).indices
+        else:
+            gone, places_D = size - len(alive), torch.empty_like(order_D)
+            places_D[alive] = torch.arange(len(alive), device=W.device)
+            out_S = places_D[order_D[gone : gone + count]]
         left = torch.ones(len(alive), dtype=torch.bool, device=W.device)
         left[out_S] = False
         order.append(alive[out_S])
@@ -70,6 +78,25 @@ def eliminate(W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None =
         alive = alive[left]
         errors[len(alive)] = error
     return Elimination(torch.cat(order), dict(sorted(errors.items())))
+
+
+def leverages(metric: Metric) -> Tensor:
+    """`(C (C + lambda I)^-1)_ii`: how far each input stands out from the others, with `C` the moment of the inputs; D.
+
+    The ridge `lambda` is the mean of the diagonal of `C`: with a much smaller one all inputs of a regular `C` have
+    leverages near 1.
+
+    Example:
+        >>> from rankwise.linalg.metric import Dense
+        >>> leverages(Dense(torch.diag(torch.tensor([1.0, 4.0])))).round(decimals=4).tolist()
+        [0.2857, 0.6154]
+
+    Source: Alaoui, Mahoney, "Fast Randomized Kernel Ridge Regression with Statistical Guarantees", 2015, arXiv
+    1411.0306; for hidden units Lin et al., "MoDeGPT", 2024, arXiv 2408.09632.
+    """
+    sigma_DD = metric.dense()
+    factor = cholesky(sigma_DD, 1.0)
+    return torch.cholesky_solve(sigma_DD, factor).diagonal()
 
 
 def refit(W_TD: Tensor, metric: Metric, kept_K: Tensor) -> Tensor:

@@ -86,6 +86,28 @@ def truncate(W_TD: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, f
     return U_TR, U_TR.mT @ W_TD.double(), float(values[rank:].sum())
 
 
+def slopes(W_TD: Tensor, metric: Metric, cross_TT: Tensor) -> Tensor:
+    """`-u_i^T D W^T u_i`: how the loss changes to first order when component i of W leaves, leading ones first, K.
+
+    The components are `u_i u_i^T W`, `u_i` the eigenvectors of `W Sigma W^T` (`spectrum`).
+
+    Args:
+        W_TD: weight.
+        metric: Sigma, D x D.
+        cross_TT: `D W^T`, D the gradient of the weight.
+
+    Example:
+        >>> from rankwise.linalg.metric import Identity
+        >>> slopes(torch.diag(torch.tensor([2.0, 1.0])), Identity(2), torch.tensor([[3.0, 0.0], [0.0, 4.0]])).tolist()
+        [-3.0, -4.0]
+
+    Source: "Zero-Sum SVD" (ZS-SVD), 2026, arXiv 2602.02848: `-sigma_i diag(U^T D L^-T V)_i`, with `W L = U S V^T` and
+    `L L^T = Sigma`, which is the same.
+    """
+    _, U_TK = spectrum(W_TD, metric)
+    return -((cross_TT.double().mT @ U_TK) * U_TK).sum(0)
+
+
 def multiply(U_GTR: Tensor, V_GRD: Tensor) -> Tensor:
     """The weights that factors multiply to, float64; large ones to float32, as the factors in a network."""
     T, R, D = *U_GTR.shape[1:], V_GRD.shape[2]

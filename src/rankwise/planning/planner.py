@@ -16,6 +16,7 @@ from ..formats import Format, Ranks, get_format
 from ..formats.weights import site_weight
 from ..latency.meter import Meter
 from ..latency.table import Table
+from ..linalg.reduced_rank import slopes as first_order
 from ..metrics import FitMetric
 from ..network.sites import Sites
 from ..plan import DENSE, Curve, Option, Plan, PlanRow, dense_option
@@ -46,6 +47,11 @@ NEEDS_STATISTICS = (
     "Fisher energies need statistics with gradients, also in the weight metric: pass rankwise.collect(model, data, "
     "gradients=True), on the command line DATA or a file of rankwise collect --gradients"
 )
+NEEDS_LOSS = (
+    'the statistics hold no gradients of a loss on labels: pass rankwise.collect(model, data, gradients="weights", '
+    "loss=...); of a language model in transformers with statistics.gradients.stated_loss, on batches WithLabels"
+)
+ONLY_SVD = 'pass formats=["svd"] and a metric that does not weight outputs, such as "uncentred"'
 JOINT_IN_TIME = (
     "times are measured for single layers, and these sites join layers around hidden units; find or collect them "
     "without joint=True for a latency budget, or give a budget in params, linear or macs"
@@ -78,6 +84,7 @@ class Planner:
     spectra: Callable[[str, str], Spectra]
     importance: Callable[[str], float]
     predicted: Callable[[str], Mapping[tuple[str, Ranks], float]]
+    slopes: Callable[[str], Sequence[float]]
     reached: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
     tie: str | Sequence[str] = ()
@@ -125,6 +132,20 @@ class Planner:
                 for ranks, loss in get_format(each, formats).predicted(weight, inputs, gradients.second_GTT[0]).items()
             }
 
+        def slopes(name: str) -> list[float]:
+            site = sites[name]
+            if not isinstance(source, Statistics):
+                raise ValueError(NEEDS_STATISTICS)
+            gradients = source.require(name, gradients=True).gradients
+            if gradients is None or gradients.cross_GTT is None:
+                raise ValueError(f"site {name!r}: {NEEDS_LOSS}")
+            two_sided = site_metric(source, site, metric, model, shrink)
+            weight, (inputs, *others) = site_weight(model, site), two_sided.inputs
+            if others or two_sided.root_GTT is not None or {o.format for o in curves[name]} - {DENSE, "svd"}:
+                raise ValueError(f"site {name!r}: first-order losses are of svd alone, without groups; {ONLY_SVD}")
+            found: list[float] = first_order(weight.flatten(1), inputs, gradients.cross_GTT[0]).tolist()
+            return found
+
         def importance(name: str) -> float:
             if not isinstance(source, Statistics):
                 raise ValueError(NEEDS_STATISTICS)
@@ -150,6 +171,7 @@ class Planner:
             spectra=cache(spectra),
             importance=cache(importance),
             predicted=cache(predicted),
+            slopes=cache(slopes),
             reached=lambda name, option: nearly(sites[name], option),
             evaluate=asked.evaluate,
             tie=constraints.tie,
@@ -295,6 +317,7 @@ class Planner:
             spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
             importance=lambda: mean(self.importance(name) for name in group.curves),
             predicted=lambda: self.predicted(group.name) if len(members) == 1 else {},
+            slopes=lambda: self.slopes(group.name),
             kind=self.sites[group.name].kind,
             members=len(members),
             idle=next((self.prices[unit].idle for unit in units if self.prices[unit].is_measured), Unit.idle),

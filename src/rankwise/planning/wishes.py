@@ -139,6 +139,13 @@ class Asked:
         return self.metric.needs_gradients or self.rule.needs_gradients
 
     @property
+    def gradients(self) -> bool | str:
+        """The argument `gradients` of `collect` that gives what is needed."""
+        if self.metric.needs_weight_gradients or self.rule.needs_loss:
+            return "weights"
+        return self.needs_gradients
+
+    @property
     def needs_times(self) -> bool:
         """Whether an engine has to measure a budget."""
         return is_measured(self.keep) or (self.target_drop is not None and is_measured({self.minimise: 1.0}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..names import made_of
 from .base import Candidates, Pick, Problem, Rule
 from .bayesian import Bayesian
+from .bolaco import Bolaco
 from .budgeted import Knapsack
 from .continuous import Continuous
 from .drank import DRank
@@ -16,11 +17,12 @@ from .minimax import Minimax
 from .noise import Evbmf, GavishDonoho
 from .sensitivity import Sensitivity
 from .uniform import Uniform
+from .zero_sum import ZeroSum
 
 RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
-        *(Knapsack, Fisher, Sensitivity, Bayesian, Continuous, Minimax, DRank, Uniform),
+        *(Knapsack, Fisher, Sensitivity, Bayesian, Bolaco, ZeroSum, Continuous, Minimax, DRank, Uniform),
         *(Energy, EffectiveRank, StableRank, Evbmf, GavishDonoho),
     )
 }

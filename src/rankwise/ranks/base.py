@@ -34,6 +34,8 @@ class Candidates:
             for tied sites their mean; computed on the first call, a ValueError if the statistics hold no gradients.
         predicted: by format and ranks, the loss in nats that second derivatives predict for fits that do not see them;
             {} where no closed form gives it; computed on the first call.
+        slopes: of each component of svd, leading ones first, how much the loss changes to first order when it leaves;
+            a ValueError if the statistics hold no gradients of a loss on labels.
         kind: kind of the layer, such as "conv2d"; "" if it is not known.
         members: how many tied sites it stands for; counts and errors are sums over them.
         idle: why it stays dense if that is its only option.
@@ -46,6 +48,7 @@ class Candidates:
     spectra: Callable[[str], Spectra]
     importance: Callable[[], float]
     predicted: Callable[[], Mapping[tuple[str, tuple[int, ...]], float]] = dict
+    slopes: Callable[[], Sequence[float]] = tuple
     kind: str = ""
     members: int = 1
     idle: str = "no format costs less than dense"
@@ -95,6 +98,10 @@ class Rule(ABC):
     needs_budget: ClassVar[bool] = True
     needs_evaluate: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
+    # Whether the gradients must be those of a loss on labels, and of the weights.
+    needs_loss: ClassVar[bool] = False
+    # Whether plans of language models are judged by `evaluate.regularised_perplexity`.
+    regularised: ClassVar[bool] = False
     # Whether it applies only to formats whose ranks cut singular values.
     needs_spectra: ClassVar[bool] = False
 

@@ -24,14 +24,20 @@ class Sensitivity(Rule):
     quadratic around the dense network. So every option of every format gets a loss, and if `evaluate` remembers its
     answers, one try serves all budgets. Losses of sites are assumed to add up.
 
+    Losses of early blocks can count more, since all later ones see what they lose: with `depth`, block b of B counts
+    `1 + depth (B - 1 - b) / (B - 1)` times. A block is what stands before the first number in a site's name, with it.
+
     Args:
         probes: options of each site to try, at least 1.
+        depth: how much more the first block counts, at least 0.
+        floor: least share of the parameters of a factorised site, 0 to 1; a third of it for budgets below a half.
 
     Raises:
-        ValueError: for fewer probes.
+        ValueError: for a setting outside its range, or a budget that the floor does not allow.
 
     Source: the probes of Yuan et al., "ASVD: Activation-aware Singular Value Decomposition for Compressing Large
-    Language Models", 2023, arXiv 2312.05821; the interpolation in the error and the knapsack are ours.
+    Language Models", 2023, arXiv 2312.05821; the interpolation in the error and the knapsack are ours. One probe,
+    depth 5 and floor 0.3 are those of LEMS (Thoma et al., ICML 2026).
     """
 
     name: ClassVar[str] = "sensitivity"
@@ -39,13 +45,30 @@ class Sensitivity(Rule):
     needs_evaluate: ClassVar[bool] = True
 
     probes: int = 3
+    depth: float = 0.0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if self.probes < 1:
             raise ValueError(f"rule 'sensitivity': probes is {self.probes}; at least 1 is needed")
+        if not 0 <= self.depth < math.inf:
+            raise ValueError(f"rule 'sensitivity': depth is {self.depth}; it must be at least 0 and finite")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"rule 'sensitivity': floor is {self.floor}; it must be from 0 to 1")
 
     def choose(self, problem: Problem) -> list[Pick]:
-        losses = [self.losses(problem, site) for site in problem.sites]
+        floor = self.floor / 3 if _below_half(problem) else self.floor
+        free = [site.name for site in problem.sites if len(site.options) > 1]
+        factors = dict(zip(free, depths(free, self.depth), strict=True))
+        losses = [
+            [  # an infinite loss bars an option
+                math.inf
+                if option.format != DENSE and option.params < floor * site.dense.params
+                else factors.get(site.name, 1.0) * loss
+                for option, loss in zip(site.options, self.losses(problem, site), strict=True)
+            ]
+            for site in problem.sites
+        ]
         picks = least(problem, losses)
         return [
             pick if site.options[pick.option].format == DENSE else Pick(pick.option, _why(pick, own))
@@ -74,6 +97,32 @@ class Sensitivity(Rule):
             wanted = [logs[0] + (logs[-1] - logs[0]) * k / (self.probes - 1) for k in range(self.probes)]
         chosen = {min(range(len(logs)), key=lambda place: (abs(logs[place] - log), place)) for log in wanted}
         return [ordered[place] for place in sorted(chosen)]
+
+
+def _below_half(problem: Problem) -> bool:
+    """Whether a budget is below half of what the sites cost if none is factorised."""
+    return any(
+        limit < sum(max(site.costs[unit]) for site in problem.sites) / 2 for unit, limit in problem.limits.items()
+    )
+
+
+def depths(names: Sequence[str], depth: float) -> list[float]:
+    """`1 + depth (B - 1 - b) / (B - 1)` for every site, b the place of its block among B blocks.
+
+    Example:
+        >>> depths(["layers.0.up", "layers.0.down", "layers.1.up", "head"], 5.0)
+        [6.0, 6.0, 3.5, 1.0]
+    """
+    blocks = [".".join(name.split(".")[: _numbered(name)]) for name in names]
+    places = {block: place for place, block in enumerate(dict.fromkeys(blocks))}
+    last = len(places) - 1
+    return [1 + depth * (last - places[block]) / max(last, 1) for block in blocks]
+
+
+def _numbered(name: str) -> int:
+    """How many parts of a name lead to its first number, with it; all if it has none."""
+    parts = name.split(".")
+    return next((place + 1 for place, part in enumerate(parts) if part.isdigit()), len(parts))
 
 
 def interpolated(tried: Sequence[tuple[float, float]], error: float) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from .shared import Products
 
 # Rows wait until there are this many, so that the products run on large blocks.
 BLOCK_ROWS = 4096
+# Rows of the first, second, ... call are added up in so many parts in turn, for covariances within parts of the data.
+PARTS = 32
 # From twice this many columns, products are split in two to skip the half that is known by symmetry.
 SMALLEST_BLOCK = 128
 
@@ -32,15 +35,26 @@ class Accumulator:
         seed: of the sample of rows that is kept above 8,192 inputs.
         crosses: whether cross moments of the targets are added up, too; their mean always is.
         products: of all sites, where sites with the same rows find them.
+        parts: whether magnitudes and the means of parts of the rows are added up, too.
 
     Attributes:
         shares: whether other sites have the same rows.
     """
 
-    def __init__(self, taps: int = 1, seed: int = 0, *, crosses: bool = True, products: Products | None = None) -> None:
+    def __init__(
+        self,
+        taps: int = 1,
+        seed: int = 0,
+        *,
+        crosses: bool = True,
+        products: Products | None = None,
+        parts: bool = False,
+    ) -> None:
         self.taps = taps
         self.crosses = crosses
         self.products = products
+        self.parts: list[tuple[Tensor, int]] | None = [] if parts else None
+        self.updates = 0
         self.shares = False
         self.count = 0
         self.pending: list[Tensor] = []
@@ -61,7 +75,11 @@ class Accumulator:
         y_GNT = y_GNT if y_GNT is None or self.target_scale == 1 else y_GNT * self.target_scale
         if self.shift_G1D is None:
             self.shift_G1D = x_GND.mean(1, keepdim=True)
-        self._add("mean", x_GND.sum(1).double())
+        sum_GD = x_GND.sum(1).double()
+        self._add("mean", sum_GD)
+        if self.parts is not None:
+            self._add_part(sum_GD, x_GND.shape[1])
+            self._add("magnitude", x_GND.abs().sum(1).double())
         if y_GNT is not None:
             self._add("target_mean", y_GNT.sum(1).double())
             if self.crosses:
@@ -76,6 +94,15 @@ class Accumulator:
                 self._thin()
         elif self.pending_rows > max(x_GND.shape[2], BLOCK_ROWS):
             self._flush()
+
+    def _add_part(self, sum_GD: Tensor, count: int) -> None:
+        assert self.parts is not None
+        place, self.updates = self.updates % PARTS, self.updates + 1
+        if place == len(self.parts):
+            self.parts.append((sum_GD, count))
+        else:
+            known_GD, before = self.parts[place]
+            self.parts[place] = (known_GD + sum_GD, before + count)
 
     def _check_finite(self) -> None:
         """Raise a ValueError if a row was not finite: one number is read, so that a device is waited for once."""
@@ -123,6 +150,11 @@ class Accumulator:
                 # E[y x^T] = E[y (x - s)^T] + E[y] s^T
                 cross_GTD = self.sums["cross"] / self.count + target_mean_GT[:, :, None] @ shift_G1D
             cross_GTD = cross_GTD[:, :, order]
+        further: dict[str, Any] = {}
+        if self.parts is not None:
+            further["magnitude_GD"] = self.sums["magnitude"][:, order] / self.count
+            further["parts_KGD"] = torch.stack([sum_GD / count for sum_GD, count in self.parts])[:, :, order]
+            further["parts_K"] = torch.tensor([count for _, count in self.parts], dtype=torch.float64)
         moments = Moments(
             count=self.count,
             mean_GD=mean_G1D[:, 0, order],
@@ -130,6 +162,7 @@ class Accumulator:
             rows_GND=rows_GND if rows_GND is None or self.taps == 1 else rows_GND[:, :, order],
             target_mean_GT=target_mean_GT,
             cross_GTD=cross_GTD,
+            **further,
         )
         return moments if self.scale == self.target_scale == 1 else self._unscaled(moments)
 
@@ -146,6 +179,8 @@ class Accumulator:
             rows_GND=times(moments.rows_GND, rows),
             target_mean_GT=times(moments.target_mean_GT, target),
             cross_GTD=times(moments.cross_GTD, rows * target),
+            magnitude_GD=times(moments.magnitude_GD, rows),
+            parts_KGD=times(moments.parts_KGD, rows),
         )
 
     def _add(self, name: str, value: Tensor) -> None:

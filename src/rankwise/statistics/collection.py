@@ -50,7 +50,7 @@ def collect(
     forward_loop: Callable[[nn.Module], object] | None = None,
     example: Any = None,
     only: Collection[str] | None = None,
-    gradients: bool = False,
+    gradients: bool | str = False,
     loss: Loss | None = None,
     positions: int | str = "auto",
     seed: int = 0,
@@ -73,7 +73,8 @@ def collect(
         example: the batch that MACs are counted for, as for `find`; by default the first sample of the data, or the
             whole first batch if one sample does not represent it, which is logged.
         only: names of the sites to collect; all by default.
-        gradients: collect gradients, too. Sites with more than 8,192 outputs get none, which is logged.
+        gradients: collect gradients at the outputs, too; "weights" for what follows from those of the weights as well,
+            which costs about another backward pass. Sites with more than 8,192 outputs get none, which is logged.
         loss: function of the network's output, summed over the samples of a batch; implies `gradients`. The default
             needs no labels: a function of the scores whose gradients have the Fisher information of the network's own
             answers as second moment (`FisherProbe`).
@@ -100,6 +101,8 @@ def collect(
         8
     """
     model = unwrap(model)
+    if isinstance(gradients, str) and gradients != "weights":
+        raise ValueError(f'gradients is {gradients!r}; it is True, False or "weights"')
     if (data is None) == (forward_loop is None):
         raise ValueError("collect needs either data (batches) or forward_loop (a function of the model), one of them")
     if forward_loop is not None and (gradients or loss):
@@ -124,7 +127,7 @@ def collect(
     )
     collector, padding = _Collector(chosen, samples, positions, seed), Padding(mask)
     probed = Outputs.of(model, batches.first()) if takers and loss is None and batches is not None else None
-    backward = GradientCollector(loss or FisherProbe(seed, probed))
+    backward = GradientCollector(loss or FisherProbe(seed, probed), weights=gradients == "weights", own=bool(loss))
     with Blame(model) as blame, pristine(model), ExitStack() as hooks:
         for site in chosen:
             for layer, reads in kind_of(site).reads(model, site).items():
@@ -210,7 +213,9 @@ class _Collector:
     def __init__(self, sites: list[Site], samples: int | None, positions: int | str, seed: int) -> None:
         self.rows, products = Rows(), Products()
         self.accumulators = {
-            site.name: Accumulator(taps=site.taps, seed=seed, products=products) for site in sites if site.multiplies
+            site.name: Accumulator(taps=site.taps, seed=seed, products=products, parts=True)
+            for site in sites
+            if site.multiplies
         }
         self.lookups = {
             site.name: Lookups(site.out_features if site.multiplies else site.in_features)

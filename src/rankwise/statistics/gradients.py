@@ -16,7 +16,7 @@ arXiv 1206.6464 (random signs).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,8 +29,37 @@ from .accumulator import add_gram, mirror
 from .moments import Moments
 from .output_gradients import Gradients
 from .rows import output_rows
+from .weight_gradients import WeightGradients
 
 Loss = Callable[[Any], Tensor]
+
+
+def stated_loss(output: Any) -> Tensor:
+    """The loss that a network of transformers computes where a batch has labels, summed over the batch's samples."""
+    loss: Tensor = output.loss * len(output.logits)
+    return loss
+
+
+class WithLabels:
+    """Batches of tokens with the tokens themselves as labels, for `stated_loss`; padding gets the label -100.
+
+    Args:
+        batches: mappings with `input_ids`.
+
+    Raises:
+        ValueError: while they are iterated, for a batch without tokens.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            tokens = batch.get("input_ids") if isinstance(batch, Mapping) else None
+            if tokens is None:
+                raise ValueError("a batch has no input_ids; only language models have the loss of the next token")
+            mask = batch.get("attention_mask")
+            yield {**batch, "labels": tokens if mask is None else tokens.masked_fill(mask == 0, -100)}
 
 
 def fisher_energy(weight: Tensor, moments: Moments) -> float:
@@ -111,11 +140,14 @@ class GradientCollector:
 
     Args:
         loss: function of the network's output, summed over the samples of a batch.
+        weights: whether also what follows from the gradients of the weights, of sites that are one layer.
+        own: whether the loss is the user's, whose gradients have a mean that says something.
     """
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, *, weights: bool = False, own: bool = False) -> None:
         self.loss = loss
-        self.taken: list[tuple[Site, nn.Module, int | None, Tensor]] = []
+        self.weights = WeightGradients(own) if weights else None
+        self.taken: list[tuple[Site, nn.Module, int | None, Tensor, Tensor | None]] = []
         self.sums: dict[str, dict[int, Tensor]] = {}  # site -> part of its outputs -> sum
         self.lookups: dict[str, Tensor] = {}  # tied embedding -> sum at looked-up rows; its head's is in `sums`
         self.samples = 0
@@ -127,7 +159,8 @@ class GradientCollector:
             # Parameters need no gradient, so the first sites start the graph. The network goes on with a copy, and
             # cannot overwrite what the gradient is taken at.
             taken = output if output.requires_grad else output.detach().requires_grad_()
-            self.taken.append((site, layer, part, taken))
+            read = args[0] if args else None
+            self.taken.append((site, layer, part, taken, read))
             return taken.clone()
 
         return watch
@@ -144,8 +177,8 @@ class GradientCollector:
                 f"batch {batch}: the loss must be one number that depends on the network's layers; sum it over the "
                 "samples, and do not run the network under no_grad"
             )
-        gradients = torch.autograd.grad(loss.sum(), [taken for *_, taken in self.taken], allow_unused=True)
-        for (site, layer, part, _), gradient in zip(self.taken, gradients, strict=True):
+        gradients = torch.autograd.grad(loss.sum(), [taken for *_, taken, _ in self.taken], allow_unused=True)
+        for (site, layer, part, taken, read), gradient in zip(self.taken, gradients, strict=True):
             if gradient is None:
                 raise ValueError(
                     f"site {site.name!r}: the loss does not depend on its output; leave it out (only=, on the command "
@@ -161,6 +194,10 @@ class GradientCollector:
             else:
                 sum_GTT = self.sums.setdefault(site.name, {}).setdefault(part, zeros_GTT)
             add_gram(sum_GTT, rows_GNT)
+            if self.weights is not None and part is not None and len(site.slots) < 2 and not site.looks_up:
+                if read is None:
+                    raise ValueError(f"site {site.name!r} gets its input by name; leave it out (only=)")
+                self.weights.add(site, layer, read, taken, rows_GNT, samples)
             if not torch.isfinite(sum_GTT.diagonal(dim1=1, dim2=2)).all():
                 raise ValueError(f"site {site.name!r}, batch {batch}: the gradient at its output holds NaN or infinity")
         self.taken = []
@@ -176,6 +213,7 @@ class GradientCollector:
                 samples=self.samples,
                 second_GTT=means[0] if len(means) == 1 else torch.block_diag(*[mean[0] for mean in means])[None],
                 lookups_DD=self._mean(self.lookups[name])[0] if name in self.lookups else None,
+                **({} if self.weights is None else self.weights.means(name, self.samples)),
             )
         return result
 

@@ -21,6 +21,7 @@ from ..linalg.symmetric import product
 from ..linalg.two_sided import TwoSided
 from ..metrics import FitMetric, get_metric
 from .output_gradients import Gradients
+from .published import magnitudes, missing, weighted_rows, within_parts
 from .shrinkage import DAMPING, check_shrink, covariance_shrinkage, shrinkage
 
 # Above this many inputs per group a sample of rows is kept instead of a D x D moment (536 MB in float64).
@@ -49,6 +50,8 @@ class Moments:
         target_mean_GT, cross_GTD: mean of targets, and `E[y x^T]`.
         lookups_V: how often each row of a tied embedding was looked up; all else belongs to its head.
         gradients: moment of the loss's gradient at the output.
+        magnitude_GD: mean of the absolute values of the rows.
+        parts_KGD, parts_K: mean and number of the rows in each of some parts of the data.
     """
 
     count: int
@@ -59,6 +62,9 @@ class Moments:
     cross_GTD: Tensor | None = None
     lookups_V: Tensor | None = None
     gradients: Gradients | None = None
+    magnitude_GD: Tensor | None = None
+    parts_KGD: Tensor | None = None
+    parts_K: Tensor | None = None
 
     @property
     def dim(self) -> int:
@@ -85,23 +91,41 @@ class Moments:
         """The metric of fits by its name (`FitMetric.of`); "weight" means "input" here."""
         return get_metric(metric).of(self, shrink)
 
-    def sided(self, shrink: float, *, diagonal: bool = False, weighted: bool = False) -> TwoSided:
+    def sided(
+        self, shrink: float, *, diagonal: bool = False, weighted: bool = False, kind: str | None = None
+    ) -> TwoSided:
         """The metric of fits.
 
         Args:
             shrink: share of the weight metric, on both sides.
             diagonal: ignore covariances between inputs.
             weighted: weight the outputs by the gradients.
+            kind: a metric of the literature instead, one of `published.KINDS`.
 
         Raises:
-            ValueError: if `shrink` is not between 0 and 1, or there are no gradients.
+            ValueError: if `shrink` is not between 0 and 1, or something is missing.
         """
+        if kind is not None:
+            return self._published(kind, check_shrink(shrink))
         if weighted and self.gradients is None:
             raise ValueError(NO_GRADIENTS)
         inputs = self.metrics(shrink, diagonal=diagonal)
         if not weighted or self.gradients is None:
             return TwoSided(inputs=inputs)
         return TwoSided(inputs=inputs) if shrink == 1 else self.gradients.metric(inputs, shrink)
+
+    def _published(self, kind: str, shrink: float) -> TwoSided:
+        """A metric of the literature; indices of an embedding have one metric only."""
+        if shrink == 1 or (self.one_hot and kind != "rows"):
+            return TwoSided(inputs=self.metrics(shrink))
+        if kind == "magnitude" and self.magnitude_GD is not None:
+            return TwoSided(inputs=magnitudes(self.magnitude_GD, shrink) + self._lookup_metrics(shrink, None))
+        if kind == "pooled" and self.parts_KGD is not None and self.parts_K is not None:
+            inputs = within_parts(_second(self), self.parts_KGD, self.parts_K, shrink)
+            return TwoSided(inputs=inputs + self._lookup_metrics(shrink, None))
+        if kind == "rows" and self.gradients is not None and self.gradients.rows_GT is not None:
+            return weighted_rows(self.gradients.rows_GT, self.dim)
+        raise missing(kind)
 
     def metrics(self, shrink: float = 0.0, *, damping: float | None = None, diagonal: bool = False) -> list[Metric]:
         """The metric of each group, its inputs' shrunk covariance; last, the frequencies of a tied embedding's rows.
@@ -219,10 +243,14 @@ def merge(parts: Sequence[Moments]) -> Moments:
         return result
 
     further: dict[str, Any] = {}
-    for name in ("target_mean_GT", "cross_GTD"):
+    for name in ("target_mean_GT", "cross_GTD", "magnitude_GD"):
         values = [value for part in parts if (value := getattr(part, name)) is not None]
         if len(values) == len(parts):
             further[name] = mean(values)
+    for name in ("parts_KGD", "parts_K"):
+        values = [value for part in parts if (value := getattr(part, name)) is not None]
+        if len(values) == len(parts):
+            further[name] = torch.cat(values)
     looked_up = [part.lookups_V for part in parts if part.lookups_V is not None]
     if looked_up:
         further["lookups_V"] = torch.stack(looked_up).sum(0)

@@ -24,11 +24,16 @@ class Gradients:
         samples: seen so far.
         second_GTT: mean over samples of `sum over positions of g g^T`, per group; float64.
         lookups_DD: the same at the rows that a tied embedding looks up, while `second_GTT` belongs to its head.
+        rows_GT: mean over samples of the squared gradients of the weight, summed over each of its rows.
+        cross_GTT: mean over samples of `sum over positions of g y^T`, y the output without the bias: the gradient of
+            the weight times the weight's transpose. Only of a loss that the user gives.
     """
 
     samples: int
     second_GTT: Tensor
     lookups_DD: Tensor | None = None
+    rows_GT: Tensor | None = None
+    cross_GTT: Tensor | None = None
 
     def metric(self, inputs: Sequence[Metric], shrink: float = 0.0) -> TwoSided:
         """The metric of inputs and outputs, with `(1 - s) G + s trace(G) / T I` for the outputs, up to scale.
@@ -50,8 +55,14 @@ class Gradients:
         """The moment of both sets of samples together."""
         samples = self.samples + other.samples
         share = other.samples / samples
-        lookups_DD = None
-        if self.lookups_DD is not None and other.lookups_DD is not None:
-            lookups_DD = torch.lerp(self.lookups_DD, other.lookups_DD, share)
-        second_GTT = torch.lerp(self.second_GTT, other.second_GTT, share)
-        return Gradients(samples=samples, second_GTT=second_GTT, lookups_DD=lookups_DD)
+
+        def both(ours: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            return None if ours is None or theirs is None else torch.lerp(ours, theirs, share)
+
+        return Gradients(
+            samples=samples,
+            second_GTT=torch.lerp(self.second_GTT, other.second_GTT, share),
+            lookups_DD=both(self.lookups_DD, other.lookups_DD),
+            rows_GT=both(self.rows_GT, other.rows_GT),
+            cross_GTT=both(self.cross_GTT, other.cross_GTT),
+        )

@@ -31,6 +31,7 @@ _VERSION = 2  # the first with a sha256 of the content
 _TENSORS = tuple(item.name for item in fields(Moments) if item.name not in ("count", "gradients"))
 # Only in files with gradients; a reader that does not know them reads the rest.
 _GRADIENTS, _LOOKUP_GRADIENTS, _GRADIENT_SAMPLES = "gradients", "lookup_gradients", "gradient_samples"
+_FURTHER = {"lookups_DD": _LOOKUP_GRADIENTS, "rows_GT": "weight_gradients", "cross_GTT": "output_gradients"}
 
 
 class Statistics(Mapping[str, Moments]):
@@ -86,7 +87,8 @@ class Statistics(Mapping[str, Moments]):
         """
         metric = get_metric(metric)
         moments = self.require(site, gradients=metric.needs_gradients)
-        found = metric.of(moments if self.sites[site].chain_bias(metric) else moments.uncentred(), shrink)
+        centred = metric.centred and self.sites[site].chain_bias(metric)
+        found = metric.of(moments if centred else moments.uncentred(), shrink)
         if METRICS.get(metric.name) is metric:
             for group, inputs in enumerate(found.inputs):
                 inputs.place = self._kept.place(site, metric.name, shrink, group)
@@ -131,7 +133,8 @@ class Statistics(Mapping[str, Moments]):
                     found.count,
                     found.dim,
                 )
-            moments[name] = found.without_rows()
+            # Means of parts with a few rows would show those rows.
+            moments[name] = replace(found.without_rows(), parts_KGD=None, parts_K=None)
         return Statistics(moments, sites=self.sites, samples=self.samples, seed=self.seed)
 
     def save(self, path: str | Path) -> Path:
@@ -162,8 +165,9 @@ class Statistics(Mapping[str, Moments]):
                     tensors[f"{kind}:{name}"] = value.contiguous()
             if moments.gradients is not None:
                 tensors[f"{_GRADIENTS}:{name}"] = moments.gradients.second_GTT.contiguous()
-                if moments.gradients.lookups_DD is not None:
-                    tensors[f"{_LOOKUP_GRADIENTS}:{name}"] = moments.gradients.lookups_DD.contiguous()
+                for own, kind in _FURTHER.items():
+                    if (value := getattr(moments.gradients, own)) is not None:
+                        tensors[f"{kind}:{name}"] = value.contiguous()
                 gradient_samples[name] = moments.gradients.samples
         about = {
             "kind": _KIND,
@@ -241,6 +245,6 @@ def _moments(name: str, stored: _Stored, tensors: Mapping[str, Tensor]) -> Momen
         gradients = Gradients(
             samples=stored.gradient_samples[name],
             second_GTT=second_GTT,
-            lookups_DD=take(_LOOKUP_GRADIENTS, "DD"),
+            **{own: take(kind, own.rpartition("_")[2]) for own, kind in _FURTHER.items()},
         )
     return Moments(count=stored.counts[name], gradients=gradients, **found)  # type: ignore[arg-type]

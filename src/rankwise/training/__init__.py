@@ -6,6 +6,7 @@ from .augment import augmentation
 from .balance import balance_
 from .blocks import BlockReconstruction, find_blocks
 from .constrain import Constrained, constrain_, release_
+from .diagonals import merge_diagonals_, scale_diagonals_
 from .distil import Distillation
 from .expand import expand_, merge_
 from .factor_training import TrainReport, train
@@ -51,7 +52,9 @@ __all__ = [
     "find_blocks",
     "heal",
     "merge_",
+    "merge_diagonals_",
     "release_",
+    "scale_diagonals_",
     "train",
     "trainable",
     "truncate",

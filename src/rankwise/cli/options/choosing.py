@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ...names import STORAGES
+from ...names import METHOD_SETS, METRICS, STORAGES
 from ..parsing import (
     check_names,
     parse_budgets,
@@ -22,6 +22,7 @@ from .measuring import JUDGE_HELP, ClassesDim
 
 if TYPE_CHECKING:
     from ...figures.judging import Judging
+    from ...planning.named import NamedMethod
 
 METHODS = ("auto", "sequential", "one-shot")
 Fold = Annotated[bool, plain("--fold", "Fold batch norms into the layers before them. The artifact remembers it.")]
@@ -86,6 +87,14 @@ class Limits:
 class Choosing:
     """How formats and ranks are chosen, whatever the budget."""
 
+    method_set: Annotated[
+        str | None,
+        budget(
+            "--method-set NAME",
+            "A method of the literature, one-shot, with its metric, rule and formats (see docs/transformers.md): "
+            f"{', '.join(METHOD_SETS)}.",
+        ),
+    ] = None
     rule: Rule = None
     floor_rule: Annotated[
         str | None,
@@ -156,10 +165,35 @@ class Choosing:
         """`--shrink`."""
         return parse_shrink(self.shrink)
 
+    @property
+    def named(self) -> NamedMethod | None:
+        """The method of the literature, if one is asked for; a ValueError for options that it decides itself."""
+        from ...planning.named import get_named
+
+        if self.method_set is None:
+            return None
+        found = get_named(self.method_set, f"--method-set {self.method_set!r}: ")
+        fits = [text for text in self.metric or () if text in METRICS]
+        said = {"--rule": self.rule, "--formats": self.formats, "--metric": fits}
+        for option, value in said.items():
+            if value:
+                raise ValueError(f"--method-set {found.name} has its own {option}; leave out one of them")
+        return found
+
+    @property
+    def joint(self) -> bool | None:
+        """Whether layers that belong together are one site, where the method decides it."""
+        return None if self.named is None else self.named.joint
+
     def wishes(self, metric: str, rule: str = "knapsack") -> dict[str, Any]:
         """The keyword arguments of `rankwise.choose`; `metric` is that of the fits, `rule` the one unless named."""
-        rule = self.rule or rule
+        named = self.named
+        rule = self.rule or (rule if named is None else named.rule)
         names = None if self.formats is None else parse_formats(self.formats)
+        round_to = parse_round_to(self.round_to)
+        if named is not None:
+            metric, names = named.metric, named.formats
+            round_to = named.round_to if round_to == "auto" else round_to
         pins = parse_pins(self.pin)
         check_names(rule, self.floor_rule, names or (), pins)
         return {
@@ -173,7 +207,7 @@ class Choosing:
             "floor": parse_ranks(self.floor, "--floor"),
             "cap": parse_ranks(self.cap, "--cap"),
             "tie": tuple(self.tie or ()),
-            "round_to": parse_round_to(self.round_to),
+            "round_to": round_to,
         }
 
 
@@ -229,6 +263,12 @@ class Factorising:
             "8 bits first.",
         ),
     ] = "plain"
+
+    def one_shot(self) -> Factorising:
+        """The same, one-shot as the methods of the literature are; a ValueError if another way is asked for."""
+        if self.method == "sequential":
+            raise ValueError("--method-set is for one-shot fits; leave out --method sequential")
+        return replace(self, method="one-shot")
 
     def check(self) -> None:
         """Refuse an unknown method or storage before any long work begins."""
