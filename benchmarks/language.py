@@ -34,7 +34,7 @@ from rankwise.inputs.torchvision_shim import allow_torchvision
 COLUMNS = ("model", "method", "keep", "seed", "value", "ratio", "other", "formats", "seconds")
 ROW, JUDGED = 512, 6
 # The stories' model.
-STORIES, CONTEXT = 100, 512
+STORIES, CONTEXT, LEARNED = 100, 512, 256
 # Sentences for MiniLM.
 SENTENCES = 256
 
@@ -54,11 +54,14 @@ class Task:
 
     Attributes:
         data: by seed.
+        more: by seed and number, rows of one length to learn from; none of them is judged on. Of stories the rows begin
+            with the stories that calibrate, of SmolLM2 they are others.
         judge: of a network, one value for each kind; `lower` says whether lower is better.
     """
 
     model: nn.Module
     data: Callable[[int], list[Any]]
+    more: Callable[[int, int], list[Any]]
     judge: Callable[[nn.Module], tuple[float, float]]
     lower: bool = True
 
@@ -74,11 +77,17 @@ def stories(tokens: int, quick: bool) -> Task:
         order = torch.randperm(STORIES, generator=torch.Generator().manual_seed(seed)).tolist()
         return [torch.tensor([tokenizer.encode(texts[place])[:CONTEXT]]) for place in order]
 
+    def more(seed: int, count: int) -> list[Tensor]:
+        encoded = [torch.tensor(tokenizer.encode(text)) for text in texts[:STORIES]]
+        whole, starts = torch.cat(encoded), [0, *torch.tensor([len(each) for each in encoded]).cumsum(0).tolist()]
+        rows = [whole[start : start + LEARNED][None] for start in starts if start + LEARNED <= len(whole)]
+        return rows[:count]
+
     def judge(network: nn.Module) -> tuple[float, float]:
         value = float(source.story_perplexity(network, tokenizer, held_out)["perplexity"])
         return value, math.nan
 
-    return Task(model=model, data=data, judge=judge)
+    return Task(model=model, data=data, more=more, judge=judge)
 
 
 def smollm2(tokens: int, quick: bool) -> Task:
@@ -89,16 +98,21 @@ def smollm2(tokens: int, quick: bool) -> Task:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
 
-    def rows(text: str, count: int, seed: int = 0) -> Tensor:
-        numbers = tokenizer(_text(text)[: 12 * (count + 8) * ROW])["input_ids"]
+    def rows(text: str, count: int, seed: int = 0, skip: int = 0) -> Tensor:
+        numbers = tokenizer(_text(text)[: 12 * (skip + count + 8) * ROW])["input_ids"]
         every = torch.tensor(numbers[: len(numbers) // ROW * ROW]).view(-1, ROW)
         order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)) if seed else slice(None)
-        return every[order][:count]
+        return every[order][skip : skip + count]
 
     def data(seed: int) -> list[Any]:
-        half = tokens // (2 * ROW)
-        both = torch.cat([rows(text, half, seed) for text in ("wikitext2_valid", "tinyshakespeare")])
-        return [{"input_ids": row[None], "use_cache": False} for row in both]
+        return mixed(seed, tokens // ROW)
+
+    def more(seed: int, count: int) -> list[Any]:
+        return mixed(seed, count, tokens // (2 * ROW))
+
+    def mixed(seed: int, count: int, skip: int = 0) -> list[Any]:
+        both = torch.stack([rows(text, count // 2, seed, skip) for text in ("wikitext2_valid", "tinyshakespeare")], 1)
+        return [{"input_ids": row[None], "use_cache": False} for row in both.flatten(0, 1)]
 
     judged = {text: rows(text, JUDGED) for text in ("wikitext2_test", "darwin")}
 
@@ -106,7 +120,7 @@ def smollm2(tokens: int, quick: bool) -> Task:
         wiki, other = (perplexity(network, [{"input_ids": row[None]} for row in each]) for each in judged.values())
         return wiki, other
 
-    return Task(model=model, data=data, judge=judge)
+    return Task(model=model, data=data, more=more, judge=judge)
 
 
 def minilm(tokens: int, quick: bool) -> Task:
@@ -145,7 +159,13 @@ def minilm(tokens: int, quick: bool) -> Task:
         )
         return own, other
 
-    return Task(model=model, data=lambda seed: batches("tinyshakespeare", seed * SENTENCES), judge=judge, lower=False)
+    def data(seed: int) -> list[Any]:
+        return batches("tinyshakespeare", seed * SENTENCES)
+
+    def more(seed: int, count: int) -> list[Any]:
+        return batches("tinyshakespeare", 5 * SENTENCES)[: count // 32]
+
+    return Task(model=model, data=data, more=more, judge=judge, lower=False)
 
 
 TASKS: dict[str, Callable[[int, bool], Task]] = {"stories260k": stories, "smollm2": smollm2, "minilm": minilm}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import evaluate, export, kernels, training
     from .artifact import load, save
     from .factorisation import factorise, factorise_
+    from .factorisation.refitting import refit
     from .factorisation.shrinkage import choose_shrinkage
     from .formats import FORMATS
     from .layers.low_rank import LowRank
@@ -68,6 +69,7 @@ __all__ = [
     "load",
     "pareto",
     "profile",
+    "refit",
     "save",
     "training",
     "verify",
@@ -77,6 +79,7 @@ __all__ = [
 _HOMES = {
     "artifact": ("load", "save"),
     "factorisation": ("factorise", "factorise_"),
+    "factorisation.refitting": ("refit",),
     "factorisation.shrinkage": ("choose_shrinkage",),
     "formats": ("FORMATS",),
     "layers.low_rank": ("LowRank",),

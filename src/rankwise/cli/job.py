@@ -34,13 +34,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A session, calibration data and held-out data if there are any, and the data that searches were judged on."""
+    """A session, the data it uses as far as there is any, and the data that searches were judged on.
+
+    Attributes:
+        data: calibration samples.
+        further: text for fits alone.
+        test: held-out data for the figures.
+    """
 
     out: Output
     session: Session
     data: Data | None
     test: Data | None
     file: StatisticsFile
+    further: Data | None = None
     batch: int = 64
     judging: Judging = field(default_factory=Judging)
     searched: list[Data] = field(default_factory=list)
@@ -65,6 +72,7 @@ class Job:
         `wishes` are arguments of `choose`, the artifact will be written to `folder`, and `gradients` asks for
         statistics of gradients whatever the wishes are.
         """
+        from ..factorisation.further import Further
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
         from ..planning.wishes import Asked, check_wishes
@@ -77,6 +85,7 @@ class Job:
         asked = Asked.of(**(wishes or {}))
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
+        further = data.further(calibration, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
         # Times are of single layers.
         joint = named.is_transformer and not asked.needs_times
@@ -88,7 +97,8 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            method=_method(way.method, calibration, sites.joint),
+            method=(method := _method(way.method, calibration, sites.joint, further)),
+            further=None if further is None else Further(further.inputs, judges=method == "auto"),
             gradients=gradients or asked.needs_gradients,
             given=file.read if file.stored or calibration is None else None,
             collected=file.write,
@@ -98,7 +108,14 @@ class Job:
             name="DATA" if calibration is None else calibration.name,
         )
         job = cls(
-            out=out, session=session, data=calibration, test=held_out, file=file, batch=data.batch, judging=judging
+            out=out,
+            session=session,
+            data=calibration,
+            further=further,
+            test=held_out,
+            file=file,
+            batch=data.batch,
+            judging=judging,
         )
         judging.check(network, job.measured_on)
         return job
@@ -119,6 +136,7 @@ class Job:
             "seed": session.sampling.seed,
             "example": digest(session.example, loose=True),
             "statistics": sha256_of(path) if self.file.stored and path else None,
+            **({} if self.further is None else {"refit": digest(list(self.further.inputs), loose=True)}),
         }
         session.work.begin(session.model, None if self.data is None else self.data.pairs, {**options, **used})
 
@@ -126,7 +144,7 @@ class Job:
         """Samples used so far, by use; which ones calibrated is not known if a statistics file was read."""
         from ..running.seen import Seen
 
-        own = [] if self.data is None else [self.data]
+        own = [data for data in (self.data, self.further) if data is not None]
         used = {"search": [*self.searched, *(own if self.file.was_read else [])]}
         used |= {} if self.file.was_read else {"calibration": own}
         found = {use: Seen.of(chain.from_iterable(data.inputs for data in each)) for use, each in used.items()}
@@ -221,16 +239,16 @@ class Job:
         return selection.formats(session.model, plan, source, data)
 
 
-def _method(method: str, data: Data | None, joint: bool) -> str:
-    """The method that `--method` stands for; without DATA only one-shot is possible.
+def _method(method: str, data: Data | None, joint: bool, further: Data | None) -> str:
+    """The method that `--method` stands for; without DATA only one-shot is possible."""
+    from ..session import method_for
 
-    In transformers sequential fits follow the few tokens that they see: one-shot fits are better on other text.
-    """
     if method == "sequential" and data is None:
         raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
-    if method == "auto":
-        return "one-shot" if data is None or joint else "sequential"
-    return method
+    if method == "auto" and data is None:
+        return "one-shot"
+    # One batch cannot both be fitted to and judge.
+    return method_for(method, joint=joint, judged=further is not None and len(list(further.inputs)) > 1)
 
 
 def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: int) -> tuple[Data | None, Data | None]:

@@ -208,7 +208,8 @@ class Factorising:
         budget(
             "--method NAME",
             "sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
-            "auto: sequential where there is DATA, one-shot for hf: models.",
+            "auto: sequential where there is DATA; for hf: models one-shot, unless there is much text and "
+            "sequential is nearer to the dense network on text held out.",
         ),
     ] = "auto"
     importance: Annotated[
