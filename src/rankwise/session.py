@@ -18,7 +18,7 @@ from .evaluate import Size, size
 from .evaluate.measures import measure_of_plans
 from .factorisation import factorise
 from .factorisation.further import Further
-from .factorisation.refitting import refit, tell_rows
+from .factorisation.refitting import last_layers, refit, tell_rows
 from .factorisation.shrinkage import choose_shrinkage
 from .files import digest
 from .formats import Format
@@ -190,9 +190,9 @@ class Session:
             for method in methods:
                 if made and not self._may_help(plan):
                     break
-                done = self.work.of(LAYERS, "" if len(methods) == 1 else method)
+                done = self.work.of(LAYERS, method if len(methods) > 1 else "")
                 made[method] = self._fitted(plan, method, formats=formats, step=step, done=done)
-            return made.popitem()[1] if len(made) == 1 else self._nearest(made)
+            return self._nearest(made) if len(made) > 1 else made[methods[0]]
 
     def trial(self, plan: Plan, method: str | None = None) -> nn.Module:
         """The network of a plan that is only tried, on the data alone; nothing is stored."""
@@ -200,17 +200,19 @@ class Session:
         return self._factorised(plan, "one-shot" if method == "auto" else method, self.data)
 
     def _fitted(self, plan: Plan, method: str, **options: Any) -> nn.Module:
-        """The factorised network, fitted on the data and what there is beyond."""
-        further = self.further
-        if further is None or self.data is None or not plan.factorised:
-            small = self._factorised(plan, method, self.data, **options)
-            if self.sites.joint and method == "one-shot" and plan.fit_metric.needs_statistics:
+        """The factorised network, fitted on the data and on what there is beyond."""
+        if method == "sequential" and self.further is not None and self.data is not None:
+            return self._factorised(plan, method, self.further.with_fitted(self.data), **options)
+        small = self._factorised(plan, method, self.data, **options)
+        if method == "sequential" or not plan.fit_metric.needs_statistics:
+            if self.further is not None:
+                logger.info("nothing is refitted: fits in the metric %s use no data", plan.metric)
+            return small
+        if self.further is None or self.data is None or not last_layers(small, self.model):
+            if self.sites.joint:
                 tell_rows(self._rows(plan), "one-shot fits have seen")
             return small
-        both = further.with_fitted(self.data)
-        if method == "sequential":
-            return self._factorised(plan, method, both, **options)
-        small = self._factorised(plan, method, self.data, **options)
+        both = self.further.with_fitted(self.data)
         return refit(small, self.model, both, mask=self.sampling.mask, progress=self.progress)
 
     def _factorised(self, plan: Plan, method: str, data: Iterable[Any] | None, **options: Any) -> nn.Module:
@@ -230,8 +232,10 @@ class Session:
         assert self.further is not None
         assert self.data is not None
         share = self.further.growth(self.data)
-        enough = bool(plan.factorised) and all(
-            share * rows >= SEQUENTIAL_ROWS * inputs for rows, inputs in self._rows(plan)
+        enough = (
+            plan.fit_metric.needs_statistics
+            and bool(plan.factorised)
+            and all(share * rows >= SEQUENTIAL_ROWS * inputs for rows, inputs in self._rows(plan))
         )
         if not enough:
             logger.info("one-shot: sequential fits need %d rows for each input of the widest layer", SEQUENTIAL_ROWS)

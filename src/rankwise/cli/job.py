@@ -80,12 +80,11 @@ class Job:
         from ..statistics.sampling import Sampling
         from ..work import STATISTICS, Work
 
-        way = way or Factorising()
-        network = load_network(out, named, seed, folder, way.fold)
+        network = load_network(out, named, seed, folder, way is not None and way.fold)
         asked = Asked.of(**(wishes or {}))
         check_wishes(network, asked)
         calibration, held_out = _read(out, data, network, named.model, seed)
-        further = data.further(calibration, network, named.model, seed)
+        further = way and data.further(way.refit_samples, calibration, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
         # Times are of single layers.
         joint = named.is_transformer and not asked.needs_times
@@ -97,7 +96,7 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            method=(method := _method(way.method, calibration, sites.joint, further)),
+            method=(method := _method(way.method if way else "auto", calibration, sites.joint, further)),
             further=None if further is None else Further(further.inputs, judges=method == "auto"),
             gradients=gradients or asked.needs_gradients,
             given=file.read if file.stored or calibration is None else None,

@@ -9,7 +9,7 @@ Letters: N rows, R inputs of the last layer of a chain, T outputs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..formats.weights import read, write
 from ..layers.kinds import Role, is_convolution, site_kind
 from ..layers.low_rank import LowRank
 from ..layers.modules import Kept
+from ..network.replacing import module_at
 from ..running.batches import Batches
 from ..running.calling import DataError, call
 from ..running.copying import copied
@@ -84,7 +85,7 @@ def refit(
     Neural Networks", 2017, arXiv 1707.06168.
     """
     small, dense = copied(unwrap(small)), unwrap(dense)
-    chains = dict(_refitted(small, dense))
+    chains = last_layers(small, dense)
     if not chains:
         raise ValueError(
             f"no chain of this {type(small).__name__} ends in a linear layer of its own, so there is nothing to refit"
@@ -133,16 +134,22 @@ def tell_rows(rows: Iterable[tuple[int, int]], what: str) -> None:
     )
 
 
-def _refitted(small: nn.Module, dense: nn.Module) -> Iterator[tuple[str, LowRank]]:
-    """The chains whose last layer is linear and theirs alone, by name."""
+def last_layers(small: nn.Module, dense: nn.Module) -> dict[str, LowRank]:
+    """The chains whose last layer is linear and theirs alone, by name: those that `refit` changes.
+
+    Raises:
+        ValueError: if a layer that was factorised is not a dense one in `dense`.
+    """
+    found: dict[str, LowRank] = {}
     for name, chain in small.named_modules():
         if not isinstance(chain, LowRank) or chain.role not in (Role.LAYER, Role.HIDDEN):
             continue
-        layer = dense.get_submodule(name)
+        layer = module_at(dense, name)
         if site_kind(layer) is None or isinstance(layer, LowRank):
             raise ValueError(f"{name!r} is not a dense layer in the dense network; pass the network {name!r} was in")
         if type(chain[-1]) is nn.Linear and not is_convolution(chain.kind):
-            yield name, chain
+            found[name] = chain
+    return found
 
 
 class _Collector:

@@ -202,26 +202,19 @@ class Calibration(Batched):
         ),
     ] = None
 
-    refit_samples: Annotated[
-        int | None,
-        data(
-            "--refit-samples N",
-            "Rows of text beyond the calibration samples, for fits alone: the layers that read hidden units are fitted "
-            f"once more on them, and every eighth batch judges between methods. By default {REFITTED}; 0 for none.",
-        ),
-    ] = None
-
     @property
     def count(self) -> int:
         """Samples to take."""
         return calibration_samples(self.data, self.samples)
 
-    def further(self, calibration: Data | None, network: nn.Module, model: str, seed: int) -> Data | None:
+    def further(
+        self, wanted: int | None, calibration: Data | None, network: nn.Module, model: str, seed: int
+    ) -> Data | None:
         """Rows of text beyond the calibration samples, None if none are wanted or, unless they were asked for, left."""
         from ...inputs.loading import load_data
         from ...inputs.text import TEXTS
 
-        wanted, is_text = self.refit_samples, self.data is not None and Path(self.data).suffix in TEXTS
+        is_text = self.data is not None and Path(self.data).suffix in TEXTS
         if wanted is not None and wanted < 0:
             raise ValueError(f"--refit-samples {wanted} must be 0 or more")
         if wanted and not is_text:
