@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.nets import chains, make, same_bits, unchanged
-from support.stacks import Shared, Skips, Stack, stack_of, words
+from support.stacks import Block, Shared, Skips, Stack, stack_of, words
 from torch import Tensor, nn
 
 import rankwise as rw
@@ -94,8 +94,41 @@ def test_a_block_that_remembers_its_calls_is_refused() -> None:
 
     model, batches = stack_of(Remembers), words()
     stats, plan = planned(model, batches)
-    with pytest.raises(ValueError, match="give something else when they run again; transformers need use_cache=False"):
+    with pytest.raises(ValueError, match=r"they give something else when they run again\); use engine='hooks'"):
         rw.factorise(model, plan, stats, data=batches, engine="blocks")
+
+
+def test_what_blocks_share_is_as_it_was_before_them() -> None:
+    class Cached(Stack):
+        """Every block adds to a cache that all of them get, as keys and values are kept."""
+
+        class Seen:
+            def __init__(self) -> None:
+                self.by_block: dict[int, list[Tensor]] = {}
+
+        class Caching(nn.Module):
+            def __init__(self, place: int) -> None:
+                super().__init__()
+                self.block, self.place = Block(), place
+
+            def forward(self, x: Tensor, mask: Tensor | None, cache: Cached.Seen) -> Tensor:
+                seen = cache.by_block.setdefault(self.place, [])
+                seen.append(x)
+                return self.block(sum(seen), mask)  # type: ignore[no-any-return]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(self.Caching(place) for place in range(3))
+
+        def run(self, x: Tensor, mask: Tensor | None) -> Tensor:
+            cache = self.Seen()
+            for block in self.blocks:
+                x = block(x, mask, cache=cache)
+            return x
+
+    model, batches = stack_of(Cached), words()
+    stats, plan = planned(model, batches)
+    assert_same(*(rw.factorise(model, plan, stats, data=batches, engine=engine) for engine in ("blocks", "hooks")))
 
 
 def test_it_resumes() -> None:

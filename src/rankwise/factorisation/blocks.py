@@ -7,6 +7,7 @@ both networks, and after its last site both go on to the next block. Each block 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from .spill import ActivationStore
 
 # How much the output of a block that runs again may differ, relative to the largest.
 CLOSE = 1e-4
+_PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
 def stacks(model: nn.Module, places: Sequence[str]) -> list[tuple[list[str], list[str]]]:
@@ -115,7 +117,7 @@ class _Call:
 
     Attributes:
         sources: of the values: ("given", i) of the first block's arguments, ("last", i) of the outputs of the block
-            before, ("constant", value) for anything but a tensor.
+            before, ("object", value) as it was before the first block, such as an empty cache, or ("constant", value).
         spec: of arguments and keyword arguments.
     """
 
@@ -124,8 +126,13 @@ class _Call:
 
     def arguments(self, given: list[Any], last: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Copies, since a block may write into them."""
-        values = {"given": given, "last": last}
-        leaves = [place if source == "constant" else values[source][place].clone() for source, place in self.sources]
+        tensors = {"given": given, "last": last}
+        leaves = []
+        for source, value in self.sources:
+            if source in tensors:
+                leaves.append(tensors[source][value].clone())
+            else:
+                leaves.append(copy.deepcopy(value) if source == "object" else value)
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         return args, kwargs
 
@@ -153,6 +160,7 @@ class _Recorder:
         self.last: list[Tensor] = []
         self.refused: str | None = None
         self._originals: list[Tensor] = []
+        self._objects: list[tuple[Any, Any]] = []  # what the first block got but tensors, and copies from before it ran
         with ExitStack() as stacked, suppress(_Reached):
             for number, name in enumerate(stack):
                 block = model.get_submodule(name)
@@ -191,12 +199,19 @@ class _Recorder:
 
     def _source(self, leaf: Any) -> tuple[str, Any]:
         if not isinstance(leaf, Tensor):
-            return "constant", leaf
+            return self._object(leaf)
         for source, tensors in (("last", self.last), ("given", self._originals)):
             for place, tensor in enumerate(tensors):
                 if tensor is leaf or _equal(tensor, leaf):  # a view of a table may be made for every block
                     return source, place
         return "", None
+
+    def _object(self, leaf: Any) -> tuple[str, Any]:
+        if isinstance(leaf, _PLAIN):
+            return "constant", leaf
+        if not self.calls:
+            self._objects.append((leaf, copy.deepcopy(leaf)))
+        return next((("object", kept) for each, kept in self._objects if each is leaf), ("constant", leaf))
 
 
 @dataclass
@@ -261,7 +276,7 @@ def _differs(model: nn.Module, recorder: _Recorder) -> str | None:
     except Exception as error:  # a foreign forward that does not run twice may raise anything
         return f"{type(error).__name__}: {error}"
     same = len(last) == len(recorder.last) and all(map(_close, last, recorder.last))
-    return None if same else "they give something else when they run again; transformers need use_cache=False"
+    return None if same else "they give something else when they run again"
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
