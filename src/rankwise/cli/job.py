@@ -72,7 +72,6 @@ class Job:
         `wishes` are arguments of `choose`, the artifact will be written to `folder`, and `gradients` asks for
         statistics of gradients whatever the wishes are.
         """
-        from ..factorisation.further import Further
         from ..inputs.loading import load_example
         from ..inputs.statistics import StatisticsFile
         from ..planning.wishes import Asked, check_wishes
@@ -83,9 +82,9 @@ class Job:
         network = load_network(out, named, seed, folder, way is not None and way.fold)
         asked = Asked.of(**(wishes or {}))
         check_wishes(network, asked)
-        calibration, held_out = _read(out, data, network, named.model, seed)
-        further = way and data.further(way.refit_samples, calibration, network, named.model, seed)
-        example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
+        read: dict[str, Any] = _read(out, data, way, network, named.model, seed)
+        calibration = read["data"]
+        example = load_example(calibration or read["test"], data.input_shape, data.how(seed), named.model, network)
         # Times are of single layers.
         joint = named.is_transformer and not asked.needs_times
         sites = _found(out, network, example, asked, joint)
@@ -96,8 +95,7 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            method=(method := _method(way.method if way else "auto", calibration, sites.joint, further)),
-            further=None if further is None else Further(further.inputs, judges=method == "auto"),
+            **_fitted(way, calibration, read["further"], sites.joint),
             gradients=gradients or asked.needs_gradients,
             given=file.read if file.stored or calibration is None else None,
             collected=file.write,
@@ -106,16 +104,7 @@ class Job:
             progress=out.track,
             name="DATA" if calibration is None else calibration.name,
         )
-        job = cls(
-            out=out,
-            session=session,
-            data=calibration,
-            further=further,
-            test=held_out,
-            file=file,
-            batch=data.batch,
-            judging=judging,
-        )
+        job = cls(out=out, session=session, **read, file=file, batch=data.batch, judging=judging)
         judging.check(network, job.measured_on)
         return job
 
@@ -238,30 +227,42 @@ class Job:
         return selection.formats(session.model, plan, source, data)
 
 
-def _method(method: str, data: Data | None, joint: bool, further: Data | None) -> str:
-    """The method that `--method` stands for; without DATA only one-shot is possible."""
+def _fitted(way: Factorising | None, data: Data | None, further: Data | None, joint: bool) -> dict[str, Any]:
+    """How a session fits: the method that `--method` stands for, and the further rows.
+
+    Without DATA only one-shot is possible.
+    """
+    from ..factorisation.further import Further
     from ..session import method_for
 
+    method = "auto" if way is None else way.method
     if method == "sequential" and data is None:
         raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
-    if method == "auto" and data is None:
-        return "one-shot"
     # One batch cannot both be fitted to and judge.
-    return method_for(method, joint=joint, judged=further is not None and len(list(further.inputs)) > 1)
+    judged = further is not None and len(list(further.inputs)) > 1
+    method = "one-shot" if data is None else method_for(method, joint=joint, judged=judged)
+    return {
+        "method": method,
+        "further": None if further is None else Further(further.inputs, judges=method == "auto"),
+    }
 
 
-def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: int) -> tuple[Data | None, Data | None]:
-    """Calibration and held-out data."""
-    calibration = held_out = None
+def _read(
+    out: Output, data: Calibration, way: Factorising | None, network: nn.Module, model: str, seed: int
+) -> dict[str, Data | None]:
+    """Calibration, further and held-out data, as `Job` names them; plans alone need none beyond."""
+    calibration = held_out = further = None
     with out.step("reading the data"):
         if data.data is not None:
             calibration = data.load(data.data, network, model, seed=seed, samples=data.count)
+        if way is not None:
+            further = data.further(way.refit_samples, calibration, network, model, seed)
         if data.test is not None:
             held_out = data.load(data.test, network, model, seed=seed, split="test")
     if calibration is not None:
         count = f"up to {data.count}" if calibration.samples is None else f"{calibration.samples}"
         out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
-    return calibration, held_out
+    return {"data": calibration, "further": further, "test": held_out}
 
 
 def _found(out: Output, network: nn.Module, example: Any, asked: Asked, joint: bool) -> Sites:
