@@ -16,6 +16,7 @@ class Further:
     """Batches beyond those that a plan is made from: every eighth judges where `judges`, the others are fitted to.
 
     Example:
+        >>> import torch
         >>> further = Further(list(map(torch.tensor, [[0], [1], [2]])), judges=True)
         >>> [int(batch) for batch in further.with_fitted([torch.tensor([9])])], len(list(further.held_out))
         ([9, 0, 1], 1)
