@@ -26,6 +26,8 @@ from rankwise.inputs.torchvision_shim import allow_torchvision
 ROW = 512
 # Stories to calibrate on; lines for MiniLM.
 STORIES, SENTENCES = 100, 256
+# Tokens of a row of stories to learn from.
+LEARNED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Task:
     """A model, text to calibrate it on by seed, and how it is judged.
 
     Attributes:
+        more: by seed and number, rows of one length to learn from; none of them is judged on. Of stories the rows begin
+            with the stories that calibrate, of SmolLM2 they are others.
         judge: of a network, one result for each of two kinds of text; `beside` compares two such results of one kind.
         value: a result by itself; None where it says nothing without another.
         labelled: whether the model predicts the next token.
@@ -41,6 +45,7 @@ class Task:
 
     model: nn.Module
     data: Callable[[int], list[Any]]
+    more: Callable[[int, int], list[Any]]
     judge: Callable[[nn.Module], tuple[Any, Any]]
     beside: Callable[[Any, Any], Interval]
     value: Callable[[Any], float | None]
@@ -80,7 +85,13 @@ def stories(tokens: int, rows: int, quick: bool) -> Task:
         order = torch.randperm(STORIES, generator=torch.Generator().manual_seed(seed)).tolist()
         return [{"input_ids": torch.tensor([tokenizer.encode(texts[place])[:ROW]])} for place in order]
 
-    return _of_language(LanguageModel(scores), data, judged, None)
+    def more(seed: int, count: int) -> list[Any]:
+        encoded = [torch.tensor(tokenizer.encode(story)) for story in texts[:STORIES]]
+        whole, starts = torch.cat(encoded), [0, *torch.tensor([len(each) for each in encoded]).cumsum(0).tolist()]
+        rows = [whole[begin : begin + LEARNED][None] for begin in starts if begin + LEARNED <= len(whole)]
+        return [{"input_ids": row} for row in rows[:count]]
+
+    return _of_language(LanguageModel(scores), data, more, judged, None)
 
 
 def smollm2(tokens: int, rows: int, quick: bool) -> Task:
@@ -90,30 +101,42 @@ def smollm2(tokens: int, rows: int, quick: bool) -> Task:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
 
-    def taken(name: str, count: int, seed: int = 0) -> Tensor:
-        numbers = tokenizer(text(name)[: 12 * (count + 8) * ROW])["input_ids"]
+    half = max(tokens // (2 * ROW), 1)
+
+    def taken(name: str, count: int, seed: int = 0, skip: int = 0) -> Tensor:
+        numbers = tokenizer(text(name)[: 12 * (skip + count + 8) * ROW])["input_ids"]
         every = torch.tensor(numbers[: len(numbers) // ROW * ROW]).view(-1, ROW)
         order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)) if seed else slice(None)
-        return every[order][:count]
+        return every[order][skip : skip + count]
+
+    def mixed(seed: int, count: int, skip: int = 0) -> list[Any]:
+        both = torch.stack([taken(name, count, seed, skip) for name in ("wikitext2_valid", "tinyshakespeare")], 1)
+        return [{"input_ids": row[None], "use_cache": False} for row in both.flatten(0, 1)]
 
     def data(seed: int) -> list[Any]:
-        half = max(tokens // (2 * ROW), 1)
-        both = torch.cat([taken(name, half, seed) for name in ("wikitext2_valid", "tinyshakespeare")])
-        return [{"input_ids": row[None], "use_cache": False} for row in both]
+        return mixed(seed, half)
+
+    def more(seed: int, count: int) -> list[Any]:
+        return mixed(seed, count // 2, half)
 
     wiki, darwin = (
         [{"input_ids": row[None], "use_cache": False} for row in taken(name, rows)]
         for name in ("wikitext2_test", "darwin")
     )
-    return _of_language(model, data, (wiki, darwin), taken("wikitext2_test", 8)[:, :128])
+    return _of_language(model, data, more, (wiki, darwin), taken("wikitext2_test", 8)[:, :128])
 
 
 def _of_language(
-    model: nn.Module, data: Callable[[int], list[Any]], judged: tuple[list[Any], list[Any]], prompt: Tensor | None
+    model: nn.Module,
+    data: Callable[[int], list[Any]],
+    more: Callable[[int, int], list[Any]],
+    judged: tuple[list[Any], list[Any]],
+    prompt: Tensor | None,
 ) -> Task:
     return Task(
         model=model,
         data=data,
+        more=more,
         judge=lambda network: (surprise(network, judged[0]), surprise(network, judged[1])),
         beside=perplexity_ratio,
         value=lambda found: float(found.perplexity),
@@ -142,6 +165,7 @@ def minilm(tokens: int, rows: int, quick: bool) -> Task:
     return Task(
         model=model,
         data=lambda seed: batches("tinyshakespeare", seed * SENTENCES),
+        more=lambda seed, count: batches("tinyshakespeare", 5 * SENTENCES)[: count // 32],
         judge=lambda network: (embedded(network, judged[0]), embedded(network, judged[1])),
         beside=lambda small, dense: similarity(dense, small).cosine,
         value=lambda found: None,

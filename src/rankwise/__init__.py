@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import evaluate, export, kernels, training
     from .artifact import load, save
     from .factorisation import factorise, factorise_
+    from .factorisation.refitting import refit
     from .factorisation.shrinkage import choose_shrinkage
     from .formats import FORMATS
     from .layers.low_rank import LowRank
@@ -73,6 +74,7 @@ __all__ = [
     "method_set",
     "pareto",
     "profile",
+    "refit",
     "save",
     "training",
     "unfused",
@@ -83,6 +85,7 @@ __all__ = [
 _HOMES = {
     "artifact": ("load", "save"),
     "factorisation": ("factorise", "factorise_"),
+    "factorisation.refitting": ("refit",),
     "factorisation.shrinkage": ("choose_shrinkage",),
     "formats": ("FORMATS",),
     "layers.low_rank": ("LowRank",),

@@ -15,7 +15,10 @@ from typing import Any
 from torch import nn
 
 from .evaluate import Size, size
+from .evaluate.measures import measure_of_plans
 from .factorisation import factorise
+from .factorisation.further import Further
+from .factorisation.refitting import last_layers, refit, tell_rows
 from .factorisation.shrinkage import choose_shrinkage
 from .files import digest
 from .formats import Format
@@ -29,6 +32,7 @@ from .planning.wishes import Asked
 from .running.batches import Batches
 from .running.example import with_example
 from .running.guards import unwrap
+from .running.outputs import Outputs
 from .running.verbs import verb
 from .statistics import Statistics
 from .statistics.collection import collect
@@ -40,8 +44,12 @@ from .work import CURVES, LAYERS, PLAN, Work
 
 logger = logging.getLogger("rankwise")
 
-METHODS = ("sequential", "one-shot")
+METHODS = ("auto", "sequential", "one-shot")
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+# From so many rows for each input of the widest layer on, the method "auto" tries sequential fits of joint sites.
+SEQUENTIAL_ROWS = 40
 
 
 class Clock:
@@ -70,6 +78,8 @@ class Session:
         given: reads existing statistics, perhaps of other data.
         collected: called with statistics once they are collected.
         sampling: which rows of the data are used.
+        further: batches like the data, for fits alone: plans are made without them. One-shot fits get their last least
+            squares on them too, sequential ones run over them too, and with the method "auto" a part of them judges.
         work: the parts that are done, and where they are kept.
         progress: wraps batches and sites, for progress bars.
         name: the data's, for messages.
@@ -86,6 +96,7 @@ class Session:
     given: Callable[[], Statistics] | None = None
     collected: Callable[[Statistics], object] = lambda stats: None
     sampling: Sampling = field(default_factory=Sampling)
+    further: Further | None = None
     work: Work = field(default_factory=Work)
     progress: Progress | None = None
     name: str = "the data"
@@ -178,24 +189,91 @@ class Session:
         step: Callable[[str], None] = lambda site: None,
     ) -> nn.Module:
         """The factorised network, checked; `formats` and `step` as for `rankwise.factorise`."""
+        methods = ("one-shot", "sequential") if self.method == "auto" else (self.method,)
+        made: dict[str, nn.Module] = {}
         with self.clock("factorise"):
-            return self._factorised(plan, self.method, formats=formats, step=step, done=self.work.of(LAYERS))
+            for method in methods:
+                if made and not self._may_help(plan):
+                    break
+                done = self.work.of(LAYERS, method if len(methods) > 1 else "")
+                made[method] = self._fitted(plan, method, formats=formats, step=step, done=done)
+            return self._nearest(made) if len(made) > 1 else made[methods[0]]
 
     def trial(self, plan: Plan, method: str | None = None) -> nn.Module:
-        """The network of a plan that is only tried; nothing is stored."""
-        return self._factorised(plan, method or self.method)
+        """The network of a plan that is only tried, on the data alone; nothing is stored."""
+        method = method or self.method
+        return self._factorised(plan, "one-shot" if method == "auto" else method, self.data)
 
-    def _factorised(self, plan: Plan, method: str, **options: Any) -> nn.Module:
+    def _fitted(self, plan: Plan, method: str, **options: Any) -> nn.Module:
+        """The factorised network, fitted on the data and on what there is beyond."""
+        if method == "sequential" and self.further is not None and self.data is not None:
+            return self._factorised(plan, method, self.further.with_fitted(self.data), **options)
+        small = self._factorised(plan, method, self.data, **options)
+        if method == "sequential" or not plan.fit_metric.needs_statistics:
+            if self.further is not None:
+                logger.info("nothing is refitted: fits in the metric %s use no data", plan.metric)
+            return small
+        if self.further is None or self.data is None or not last_layers(small, self.model):
+            if self.sites.joint:
+                tell_rows(self._rows(plan), "one-shot fits have seen")
+            return small
+        both = self.further.with_fitted(self.data)
+        return refit(small, self.model, both, mask=self.sampling.mask, progress=self.progress)
+
+    def _factorised(self, plan: Plan, method: str, data: Iterable[Any] | None, **options: Any) -> nn.Module:
         metric, needed = plan.fit_metric, plan.fit_metric.needs_gradients
         if method == "one-shot":
             needed = metric.needs_statistics
         else:
-            options |= {"data": self.data, "example": self.example, **vars(self.sampling)}
+            options |= {"data": data, "example": self.example, **vars(self.sampling)}
         return factorise(self.model, plan, self.statistics if needed else self.sites, **options)
+
+    def _rows(self, plan: Plan) -> list[tuple[int, int]]:
+        """Rows and inputs of the sites that are factorised."""
+        return [(self.statistics[row.site].count, self.sites[row.site].in_features) for row in plan.factorised]
+
+    def _may_help(self, plan: Plan) -> bool:
+        """Whether there are enough rows for sequential fits, which follow what they see more closely."""
+        assert self.further is not None
+        assert self.data is not None
+        share = self.further.growth(self.data)
+        enough = (
+            plan.fit_metric.needs_statistics
+            and bool(plan.factorised)
+            and all(share * rows >= SEQUENTIAL_ROWS * inputs for rows, inputs in self._rows(plan))
+        )
+        if not enough:
+            logger.info("one-shot: sequential fits need %d rows for each input of the widest layer", SEQUENTIAL_ROWS)
+        return enough
+
+    def _nearest(self, made: Mapping[str, nn.Module]) -> nn.Module:
+        """The network nearest to the dense one on batches that none was fitted to."""
+        assert self.further is not None
+        measure = measure_of_plans(Outputs.of(self.model, self.further.batches.first()))
+        held_out, fitted = self.further.held_out, self.further.as_many_fitted
+        errors = {method: measure(small, self.model, held_out) for method, small in made.items()}
+        for method, small in made.items():
+            seen = measure(small, self.model, fitted)
+            logger.info(
+                "%s: %s %.4g on held-out batches, %.4g on fitted ones", method, measure.title, errors[method], seen
+            )
+        best = min(errors, key=errors.__getitem__)
+        logger.info("%s is taken: nearest on the held-out batches", best)
+        return made[best]
 
     def release(self) -> None:
         """Free the memory of the statistics: sequential fits collect moments of their own."""
         self._statistics = None
+
+
+def method_for(method: str, *, joint: bool, judged: bool) -> str:
+    """What "auto" stands for: "sequential", and for joint sites "one-shot" unless batches can judge between the two.
+
+    Fits of joint sites have many inputs: sequential ones follow the few tokens that they see.
+    """
+    if method != "auto" or (joint and judged):
+        return method
+    return "one-shot" if joint else "sequential"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +311,7 @@ def compress(
     *,
     keep: Mapping[str, float | str] | None = None,
     method: str = "sequential",
+    refit: Iterable[Any] | None = None,
     stats: Statistics | None = None,
     shrink: float | None = None,
     example: Any = None,
@@ -249,7 +328,10 @@ def compress(
         model: the dense network; it is not changed.
         data: a few hundred samples without labels, in any iterable of batches that can be iterated again.
         keep: the budgets, for instance {"macs": 0.5}; see `choose`.
-        method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot".
+        method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot". "auto"
+            is sequential; for sites found with `joint` it is one-shot, or with `refit` and enough of it (40 rows for
+            each input of the widest layer) whichever is nearer to the dense network on every eighth batch of `refit`.
+        refit: further batches for fits alone, made like `data`; see `Further` and `rankwise.refit`.
         stats: statistics collected before, of these or other data; by default collected from `data`, with gradients
             if metric or rule need them.
         shrink: share of the weight metric, 0 to 1. By default 0; for one-shot with `stats` what `choose_shrinkage`
@@ -280,7 +362,7 @@ def compress(
         True
     """
     if method not in METHODS:
-        raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
+        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
     model = unwrap(model)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
     joint = bool(options.pop("joint", False))
@@ -299,12 +381,15 @@ def compress(
             "joint=True has no effect on these statistics; collect them with joint=True, or leave out stats"
         )
     check_budgets(model, sites, keep, asked.constraints)
+    method = method_for(method, joint=sites.joint, judged=refit is not None)
+    further = None if refit is None else Further(refit, judges=method == "auto")
     settings = {
         "keep": keep,
         "method": method,
         "shrink": shrink,
         **vars(sampling),
         **({"joint": True} if joint else {}),
+        **({} if further is None else {"refit": digest(list(further.batches), loose=True)}),
     }
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
     work.begin(model, batches, {**settings, **given, **constraints})
@@ -318,12 +403,13 @@ def compress(
         next_token=asked.rule.needs_loss,
         given=None if stats is None else lambda: stats,
         sampling=sampling,
+        further=further,
         work=work,
         progress=progress,
     )
     assert session.statistics is not None  # collected for every metric: layers that the data never reach stay dense
     plan = session.plan({"keep": keep, **constraints, **({"example": example} if asked.measures else {})}, shrink)
-    if method == "sequential" and not plan.fit_metric.needs_gradients:
+    if session.method == "sequential" and not plan.fit_metric.needs_gradients:
         session.release()
     with _visits(plan, progress if method == "sequential" else None) as step:
         small = session.factorise(plan, formats=asked.known_formats, step=step)

@@ -30,7 +30,7 @@ OPTIONS = {
     | BUDGET
     | TIMING
     | TIMED
-    | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"}
+    | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance", "--refit-samples"}
     | {"--fold", "--storage", "--checkpoint", "--resume"},
     "plan": WORK | JUDGE | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
@@ -42,7 +42,7 @@ OPTIONS = {
     | JUDGE
     | TIMING
     | {"PLAN", "[DATA]", "--out", "--test", "--method", "--stats", "--shrink", "--input-shape", "--importance"}
-    | {"--fold", "--storage"},
+    | {"--fold", "--storage", "--refit-samples"},
     "heal": WORK
     | JUDGE
     | TIMING

@@ -67,6 +67,41 @@ def test_the_same_plan_is_edited_and_applied(model: str, run: Run) -> None:
     run("verify", "out")
 
 
+MORE = ("--length", "16", "--batch", "2", "--samples", "8", "--keep", "linear=0.7")
+
+
+def test_last_layers_are_refitted_on_further_rows(model: str, run: Run) -> None:
+    def weights(*options: str) -> tuple[str, dict[str, torch.Tensor]]:
+        done = run("compress", model, "words.txt", *MORE, *options, "-o", "out")
+        return done.output, rw.load(load_model(model), "out").state_dict()
+
+    (told, default), (_, plain) = weights(), weights("--refit-samples", "0")
+    assert "the last layers were refitted on" in told
+    differ = {name for name, value in plain.items() if not torch.equal(value, default[name])}
+    assert differ
+    assert all("mlp.down_proj.1." in name or "self_attn" in name for name in differ)
+
+
+def test_sequential_if_it_is_nearer_on_rows_held_out(model: str, run: Run) -> None:
+    Path("words.txt").write_text(TEXT * 8)
+    done = run("compress", model, "words.txt", *MORE, "--refit-samples", "200", "-o", "out")
+    assert "is taken: nearest on the held-out batches" in done.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("words.txt", "--refit-samples", "4"), "all 7 rows of words.txt are calibration samples; give more text"),
+        (("words.txt", "--refit-samples", "-1"), "--refit-samples -1 must be 0 or more"),
+        (("--stats", "there.safetensors", "--refit-samples", "4"), "takes rows of text; DATA is not given"),
+    ],
+)
+def test_further_rows_that_there_are_not(arguments: tuple[str, ...], words: str, model: str, run: Run) -> None:
+    run("collect", model, "words.txt", "-o", "there.safetensors")
+    done = run("compress", model, *arguments, "--keep", "linear=0.7", "-o", "out", code=2)
+    assert words in " ".join(done.output.split())
+
+
 def test_layers_by_themselves_and_other_rules(model: str, run: Run) -> None:
     run("plan", model, "words.txt", "--rule", "knapsack", "--keep", "params=0.9", "-o", "plan.yaml")
     assert rw.Plan.load(Path("plan.yaml")).rule == "knapsack"

@@ -92,6 +92,23 @@ def test_text_is_packed_into_rows(folder: Path, network: nn.Module, tmp_path: Pa
     assert len(rows(tmp_path / "a.txt", folder, network, length=16, batch=2)[0]) == 2
 
 
+def test_rows_for_another_use_are_others(folder: Path, network: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(
+        " ".join(f"the {word}" for word in ["cat", "dog", "bird", "sat", "ran", "mat", "log"]) * 20
+    )
+    options: dict[str, Any] = {"length": 8, "seed": 2}
+    first = from_text(tmp_path / "a.txt", f"hf:{folder}", network, DataOptions(**options), 5)
+    whole = from_text(tmp_path / "a.txt", f"hf:{folder}", network, DataOptions(**options), None)
+    others = from_text(tmp_path / "a.txt", f"hf:{folder}", network, DataOptions(skip=5, **options), None)
+    assert first.left == others.samples
+    assert whole.left == others.left == 0
+    rows = [sorted(row for data in each for batch in data.inputs for row in batch["input_ids"].tolist())
+            for each in ((first, others), (whole,))]  # fmt: skip
+    assert rows[0] == rows[1]
+    with pytest.raises(ValueError, match=rf"holds {whole.samples} rows of 8 tokens, and {whole.samples} of them have"):
+        from_text(tmp_path / "a.txt", f"hf:{folder}", network, DataOptions(skip=int(whole.samples or 0), **options), 3)
+
+
 def test_the_usual_length_is_what_the_network_takes(folder: Path, network: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT * 4)
     assert rows(tmp_path / "a.txt", folder, network)[0].shape[1] == 64

@@ -106,3 +106,15 @@ def test_narrower(name: str, tmp_path: Path) -> None:
         assert torch.equal(
             made_up, loaded.generate(data[0]["input_ids"], max_new_tokens=4, min_new_tokens=4, do_sample=False)
         )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_block_by_block(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Stacks are found in every family, caches and masks included, and give what the whole network gives."""
+    model, data = made(name), [batch(name, seed) for seed in range(2)]
+    stats = rw.collect(model, data, joint=True)
+    plan = rw.choose(model, stats, keep={"linear": 0.7})
+    blocks, hooks = (rw.factorise(model, plan, stats, data=data, engine=engine) for engine in ("blocks", "hooks"))
+    assert "from the start" not in caplog.text
+    with torch.no_grad():
+        torch.testing.assert_close(blocks(**data[0])[0], hooks(**data[0])[0], atol=1e-4, rtol=1e-3)

@@ -35,10 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A session, calibration data and held-out data if there are any, and the data that searches were judged on.
+    """A session, the data it uses as far as there is any, and the data that searches were judged on.
 
     Attributes:
         dense: the network as it was loaded; figures compare with it, not with one whose projections are layers.
+        data: calibration samples.
+        further: text for fits alone.
+        test: held-out data for the figures.
     """
 
     out: Output
@@ -47,6 +50,7 @@ class Job:
     data: Data | None
     test: Data | None
     file: StatisticsFile
+    further: Data | None = None
     batch: int = 64
     judging: Judging = field(default_factory=Judging)
     searched: list[Data] = field(default_factory=list)
@@ -79,12 +83,12 @@ class Job:
         from ..statistics.sampling import Sampling
         from ..work import STATISTICS, Work
 
-        way = way or Factorising()
-        dense = network = load_network(out, named, seed, folder, way.fold)
+        dense = network = load_network(out, named, seed, folder, way is not None and way.fold)
         asked = Asked.of(**(wishes or {}))
         check_wishes(network, asked)
-        calibration, held_out = _read(out, data, network, named.model, seed)
-        example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
+        read: dict[str, Any] = _read(out, data, way, network, named.model, seed)
+        calibration = read["data"]
+        example = load_example(calibration or read["test"], data.input_shape, data.how(seed), named.model, network)
         # Times are of single layers.
         joint = named.is_transformer and not asked.needs_times if joint is None else joint
         network, sites = _found(out, network, example, asked, joint)
@@ -95,7 +99,7 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            method=_method(way.method, calibration, sites.joint),
+            **_fitted(way, calibration, read["further"], sites.joint),
             gradients=asked.gradients or gradients,
             next_token=asked.rule.needs_loss,
             given=file.read if file.stored or calibration is None else None,
@@ -105,16 +109,7 @@ class Job:
             progress=out.track,
             name="DATA" if calibration is None else calibration.name,
         )
-        job = cls(
-            out=out,
-            session=session,
-            dense=dense,
-            data=calibration,
-            test=held_out,
-            file=file,
-            batch=data.batch,
-            judging=judging,
-        )
+        job = cls(out=out, session=session, dense=dense, **read, file=file, batch=data.batch, judging=judging)
         judging.check(network, job.measured_on)
         return job
 
@@ -134,6 +129,7 @@ class Job:
             "seed": session.sampling.seed,
             "example": digest(session.example, loose=True),
             "statistics": sha256_of(path) if self.file.stored and path else None,
+            **({} if self.further is None else {"refit": digest(list(self.further.inputs), loose=True)}),
         }
         session.work.begin(session.model, None if self.data is None else self.data.pairs, {**options, **used})
 
@@ -141,7 +137,7 @@ class Job:
         """Samples used so far, by use; which ones calibrated is not known if a statistics file was read."""
         from ..running.seen import Seen
 
-        own = [] if self.data is None else [self.data]
+        own = [data for data in (self.data, self.further) if data is not None]
         used = {"search": [*self.searched, *(own if self.file.was_read else [])]}
         used |= {} if self.file.was_read else {"calibration": own}
         found = {use: Seen.of(chain.from_iterable(data.inputs for data in each)) for use, each in used.items()}
@@ -245,30 +241,42 @@ class Job:
         return selection.formats(session.model, plan, source, data)
 
 
-def _method(method: str, data: Data | None, joint: bool) -> str:
-    """The method that `--method` stands for; without DATA only one-shot is possible.
+def _fitted(way: Factorising | None, data: Data | None, further: Data | None, joint: bool) -> dict[str, Any]:
+    """How a session fits: the method that `--method` stands for, and the further rows.
 
-    In transformers sequential fits follow the few tokens that they see: one-shot fits are better on other text.
+    Without DATA only one-shot is possible.
     """
+    from ..factorisation.further import Further
+    from ..session import method_for
+
+    method = "auto" if way is None else way.method
     if method == "sequential" and data is None:
         raise ValueError("--method sequential runs over the data; name DATA, or choose --method one-shot")
-    if method == "auto":
-        return "one-shot" if data is None or joint else "sequential"
-    return method
+    # One batch cannot both be fitted to and judge.
+    judged = further is not None and len(list(further.inputs)) > 1
+    method = "one-shot" if data is None else method_for(method, joint=joint, judged=judged)
+    return {
+        "method": method,
+        "further": None if further is None else Further(further.inputs, judges=method == "auto"),
+    }
 
 
-def _read(out: Output, data: Calibration, network: nn.Module, model: str, seed: int) -> tuple[Data | None, Data | None]:
-    """Calibration and held-out data."""
-    calibration = held_out = None
+def _read(
+    out: Output, data: Calibration, way: Factorising | None, network: nn.Module, model: str, seed: int
+) -> dict[str, Data | None]:
+    """Calibration, further and held-out data, as `Job` names them; plans alone need none beyond."""
+    calibration = held_out = further = None
     with out.step("reading the data"):
         if data.data is not None:
             calibration = data.load(data.data, network, model, seed=seed, samples=data.count)
+        if way is not None:
+            further = data.further(way.refit_samples, calibration, network, model, seed)
         if data.test is not None:
             held_out = data.load(data.test, network, model, seed=seed, split="test")
     if calibration is not None:
         count = f"up to {data.count}" if calibration.samples is None else f"{calibration.samples}"
         out.say(f"calibration: {count} samples of {calibration.name}, {calibration.prepared}")
-    return calibration, held_out
+    return {"data": calibration, "further": further, "test": held_out}
 
 
 def _found(out: Output, network: nn.Module, example: Any, asked: Asked, *, joint: bool) -> tuple[nn.Module, Sites]:

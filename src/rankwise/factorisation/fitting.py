@@ -46,9 +46,15 @@ def regression_target(weight_GTD: Tensor, moments: Moments) -> Tensor:
     return target
 
 
+def regression_bias(weight_GTD: Tensor, moments: Moments) -> Tensor:
+    """`mean(y) - V mean(x)`, G x T: the bias with which `V` gives the mean of the targets."""
+    assert moments.target_mean_GT is not None
+    return moments.target_mean_GT - torch.einsum("gtd,gd->gt", weight_GTD, moments.mean_GD)
+
+
 def held_out_error(weight_GTD: Tensor, moments: Moments, held: Moments) -> float:
     """`E|y - V x - c|^2` on the held-out samples, up to a constant; `c` is from the fitted samples."""
-    bias_GT = _bias(weight_GTD, moments)
+    bias_GT = regression_bias(weight_GTD, moments)
     covariances, crosses = _centred(held)
     error = 0.0
     for group, (A_DD, C_TD) in enumerate(zip(covariances, crosses, strict=True)):
@@ -96,12 +102,7 @@ def fit_site(
     if beta:
         target_GTD = torch.lerp(weight_GTD, regression_target(weight_GTD, moments), beta)
     factors = fit(get_format(format, formats), site, target_GTD.reshape(weight.shape), moments.two_sided(metric), ranks)
-    return factors, _bias(factors.dense().reshape(weight_GTD.shape), moments).reshape(-1)
-
-
-def _bias(weight_GTD: Tensor, moments: Moments) -> Tensor:
-    assert moments.target_mean_GT is not None
-    return moments.target_mean_GT - torch.einsum("gtd,gd->gt", weight_GTD, moments.mean_GD)
+    return factors, regression_bias(factors.dense().reshape(weight_GTD.shape), moments).reshape(-1)
 
 
 def _centred(moments: Moments) -> tuple[list[Tensor], list[Tensor]]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..layers.low_rank import LowRank
+from ..layers.modules import Kept
 from ..running.attributes import Attributes
 from ..running.batches import Batches
 from ..running.calling import DataError, apart, call
@@ -292,6 +294,11 @@ class _Segment:
 
     def compress(self, node: fx.Node) -> None:
         """Compute the compressed output of a site that was just fitted."""
+        (read,), chain = node.all_input_nodes, self.compressed.get_submodule(str(node.target))
+        dense, compressed = self.value(read)
+        if isinstance(chain, LowRank) and isinstance(first := chain[0], Kept):
+            # The units were all computed, by dense layers; from now on only the kept ones are.
+            self.values[read] = dense, first.taken(dense if compressed is SAME else compressed)
         self._set(node, self.value(node)[0], self._call(node, self.compressed, 1))
 
     def keep(self, needed: set[fx.Node], compressed_only: Iterable[fx.Node]) -> None:

@@ -24,7 +24,7 @@ from ..formats import Format, get_format
 from ..formats.weights import site_weight
 from ..layers.kinds import spatial_dims
 from ..network.counting import Calls
-from ..network.replacing import put
+from ..network.kinds import kind_of
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Plan, PlanRow
@@ -38,7 +38,8 @@ from ..statistics.collection import collect
 from ..statistics.moments import merge
 from ..statistics.rows import Drawn, draw, positions_per_sample, rows_expected
 from ..statistics.sampling import Sampling
-from . import graph, hooks
+from ..surgery.rebuild import rebuild
+from . import blocks, graph, hooks
 from .fitting import LEAST_ROWS_PER_INPUT, choose_beta, fit_site
 from .half import fill
 from .one_shot import factorise_site, note_done, put_done
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rankwise")
 
+ENGINES = ("auto", "graph", "blocks", "hooks")
 HELD_OUT = 4  # every fourth sample decides between regression targets
 
 
@@ -60,7 +62,8 @@ class Sequentially(Sampling):
     """Which rows sequential factorisation uses, and how it runs the networks.
 
     Attributes:
-        engine: "graph" runs each network once; "hooks" runs it from the start for every site; "auto" prefers the graph.
+        engine: "graph" runs each network once; "blocks" runs it block by block, each block once for every site in it;
+            "hooks" runs it from the start for every site; "auto" takes the first of them that is possible.
         spill_above: bytes of activations above which they go to memory-mapped files.
 
     Raises:
@@ -71,8 +74,8 @@ class Sequentially(Sampling):
     spill_above: int = DEFAULT_CAP
 
     def __post_init__(self) -> None:
-        if self.engine not in ("auto", "graph", "hooks"):
-            raise ValueError(f'unknown engine {self.engine!r}; it is "auto", "graph" or "hooks"')
+        if self.engine not in ENGINES:
+            raise ValueError(f"unknown engine {self.engine!r}; the engines are {', '.join(ENGINES)}")
 
 
 def sequential(
@@ -102,7 +105,8 @@ def sequential(
         ValueError: if the engine is "graph" and the network cannot be traced.
     """
     rows = {row.site: row for row in plan.factorised}
-    shared = [name for name, site in sites.items() if name in rows and _fitted_first(site)]
+    places = {name: _place(site) for name, site in sites.items() if name in rows}
+    shared = [name for name, place in places.items() if place is None]
     for name in rows:
         site_weight(dense, sites[name])  # raises for weights that are not finite, before anything runs
     own = partial(
@@ -116,13 +120,13 @@ def sequential(
         joint=sites.joint,
     )
     samples = batches.samples
-    visitor = _Visitor(dense, compressed, rows, plan.metric, gradients, sites, samples, how, formats, own, done)
+    at = {place: name for name, place in places.items() if place is not None}
+    visitor = _Visitor(dense, compressed, rows, at, plan.metric, gradients, sites, samples, how, formats, own, done)
     visitor.fit_first(shared, step)
-    order = [name for name in sites if name in rows and name not in shared]
-    if not order:
+    if not at:
         return
     try:
-        _visit(dense, compressed, batches, example, order, visitor, how, step)
+        _visit(dense, compressed, batches, example, list(at), visitor, how, lambda place: step(at[place]))
     except DataError as error:
         if visitor.odd is None:
             raise
@@ -140,10 +144,11 @@ def _visit(
     how: Sequentially,
     step: Callable[[str], None],
 ) -> None:
-    """Run the two networks by the graph where it can be traced, else by hooks."""
+    """Run the two networks by the graph where it can be traced, else block by block, else by hooks."""
     linked = {name for name in linked_sites(dense, example, order) if not dense.get_submodule(name)._forward_hooks}
     padding = Padding(how.mask)
-    if how.engine != "hooks":
+    reason = ""
+    if how.engine in ("auto", "graph"):
         traced = graph.trace(dense, example, order, linked)
         if isinstance(traced, fx.Graph):
             try:
@@ -155,12 +160,28 @@ def _visit(
         else:
             reason = traced
         if how.engine == "graph":
-            raise ValueError(f"the network cannot be traced ({reason}); use engine='hooks'")
-        logger.warning("the network cannot be traced (%s); every site runs it from the start", reason)
+            raise ValueError(f"the network cannot be traced ({reason}); use engine='blocks' or engine='hooks'")
     several = _called_again(dense, batches, order)
-    visitor.fit_first(several, step)
+    visitor.fit_first([visitor.at[place] for place in several], step)
     order = [name for name in order if name not in several]
-    hooks.run(dense, compressed, batches, order, linked.difference(several), visitor, padding, how.seed, step)
+    linked = linked.difference(several)
+    whole = hooks.Whole(dense, compressed, batches, padding)
+    for names, stack in [(order, [])] if how.engine == "hooks" else blocks.stacks(dense, order):
+        alone = names == order and how.engine != "hooks"
+        if stack:
+            refused = blocks.run(
+                dense, compressed, whole, stack, names, linked, visitor, how.seed, how.spill_above, step
+            )
+            if refused is None:
+                continue
+            reason = "; ".join(filter(None, (reason, f"its blocks: {refused}")))
+        if how.engine == "blocks" and (stack or alone):
+            why = reason or "it is no stack of blocks"
+            raise ValueError(f"the network does not run block by block ({why}); use engine='hooks'")
+        if stack or alone:
+            which = "every site" if alone else f"each of {', '.join(map(repr, names))}"
+            logger.warning("the network cannot be traced (%s); %s runs it from the start", reason, which)
+        hooks.run(dense, compressed, whole, names, linked, visitor, how.seed, step)
 
 
 def _called_again(dense: nn.Module, batches: Batches, order: Sequence[str]) -> list[str]:
@@ -170,22 +191,27 @@ def _called_again(dense: nn.Module, batches: Batches, order: Sequence[str]) -> l
     return [name for name in order if calls.count[name] > 1]
 
 
-def _fitted_first(site: Site) -> bool:
-    """Whether a site is fitted on its dense inputs, before all others.
+def _place(site: Site) -> str | None:
+    """Name of the layer at which a site is visited; None where it is fitted on its dense inputs, before all others.
 
     A chain that is called several times is put in place before its first call, when its later inputs are not known yet.
     The inputs of a table are indices, and rows that the network picks are not pairs.
     """
-    return len(site.calls) > 1 or bool(site.aliases) or not site.multiplies or site.unpaired is not None
+    return None if len(site.calls) > 1 or site.unpaired is not None else kind_of(site).place(site)
 
 
 @dataclass
 class _Visitor:
-    """Collects the moments of one site after the other and puts the chains into the compressed network."""
+    """Collects the moments of one site after the other and puts the chains into the compressed network.
+
+    A site is visited at its place, the layer that reads its inputs and gives its outputs. The layers of hidden units
+    before it stay dense until then, so that the units that are kept are chosen among all of them.
+    """
 
     dense: nn.Module
     compressed: nn.Module
     rows: dict[str, PlanRow]
+    at: dict[str, str]  # place -> site
     metric: str
     gradients: Statistics | None
     sites: Sites
@@ -214,22 +240,23 @@ class _Visitor:
         self.seen = 0  # samples of this site
 
     def observe(
-        self, site: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
+        self, place: str, batch: int, x: Tensor | None, y: Tensor | None, repair: Repair | None, real: Tensor | None
     ) -> None:
-        if self.is_done(site):
+        if self.is_done(place):
             return
+        site = self.at[place]
         if site != self.current:
             self.start(site)
         if self.unpaired or (x is None and y is None):
             return
-        if x is None or y is None or not self._paired(site, x, y):
+        if x is None or y is None or not self._paired(place, x, y):
             self.unpaired = True
             message = "site %r, batch %d: rows of the two networks cannot be paired; it is fitted to its dense inputs"
             logger.warning(message, site, batch)
             return
         if not x.numel() or not y.numel():  # an empty call adds nothing
             return
-        layer = self.dense.get_submodule(site)
+        layer = self.dense.get_submodule(place)
         wanted = positions_per_sample(self.sites[site], self.samples, self.how.positions)
         drawn = draw(layer, x, y, wanted, f"{site}:{batch}:0", self.how.seed, real)
         x_GND, y_GNT = drawn.of_inputs(layer, x), drawn.of_outputs(layer, y)
@@ -247,11 +274,11 @@ class _Visitor:
                 self.odd = batch
                 raise DataError(f"site {site!r}, batch {batch}: {error}") from error
 
-    def _paired(self, site: str, x: Tensor, y: Tensor) -> bool:
+    def _paired(self, place: str, x: Tensor, y: Tensor) -> bool:
         """Whether input and output have the same rows, as in a call of one network."""
-        if not spatial_dims(self.dense.get_submodule(site)):
+        if not spatial_dims(self.dense.get_submodule(place)):
             return x.shape[:-1] == y.shape[:-1]
-        return x.dim() == y.dim() and (x.dim() < len(self.sites[site].weight_shape) or len(x) == len(y))
+        return x.dim() == y.dim() and (x.dim() < len(self.sites[self.at[place]].weight_shape) or len(x) == len(y))
 
     def _held_out(self, batch: int, rows: int, drawn: Drawn) -> Tensor:
         """Which rows are held out: every fourth sample, whatever the batch size; every fourth batch without samples."""
@@ -261,10 +288,11 @@ class _Visitor:
         first, self.seen = self.seen, self.seen + drawn.samples
         return (first + sample_N) % HELD_OUT == HELD_OUT - 1
 
-    def is_done(self, site: str) -> bool:
-        return self.done is not None and site in self.done
+    def is_done(self, place: str) -> bool:
+        return self.done is not None and self.at[place] in self.done
 
-    def finish(self, site: str) -> None:
+    def finish(self, place: str) -> None:
+        site = self.at[place]
         if self._put_done(site):
             return
         if self.unpaired or site != self.current or not self.fitted.count:
@@ -281,15 +309,14 @@ class _Visitor:
         moments = self.weighted(site, fitted if held is None else merge([fitted, held]))
         factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric, self.formats)
         format = get_format(row.format, self.formats)
-        chain = format.build(self.compressed.get_submodule(site), row.ranks, bias=with_bias)
+        chain = rebuild(self.compressed, described.role, described.names, format, row.ranks, bias=with_bias)
         fill(format, chain, factors, bias if with_bias else None, moments)
-        put(self.compressed, {site: chain})
-        self.changed.append(site)
+        self.changed += described.names
         note_done(chain, described, self.done)
 
     def fit_first(self, sites: Sequence[str], step: Callable[[str], None]) -> None:
         """Fit some sites to their weights, on moments collected in one pass."""
-        missing = [name for name in sites if not self.is_done(name)]
+        missing = [name for name in sites if self.done is None or name not in self.done]
         stats = self.own(only=missing) if missing else {}
         for name in sites:
             step(name)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How data is read: the options that every command with DATA shares."""
+    """How data is read: the options that every command with DATA shares.
+
+    Of text, the first `skip` rows in the order of the seed are left to another use.
+    """
 
     transform: str | None = None
     size: int | None = None
@@ -23,6 +26,7 @@ class DataOptions:
     root: Path = Path("data")
     split: str | None = None
     seed: int = 0
+    skip: int = 0
     batches: str = "auto"
     example_batch: bool = False
 
@@ -34,6 +38,7 @@ class Data:
     Args:
         name: what the user called it.
         samples: number of samples; None if only a pass over them would tell.
+        left: rows of text that were not taken.
         classes: number of class folders; None for labels stored as numbers.
         labels: what messages call the labels.
         prepared: how inputs were made, for people.
@@ -48,6 +53,7 @@ class Data:
     prepared: str
     _passes: Callable[[], Iterator[tuple[Any, Any]]] = field(repr=False)
     real: bool = True
+    left: int = 0
     labels: str = "labels"
     stands: tuple[Any, int] | None = field(default=None, repr=False)
 

@@ -28,7 +28,7 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
         path: UTF-8; the lines of .jsonl are objects with a text, or texts.
         model: MODEL of the command line, whose tokenizer is used.
         network: tells the vocabulary and how many tokens a row may have.
-        options: `length` of a row, `batch` rows in a batch, `seed` of the choice.
+        options: `length` of a row, `batch` rows in a batch, `seed` of the choice, whose first `skip` rows are left out.
         samples: number of rows; None for all.
 
     Raises:
@@ -52,10 +52,15 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
         )
     _check_vocabulary(tokens, model, network)
     rows = tokens[: count * length].view(count, length)
-    if samples is not None and samples < count:
-        rows = rows[
-            torch.randperm(count, generator=torch.Generator().manual_seed(options.seed))[:samples].sort().values
-        ]
+    wanted = count if samples is None else samples
+    if options.skip >= count:
+        raise ValueError(
+            f"{path} holds {count} rows of {length} tokens, and {options.skip} of them have another use: none is left; "
+            "give more text"
+        )
+    if options.skip or wanted < count:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed))
+        rows = rows[order[options.skip :][:wanted].sort().values]
     size = max(1, min(options.batch, 4096 // length))  # a batch of many tokens holds as many answers of all words
 
     # A cache of keys and values is of no use here, and graphs cannot return it.
@@ -71,6 +76,7 @@ def from_text(path: Path, model: str, network: nn.Module | None, options: DataOp
         labelled=False,
         classes=None,
         prepared=f"{len(rows)} rows of {length} tokens, packed",
+        left=count - options.skip - len(rows),
         _passes=passes,
     )
 

@@ -144,6 +144,10 @@ class Kept(Part):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
+    def taken(self, x: Tensor) -> Tensor:
+        """What is left of the numbers of the dense layer, which come last."""
+        return x.index_select(-1, self.places)
+
     def extra_repr(self) -> str:
         return f"{len(self.places)} of {self.of}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -242,6 +242,25 @@ def _cached(iterator: Iterator[Any], limit: int) -> list[Any]:
         kept.append(map_tensors(torch.Tensor.clone, batch))  # the iterator may fill the same tensors again
     _log.info("kept %d calibration batches (%s bytes) of a one-shot iterator in memory", len(kept), f"{size:,}")
     return kept
+
+
+class Again:
+    """An iterable that starts over each time.
+
+    Args:
+        start: makes an iterator from the beginning.
+
+    Example:
+        >>> twice = Again(lambda: iter("ab"))
+        >>> [*twice, *twice]
+        ['a', 'b', 'a', 'b']
+    """
+
+    def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._start()
 
 
 class _InputsOnly:

@@ -18,6 +18,7 @@ from ..parsing import (
     parse_shrink,
 )
 from .base import budget, output, plain
+from .data import REFITTED
 from .measuring import JUDGE_HELP, ClassesDim
 
 if TYPE_CHECKING:
@@ -242,9 +243,18 @@ class Factorising:
         budget(
             "--method NAME",
             "sequential: each layer repairs the errors before it; one-shot: all at once from the statistics; "
-            "auto: sequential where there is DATA, one-shot for hf: models.",
+            "auto: sequential where there is DATA; for hf: models one-shot, unless there is much text and "
+            "sequential is nearer to the dense network on text held out.",
         ),
     ] = "auto"
+    refit_samples: Annotated[
+        int | None,
+        budget(
+            "--refit-samples N",
+            "Rows of text beyond the calibration samples, for fits alone: the last factor of each layer is fitted once "
+            f"more on them, and every eighth batch judges between methods. By default {REFITTED}; 0 for none.",
+        ),
+    ] = None
     importance: Annotated[
         str | None,
         budget(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,10 @@ CalibrationSamples = Annotated[
 Test = Annotated[
     str | None, data("--test DATA", "Held-out data for the figures; without it they come from the calibration samples.")
 ]
+
+
+# Rows of text for fits alone: with the calibration samples, over sixty tokens for each of 1,536 inputs.
+REFITTED = 128
 
 
 def calibration_samples(data: str | None, asked: int | None) -> int:
@@ -213,3 +217,28 @@ class Calibration(Batched):
     def count(self) -> int:
         """Samples to take."""
         return calibration_samples(self.data, self.samples)
+
+    def further(
+        self, wanted: int | None, calibration: Data | None, network: nn.Module, model: str, seed: int
+    ) -> Data | None:
+        """Rows of text beyond the calibration samples, None if none are wanted or, unless they were asked for, left."""
+        from ...inputs.loading import load_data
+        from ...inputs.text import TEXTS
+
+        is_text = self.data is not None and Path(self.data).suffix in TEXTS
+        if wanted is not None and wanted < 0:
+            raise ValueError(f"--refit-samples {wanted} must be 0 or more")
+        if wanted and not is_text:
+            raise ValueError(f"--refit-samples {wanted} takes rows of text; DATA is {self.data or 'not given'}")
+        if wanted == 0 or not is_text or calibration is None:
+            return None
+        if not calibration.left:
+            if wanted is None:
+                return None
+            raise ValueError(
+                f"--refit-samples {wanted}: all {calibration.samples} rows of {self.data} are calibration samples; "
+                "give more text, or fewer --samples"
+            )
+        how = replace(self.how(seed), skip=self.count)
+        assert self.data is not None
+        return load_data(self.data, how, network=network, model=model, samples=wanted or REFITTED)

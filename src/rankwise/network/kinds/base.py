@@ -40,6 +40,10 @@ class SiteKind(Kind, ABC):
         """The layers that give the site's outputs -> the number of the part; None for rows of a table."""
         return dict.fromkeys(layers_of(model, site), 0)
 
+    def place(self, site: Site) -> str | None:
+        """Name of the one layer that reads the site's inputs and gives its outputs; None where there are several."""
+        return None if site.aliases or not site.multiplies else site.name
+
     def weight(self, source: WeightSource, site: Site) -> Tensor:
         """The weight, O x I/G [x kernel], in its own dtype; gradients flow through it."""
         return stored_weight(source.get_submodule(site.name))

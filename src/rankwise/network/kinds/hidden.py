@@ -71,6 +71,9 @@ class Hidden(SiteKind):
     def outputs(self, model: nn.Module, site: Site) -> dict[nn.Module, int | None]:
         return {_reader(model, site): 0}
 
+    def place(self, site: Site) -> str | None:
+        return site.slots[-1][0]
+
     def weight(self, source: WeightSource, site: Site) -> Tensor:
         return stored_weight(_reader(source, site))
 
