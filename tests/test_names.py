@@ -23,8 +23,8 @@ def test_there_are_no_other_formats_rules_and_engines() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("inputs", "unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, weight"),
-        ("zebra", "unknown metric 'zebra'; the metrics are input, diagonal, fisher, weight"),
+        ("inputs", "unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, uncentred, weight"),
+        ("zebra", "unknown metric 'zebra'; the metrics are input, diagonal, fisher, uncentred, weight"),
     ],
 )
 def test_a_name_that_does_not_exist_is_told_with_near_ones_and_all_that_do(name: str, message: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-METRICS = ("input", "diagonal", "fisher", "weight")
+METRICS = ("input", "diagonal", "fisher", "uncentred", "weight")
 FORMATS = (
     *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "nystrom"),
     *("cp3", "cp", "btd", "tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
@@ -126,7 +126,7 @@ def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> N
     Example:
         >>> check_name("metric", "inputs", METRICS)
         Traceback (most recent call last):
-        ValueError: unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, weight
+        ValueError: unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, uncentred, weight
     """
     names = list(known)
     if name not in names:

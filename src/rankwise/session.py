@@ -254,7 +254,7 @@ def compress(
         resume: resume from the checkpoint; with the same arguments the result is the same to the bit.
         progress: wraps batches and sites, for progress bars.
         **options: positions, seed, mask and joint of `collect`; rule, evaluate, formats, metric, include, ignore, pin,
-            floor, cap, tie, round_to of `choose`; engine and threads, for a latency budget or to measure what the plan
+            floor, cap, tie, uniform, round_to of `choose`; engine and threads, for a latency budget or to measure what the plan
             saves.
 
     Returns:
@@ -276,7 +276,7 @@ def compress(
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
-    joint = bool(options.pop("joint", False))
+    joint = bool(options.pop("joint", options.get("uniform", False)))
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
     keep = asked.keep

@@ -79,7 +79,7 @@ class Job:
         calibration, held_out = _read(out, data, network, named.model, seed)
         example = load_example(calibration or held_out, data.input_shape, data.how(seed), named.model, network)
         # Times are of single layers.
-        joint = named.is_transformer and not asked.needs_times
+        joint = (named.is_transformer or asked.constraints.uniform) and not asked.needs_times
         sites = _found(out, network, example, asked, joint)
         work = work or Work()
         file = StatisticsFile.of(data.stats, sites.fingerprint, named.model, collected=STATISTICS in work)

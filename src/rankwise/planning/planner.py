@@ -66,6 +66,7 @@ class Planner:
         reached: the error that a fit of a site's option reaches.
         evaluate: tries a plan; None if plans cannot be tried.
         tie: patterns; all sites that match one get the same format and ranks.
+        uniform: whether all hidden layers of one width keep the same number of units.
         formats: replace registered ones of the same names.
     """
 
@@ -81,6 +82,7 @@ class Planner:
     reached: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
     tie: str | Sequence[str] = ()
+    uniform: bool = False
     formats: Mapping[str, Format]
 
     @classmethod
@@ -153,13 +155,14 @@ class Planner:
             reached=lambda name, option: nearly(sites[name], option),
             evaluate=asked.evaluate,
             tie=constraints.tie,
+            uniform=constraints.uniform,
             formats=formats,
         )
 
     @cached_property
     def groups(self) -> tuple[SiteGroup, ...]:
         """The sites as rules see them, tied ones as one; a ValueError for ties that are impossible."""
-        return group_sites(self.sites, self.options, self.tie)
+        return group_sites(self.sites, self.options, self.tie, self.uniform)
 
     @exclusive
     def plan(self, request: Request) -> Plan:
@@ -294,7 +297,7 @@ class Planner:
             dense=summed([dense_option(site) for site, _ in members]),
             spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
             importance=lambda: mean(self.importance(name) for name in group.curves),
-            predicted=lambda: self.predicted(group.name) if len(members) == 1 else {},
+            predicted=lambda: _together([self.predicted(name) for name in group.curves]),
             kind=self.sites[group.name].kind,
             members=len(members),
             idle=next((self.prices[unit].idle for unit in units if self.prices[unit].is_measured), Unit.idle),
@@ -407,3 +410,10 @@ def _nested(option: Option, row: PlanRow) -> bool:
     if row.format == DENSE or option.format == DENSE:
         return row.format == DENSE
     return option.format == row.format and all(own <= most for own, most in zip(option.ranks, row.ranks, strict=True))
+
+
+def _together(losses: Sequence[Mapping[tuple[str, Ranks], float]]) -> dict[tuple[str, Ranks], float]:
+    """The losses of sites that are decided together, where they are known for all of them."""
+    first, *others = losses
+    known = [option for option in first if all(option in other for other in others)]
+    return {option: sum(own[option] for own in losses) for option in known}

@@ -136,6 +136,14 @@ class Choosing:
             "Same format and ranks for all layers that match: layer1.*.conv1; repeated, each is a group.",
         ),
     ] = None
+    uniform: Annotated[
+        bool,
+        budget(
+            "--uniform",
+            "Leave out hidden units alone, the same number everywhere: a transformer stays an ordinary one of its "
+            "family, which loads with nothing installed (`rankwise export --to transformers`).",
+        ),
+    ] = False
     round_to: Annotated[
         str,
         budget(
@@ -162,6 +170,8 @@ class Choosing:
         names = None if self.formats is None else parse_formats(self.formats)
         pins = parse_pins(self.pin)
         check_names(rule, self.floor_rule, names or (), pins)
+        if self.uniform and "input" not in (self.metric or ()):
+            metric = "uncentred" if metric == "input" else metric
         return {
             "rule": parse_rule(rule),
             "floor_rule": parse_floor(self.floor_rule),
@@ -173,6 +183,7 @@ class Choosing:
             "floor": parse_ranks(self.floor, "--floor"),
             "cap": parse_ranks(self.cap, "--cap"),
             "tie": tuple(self.tie or ()),
+            "uniform": self.uniform,
             "round_to": parse_round_to(self.round_to),
         }
 
