@@ -23,7 +23,7 @@ FLOORS = (
     ("factorisation", "latency"),
     ("artifact", "evaluate", "planning"),
     ("describe", "inputs", "kernels", "session", "training"),
-    ("figures", "verification"),
+    ("figures", "integrations", "verification"),
     ("cli",),
     ("__main__",),
 )

@@ -27,7 +27,7 @@ except ImportError as error:
 from ..network.hub import write_by
 from .ordinary import ordinary
 from .rebuilding import Rebuilding, Structure
-from .written import MODEL_TYPE, Family, save, write_config
+from .written import MODEL_TYPE, Family, copy_tokenizer, save, write_config
 
 if MODEL_TYPE not in CONFIG_MAPPING:
     AutoConfig.register(MODEL_TYPE, Family)
@@ -36,4 +36,4 @@ if MODEL_TYPE not in AUTO_QUANTIZER_MAPPING:
     register_quantizer(MODEL_TYPE)(Rebuilding)
 write_by(PreTrainedModel, save)
 
-__all__ = ["ordinary", "save", "write_config"]
+__all__ = ["copy_tokenizer", "ordinary", "save", "write_config"]

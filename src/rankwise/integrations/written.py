@@ -7,6 +7,7 @@ build dense layers and leave them random. It looks for the weights, whose place 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import cached_file
 
 from ..artifact.manifest import StoredChain, plain_chains
 from ..artifact.structure import chains_of
@@ -27,6 +29,14 @@ from .rebuilding import VERSION
 MODEL_TYPE = "rankwise"
 # An error of transformers repeats it.
 _PLACE = "import rankwise.integrations.transformers first, then load this"
+
+
+# Files that say how inputs are made.
+_PREPARING = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("preprocessor_config.json", "processor_config.json"),
+)
 
 
 class Family(PreTrainedConfig):  # type: ignore[misc]
@@ -68,13 +78,30 @@ def save(model: PreTrainedModel, method: str, *args: Any, **options: Any) -> Any
 
 
 def write_config(model: PreTrainedModel, folder: Path) -> None:
-    """Write only `config.json` and the configuration of generation, beside weights that are there already."""
+    """Write all but the weights, which are there already: configurations, and the tokenizer that the model came with."""
     with _private(model):
         model.config.architectures = [type(model).__name__]
         model.config.dtype = str(model.dtype).removeprefix("torch.")
         model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
+    copy_tokenizer(model, folder)
+
+
+def is_private(folder: Path) -> bool:
+    """Whether reading a folder needs Rankwise."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(config["model_type"] == MODEL_TYPE)
+
+
+def copy_tokenizer(model: PreTrainedModel, folder: Path) -> None:
+    """Copy the files of the tokenizer, or of what prepares pictures and sounds, from where the model was read."""
+    for name in _PREPARING if model.name_or_path else ():
+        found = cached_file(
+            model.name_or_path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False
+        )
+        if found is not None and Path(found).resolve() != (folder / name).resolve():
+            shutil.copyfile(found, folder / name)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +75,9 @@ class Network:
         """The network with its weights."""
         from ...inputs.models import load_model
 
+        if self.is_transformer:
+            with suppress(ImportError):  # without transformers, reading the model says so
+                import_module("rankwise.integrations.transformers")  # reads compressed networks too
         return load_model(self.model, self.weights)
 
     def warn(self, out: Output) -> None:
