@@ -16,7 +16,7 @@ SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
-    "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink",
+    "--pin", "--floor", "--cap", "--tie", "--uniform", "--round-to", "--stats", "--shrink",
 }  # fmt: skip
 JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
@@ -57,7 +57,7 @@ OPTIONS = {
     "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
     "export": SHARED
     | DATA
-    | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
+    | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb", "--cache"}
     | {
         "--to",
         "--dtype",

@@ -47,7 +47,7 @@ class Cached(nn.Module):
         if self.tokens_NT.shape[1] < STEPS:
             raise ValueError(f"the example has {self.tokens_NT.shape[1]} tokens; give {STEPS} or more")
         self.placed = "position_ids" in parameters
-        cache = getattr(model(input_ids=self.tokens_NT, use_cache=True), "past_key_values", None)
+        cache = getattr(model(*args, **{**kwargs, "use_cache": True}), "past_key_values", None)
         if not isinstance(getattr(cache, "layers", None), Sequence) or not all(map(_is_plain, cache.layers)):
             raise ValueError(
                 f"{named} has no cache of keys and values alone, but {type(cache).__name__}; export it with cache=False"
