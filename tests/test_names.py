@@ -23,7 +23,10 @@ def test_there_are_no_other_formats_rules_and_engines() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("inputs", "unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, uncentred, weight"),
+        (
+            "inputs",
+            "unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, uncentred, weight",
+        ),
         ("zebra", "unknown metric 'zebra'; the metrics are input, diagonal, fisher, uncentred, weight"),
     ],
 )

@@ -124,9 +124,9 @@ def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> N
         where: the start of the message, such as the option.
 
     Example:
-        >>> check_name("metric", "inputs", METRICS)
+        >>> check_name("storage", "plane", STORAGES)
         Traceback (most recent call last):
-        ValueError: unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, uncentred, weight
+        ValueError: unknown storage 'plane'; did you mean plain? The storages are plain, entropy, int8+entropy
     """
     names = list(known)
     if name not in names:

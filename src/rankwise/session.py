@@ -254,8 +254,8 @@ def compress(
         resume: resume from the checkpoint; with the same arguments the result is the same to the bit.
         progress: wraps batches and sites, for progress bars.
         **options: positions, seed, mask and joint of `collect`; rule, evaluate, formats, metric, include, ignore, pin,
-            floor, cap, tie, uniform, round_to of `choose`; engine and threads, for a latency budget or to measure what the plan
-            saves.
+            floor, cap, tie, uniform, round_to of `choose`; engine and threads, for a latency budget or to measure what
+            the plan saves.
 
     Returns:
         The compressed network, of the same class, and a report.

@@ -24,7 +24,7 @@ def narrow(name: str) -> Any:
     model = made(name)
     sites = rw.find(model, batch(name, 0), joint=True)
     hidden = [site.name for site in sites.values() if site.role is Role.HIDDEN]
-    pins = {site: ("nystrom", (19,)) for site in hidden}
+    pins = dict.fromkeys(hidden, ("nystrom", (19,)))
     plan = rw.choose(model, sites, metric="weight", pin=pins, include=hidden, rule="energy:share=1.0")
     return rw.factorise(model, plan, sites)
 

@@ -11,9 +11,12 @@ from support.families import batch, made
 import rankwise as rw
 from rankwise.layers.kinds import Role
 
-transformers = pytest.importorskip("transformers", exc_type=ImportError)
-peft = pytest.importorskip("peft", exc_type=ImportError)
-import rankwise.integrations.transformers  # needs transformers  # noqa: F401
+pytest.importorskip("transformers", exc_type=ImportError)
+pytest.importorskip("peft", exc_type=ImportError)
+import peft
+import transformers
+
+import rankwise.integrations.transformers
 
 
 def test_adapters_on_chains_and_on_dense_layers(tmp_path: Path) -> None:

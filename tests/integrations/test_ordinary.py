@@ -31,7 +31,7 @@ def narrowed(name: str, kept: int, **wishes: Any) -> Any:
     model = made(name)
     stats = rw.collect(model, [batch(name, seed) for seed in range(3)], joint=True)
     hidden = [site.name for site in stats.sites.values() if site.role is Role.HIDDEN]
-    pins = {site: ("nystrom", (kept,)) for site in hidden}
+    pins = dict.fromkeys(hidden, ("nystrom", (kept,)))
     options = {"pin": pins, "rule": "energy:share=1.0", "uniform": True, **wishes}
     return rw.factorise(model, rw.choose(model, stats, **options), stats)
 
@@ -61,7 +61,10 @@ def test_networks_that_are_none_of_their_family() -> None:
     first, second = [site.name for site in sites.values() if site.role is Role.HIDDEN]
     how: dict[str, Any] = {"metric": "weight", "rule": "energy:share=1.0"}
     for pins, message in (
-        ({first: ("nystrom", (9,)), second: ("nystrom", (11,))}, r"no numbers of LlamaConfig .* 9 of 80, 11 of 80 wide"),
+        (
+            {first: ("nystrom", (9,)), second: ("nystrom", (11,))},
+            r"no numbers of LlamaConfig .* 9 of 80, 11 of 80 wide",
+        ),
         ({"model.layers.0.self_attn.q_proj": "svd:4"}, r"'model\.layers\.0\.self_attn\.q_proj' is factorised by svd"),
     ):
         small = rw.factorise(model, rw.choose(model, sites, pin=pins, include=list(pins), **how), sites)

@@ -25,7 +25,9 @@ class Block(nn.Module):
 
 def network() -> tuple[nn.Module, list[Tensor]]:
     torch.manual_seed(0)
-    return nn.Sequential(Block(24), Block(24), Block(40), nn.Linear(8, 5)).eval(), [torch.randn(64, 8) for _ in range(2)]
+    return nn.Sequential(Block(24), Block(24), Block(40), nn.Linear(8, 5)).eval(), [
+        torch.randn(64, 8) for _ in range(2)
+    ]
 
 
 @pytest.mark.parametrize("rule", ["knapsack", "fisher"])

@@ -159,8 +159,7 @@ def _pretrained(out: Output, named: Network, target: Target, folder: Path, seed:
     network = load_networks(out, named, target.artifact, seed)["compressed"]
     if not is_pretrained(network) or not is_factorised(network):
         raise ValueError(f"--to transformers is for compressed hf: models, and {named.model} is none")
-    from ..integrations.transformers import copy_tokenizer
-    from ..integrations.written import is_private
+    from ..integrations.transformers import copy_tokenizer, is_private
 
     network.save_pretrained(folder)
     copy_tokenizer(network, folder)

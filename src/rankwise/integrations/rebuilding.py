@@ -57,10 +57,9 @@ class Rebuilding(HfQuantizer):  # type: ignore[misc]
 
     def preprocess_model(self, model: Any, **_: Any) -> None:
         build_chains(model, fitted(chains_from(self.quantization_config.structure), model))
-        tie = model.tie_weights
 
         def tie_weights(missing_keys: set[str] | None = None, **options: Any) -> None:
-            tie(missing_keys=missing_keys, **options)
+            type(model).tie_weights(model, missing_keys=missing_keys, **options)
             _check_missing(model, missing_keys or ())
 
         model.tie_weights = tie_weights  # what is missing is told there, and nowhere else
@@ -112,4 +111,3 @@ def fitted(structure: Iterable[StoredChain], model: nn.Module) -> list[StoredCha
             moved = chain.site.removeprefix(prefix) if is_body else f"{prefix}{chain.site}"
             found.append(replace(chain, names=own, site=moved if chain.site else ""))
     return found
-

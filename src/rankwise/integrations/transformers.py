@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 from ..inputs.torchvision_shim import allow_torchvision
+from ..network.hub import write_by
 
 allow_torchvision()  # transformers imports it for some networks
 try:
@@ -19,15 +20,14 @@ try:
         register_quantization_config,
         register_quantizer,
     )
+
+    from .ordinary import ordinary
+    from .rebuilding import Rebuilding, Structure
+    from .written import MODEL_TYPE, Family, copy_tokenizer, is_private, save, write_config
 except ImportError as error:
     raise ImportError(
         "rankwise.integrations.transformers needs transformers 5 or newer: pip install 'rankwise[transformers]'"
     ) from error
-
-from ..network.hub import write_by
-from .ordinary import ordinary
-from .rebuilding import Rebuilding, Structure
-from .written import MODEL_TYPE, Family, copy_tokenizer, save, write_config
 
 if MODEL_TYPE not in CONFIG_MAPPING:
     AutoConfig.register(MODEL_TYPE, Family)
@@ -36,4 +36,4 @@ if MODEL_TYPE not in AUTO_QUANTIZER_MAPPING:
     register_quantizer(MODEL_TYPE)(Rebuilding)
 write_by(PreTrainedModel, save)
 
-__all__ = ["copy_tokenizer", "ordinary", "save", "write_config"]
+__all__ = ["copy_tokenizer", "is_private", "ordinary", "save", "write_config"]

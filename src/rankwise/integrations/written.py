@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
@@ -78,7 +77,7 @@ def save(model: PreTrainedModel, method: str, *args: Any, **options: Any) -> Any
 
 
 def write_config(model: PreTrainedModel, folder: Path) -> None:
-    """Write all but the weights, which are there already: configurations, and the tokenizer that the model came with."""
+    """Write all but the weights, which are there already: configurations, and the model's tokenizer."""
     with _private(model):
         model.config.architectures = [type(model).__name__]
         model.config.dtype = str(model.dtype).removeprefix("torch.")

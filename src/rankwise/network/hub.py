@@ -1,4 +1,4 @@
-"""Saving by transformers' own methods: of factorised networks only where `rankwise.integrations` writes what loads again."""
+"""transformers' own ways of saving: of factorised networks only where `rankwise.integrations` knows how."""
 
 from __future__ import annotations
 

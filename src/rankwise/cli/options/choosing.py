@@ -107,8 +107,8 @@ class Choosing:
         budget(
             "--metric NAME",
             "Metric of the fits: input (default), error of the layer's output on the data; diagonal: the same "
-            "without covariances; fisher: outputs weighted by the gradients of the loss; uncentred: no new biases; weight: "
-            f"error of the weight, no data needed. Given once more, {JUDGE_HELP}",
+            "without covariances; fisher: outputs weighted by the gradients of the loss; uncentred: no new biases; "
+            f"weight: error of the weight, no data needed. Given once more, {JUDGE_HELP}",
             shown=False,
         ),
     ] = None
