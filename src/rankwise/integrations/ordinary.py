@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -133,20 +134,20 @@ def _found(model: PreTrainedModel, narrow: Shapes, widths: set[tuple[int, int]])
         return f"the family has no {added[0]!r}; fit with metric='uncentred', which adds no bias"
     made: PreTrainedConfig | None = model.config
     rest = {name for name in dense if narrow.get(name) != dense[name]}
-    # Where a number is left out, the family computes it from others (GPT-2: four times the width).
-    for vacant in (False, True):
-        for place in list(_places(model.config)):
-            for of, kept in widths if rest else ():
-                if _at(model.config, place) != (None if vacant else of):
-                    continue
-                shapes = _shapes(model, _with(model.config, place, kept))
-                differs = {name for name in dense if shapes.get(name) != dense[name]}
-                if differs and shapes.keys() == dense.keys() and all(shapes[name] == narrow[name] for name in differs):
-                    made, rest = made and _with(made, place, kept), rest - differs
+    for of in {of for of, _ in widths}:
+        kept = [kept for each, kept in widths if each == of]
+        # Where a number is left out, the family computes it from others (GPT-2: four times the width).
+        places = [place for place in _places(model.config) if _at(model.config, place) == of]
+        places = places or [place for place in _places(model.config) if _at(model.config, place) is None]
+        for place, number in product(places, kept) if len(kept) <= len(places) else ():
+            shapes = _shapes(model, _with(model.config, place, number))
+            differs = {name for name in dense if shapes.get(name) != dense[name]}
+            if differs and shapes.keys() == dense.keys() and all(shapes[name] == narrow[name] for name in differs):
+                made, rest = made and _with(made, place, number), rest - differs
     if rest or made is None or _shapes(model, made) != narrow:
         sizes = ", ".join(f"{kept} of {of}" for of, kept in sorted(widths))
         which = f"no numbers of {type(model.config).__name__} make the hidden layers {sizes} wide"
-        return f"{which}; use rankwise.save, or save_pretrained after import rankwise.integrations.transformers"
+        return f"{which}; plan with uniform=True, or keep the chains, as save_pretrained of this network does"
     return made
 
 
