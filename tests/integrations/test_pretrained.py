@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -26,8 +27,8 @@ import transformers
 
 import rankwise.integrations.transformers
 
-# Gate and up apart, and weights stored inputs first. The others run in the slow tests.
-QUICK = ("llama", "gpt2")
+# The others run in the slow tests: each takes seconds.
+QUICK = ("llama",)
 ALL = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES]
 
 
@@ -47,6 +48,18 @@ def outputs(model: nn.Module, given: Mapping[str, Any]) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(**given)[0]
     return found
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return compressed("llama")
+
+
+@pytest.fixture(scope="module")
+def saved(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("pretrained") / "small"
+    small.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -69,10 +82,8 @@ def test_the_same_network_comes_back(name: str, tmp_path: Path) -> None:
     assert all(parameter.grad is not None for chain in chains for parameter in chain.parameters())
 
 
-def test_its_body_alone(tmp_path: Path) -> None:
-    small = compressed("llama")
-    small.save_pretrained(tmp_path / "whole")
-    body = transformers.AutoModel.from_pretrained(tmp_path / "whole")
+def test_its_body_alone(small: Any, saved: Path, tmp_path: Path) -> None:
+    body = transformers.AutoModel.from_pretrained(saved)
     given = batch("llama", 1)
     assert torch.equal(outputs(body, given), outputs(small.model, given))
     body.save_pretrained(tmp_path / "body")
@@ -110,8 +121,8 @@ def test_formats_and_ties_in_half_precision(dtype: torch.dtype, formats: tuple[s
     }
 
 
-def test_artifacts_are_read_too_and_copies_save(tmp_path: Path) -> None:
-    small, given = compressed("llama"), batch("llama", 1)
+def test_artifacts_are_read_too_and_copies_save(small: Any, tmp_path: Path) -> None:
+    given = batch("llama", 1)
     rw.save(small, tmp_path / "out")
     rankwise.integrations.transformers.write_config(copy.deepcopy(small), tmp_path / "out")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -123,8 +134,8 @@ def test_importing_it_again_changes_nothing() -> None:
     importlib.reload(rankwise.integrations.transformers)
 
 
-def test_weights_without_a_factor_are_refused(tmp_path: Path) -> None:
-    compressed("llama").save_pretrained(tmp_path)
+def test_weights_without_a_factor_are_refused(saved: Path, tmp_path: Path) -> None:
+    copytree(saved, tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
     lost = next(name for name in tensors if ".mlp.down_proj." in name and name.endswith(".1.weight"))
     del tensors[lost]
@@ -142,8 +153,8 @@ def test_weights_without_a_factor_are_refused(tmp_path: Path) -> None:
         ({"structure": [{"names": ["x"]}]}, "field 'kind' is missing"),
     ],
 )
-def test_a_changed_configuration_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    compressed("llama").save_pretrained(tmp_path)
+def test_a_changed_configuration_is_refused(change: dict[str, Any], message: str, saved: Path, tmp_path: Path) -> None:
+    copytree(saved, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"].update(change)
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -164,13 +175,13 @@ print(sum(p.numel() for p in transformers.AutoModelForCausalLM.from_pretrained(s
 """
 
 
-def test_without_rankwise_it_fails_clearly_and_an_ordinary_one_loads(tmp_path: Path) -> None:
-    compressed("llama").save_pretrained(tmp_path / "private")
+@pytest.mark.slow  # a second interpreter imports transformers
+def test_without_rankwise_it_fails_clearly_and_an_ordinary_one_loads(saved: Path, tmp_path: Path) -> None:
     data = [batch("llama", seed) for seed in range(3)]
     narrow, _ = rw.compress(made("llama"), data, keep={"linear": 0.8}, uniform=True, method="one-shot")
     narrow.save_pretrained(tmp_path / "ordinary")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(tmp_path / "private"), str(tmp_path / "ordinary")],
+        [sys.executable, "-c", WITHOUT, str(saved), str(tmp_path / "ordinary")],
         capture_output=True,
         text=True,
         timeout=300,

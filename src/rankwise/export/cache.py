@@ -47,12 +47,13 @@ class Cached(nn.Module):
         if self.tokens_NT.shape[1] < STEPS:
             raise ValueError(f"the example has {self.tokens_NT.shape[1]} tokens; give {STEPS} or more")
         self.placed = "position_ids" in parameters
-        cache = getattr(model(*args, **{**kwargs, "use_cache": True}), "past_key_values", None)
+        cache: Any = getattr(model(*args, **{**kwargs, "use_cache": True}), "past_key_values", None)
         if not isinstance(getattr(cache, "layers", None), Sequence) or not all(map(_is_plain, cache.layers)):
             raise ValueError(
                 f"{named} has no cache of keys and values alone, but {type(cache).__name__}; export it with cache=False"
             )
-        self.kind, self.layers = type(cache), len(cache.layers)
+        self.kind: Any = type(cache)
+        self.layers = len(cache.layers)
         self.sizes = [(each.keys.shape[1::2], each.values.shape[1::2]) for each in cache.layers]  # H and D
 
     def forward(
