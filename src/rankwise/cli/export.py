@@ -156,7 +156,7 @@ def _pretrained(out: Output, named: Network, target: Target, folder: Path, seed:
         raise ValueError(f"-o {folder} must be a new or an empty folder for --to transformers")
     if target.artifact is None or target.dtype or target.absorb or target.fold or target.cache or target.opset:
         raise ValueError("--to transformers writes the network of --artifact as it is; leave out other options")
-    network = load_networks(out, named, target.artifact, seed)["compressed"]
+    network: Any = load_networks(out, named, target.artifact, seed)["compressed"]
     if not is_pretrained(network) or not is_factorised(network):
         raise ValueError(f"--to transformers is for compressed hf: models, and {named.model} is none")
     from ..integrations.transformers import copy_tokenizer, is_private

@@ -57,7 +57,7 @@ class Result:
         figures["compressed"]["bytes"] = stored_bytes(self.folder)
         return figures
 
-    def _write(self, small: nn.Module, *, storage: str = "plain", **how: Any) -> None:
+    def _write(self, small: Any, *, storage: str = "plain", **how: Any) -> None:
         """Write the artifact; of a network of transformers, plain weights are read by `from_pretrained` too."""
         from ..artifact import save
         from ..inputs.hugging_face import is_pretrained

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ def ordinary_form(model: PreTrainedModel) -> Form | None:
 
 def as_ordinary(model: PreTrainedModel, form: Form, state: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
     """The ordinary network, with another state of the compressed one if it is given."""
-    made, told = type(model).from_pretrained(
+    reader: Any = type(model)
+    made, told = reader.from_pretrained(
         None,
         config=copy.deepcopy(form.config),
         state_dict=form.state(model.state_dict() if state is None else state),
@@ -87,7 +89,8 @@ def as_ordinary(model: PreTrainedModel, form: Form, state: Mapping[str, Tensor] 
         raise ValueError(f"{type(model).__name__} cannot be built from its state: {lost[0]!r} does not fit")
     if model.can_generate():
         made.generation_config = copy.deepcopy(model.generation_config)
-    return made.to(model.device).train(model.training)
+    ordinary_one: PreTrainedModel = made.to(model.device).train(model.training)
+    return ordinary_one
 
 
 def _form(model: PreTrainedModel) -> Form | str:
@@ -162,9 +165,10 @@ def _places(config: PreTrainedConfig) -> Iterator[Place]:
 
 
 def _at(config: PreTrainedConfig, place: Place) -> int | None:
+    found: Any = config
     for name in place:
-        config = getattr(config, name)
-    number: int | None = config
+        found = getattr(found, name)
+    number: int | None = found
     return number
 
 

@@ -22,7 +22,7 @@ VERSION = 1
 _AGAIN = "save it again"
 
 
-class Structure(QuantizationConfigMixin):  # type: ignore[misc]
+class Structure(QuantizationConfigMixin):
     """What `config.json` says about the chains, under the name that transformers reads before it loads weights.
 
     Args:
@@ -43,7 +43,7 @@ class Structure(QuantizationConfigMixin):  # type: ignore[misc]
             raise ValueError(f"config.json: unknown field {min(others)!r} of rankwise's structure; {_AGAIN}")
 
 
-class Rebuilding(HfQuantizer):  # type: ignore[misc]
+class Rebuilding(HfQuantizer):
     """Builds the chains of a `Structure`; no weight is quantised."""
 
     requires_calibration = True
@@ -55,8 +55,9 @@ class Rebuilding(HfQuantizer):  # type: ignore[misc]
             config.__dict__.pop(name, None)
         return config
 
-    def preprocess_model(self, model: Any, **_: Any) -> None:
-        build_chains(model, fitted(chains_from(self.quantization_config.structure), model))
+    def preprocess_model(self, model: Any, dtype: Any = None, **_: Any) -> None:
+        told: Any = self.quantization_config
+        build_chains(model, fitted(chains_from(told.structure), model))
 
         def tie_weights(missing_keys: set[str] | None = None, **options: Any) -> None:
             type(model).tie_weights(model, missing_keys=missing_keys, **options)

@@ -38,7 +38,7 @@ _PREPARING = (
 )
 
 
-class Family(PreTrainedConfig):  # type: ignore[misc]
+class Family(PreTrainedConfig):
     """Stands for the configurations of all compressed networks: what is read is the one of the family."""
 
     model_type = MODEL_TYPE
@@ -95,10 +95,9 @@ def is_private(folder: Path) -> bool:
 
 def copy_tokenizer(model: PreTrainedModel, folder: Path) -> None:
     """Copy the files of the tokenizer, or of what prepares pictures and sounds, from where the model was read."""
-    for name in _PREPARING if model.name_or_path else ():
-        found = cached_file(
-            model.name_or_path, name, local_files_only=True, _raise_exceptions_for_missing_entries=False
-        )
+    place = model.name_or_path
+    for name in _PREPARING if place else ():
+        found = cached_file(str(place), name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
         if found is not None and Path(found).resolve() != (folder / name).resolve():
             shutil.copyfile(found, folder / name)
 
@@ -111,7 +110,8 @@ def _private(model: PreTrainedModel) -> Iterator[None]:
             f"batch norm {min(folds)!r} is folded, and from_pretrained builds it again; compress without folding, or "
             f"use rankwise.save(model, folder)"
         )
-    structure, config = chains_of(model), model.config
+    structure = chains_of(model)
+    config: Any = model.config
 
     def save_pretrained(folder: Any, **options: Any) -> None:
         del config.save_pretrained
