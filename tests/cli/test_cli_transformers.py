@@ -76,6 +76,7 @@ def test_uniform_widths_give_an_ordinary_checkpoint(model: str, run: Run) -> Non
     assert "--to transformers writes the network of --artifact as it is" in done.output.replace("\n", " ")
 
 
+@pytest.mark.slow  # compresses once more
 def test_coded_weights_are_not_for_transformers(model: str, run: Run) -> None:
     run(
         "compress", model, "words.txt", "--keep", "linear=0.7", "--storage", "entropy", "--engines", "none", "-o", "out"

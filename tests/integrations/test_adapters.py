@@ -19,6 +19,7 @@ import transformers
 import rankwise.integrations.transformers
 
 
+@pytest.mark.slow  # training and saving take seconds
 def test_adapters_on_chains_and_on_dense_layers(tmp_path: Path) -> None:
     model, given = made("llama"), batch("llama", 0)
     sites = rw.find(model, given, joint=True)

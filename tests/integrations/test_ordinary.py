@@ -51,6 +51,7 @@ def test_a_narrow_network_is_an_ordinary_one(name: str, tmp_path: Path) -> None:
     assert config["model_type"] == small.config.model_type
 
 
+@pytest.mark.slow  # three networks are compressed
 def test_networks_that_are_none_of_their_family() -> None:
     with pytest.raises(ValueError, match=r"no 'model\.layers\.0\.mlp\.down_proj\.bias'; fit with metric='uncentred'"):
         ordinary(narrowed("llama", 37, metric="input"))
