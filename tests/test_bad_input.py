@@ -123,7 +123,10 @@ class LogOf(nn.Module):
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"formats": ("svd", "magic")}, "unknown format 'magic'; the formats are .*svd"),
     "no format": ({"formats": ()}, "no format given"),
-    "metric": ({"metric": "entropy"}, "unknown metric 'entropy'; the metrics are input, diagonal, fisher, weight"),
+    "metric": (
+        {"metric": "entropy"},
+        "unknown metric 'entropy'; the metrics are input, diagonal, fisher, weight, without_bias, uncentred, magnitude, pooled, rows",
+    ),
     "ignored pattern": ({"ignore": ["secnd"]}, "pattern 'secnd' matches no site; near names are: second"),
     "included pattern": ({"include": ["layer*"]}, r"pattern 'layer\*' matches no site"),
     "expression": ({"ignore": ["re:["]}, "not a valid regular expression"),

@@ -23,7 +23,10 @@ FLOORS = (
     ("factorisation", "latency"),
     ("artifact", "evaluate", "planning"),
     ("describe", "inputs", "kernels", "session", "training"),
-    ("figures", "ordered", "penalties", "preset", "projections", "subspace", "unified", "verification"),
+    (
+        *("figures", "integrations", "ordered", "penalties", "preset", "projections", "subspace", "unified"),
+        "verification",
+    ),
     ("spectral",),
     ("techniques",),
     ("cli",),

@@ -31,7 +31,7 @@ class FitMetric:
         name: as users write it.
         needs_statistics: whether it needs moments of the inputs.
         needs_gradients: whether outputs are weighted by the gradients of the loss, which the statistics must hold.
-        corrects_bias: whether fits know the mean of the input, so that a bias can correct the mean output.
+        corrects_bias: whether a layer without a bias is given one, which corrects the mean of the output.
         shrinkable: whether shrinking it towards the weight metric changes it.
         diagonal: whether covariances between inputs are ignored.
         centred: whether fits take the mean of the input out of its moment.
@@ -85,6 +85,11 @@ METRICS: dict[str, FitMetric] = {
             needs_statistics=False,
             corrects_bias=False,
             shrinkable=False,
+        ),
+        FitMetric(
+            name="without_bias",
+            summary="as input, and layers without a bias are given none",
+            corrects_bias=False,
         ),
         FitMetric(
             name="uncentred",

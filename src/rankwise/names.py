@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-METRICS = ("input", "diagonal", "fisher", "weight", "uncentred", "magnitude", "pooled", "rows")
+METRICS = ("input", "diagonal", "fisher", "weight", "without_bias", "uncentred", "magnitude", "pooled", "rows")
 FORMATS = (
     *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "nystrom"),
     *("cp3", "cp", "btd", "tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
@@ -132,9 +132,9 @@ def check_name(what: str, name: str, known: Iterable[str], where: str = "") -> N
         where: the start of the message, such as the option.
 
     Example:
-        >>> check_name("metric", "inputs", METRICS)
+        >>> check_name("storage", "plane", STORAGES)
         Traceback (most recent call last):
-        ValueError: unknown metric 'inputs'; did you mean input? The metrics are input, diagonal, fisher, ...
+        ValueError: unknown storage 'plane'; did you mean plain? The storages are plain, entropy, int8+entropy
     """
     names = list(known)
     if name not in names:

@@ -343,8 +343,8 @@ def compress(
         resume: resume from the checkpoint; with the same arguments the result is the same to the bit.
         progress: wraps batches and sites, for progress bars.
         **options: positions, seed, mask and joint of `collect`; rule, evaluate, formats, metric, include, ignore, pin,
-            floor, cap, tie, round_to of `choose`; engine and threads, for a latency budget or to measure what the plan
-            saves.
+            floor, cap, tie, uniform, round_to of `choose`; engine and threads, for a latency budget or to measure what
+            the plan saves.
 
     Returns:
         The compressed network, of the same class, and a report.
@@ -365,7 +365,7 @@ def compress(
         raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
     model = unwrap(model)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
-    joint = bool(options.pop("joint", False))
+    joint = bool(options.pop("joint", options.get("uniform", False)))
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
     keep = asked.keep

@@ -16,7 +16,7 @@ SHARED = {"--json", "--seed", "--debug", "--help"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
-    "--pin", "--floor", "--cap", "--tie", "--round-to", "--stats", "--shrink", "--method-set",
+    "--pin", "--floor", "--cap", "--tie", "--uniform", "--round-to", "--stats", "--shrink", "--method-set",
 }  # fmt: skip
 JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
@@ -66,7 +66,17 @@ OPTIONS = {
     | {"--context", "--stride", "--start-token", "--choices", "--neighbours", "--generate"},
     "export": SHARED
     | DATA
-    | {"MODEL", "--weights", "--random-weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}
+    | {
+        "MODEL",
+        "--weights",
+        "--random-weights",
+        "--artifact",
+        "--data",
+        "--input-shape",
+        "--out",
+        "--absorb",
+        "--cache",
+    }
     | {
         "--to",
         "--dtype",

@@ -16,6 +16,7 @@ from rankwise.inputs.models import load_model
 from rankwise.inputs.text import text_tokens
 
 pytest.importorskip("transformers")
+import transformers
 from support.words import TEXT, save_model  # needs transformers
 
 Run = Callable[..., Any]
@@ -56,6 +57,33 @@ def test_from_folder_and_text_to_a_smaller_model(model: str, run: Run) -> None:
     small = rw.load(load_model(model), "out")
     tokens = torch.arange(6)[None]
     assert small.generate(tokens, max_new_tokens=4, do_sample=False).shape == (1, 10)
+    back = transformers.AutoModelForCausalLM.from_pretrained("out")
+    with torch.no_grad():
+        assert torch.equal(back(tokens).logits, small(tokens).logits)
+    assert transformers.AutoTokenizer.from_pretrained("out")("the cat").input_ids
+
+
+@pytest.mark.slow  # compress and export once more
+def test_uniform_widths_give_an_ordinary_checkpoint(model: str, run: Run) -> None:
+    run("compress", model, "words.txt", "--keep", "linear=0.8", "--uniform", "-o", "out")
+    widths = {row.ranks for row in rw.Plan.load(Path("out/plan.yaml")).factorised}
+    done = run("export", model, "--artifact", "out", "--to", "transformers", "-o", "plain", "--json", "-")
+    assert json.loads(done.stdout)["ordinary"]
+    config = json.loads(Path("plain/config.json").read_text())
+    assert (config["model_type"], {(config["intermediate_size"],)}) == ("llama", widths)
+    assert Path("plain/tokenizer.json").is_file()
+    done = run("export", model, "--artifact", "out", "--to", "transformers", "-o", "plain", code=2)
+    assert "-o plain must be a new or an empty folder" in done.output.replace("\n", " ")
+    done = run("export", model, "--to", "transformers", "-o", "other", code=2)
+    assert "--to transformers writes the network of --artifact as it is" in done.output.replace("\n", " ")
+
+
+@pytest.mark.slow  # compresses once more
+def test_coded_weights_are_not_for_transformers(model: str, run: Run) -> None:
+    run(
+        "compress", model, "words.txt", "--keep", "linear=0.7", "--storage", "entropy", "--engines", "none", "-o", "out"
+    )
+    assert not Path("out/config.json").exists()
 
 
 def test_the_same_plan_is_edited_and_applied(model: str, run: Run) -> None:

@@ -47,7 +47,7 @@ def test_options_cost_less_than_dense_and_count_exactly(net: tuple[nn.Module, St
     assert used == {"dense", "svd", "spatial_svd", "tucker2"}
 
 
-@pytest.mark.parametrize("metric", ["input", "diagonal", "fisher", "weight"])
+@pytest.mark.parametrize("metric", ["input", "diagonal", "fisher", "uncentred", "weight"])
 def test_errors_are_those_of_the_fit(net: tuple[nn.Module, Statistics], metric: str) -> None:
     model, stats = net
     site = stats.sites["block2.conv2"]

@@ -104,7 +104,7 @@ class Manifest:
             ValueError: if figures or plan hold what JSON cannot.
         """
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        plain["structure"] = [asdict(chain) for chain in self.structure]
+        plain["structure"] = plain_chains(self.structure)
         plain["coded"] = {name: str(coded) for name, coded in self.coded.items()}
         plain["seen"] = {use: samples.text() for use, samples in self.seen.items()}
         plain["plan"] = None if self.plan is None else self.plan.to_dict()
@@ -154,11 +154,25 @@ class Manifest:
         chains = values.pop("structure")
         if version < 5:
             chains = [{**_SINCE_5, **chain} for chain in chains]
-        structure = tuple(_checked_chain(chain, index) for index, chain in enumerate(chains))
+        structure = chains_from(chains)
         plan = None if values["plan"] is None else Plan.from_dict(values["plan"])
         if version >= 4 and checksum != content:
             raise ValueError(f"its content does not match its checksum; {_DAMAGED}")
         return cls(**{**values, "structure": structure, "plan": plan})
+
+
+def plain_chains(structure: Sequence[StoredChain]) -> list[dict[str, Any]]:
+    """Chains as JSON can hold them."""
+    return [asdict(chain) for chain in structure]
+
+
+def chains_from(plain: Sequence[dict[str, Any]]) -> tuple[StoredChain, ...]:
+    """The inverse of `plain_chains`, for untrusted input.
+
+    Raises:
+        ValueError: naming the chain and the field that is missing, unknown or wrong.
+    """
+    return tuple(_checked_chain(chain, index) for index, chain in enumerate(plain))
 
 
 def described(kind: str, weight_shape: Sequence[int]) -> str:

@@ -40,20 +40,46 @@ def restored(fresh: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
     fresh = refolded(reunfused(fresh, manifest.unfused), manifest.folds)
     _check_outline(fresh, manifest, stored)
     _check_ties(fresh, manifest, stored)
-    sites = _sites(manifest, stored)
+    sites = _sites(manifest.structure if manifest.format_version >= 5 else _with_roles(manifest.structure, stored))
     for role, chains in sites:
-        _check_site(fresh, role, chains, stored)
+        _check_site(fresh, role, chains)
+    _check_dtypes(manifest.structure, stored)
     model = copied(fresh)
-    # Building a layer draws initial values, which are overwritten: the caller's random numbers must not depend on it.
-    with torch.random.fork_rng():
-        for role, chains in sites:
-            names, last = [name for chain in chains for name in chain.names], chains[-1]
-            rebuild(model, role, names, get_format(last.format), last.ranks, last.bias)
+    _build(model, sites)
     _check_filling(model, stored)
     if manifest.coded:
         stored = _with_aliases(manifest, decoded(manifest, tensors))
     _fill(model, manifest, stored)
     return model
+
+
+def build_chains(model: nn.Module, structure: Sequence[StoredChain]) -> None:
+    """Put new, uninitialised chains in place of the layers of a dense network, which is changed.
+
+    Raises:
+        ValueError: if the network lacks a layer, or has another one there; nothing is changed then.
+    """
+    _check_names(structure)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for chain in structure:
+        for name in chain.names:
+            found = _described(modules[name]) if name in modules else "nothing"
+            if found != chain.dense:
+                raise ValueError(
+                    f"site {name!r} is {chain.dense} in the structure, and {found} in this {type(model).__name__}"
+                )
+    sites = _sites(structure)
+    for role, chains in sites:
+        _check_site(model, role, chains)
+    _build(model, sites)
+
+
+def _build(model: nn.Module, sites: Sequence[tuple[Role, Sequence[StoredChain]]]) -> None:
+    # Building a layer draws initial values, which are overwritten: the caller's random numbers must not depend on it.
+    with torch.random.fork_rng():
+        for role, chains in sites:
+            names, last = [name for chain in chains for name in chain.names], chains[-1]
+            rebuild(model, role, names, get_format(last.format), last.ranks, last.bias)
 
 
 def outlined(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,9 +91,7 @@ def outlined(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     if manifest.coded.keys() != (tensors.keys() if manifest.storage != "plain" else set()):
         raise ValueError(f"coded: it must name exactly the stored tensors, or none of plain ones; {_AGAIN}")
     stored = _with_aliases(manifest, {name: coded.outline() for name, coded in manifest.coded.items()} or tensors)
-    names = [name for chain in manifest.structure for name in chain.names]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"site {twice[0]!r} is more than once in the structure; {_AGAIN}")
+    _check_names(manifest.structure)
     if fingerprint(_outline(manifest, stored)) != manifest.dense_fingerprint:
         raise ValueError(f"the structure does not have the dense_fingerprint it was saved with; {_AGAIN}")
     return stored
@@ -128,9 +152,14 @@ def _check_ties(fresh: nn.Module, manifest: Manifest, stored: Mapping[str, Tenso
             )
 
 
-def _sites(manifest: Manifest, stored: Mapping[str, Tensor]) -> list[tuple[Role, list[StoredChain]]]:
+def _check_names(structure: Sequence[StoredChain]) -> None:
+    names = [name for chain in structure for name in chain.names]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"site {twice[0]!r} is more than once in the structure; {_AGAIN}")
+
+
+def _sites(structure: Sequence[StoredChain]) -> list[tuple[Role, list[StoredChain]]]:
     """The chains of each site, with its role; embeddings come before their heads."""
-    structure = manifest.structure if manifest.format_version >= 5 else _with_roles(manifest.structure, stored)
     by_site: dict[tuple[str, str], list[StoredChain]] = defaultdict(list)
     for chain in structure:
         by_site[chain.role, chain.site or chain.names[0]].append(chain)
@@ -165,7 +194,7 @@ def _with_roles(structure: Sequence[StoredChain], stored: Mapping[str, Tensor]) 
     ]
 
 
-def _check_site(fresh: nn.Module, role: Role, chains: Sequence[StoredChain], stored: Mapping[str, Tensor]) -> None:
+def _check_site(fresh: nn.Module, role: Role, chains: Sequence[StoredChain]) -> None:
     """Raise unless format and ranks are legal for the layers, before a tensor of their size is made."""
     names = [chain.names[0] for chain in chains]
     shared = " and ".join(map(repr, names))
@@ -195,7 +224,10 @@ def _check_site(fresh: nn.Module, role: Role, chains: Sequence[StoredChain], sto
         if reason := format.refuses(site):
             raise ValueError(f"site {site.name!r} cannot have format {format.name!r}: {reason}")
         format.check(site, ranks)
-    for chain in chains:
+
+
+def _check_dtypes(structure: Sequence[StoredChain], stored: Mapping[str, Tensor]) -> None:
+    for chain in structure:
         for name, tensor in stored.items():
             indices = tensor.dtype == torch.int32
             if name.startswith(f"{chain.names[0]}.") and not indices and NAMES[tensor.dtype] != chain.dtype:

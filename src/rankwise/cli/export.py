@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..latency import Latency
 
-File = Annotated[Path, plain("-o --out FILE", "The file to write.", shown=False)]
+File = Annotated[Path, plain("-o --out FILE", "The file to write; a folder for transformers.", shown=False)]
 Write = Callable[["nn.Module", Any, Path], Path]
 
 
@@ -33,7 +33,12 @@ class Target:
         Path | None, plain("--artifact DIR", "The compressed network; by default the dense one is exported.")
     ] = None
     to: Annotated[
-        str | None, plain("--to NAME", "onnx, executorch or pt2 (torch.export); by the suffix: .onnx, .pte, .pt2.")
+        str | None,
+        plain(
+            "--to NAME",
+            "onnx, executorch or pt2 (torch.export); by the suffix: .onnx, .pte, .pt2. Or transformers: a folder for "
+            "from_pretrained, an ordinary checkpoint if hidden layers alone are narrower (--uniform).",
+        ),
     ] = None
     dtype: Annotated[
         str | None,
@@ -54,6 +59,10 @@ class Target:
     opset: Annotated[int | None, plain("--opset N", "Operator set of ONNX.")] = None
     fixed_batch: Annotated[
         bool, plain("--fixed-batch", "Fix the batch size at one; by default it is open, except in ExecuTorch.")
+    ] = False
+    cache: Annotated[
+        bool,
+        plain("--cache", "Of a causal language model in onnx, keys and values are inputs and outputs too."),
     ] = False
     dynamic_axes: Annotated[
         list[str] | None,
@@ -80,6 +89,8 @@ class Target:
 
         if self.opset is not None and target != "onnx":
             raise ValueError(f"--opset {self.opset} is for onnx; {target} has no operator sets")
+        if self.cache and target != "onnx":
+            raise ValueError(f"--cache is for onnx; {target} files have no cache")
         if target == "executorch" and axes not in (None, "none"):
             raise ValueError("--dynamic-axes is for onnx and pt2; an executorch file plans its memory for one size")
         common: Mapping[str, Any] = {"dtype": self.dtype, "calibration": calibration}
@@ -88,7 +99,7 @@ class Target:
         open_axes: Mapping[str, Any] = {"dynamic_batch": not self.fixed_batch, "dynamic_axes": axes}
         if target == "pt2":
             return partial(pt2, **open_axes, **common)
-        return partial(onnx, **open_axes, opset=self.opset, **common)
+        return partial(onnx, **open_axes, opset=self.opset, cache=self.cache, **common)
 
 
 @command
@@ -108,6 +119,8 @@ def export(network: Network, file: File, target: Target, data: OneInput, run: Ru
         from .loading import load_networks
         from .tables import exports_table
 
+        if target.to == "transformers":
+            return _pretrained(out, network, target, file, run.seed)
         kind, axes, artifact = target_of(file, target.to), parse_axes(target.dynamic_axes), target.artifact
         networks = load_networks(out, network, artifact, run.seed)
         dense = networks["dense"]
@@ -131,6 +144,28 @@ def export(network: Network, file: File, target: Target, data: OneInput, run: Ru
         dtype, size = target.dtype, file.stat().st_size
         out.say(f"{file}: {kind}{f' in {dtype}' if dtype else ''}, {size:,} bytes, checked")
         out.result("export", {"file": file, "bytes": size, "target": kind, "dtype": dtype, "rows": rows})
+
+
+def _pretrained(out: Output, named: Network, target: Target, folder: Path, seed: int) -> None:
+    """Write a folder for `from_pretrained`."""
+    from ..inputs.hugging_face import is_pretrained
+    from ..layers.low_rank import is_factorised
+    from .loading import load_networks
+
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"-o {folder} must be a new or an empty folder for --to transformers")
+    if target.artifact is None or target.dtype or target.absorb or target.fold or target.cache or target.opset:
+        raise ValueError("--to transformers writes the network of --artifact as it is; leave out other options")
+    network: Any = load_networks(out, named, target.artifact, seed)["compressed"]
+    if not is_pretrained(network) or not is_factorised(network):
+        raise ValueError(f"--to transformers is for compressed hf: models, and {named.model} is none")
+    from ..integrations.transformers import copy_tokenizer, is_private
+
+    network.save_pretrained(folder)
+    copy_tokenizer(network, folder)
+    needs = "after import rankwise.integrations.transformers" if is_private(folder) else "an ordinary checkpoint"
+    out.say(f"{folder}: for from_pretrained, {needs}")
+    out.result("export", {"file": folder, "target": "transformers", "ordinary": not is_private(folder)})
 
 
 def _exported(

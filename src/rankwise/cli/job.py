@@ -90,8 +90,10 @@ class Job:
         calibration = read["data"]
         example = load_example(calibration or read["test"], data.input_shape, data.how(seed), named.model, network)
         # Times are of single layers.
-        joint = named.is_transformer and not asked.needs_times if joint is None else joint
-        network, sites = _found(out, network, example, asked, joint)
+        joint = (
+            (named.is_transformer or asked.constraints.uniform) and not asked.needs_times if joint is None else joint
+        )
+        network, sites = _found(out, network, example, asked, joint=joint)
         work = work or Work()
         file = StatisticsFile.of(data.stats, sites.fingerprint, named.model, collected=STATISTICS in work)
         session = Session(

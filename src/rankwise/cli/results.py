@@ -38,9 +38,7 @@ class Result:
 
     def save(self, small: nn.Module) -> None:
         """Write the network before it is measured: a problem with test data must not cost the work so far."""
-        from ..artifact import save
-
-        save(small, self.folder, plan=self.plan, seen=self.seen)
+        self._write(small)
         if self.plan is not None:
             self.plan.save(self.folder / "plan.yaml")
 
@@ -50,14 +48,29 @@ class Result:
 
     def measured(self, dense: nn.Module, small: nn.Module, told: Mapping[str, Any] | None = None) -> Figures:
         """Figures of both networks; they and what is `told` are written into the artifact."""
-        from ..artifact import as_stored, save, stored_bytes
+        from ..artifact import as_stored, stored_bytes
 
         networks = {"dense": dense, "compressed": as_stored(small, self.storage)}
         figures = measure(self.out, networks, self.data, timing=self.timing, judging=self.judging)
         kept = {**figures_of(figures, self.data), **(told or {})}
-        save(small, self.folder, plan=self.plan, figures=kept, storage=self.storage, seen=self.seen)
+        self._write(small, figures=kept, storage=self.storage)
         figures["compressed"]["bytes"] = stored_bytes(self.folder)
         return figures
+
+    def _write(self, small: Any, *, storage: str = "plain", **how: Any) -> None:
+        """Write the artifact; of a network of transformers, plain weights are read by `from_pretrained` too."""
+        from ..artifact import save
+        from ..inputs.hugging_face import is_pretrained
+        from ..surgery.folding import folds_of
+
+        save(small, self.folder, plan=self.plan, seen=self.seen, storage=storage, **how)
+        if is_pretrained(small):
+            if storage == "plain" and not folds_of(small):
+                from ..integrations.transformers import write_config
+
+                write_config(small, self.folder)
+            else:
+                (self.folder / "config.json").unlink(missing_ok=True)  # it would speak of weights that are not there
 
     def document(self, figures: Figures, seed: int) -> dict[str, Any]:
         """For `--json`."""
@@ -77,6 +90,8 @@ class Result:
         for line in lines:
             self.out.say(line)
         self.out.say(f"artifact: {self.folder}  (rankwise.json, model.safetensors; loading does not need plan.yaml)")
+        if (self.folder / "config.json").is_file():
+            self.out.say("from_pretrained reads it too, after import rankwise.integrations.transformers")
 
     def judged(self) -> Compared:
         """What the figures were measured on."""

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..running.calling import samples_in
 from ..running.guards import refuse_running_copy
+from ..running.pristine import pristine
 from .compare import Arguments, first_line
 
 _LOUD = (
@@ -132,6 +133,27 @@ def file_path(path: str | Path, suffix: str) -> Path:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file, so the export cannot be read back and checked; name another")
     return path
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Inside, a language model returns no cache, which is an object that exporters do not know."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    using = [config for config in configs.values() if getattr(config, "use_cache", False) is True]
+    for config in using:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in using:
+            config.use_cache = True
+
+
+@contextmanager
+def exporting(model: nn.Module) -> Iterator[None]:
+    """Inside, the network runs as it is exported: untouched, without a cache, and exporters say nothing."""
+    with pristine(model), quiet(), without_cache(model):
+        yield
 
 
 @contextmanager

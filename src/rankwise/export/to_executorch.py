@@ -20,9 +20,8 @@ from ..running.calling import samples_in
 from ..running.copying import copied
 from ..running.example import taking_example
 from ..running.guards import unwrap
-from ..running.pristine import pristine
 from ..running.verbs import verb
-from .capture import captured, file_path, layer_of, quiet, root, site_of
+from .capture import captured, exporting, file_path, layer_of, quiet, root, site_of
 from .check_executorch import forward as run_by_executorch
 from .compare import check
 from .dtypes import calibrating, cast, check_dtype, gap
@@ -76,7 +75,7 @@ def executorch(
     check_dtype("executorch", dtype, calibration, model)
     if any(tensor.device.type != "cpu" for tensor in (*model.parameters(), *model.buffers())):
         model = copied(model).cpu()
-    with pristine(model), quiet():
+    with exporting(model):
         given = arguments(model, example)
         batches = calibrating(model, calibration, given)
         if dtype in ("int8", "int8-dynamic"):

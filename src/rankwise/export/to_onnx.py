@@ -15,11 +15,11 @@ from ..files import replacing_several
 from ..running.arguments import arguments
 from ..running.example import taking_example
 from ..running.guards import unwrap
-from ..running.pristine import pristine
 from ..running.state import state_of
 from ..running.verbs import verb
 from .axes import Capture, DynamicAxes, capture
-from .capture import file_path, quiet, root, site_of
+from .cache import Cached, capture_cached
+from .capture import exporting, file_path, root, site_of
 from .check import program as run_by_onnxruntime
 from .compare import check
 from .dtypes import calibrating, check_dtype, gap
@@ -29,6 +29,8 @@ from .onnx_dtypes import reduced
 logger = logging.getLogger("rankwise")
 # A protobuf file can have 2 GB; above this the weights go to a file beside it.
 LARGEST_FILE = 1_900_000_000
+# Names of the inputs and of the outputs of a file; by default the exporter's.
+Names = tuple[list[str], list[str]]
 
 
 @verb
@@ -44,6 +46,7 @@ def onnx(
     tolerance: float = 1e-5,
     dtype: str | None = None,
     calibration: Iterable[Any] | None = None,
+    cache: bool = False,
 ) -> Path:
     """Write a network as an ONNX file with the same outputs.
 
@@ -63,6 +66,9 @@ def onnx(
         dtype: "fp16"; "int8", weights and activations by onnxruntime's quantiser; "int8-dynamic", linear layers only.
             None for the network's own. The change of the outputs is logged, not limited.
         calibration: batches of inputs, for the ranges of "int8" and to measure the change of the outputs.
+        cache: of a causal language model, also read and write the cache of keys and values: inputs `input_ids`,
+            `attention_mask`, `position_ids` if the network takes them, `past_key_values.0.key` and so on; outputs
+            `logits`, `present.0.key` and so on. New tokens and those in the cache, none at first, may be of any number.
 
     Returns:
         The path.
@@ -80,15 +86,24 @@ def onnx(
     if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values() if isinstance(tensor, Tensor)):
         raise ValueError("onnxruntime runs no bfloat16 on the CPU, so the file cannot be checked; export model.float()")
     check_dtype("onnx", dtype, calibration, model)
+    if cache and (calibration is not None or dynamic_axes is not None):
+        what = "dynamic_axes" if calibration is None else "calibration"
+        raise ValueError(f"{what} is for networks without cache; with it tokens are open, and int8-dynamic needs none")
     if dtype is not None and state_of(model).bytes > LARGEST_FILE:
         raise ValueError(f"dtype {dtype} is for networks of up to {LARGEST_FILE:,} bytes; leave it out for this one")
-    with pristine(model), quiet():
+    with exporting(model):
         given = arguments(model, example)
-        made = capture(model, given, dynamic_batch, dynamic_axes)
+        names = None
+        if cache:
+            model = Cached(model, given)
+            names, made = model.names, capture_cached(model, dynamic_batch)
+            given = made.checks[1][1]
+        else:
+            made = capture(model, given, dynamic_batch, dynamic_axes)
         with replacing_several(path) as folder:
             written = folder / path.name
             try:
-                _write(model, made, written, opset, tolerance)
+                _write(model, made, written, opset, tolerance, names)
             except ValueError as error:
                 if not made.further or dynamic_axes not in (None, "auto"):
                     raise
@@ -103,21 +118,31 @@ def onnx(
     return path
 
 
-def _write(model: nn.Module, made: Capture, path: Path, opset: int | None, tolerance: float) -> None:
+def _write(
+    model: nn.Module, made: Capture, path: Path, opset: int | None, tolerance: float, names: Names | None = None
+) -> None:
     """Write a captured network, and check the file at every size."""
-    _convert(made.program, path, opset, state_of(model).bytes > LARGEST_FILE)
+    _convert(made.program, path, opset, state_of(model).bytes > LARGEST_FILE, names)
     run = run_by_onnxruntime(path)
     for what, given in made.checks:
         check(run, model, given, tolerance, what)
 
 
-def _convert(program: torch.export.ExportedProgram, path: Path, opset: int | None, external: bool) -> None:
+def _convert(
+    program: torch.export.ExportedProgram, path: Path, opset: int | None, external: bool, names: Names | None
+) -> None:
     import onnx
 
     try:
         translations: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.index_select.default: _select}
         converted = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, verbose=False, custom_translation_table=translations
+            program,
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+            custom_translation_table=translations,
+            input_names=names and names[0],
+            output_names=names and names[1],
         )
         assert converted is not None
         converted.save(str(path), external_data=external)

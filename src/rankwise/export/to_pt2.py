@@ -14,10 +14,9 @@ from ..files import Stream, replacing
 from ..running.arguments import arguments, fresh
 from ..running.example import taking_example
 from ..running.guards import unwrap
-from ..running.pristine import pristine
 from ..running.verbs import verb
 from .axes import DynamicAxes, capture
-from .capture import file_path, quiet
+from .capture import exporting, file_path
 from .compare import Arguments, check, first_line, tensors_in
 from .dtypes import calibrating, cast, check_dtype, gap
 
@@ -66,7 +65,7 @@ def pt2(
     """
     model, path = unwrap(model), file_path(path, ".pt2")
     check_dtype("pt2", dtype, calibration, model)
-    with pristine(model), quiet():
+    with exporting(model):
         given = arguments(model, example)
         source = model if dtype is None else cast(model, dtype)
         made = capture(source, given, dynamic_batch, dynamic_axes)

@@ -92,7 +92,7 @@ def choose_shrinkage(
     for row in rows if progress is None else progress(rows, "shrinkage"):
         site, format = stats.sites[row.site], get_format(row.format)
         pair = [moments[row.site] for moments in (stats, held)]
-        fitted, seen = pair if site.chain_bias("input") else [moments.uncentred() for moments in pair]
+        fitted, seen = pair if site.chain_bias(metric) else [moments.uncentred() for moments in pair]
         weight = site_weight(model, site)
         outputs, grouped = metric.of(fitted), (site.groups, -1, site.in_features)
         for share in errors:

@@ -6,6 +6,7 @@ Nothing is downloaded, and no code that comes with a model is run.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,12 @@ def is_hugging_face(spec: str) -> bool:
     return spec.startswith(HUGGING_FACE)
 
 
+def is_pretrained(model: nn.Module) -> bool:
+    """Whether a network is one of transformers, known without importing that."""
+    known = sys.modules.get("transformers")
+    return known is not None and isinstance(model, known.PreTrainedModel)
+
+
 def hugging_face_model(name: str) -> nn.Module:
     """The network in a folder, or of that name in the local cache, as the class that its configuration names.
 
@@ -43,7 +50,7 @@ def hugging_face_model(name: str) -> nn.Module:
             f"hf:{name} is a {config.architectures[0]}, which transformers {transformers.__version__} does not have; "
             f"install a newer one"
         )
-    model: nn.Module = _read(name, classes[0].from_pretrained, place, dtype="auto")
+    model: nn.Module = _read(name, classes[0].from_pretrained, place, config=config, dtype="auto")
     return model
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ..running.pristine import HOOK_TABLES
-from .hub import refuse_pretrained
+from .hub import guard_pretrained
 from .patterns import near
 from .references import redirect
 
@@ -18,10 +18,12 @@ _TABLES = (*HOOK_TABLES, "_backward_hooks", "_backward_pre_hooks", "_is_full_bac
 def put(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
     """Replace the layers of a site in place: qualified name of a layer -> its chain."""
     replace_all(model, chains)
-    refuse_pretrained(model)
+    guard_pretrained(model)
     tables = [name for name, chain in chains.items() if getattr(chain, "kind", None) == "embedding"]
     if heads := [name for name in chains if tables and name not in tables]:
         _rename_ties(model, tables, heads)
+    elif len(chains) > 1:
+        _list_ties(model, chains)
 
 
 def replace(model: nn.Module, site_names: Sequence[str], chain: nn.Module) -> None:
@@ -79,6 +81,20 @@ def module_at(model: nn.Module, name: str) -> nn.Module:
         raise ValueError(
             f"{type(model).__name__} has no module {name!r}; near names are {near(name, known) or 'none'}"
         ) from None
+
+
+def _list_ties(model: nn.Module, chains: Mapping[str, nn.Module]) -> None:
+    """Add the factors that several chains share to transformers' lists of tied parameters."""
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for name, chain in chains.items():
+        for own, parameter in chain.named_parameters(f"{name}"):
+            if (source := first.setdefault(id(parameter), own)) != own:
+                ties[own] = source
+    for attribute in ("_tied_weights_keys", "all_tied_weights_keys") if ties else ():
+        listed = getattr(model, attribute, None)
+        if hasattr(model, "all_tied_weights_keys"):
+            setattr(model, attribute, {**(listed or {}), **ties})
 
 
 def _rename_ties(model: nn.Module, tables: Sequence[str], heads: Sequence[str]) -> None:

@@ -44,8 +44,9 @@ def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes
             those of `planning.defaults.formats_for(engine, site)`: svd, spatial_svd, tucker2, and for engines where
             depthwise layers are quick cp3 in narrow layers.
         metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
-            (the same with outputs weighted by the gradients of the loss; needs statistics with gradients) or "weight";
-            or an object of `rankwise.metrics.METRICS`.
+            (the same with outputs weighted by the gradients of the loss; needs statistics with gradients), "without_bias"
+            (as input, and layers without a bias are given none) or "weight"; or an object of
+            `rankwise.metrics.METRICS`.
         shrink: share of the weight metric, 0 to 1, for statistics of other data; `choose_shrinkage` finds it, and the
             plan keeps it for `factorise`. Given curves must be made with the same share.
         include: patterns of the sites that may be factorised (globs, or regular expressions after "re:"). Embeddings
@@ -56,6 +57,9 @@ def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise; a capped site cannot stay dense unless it is ignored.
         tie: patterns; all sites that match one get the same format and ranks. They must have one shape.
+        uniform: only hidden units leave (of sites found with joint=True), and of all hidden layers of one width the
+            same number, so that a transformer stays an ordinary one of its family. The default metric is then
+            "without_bias".
         round_to: ranks are multiples of this; "auto", the default, is what the engine computes at once, measured on
             this machine (16 channels in onnxruntime with AVX-512), and finer in narrow layers; without an engine 8 if
             the smaller side is at least 128, else 1.

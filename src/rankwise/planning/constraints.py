@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 
 from ..formats import Format, get_format
+from ..layers.kinds import Role
 from ..names import SETTINGS
 from ..network.site import Site
 from ..network.sites import Sites
@@ -30,6 +31,7 @@ class Constraints:
         floor: pattern to the least rank, a number or a fraction of the largest.
         cap: pattern to the largest rank, likewise.
         tie: patterns; all sites that match one get the same format and ranks.
+        uniform: whether only hidden units leave, the same number of all hidden layers of one width.
 
     Raises:
         ValueError: for a floor or cap that is not a number above 0.
@@ -41,6 +43,7 @@ class Constraints:
     floor: Mapping[str, float] = field(default_factory=dict)
     cap: Mapping[str, float] = field(default_factory=dict)
     tie: str | Sequence[str] = ()
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         for word, bounds in (("floor", self.floor), ("cap", self.cap)):
@@ -65,15 +68,29 @@ class Constraints:
         return {site.name for site in sites.included(self.include)} - {site.name for site in sites.select(self.ignore)}
 
     def reasons(self, sites: Sites) -> dict[str, str]:
-        """Why each site stays dense; "" if it may be factorised."""
+        """Why each site stays dense; "" if it may be factorised.
+
+        Raises:
+            ValueError: if only hidden units may leave, and there are none, or another site is pinned.
+        """
         matched = {site.name for site in sites.select(self.include)}
         included = {site.name for site in sites.included(self.include)}
         ignored = {site.name for site in sites.select(self.ignore)}
         pinned = {site.name for pattern in self.pin for site in sites.select([pattern])}
+        others = {name for name, site in sites.items() if site.role is not Role.HIDDEN} if self.uniform else set[str]()
+        if self.uniform and len(others) == len(sites):
+            raise ValueError(
+                "uniform is for hidden units, and there are none among the sites: find or collect them with "
+                "joint=True, and give no latency budget"
+            )
+        if wrong := sorted(others & pinned):
+            raise ValueError(f"site {wrong[0]!r} is pinned, but uniform leaves all but hidden units dense; drop one")
 
         def reason(name: str) -> str:
             if name in ignored:
                 return "ignored"
+            if name in others:
+                return "uniform leaves all but hidden units dense"
             if name in included or name in pinned:
                 return ""
             return (name in matched and sites[name].unless_named) or "not included"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..formats import Ranks
+from ..layers.kinds import Role
 from ..network.site import Site
 from ..network.sites import Sites
 from ..plan import Curve, Option
@@ -19,7 +20,7 @@ class SiteGroup:
     Attributes:
         curves: options by site name; all curves have the same format and ranks at the same place.
         reasons: by site name, why a constraint left no choice, else "".
-        pattern: the pattern that ties the sites; "" for a single one.
+        pattern: the pattern that ties the sites, or "uniform"; "" for a single one.
     """
 
     curves: Mapping[str, Curve]
@@ -77,13 +78,17 @@ def summed(options: Sequence[Option]) -> Option:
 
 
 def group_sites(
-    sites: Sites, options: Mapping[str, tuple[Curve, str]], tie: str | Sequence[str] = ()
+    sites: Sites,
+    options: Mapping[str, tuple[Curve, str]],
+    tie: str | Sequence[str] = (),
+    uniform: bool = False,
 ) -> tuple[SiteGroup, ...]:
     """Groups that hold every site once, in execution order of their first sites.
 
     Args:
         options: what the constraints leave to each site, and the reason if there is no choice.
         tie: patterns; the sites that match one get the same format and ranks.
+        uniform: tie the hidden units of all layers of one width.
 
     Raises:
         ValueError: for a pattern that matches one site or none, sites that differ in shape or are tied twice, or a
@@ -99,6 +104,13 @@ def group_sites(
                 raise ValueError(f"site {site.name!r} is tied by {tied[site.name][0]!r} and {pattern!r}; keep one")
             _check_shape(members[0], site, pattern)
             tied[site.name] = pattern, members
+    if uniform:
+        hidden = [site for site in sites.values() if site.role is Role.HIDDEN and not site.dense_because]
+        for site in hidden:
+            if site.name in tied:
+                raise ValueError(f"site {site.name!r} is tied by uniform and {tied[site.name][0]!r}; drop the tie")
+        for site in hidden:
+            tied[site.name] = "uniform", [other for other in hidden if other.in_features == site.in_features]
     groups = []
     for name, (curve, reason) in options.items():
         if name not in tied:

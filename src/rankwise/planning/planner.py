@@ -72,6 +72,7 @@ class Planner:
         reached: the error that a fit of a site's option reaches.
         evaluate: tries a plan; None if plans cannot be tried.
         tie: patterns; all sites that match one get the same format and ranks.
+        uniform: whether all hidden layers of one width keep the same number of units.
         formats: replace registered ones of the same names.
     """
 
@@ -88,6 +89,7 @@ class Planner:
     reached: Callable[[str, Option], float]
     evaluate: Callable[[Plan], float] | None = None
     tie: str | Sequence[str] = ()
+    uniform: bool = False
     formats: Mapping[str, Format]
 
     @classmethod
@@ -151,7 +153,7 @@ class Planner:
                 raise ValueError(NEEDS_STATISTICS)
             moments = source.require(name, gradients=True)
             # Fits that do not correct the mean of the output have its error too.
-            if not metric.corrects_bias or sites[name].looks_up:
+            if not (metric.centred and sites[name].chain_bias(metric)):
                 moments = moments.uncentred()
             return fisher_energy(site_weight(model, sites[name]), moments)
 
@@ -175,13 +177,14 @@ class Planner:
             reached=lambda name, option: nearly(sites[name], option),
             evaluate=asked.evaluate,
             tie=constraints.tie,
+            uniform=constraints.uniform,
             formats=formats,
         )
 
     @cached_property
     def groups(self) -> tuple[SiteGroup, ...]:
         """The sites as rules see them, tied ones as one; a ValueError for ties that are impossible."""
-        return group_sites(self.sites, self.options, self.tie)
+        return group_sites(self.sites, self.options, self.tie, self.uniform)
 
     @exclusive
     def plan(self, request: Request) -> Plan:
@@ -316,7 +319,7 @@ class Planner:
             dense=summed([dense_option(site) for site, _ in members]),
             spectra=lambda format: joined([self.spectra(name, format) for name in group.curves]),
             importance=lambda: mean(self.importance(name) for name in group.curves),
-            predicted=lambda: self.predicted(group.name) if len(members) == 1 else {},
+            predicted=lambda: _together([self.predicted(name) for name in group.curves]),
             slopes=lambda: self.slopes(group.name),
             kind=self.sites[group.name].kind,
             members=len(members),
@@ -430,3 +433,10 @@ def _nested(option: Option, row: PlanRow) -> bool:
     if row.format == DENSE or option.format == DENSE:
         return row.format == DENSE
     return option.format == row.format and all(own <= most for own, most in zip(option.ranks, row.ranks, strict=True))
+
+
+def _together(losses: Sequence[Mapping[tuple[str, Ranks], float]]) -> dict[tuple[str, Ranks], float]:
+    """The losses of sites that are decided together, where they are known for all of them."""
+    first, *others = losses
+    known = [option for option in first if all(option in other for other in others)]
+    return {option: sum(own[option] for own in losses) for option in known}

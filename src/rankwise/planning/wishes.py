@@ -52,6 +52,7 @@ class Wishes(TypedDict, total=False):
     floor: Mapping[str, float] | None
     cap: Mapping[str, float] | None
     tie: str | Sequence[str]
+    uniform: bool
     round_to: int | str | None
     curves: Mapping[str, Curve] | None
     done: Done[Curve] | None
@@ -110,6 +111,8 @@ class Asked:
             "keep": lambda keep: None if keep is None else check_keep(keep),
             "metric": get_metric,
         }
+        if constraints.uniform:  # an added bias is none of the family's
+            given.setdefault("metric", "without_bias")
         for name in readers.keys() & given.keys():
             given[name] = readers[name](given[name])
         wished = cls(**given, constraints=constraints)

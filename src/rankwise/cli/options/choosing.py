@@ -117,8 +117,8 @@ class Choosing:
         budget(
             "--metric NAME",
             "Metric of the fits: input (default), error of the layer's output on the data; diagonal: the same "
-            "without covariances; fisher: outputs weighted by the gradients of the loss; weight: error of the weight, "
-            f"no data needed. Given once more, {JUDGE_HELP}",
+            "without covariances; fisher: outputs weighted by the gradients of the loss; without_bias: no new biases; "
+            f"weight: error of the weight, no data needed. Given once more, {JUDGE_HELP}",
             shown=False,
         ),
     ] = None
@@ -146,6 +146,14 @@ class Choosing:
             "Same format and ranks for all layers that match: layer1.*.conv1; repeated, each is a group.",
         ),
     ] = None
+    uniform: Annotated[
+        bool,
+        budget(
+            "--uniform",
+            "Leave out hidden units alone, the same number everywhere: a transformer stays an ordinary one of its "
+            "family, which loads with nothing installed (`rankwise export --to transformers`).",
+        ),
+    ] = False
     round_to: Annotated[
         str,
         budget(
@@ -197,6 +205,8 @@ class Choosing:
             round_to = named.round_to if round_to == "auto" else round_to
         pins = parse_pins(self.pin)
         check_names(rule, self.floor_rule, names or (), pins)
+        if self.uniform and "input" not in (self.metric or ()):
+            metric = "without_bias" if metric == "input" else metric
         return {
             "rule": parse_rule(rule),
             "floor_rule": parse_floor(self.floor_rule),
@@ -208,6 +218,7 @@ class Choosing:
             "floor": parse_ranks(self.floor, "--floor"),
             "cap": parse_ranks(self.cap, "--cap"),
             "tie": tuple(self.tie or ()),
+            "uniform": self.uniform,
             "round_to": round_to,
         }
 

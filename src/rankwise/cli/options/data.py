@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +90,9 @@ class Network:
                 f"--random-weights is for timm: models without --weights, not for {self.model}"
                 f"{' with ' + str(self.weights) if self.weights else ''}"
             )
+        if self.is_transformer:
+            with suppress(ImportError):  # without transformers, reading the model says so
+                import_module("rankwise.integrations.transformers")  # reads compressed networks too
         return load_model(self.model, self.weights, not self.random_weights)
 
     def warn(self, out: Output) -> None:
