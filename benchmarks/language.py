@@ -43,8 +43,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "svd, one share for all": {"joint": False, "rule": "uniform", "formats": ["svd"]},
     "svd, relative errors": {"joint": False, "rule": "knapsack", "formats": ["svd"]},
     "svd, predicted loss": {"joint": False, "rule": "fisher", "formats": ["svd"]},
-    "hidden units too, relative errors": {"joint": True, "rule": "knapsack"},
-    "hidden units too, predicted loss": {"joint": True, "rule": "fisher"},
+    "hidden units too, relative errors": {"joint": ("hidden",), "rule": "knapsack"},
+    "hidden units too, predicted loss": {"joint": ("hidden",), "rule": "fisher"},
+    "hidden units and heads, predicted loss": {"joint": True, "rule": "fisher"},
 }
 
 
@@ -177,7 +178,7 @@ def measured(name: str, task: Task, arguments: Any) -> Iterator[Row]:
     dense = task.judge(task.model)
     print(f"{name}, dense: {dense[0]:.4g}, other text {dense[1]:.4g}", flush=True)
     for seed in arguments.seeds:
-        known: dict[bool, rw.Statistics] = {}
+        known: dict[bool | tuple[str, ...], rw.Statistics] = {}
         for method in arguments.methods:
             options: Mapping[str, Any] = METHODS[method]
             joint = options["joint"]

@@ -20,6 +20,7 @@ from .factorisation.shrinkage import choose_shrinkage
 from .files import digest
 from .formats import Format
 from .network.find import find
+from .network.forward import Joined
 from .network.sites import Sites
 from .plan import Plan
 from .planning.choose import choose
@@ -276,7 +277,7 @@ def compress(
         raise ValueError(f'unknown method {method!r}; it is "sequential" or "one-shot"')
     model = unwrap(model)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
-    joint = bool(options.pop("joint", False))
+    joint: Joined = options.pop("joint", False)
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
     keep = asked.keep
@@ -285,17 +286,15 @@ def compress(
     work = Work(checkpoint, resume)
     example, batches = with_example(model, Batches.of(data), example)
     sites = find(model, example, joint=joint) if stats is None else stats.sites
-    if joint and not sites.joint and find(model, example, joint=True).joint:
-        raise ValueError(
-            "joint=True has no effect on these statistics; collect them with joint=True, or leave out stats"
-        )
+    if joint and not sites.joint and find(model, example, joint=joint).joint:
+        raise ValueError(f"joint={joint!r} has no effect on these statistics; collect them with it, or leave out stats")
     check_budgets(model, sites, keep, asked.constraints)
     settings = {
         "keep": keep,
         "method": method,
         "shrink": shrink,
         **vars(sampling),
-        **({"joint": True} if joint else {}),
+        **({"joint": joint if isinstance(joint, bool) else sorted(joint)} if joint else {}),
     }
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}
     work.begin(model, batches, {**settings, **given, **constraints})

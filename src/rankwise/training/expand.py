@@ -20,7 +20,7 @@ from ..formats.base import Factors
 from ..formats.building import same_tensor_options
 from ..formats.convolution import PLAIN, TRANSPOSED
 from ..formats.weights import grouped, site_bias, site_weight
-from ..layers.kinds import Role, is_convolution, is_transposed, site_kind
+from ..layers.kinds import FED, Role, is_convolution, is_transposed, site_kind
 from ..layers.modules import TransposedLinear
 from ..linalg.symmetric import eigh
 from ..network.hub import allow_pretrained
@@ -35,7 +35,7 @@ FORMATS = ("tucker2", "svd")
 # Why sites of several slots stay as they are.
 SHARED = {
     Role.TIED: "its weight is shared by an embedding and a linear layer",
-    Role.HIDDEN: "it is one with the layers that compute its inputs",
+    **dict.fromkeys(FED, "it is one with the layers that compute its inputs"),
     Role.JOINT: "it is fitted as one with other layers",
 }
 
