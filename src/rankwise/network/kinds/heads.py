@@ -67,7 +67,10 @@ class Heads(Fed[_Found]):
         for reader, (source, row_D) in rows.items():
             size = _head_size(inputs.get(reader))
             layout = None if size is None else _layout(row_D, size)
-            if layout is not None and taken.isdisjoint((source, reader)):
+            # Counts of a site are by the rows of its reader: values of other positions are left to single layers.
+            calls = forward.record.calls
+            alike = calls[source][0].rows == calls[reader][0].rows
+            if layout is not None and alike and taken.isdisjoint((source, reader)):
                 taken |= {source, reader}
                 yield _Found((source,), reader, layout)
 
