@@ -35,6 +35,7 @@ from benchmarks.common import Row, parser, report, start
 from benchmarks.language_tasks import NEEDS, TASKS, Task, kept_neighbours
 from rankwise.evaluate import Trials, generation, regularised_perplexity
 from rankwise.formats.weights import read, write
+from rankwise.network.forward import Joined
 from rankwise.planning.named import NAMED
 from rankwise.planning.wishes import Asked
 from rankwise.statistics.gradients import WithLabels, stated_loss
@@ -54,7 +55,8 @@ NEW, ROUNDS = 8, 6
 # Arguments of `choose` by method; "joint" is of `collect`.
 METHODS: dict[str, dict[str, Any]] = {
     DEFAULT: {"joint": True, "rule": "fisher"},
-    "hidden units, relative errors": {"joint": True, "rule": "knapsack"},
+    "hidden units": {"joint": ("hidden",), "rule": "fisher"},
+    "hidden units, relative errors": {"joint": ("hidden",), "rule": "knapsack"},
     "svd, predicted loss": {"joint": False, "rule": "fisher", "formats": ["svd"]},
     **{name: {"joint": named.joint, **named.wishes} for name, named in NAMED.items()},
 }
@@ -91,9 +93,9 @@ class Collected:
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.data = task, task.data(seed)
-        self.known: dict[tuple[bool, bool | str, bool], tuple[rw.Statistics, float]] = {}
+        self.known: dict[tuple[Joined, bool | str, bool], tuple[rw.Statistics, float]] = {}
 
-    def of(self, joint: bool, asked: Asked) -> tuple[rw.Statistics, float]:
+    def of(self, joint: Joined, asked: Asked) -> tuple[rw.Statistics, float]:
         """The statistics that a method needs, and the seconds that they took."""
         loss = asked.rule.needs_loss or (asked.metric.needs_weight_gradients and self.task.labelled)
         key = joint, asked.gradients, loss

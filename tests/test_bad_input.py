@@ -125,7 +125,7 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "no format": ({"formats": ()}, "no format given"),
     "metric": (
         {"metric": "entropy"},
-        "unknown metric 'entropy'; the metrics are input, diagonal, fisher, weight, without_bias, uncentred, magnitude, pooled, rows",
+        "unknown metric 'entropy'; the metrics are input, diagonal, fisher, weight, ",
     ),
     "ignored pattern": ({"ignore": ["secnd"]}, "pattern 'secnd' matches no site; near names are: second"),
     "included pattern": ({"include": ["layer*"]}, r"pattern 'layer\*' matches no site"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 METRICS = ("input", "diagonal", "fisher", "weight", "without_bias", "uncentred", "magnitude", "pooled", "rows")
 FORMATS = (
-    *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "nystrom"),
+    *("svd", "pivoted_svd", "spatial_svd", "tucker2", "slr", "slr3", "nystrom", "head_svd"),
     *("cp3", "cp", "btd", "tt", "tr", "stt", "str", "ht", "kronecker", "tucker"),
 )
 RULES = (

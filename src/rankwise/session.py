@@ -23,6 +23,7 @@ from .factorisation.shrinkage import choose_shrinkage
 from .files import digest
 from .formats import Format
 from .network.find import find
+from .network.forward import Joined
 from .network.sites import Sites, fingerprint
 from .plan import Plan
 from .planning.choose import choose
@@ -365,7 +366,7 @@ def compress(
         raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
     model = unwrap(model)
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
-    joint = bool(options.pop("joint", options.get("uniform", False)))
+    joint: Joined = options.pop("joint", options.get("uniform", False))
     sampling, constraints = Sampling(**chosen), options
     asked = Asked.of(keep=keep, **constraints)
     keep = asked.keep
@@ -376,10 +377,8 @@ def compress(
     if stats is None or stats.sites.fingerprint != fingerprint(model):
         model = unfused(model, example)
     sites = find(model, example, joint=joint) if stats is None else stats.sites
-    if joint and not sites.joint and find(model, example, joint=True).joint:
-        raise ValueError(
-            "joint=True has no effect on these statistics; collect them with joint=True, or leave out stats"
-        )
+    if joint and not sites.joint and find(model, example, joint=joint).joint:
+        raise ValueError(f"joint={joint!r} has no effect on these statistics; collect them with it, or leave out stats")
     check_budgets(model, sites, keep, asked.constraints)
     method = method_for(method, joint=sites.joint, judged=refit is not None)
     further = None if refit is None else Further(refit, judges=method == "auto")
@@ -388,7 +387,7 @@ def compress(
         "method": method,
         "shrink": shrink,
         **vars(sampling),
-        **({"joint": True} if joint else {}),
+        **({"joint": joint if isinstance(joint, bool) else sorted(joint)} if joint else {}),
         **({} if further is None else {"refit": digest(list(further.batches), loose=True)}),
     }
     given = {"statistics": stats and digest(dict(stats), loose=True), "example": digest(example, loose=True)}

@@ -129,3 +129,33 @@ def test_leverages_are_those_of_the_definition() -> None:
     C = rows.mT @ rows / 30
     expected = (C @ torch.linalg.inv(C + C.diagonal().mean() * torch.eye(6).double())).diagonal()
     torch.testing.assert_close(leverages(Dense(C)), expected)
+
+
+def units(count: int, together: int) -> Tensor:
+    """Inputs that leave together: u, u + count, u + 2 count and so on."""
+    return torch.arange(count * together).reshape(together, count).mT
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_units_of_several_inputs_leave_together(step: int) -> None:
+    W, metric = problem(5, 12, seed=6)
+    parts = units(6, 2)
+    order, errors = eliminate(W, metric, step, parts_UP=parts)
+    assert sorted(order.tolist()) == list(range(6))
+    assert list(errors) == list(range(0, 7, step))
+    for count, error in errors.items():
+        kept = parts[order[6 - count :]].flatten().tolist()
+        expected = least(W, damped(metric), kept) if kept else float((W @ damped(metric) * W).sum())
+        assert error == pytest.approx(expected, rel=1e-8, abs=1e-10)
+
+
+def test_each_unit_that_leaves_is_the_cheapest() -> None:
+    W, metric = problem(3, 15, seed=7)
+    parts = units(5, 3)
+    order = eliminate(W, metric, parts_UP=parts).order_D.tolist()
+    for gone in range(4):
+        left = order[gone:]
+        costs = {
+            out: least(W, damped(metric), parts[[one for one in left if one != out]].flatten().tolist()) for out in left
+        }
+        assert order[gone] == min(costs, key=costs.__getitem__)

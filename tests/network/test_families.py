@@ -1,4 +1,4 @@
-"""Hidden units in ten families of transformers: found, exact at full size, counted, stored, loaded, generating."""
+"""Hidden units and heads in ten families of transformers: exact at full size, counted, stored, loaded, generating."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rankwise.layers.kinds import Role
 
 pytest.importorskip("transformers", exc_type=ImportError)
 
-# Gate and up apart, and in one layer. The others run in the slow tests, each takes seconds.
+# Gate and up apart, queries, keys and values too; and all fused. The others run in the slow tests: seconds each.
 QUICK = ("llama", "phi3")
 ALL = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES]
 
@@ -23,16 +23,18 @@ ALL = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for na
 def test_narrower(name: str, tmp_path: Path) -> None:
     model, data = made(name), [batch(name, seed) for seed in range(6)]
     stats = rw.collect(model, data, joint=True)
-    hidden = {name: site for name, site in stats.sites.items() if site.role is Role.HIDDEN}
-    assert len(hidden) == FAMILIES[name][3]
-    assert all(site.dense_because is None for site in hidden.values())
-    options: dict[str, Any] = {"include": list(hidden), "rule": "energy:share=1.0"}
-    pins = {name: ("nystrom", (site.in_features,)) for name, site in hidden.items()}
+    joined = {name: site for name, site in stats.sites.items() if site.feeders}
+    heads = [name for name, site in joined.items() if site.role is Role.HEADS]
+    assert (len(joined) - len(heads), len(heads)) == FAMILIES[name][3:]
+    assert all(site.dense_because is None for site in joined.values())
+    options: dict[str, Any] = {"include": list(joined), "rule": "energy:share=1.0"}
+    formats = {Role.HIDDEN: "nystrom", Role.HEADS: "head_svd"}
+    pins = {name: (formats[site.role], (site.in_features,)) for name, site in joined.items()}
     whole = rw.factorise(model, rw.choose(model, stats, pin=pins, **options), stats)
     with torch.no_grad():
         torch.testing.assert_close(whole(**data[0])[0], model(**data[0])[0], atol=1e-5, rtol=1e-4)
-    plan = rw.choose(model, stats, keep={"linear": 0.8})
-    assert "nystrom" in {row.format for row in plan.rows}
+    plan = rw.choose(model, stats, keep={"linear": 0.8}, pin=dict.fromkeys(heads[::2], ("head_svd", (24,))))
+    assert {"nystrom", "head_svd"} <= {row.format for row in plan.rows}
     small = rw.factorise(model, plan, stats)
     assert sum(parameter.numel() for parameter in small.parameters()) == plan.planned["params"]
     assert rw.find(small, stats.sites.example).total_macs == plan.planned["macs"]

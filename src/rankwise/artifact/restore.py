@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import get_format
-from ..layers.kinds import Role, is_convolution, site_kind
+from ..layers.kinds import FED, Role, is_convolution, site_kind
 from ..network.site import Site
 from ..running.copying import copied
 from ..running.state import DTYPES, NAMES, place, set_state, state_of
@@ -24,7 +24,7 @@ from .structure import can_be_channels_last, empty
 
 SHOWN = 4
 # By role, how many embeddings and how many other layers a site has; joint sites have two other layers or more.
-_WANTED = {"layer": (0, 1), "table": (1, 0), "tied": (1, 1), "hidden": (0, 1), "feeder": (0, 1)}
+_WANTED = {"layer": (0, 1), "table": (1, 0), "tied": (1, 1), "hidden": (0, 1), "heads": (0, 1), "feeder": (0, 1)}
 _AGAIN = "save the artifact again"
 
 
@@ -210,8 +210,8 @@ def _check_site(fresh: nn.Module, role: Role, chains: Sequence[StoredChain]) -> 
             f"the artifact shares the factors of {names[0]!r} and {names[1]!r}, the fresh model has a weight for each; "
             f"tie them"
         )
-    if role in (Role.HIDDEN, Role.FEEDER):
-        size = described[0].in_features if role is Role.HIDDEN else described[0].out_features
+    if role in FED or role is Role.FEEDER:
+        size = described[0].out_features if role is Role.FEEDER else described[0].in_features
         if len(ranks) != 1 or not 1 <= ranks[0] <= size:
             raise ValueError(f"site {names[0]!r}: {format.name} cannot keep {ranks} of {size}; {_AGAIN}")
         described = []

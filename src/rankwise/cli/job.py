@@ -101,7 +101,7 @@ class Job:
             sites=sites,
             example=example,
             data=None if calibration is None else calibration.inputs,
-            **_fitted(way, calibration, read["further"], sites.joint),
+            **_fitted(way, calibration, read["further"], bool(sites.joint)),
             gradients=asked.gradients or gradients,
             next_token=asked.rule.needs_loss,
             given=file.read if file.stored or calibration is None else None,

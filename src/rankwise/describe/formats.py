@@ -70,4 +70,5 @@ def _takes(format: Format) -> list[str]:
     """Kinds of layers that the format takes, tried at sizes that can be split."""
     tried = {"linear": LINEAR, "1 x 1": (64, 64, 1, 1), "1 x k": (64, 64, 1, 3), "k x k": CONV}
     taken = [name for name, shape in tried.items() if format.refuses(layer_site(shape)) is None]
-    return [*taken, *["hidden units"] * (Role.HIDDEN in format.roles)]
+    joined = {Role.HIDDEN: "hidden units", Role.HEADS: "attention heads"}
+    return [*taken, *[words for role, words in joined.items() if role in format.roles]]

@@ -154,10 +154,8 @@ def planned_sites(model: nn.Module, example: Any, plan: Plan) -> Sites:
     """The sites of a network, joint ones if the plan was made for them."""
     planned = {row.site for row in plan.rows}
     sites = find(model, example)
-    if planned == sites.keys():
-        return sites
-    joint = find(model, example, joint=True)
-    return joint if planned == joint.keys() else sites
+    ways = (find(model, example, joint=joint) for joint in (True, ("hidden",), ("heads",)))
+    return sites if planned == sites.keys() else next((found for found in ways if found.keys() == planned), sites)
 
 
 def _check(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..formats import get_format
-from ..layers.kinds import Role
+from ..layers.kinds import FED
 from ..layers.low_rank import LowRank, watching_weights
 from ..network.counting import Calls, Recorder
 from ..network.find import find
@@ -97,9 +97,9 @@ def check_result(
 def check_loaded(dense: nn.Module, result: nn.Module, example: Any) -> None:
     """`check_result` of a loaded network, whose plan is read from its chains; `dense` may have any values."""
     dense = reunfused(dense, unfused_in(result))
-    joint = any(isinstance(part, LowRank) and part.role is Role.HIDDEN for part in result.modules())
+    joint = {part.role.value for part in result.modules() if isinstance(part, LowRank) and part.role in FED}
     sites = find(dense, example, joint=joint)
-    # Of the layers around hidden units the last has the ranks and the bias of the site.
+    # Of the layers around hidden units or heads the last has the ranks and the bias of the site.
     parts = {name: result.get_submodule(site.slots[-1][0] if site.feeders else name) for name, site in sites.items()}
     planned = {
         name: get_format(chain.format.name).cost(sites[name], chain.ranks, chain.bias is not None).macs

@@ -65,7 +65,7 @@ def put_done(
     if done is None or site.name not in done:
         return False
     format, bias = get_format(row.format, formats), site.chain_bias(metric)
-    chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias)
+    chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias, site.feeders)
     chain.load_state_dict(done[site.name])
     return True
 
@@ -104,6 +104,6 @@ def factorise_site(
         moments = moments if with_bias and get_metric(metric).centred else moments.uncentred()
         factors = fit(format, site, weight, two_sided, row.ranks)
         bias = moments.bias(weight, factors.dense(), bias) if with_bias else None
-    chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias=bias is not None)
+    chain = rebuild(compressed, site.role, site.names, format, row.ranks, bias is not None, site.feeders)
     fill(format, chain, factors, bias, moments)
     note_done(chain, site, done)

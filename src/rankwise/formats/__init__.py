@@ -11,6 +11,7 @@ from ..names import read_format
 from .base import Cost, Factors, Format, LowRank, Ranks
 from .block_term import BlockTerm
 from .cp import CP, CP3
+from .head_svd import HeadSVD
 from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
 from .nystrom import Nystrom
@@ -33,6 +34,7 @@ FORMATS: dict[str, Format] = {
         SparseLowRank(),
         Staircase(),
         Nystrom(),
+        HeadSVD(),
         CP3(),
         CP(),
         BlockTerm(),

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from ..layers.kinds import Role
+from ..layers.kinds import FED, Role
 from ..layers.low_rank import LowRank, Ranks
 from ..linalg.metric import Metric
 from ..names import SETTINGS, read_format, written_format
-from ..network.site import Site
+from ..network.site import Feeder, Site
 
 
 class Cost(NamedTuple):
@@ -108,11 +108,12 @@ class Format(ABC):
         """Why this format cannot take the site; None if it can."""
         if site.dense_because or site.role in self.roles:
             return site.dense_because or self.unfit(site)
-        if Role.LAYER not in self.roles and site.role is not Role.HIDDEN:
-            return f"{self.name} takes layers around hidden units as one site (joint=True), not single ones; use svd"
+        if Role.LAYER not in self.roles and site.role not in FED:
+            between = "attention heads" if Role.HEADS in self.roles else "hidden units"
+            return f"{self.name} takes layers around {between} as one site (joint=True), not single ones; use svd"
         if site.looks_up:
             return f"{self.name} has no layer that looks rows up; use svd"
-        other = "nystrom" if site.role is Role.HIDDEN else "svd"
+        other = {Role.HIDDEN: "nystrom", Role.HEADS: "head_svd"}.get(site.role, "svd")
         return f"{self.name} cannot fit several layers as one; use {other}"
 
     @abstractmethod
@@ -146,12 +147,13 @@ class Format(ABC):
             rivals: the least error of other formats at no greater cost; candidates clearly above it may be left out.
         """
 
-    def predicted(self, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
+    def predicted(self, site: Site, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
         """`1/2 trace(G (W - V) Sigma (W - V)^T)` of fits to a matrix at all ranks; {} where no closed form gives it.
 
         It is the loss in nats that the error costs, to second order; the fits themselves do not see G.
 
         Args:
+            site: the site.
             weight: O x I.
             metric: Sigma, of the inputs.
             G_TT: second moment of the loss's gradients at the outputs.
@@ -174,13 +176,21 @@ class Format(ABC):
     def build(self, layer: nn.Module, ranks: Ranks, bias: bool) -> LowRank:
         """The chain for a dense layer, with its dtype and device, before values are set. Loading needs nothing else."""
 
-    def build_site(self, role: Role, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
+    def build_site(
+        self,
+        role: Role,
+        layers: Mapping[str, nn.Module],
+        ranks: Ranks,
+        bias: bool,
+        feeders: Sequence[Feeder] = (),
+    ) -> Built:
         """The chains for all layers of a site; a format with further roles overrides this.
 
         Args:
             role: of the site, one of `roles`.
             layers: of the site, by name; layers with one weight get the same chain.
             ranks, bias: as for `build`.
+            feeders: what the site says of those of its layers that compute what the last one reads.
         """
         assert role in self.roles
         chain = self.build(next(iter(layers.values())), ranks, bias)

@@ -18,7 +18,7 @@ from ..layers.modules import Stacked, TransposedLinear
 from ..linalg.metric import Metric
 from ..linalg.reduced_rank import balance, energies, energy, multiply, truncate
 from ..linalg.two_uses import TwoUses
-from ..network.site import Site
+from ..network.site import Feeder, Site
 from ..network.ties import is_table
 from .base import Built, Cost, Factors, Format, LowRank, Ranks, Rivals, relative
 from .building import chain_of, layers_in, same_tensor_options, set_bias
@@ -73,7 +73,7 @@ class SVD(Format):
         tails = torch.cat([tails[1:], tails.new_zeros(1)])  # tails[r - 1]: error at rank r
         return [((rank,), relative(float(tails[rank - 1]), total)) for rank in ranks]
 
-    def predicted(self, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
+    def predicted(self, site: Site, weight: Tensor, metric: Metric, G_TT: Tensor) -> dict[Ranks, float]:
         squares_T, U_TT = torch.linalg.eigh(metric.inner(weight))
         lost_T = 0.5 * squares_T.clamp_min(0) * ((G_TT @ U_TT) * U_TT).sum(0)
         # Eigenvalues ascend: the sum of the first is what all after a rank lose.
@@ -131,7 +131,14 @@ class SVD(Format):
             first, last = nn.Linear(inputs, rank, False, **options), nn.Linear(rank, outputs, bias, **options)
         return chain_of(self, ranks, [first, last], layer)
 
-    def build_site(self, role: Role, layers: Mapping[str, nn.Module], ranks: Ranks, bias: bool) -> Built:
+    def build_site(
+        self,
+        role: Role,
+        layers: Mapping[str, nn.Module],
+        ranks: Ranks,
+        bias: bool,
+        feeders: Sequence[Feeder] = (),
+    ) -> Built:
         if role is Role.TIED:
             built = self._tied(layers, ranks, bias)
         elif role is Role.JOINT:

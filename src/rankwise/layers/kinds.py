@@ -30,7 +30,12 @@ class Role(Enum):
     TIED = "tied"  # its rows are looked up, and a head multiplies with it
     JOINT = "joint"  # several layers with the same input each hold some of its outputs
     HIDDEN = "hidden"  # one layer multiplies the hidden units with it that others compute
-    FEEDER = "feeder"  # of a chain alone: it computes the hidden units of a site
+    HEADS = "heads"  # one layer multiplies the outputs of attention heads with it, whose values another computes
+    FEEDER = "feeder"  # of a chain alone: it computes the hidden units or the values of a site
+
+
+# Sites of a layer and of those that compute what it reads; each of their layers has a chain of its own.
+FED = frozenset({Role.HIDDEN, Role.HEADS})
 
 
 def site_kind(module: nn.Module) -> str | None:

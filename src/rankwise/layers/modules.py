@@ -162,6 +162,35 @@ class Kept(Part):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class Picked(Kept):
+    """Pick the numbers that are left among those of a dense layer.
+
+    Example:
+        >>> part = Picked(2, 4)
+        >>> _ = part.places.copy_(torch.tensor([1, 3]))
+        >>> part(torch.tensor([5.0, 6.0, 7.0, 8.0]))
+        tensor([6., 8.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(-1, self.places)
+
+
+class Spread(Kept):
+    """Put the numbers that are left at their places among those of a dense layer, with zeros in between.
+
+    Example:
+        >>> part = Spread(2, 4)
+        >>> _ = part.places.copy_(torch.tensor([1, 3]))
+        >>> part(torch.tensor([6.0, 8.0]))
+        tensor([0., 6., 0., 8.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = x.new_zeros((*x.shape[:-1], self.of))
+        return whole.index_copy(-1, self.places.long(), x)
+
+
 class Pivoted(Part):
     """The inputs as outputs, followed by outputs made of them, in a new order: `y = cat(x, rest(x))[order]`.
 

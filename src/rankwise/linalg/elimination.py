@@ -30,7 +30,13 @@ class Elimination(NamedTuple):
 
 
 def eliminate(
-    W_TD: Tensor, metric: Metric, step: int = 1, G_TT: Tensor | None = None, order_D: Tensor | None = None
+    W_TD: Tensor,
+    metric: Metric,
+    step: int = 1,
+    G_TT: Tensor | None = None,
+    *,
+    order_D: Tensor | None = None,
+    parts_UP: Tensor | None = None,
 ) -> Elimination:
     """Leave out the inputs one after the other that cost the least, the others refitted each time.
 
@@ -44,38 +50,44 @@ def eliminate(
         step: so many leave at once, those that cost the least one by one; the errors are for what is left after each
             time, so for multiples of it if D is one.
         G_TT: weighs the outputs in the errors that are returned, but not in what leaves.
-        order_D: the inputs in the order in which they leave instead, the first to leave first.
+        order_D: the inputs, or units, in the order in which they leave instead, the first to leave first.
+        parts_UP: inputs that leave together, a row for each such unit; D rows of one input by default. Then order and
+            errors are in units.
 
     Example:
         >>> from rankwise.linalg.metric import Identity
         >>> round(eliminate(torch.tensor([[3.0, 1.0, 2.0]], dtype=torch.float64), Identity(3)).errors[2], 3)
         1.0
     """
-    W, size = W_TD.clone(), W_TD.shape[1]
+    W, device = W_TD.clone(), W_TD.device
     factor = cholesky(metric.dense(), DAMPING)
     P = torch.cholesky_inverse(factor)
-    alive = torch.arange(size, device=W.device)
+    units_UP = torch.arange(W_TD.shape[1], device=device)[:, None] if parts_UP is None else parts_UP
+    units, together = units_UP.shape
+    # The inputs of a unit lie side by side, those of units that are left in the order of `alive`.
+    W, P = W[:, units_UP.flatten()], P[units_UP.flatten()][:, units_UP.flatten()]
+    alive = torch.arange(units, device=device)
     order: list[Tensor] = []
-    errors, error = {size: 0.0}, 0.0
+    errors, error = {units: 0.0}, 0.0
     while len(alive):
         count = len(alive) % step or step
         if order_D is None:
-            costs = W.square().sum(0) / P.diagonal()
-            out_S = costs.topk(count, largest=False).indices
+            leaving = _costs(W, P, together).topk(count, largest=False).indices
         else:
-            gone, places_D = size - len(alive), torch.empty_like(order_D)
-            places_D[alive] = torch.arange(len(alive), device=W.device)
-            out_S = places_D[order_D[gone : gone + count]]
-        left = torch.ones(len(alive), dtype=torch.bool, device=W.device)
+            gone, places_D = units - len(alive), torch.empty_like(order_D)
+            places_D[alive] = torch.arange(len(alive), device=device)
+            leaving = places_D[order_D[gone : gone + count]]
+        out_S = (together * leaving[:, None] + torch.arange(together, device=device)).flatten()
+        left = torch.ones(W.shape[1], dtype=torch.bool, device=device)
         left[out_S] = False
-        order.append(alive[out_S])
+        order.append(alive[leaving])
         solved_SD = torch.linalg.solve(P[out_S][:, out_S], P[out_S])
         gone_TS = W[:, out_S]
         left_TS = gone_TS @ torch.linalg.inv(P[out_S][:, out_S])
         error += float((left_TS * (gone_TS if G_TT is None else G_TT @ gone_TS)).sum())
         W = (W - gone_TS @ solved_SD)[:, left]
         P = (P - P[:, out_S] @ solved_SD)[left][:, left]
-        alive = alive[left]
+        alive = alive[left[::together]]
         errors[len(alive)] = error
     return Elimination(torch.cat(order), dict(sorted(errors.items())))
 
@@ -97,6 +109,17 @@ def leverages(metric: Metric) -> Tensor:
     sigma_DD = metric.dense()
     factor = cholesky(sigma_DD, 1.0)
     return torch.cholesky_solve(sigma_DD, factor).diagonal()
+
+
+def _costs(W_TD: Tensor, P_DD: Tensor, together: int) -> Tensor:
+    """`tr(W_S P_SS^-1 W_S^T)` of each unit S of so many inputs side by side."""
+    if together == 1:
+        return W_TD.square().sum(0) / P_DD.diagonal()
+    units = W_TD.shape[1] // together
+    each = torch.arange(units, device=W_TD.device)
+    P_UPP = P_DD.reshape(units, together, units, together)[each, :, each]
+    W_UPT = W_TD.mT.reshape(units, together, -1)
+    return (torch.linalg.solve(P_UPP, W_UPT) * W_UPT).sum((1, 2))
 
 
 def refit(W_TD: Tensor, metric: Metric, kept_K: Tensor) -> Tensor:

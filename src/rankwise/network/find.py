@@ -16,8 +16,8 @@ from ..running.pristine import pristine
 from ..running.state import numbers_in
 from ..running.verbs import verb
 from .counting import Recorder
-from .forward import Forward
-from .kinds import kinds
+from .forward import Forward, Joined
+from .kinds import check_joined, kinds
 from .routes import Routes
 from .sites import Sites, fingerprint
 from .standins import unreplaceable
@@ -27,7 +27,7 @@ from .vocabulary import guarded
 
 @verb
 @taking_example
-def find(model: nn.Module, example: Any, *, joint: bool = False) -> Sites:
+def find(model: nn.Module, example: Any, *, joint: Joined = False) -> Sites:
     """Find the sites of a model and count its parameters and MACs, in one forward of an example batch.
 
     Args:
@@ -35,10 +35,12 @@ def find(model: nn.Module, example: Any, *, joint: bool = False) -> Sites:
         example: a batch: a tensor (`model(x)`), a tuple or list (`model(*x)`), or a mapping (`model(**x)`). All
             counts are for this batch.
         joint: whether layers that belong together are one site: the layers of each MLP around its hidden units
-            (`network/kinds/hidden.py`).
+            (`network/kinds/hidden.py`), and the value and output projections around attention heads
+            (`network/kinds/heads.py`); or the names of some of these kinds, "hidden" and "heads".
 
     Raises:
-        ValueError: the model is not supported (see `guards.refuse_unsupported`), or it rejects the batch.
+        ValueError: the model is not supported (see `guards.refuse_unsupported`), it rejects the batch, or no kind of
+            joint site has such a name.
 
     Example:
         >>> import torch
@@ -49,6 +51,7 @@ def find(model: nn.Module, example: Any, *, joint: bool = False) -> Sites:
     """
     model = unwrap(model)
     refuse_unsupported(model)
+    check_joined(joint)
     fused = fused_layers(model)  # before `pristine` switches the fused path off
     with pristine(model):
         with Recorder(model) as record, Routes(model) as routes:

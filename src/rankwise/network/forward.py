@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,8 @@ from .site import Call, Kind, Site
 from .ties import Ties, geometry
 
 Group = tuple[nn.Module, ...]
+# Whether layers that belong together are one site; or the names of the kinds of which they are.
+Joined = bool | Collection[str]
 
 
 class Forward:
@@ -22,7 +24,7 @@ class Forward:
     Args:
         fused: id of a layer -> what passes its weight to a fused kernel, in words.
         again: runs the network on the example once more.
-        joint: whether layers that belong together are one site.
+        joint: which kinds of layers that belong together are one site; True for all of them.
 
     Attributes:
         ties: which layers share weights.
@@ -36,13 +38,17 @@ class Forward:
         record: Recorder,
         fused: Mapping[int, str],
         again: Callable[[], Any] = lambda: None,
-        joint: bool = False,
+        joint: Joined = False,
     ) -> None:
         self.model, self.record, self.again, self.joint = model, record, again, joint
         self.ties = Ties(model)
         self.order = {name: place for place, name in enumerate(dict.fromkeys([*record.calls, *record.direct]))}
         self.unfit = self._unfit(fused)
         self._free = {id(group[0]): tuple(group) for group in self.ties.groups if self.called(group)}
+
+    def joins(self, kind: str) -> bool:
+        """Whether layers are joined in sites of a kind."""
+        return self.joint if isinstance(self.joint, bool) else kind in self.joint
 
     def groups(self) -> Iterator[Group]:
         """The called layers that belong to no site yet, grouped by shared weight."""

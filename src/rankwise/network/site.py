@@ -33,17 +33,43 @@ KINDS: dict[str, Kind] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Feeder:
-    """A layer that computes the hidden units that a site reads.
+    """A layer that computes what a site reads: hidden units, or values of attention heads.
 
     Attributes:
-        rows: of its weight, for each hidden unit.
+        rows: of its weight, for each unit that the site reads.
         inputs: of the layer.
         bias: whether it has one.
+        shared: units that the same rows compute.
+        others: further rows, which stay.
     """
 
     rows: int
     inputs: int
     bias: bool
+    shared: int = 1
+    others: int = 0
+
+    def left(self, units: int) -> int:
+        """Rows of the weight that compute so many units, and the further ones."""
+        return self.rows * units // self.shared + self.others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Where the heads of attention find their values among the rows of a feeder.
+
+    Query head `j` reads the rows `first + stride * (j // shared)` to `... + size - 1`.
+
+    Attributes:
+        size: values of a head.
+        shared: query heads that read the same values.
+        first, stride: row of the first head's first value, and rows from one head's to the next one's.
+    """
+
+    size: int
+    shared: int
+    first: int
+    stride: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +93,8 @@ class Site:
         unless_named: why it stays dense unless a pattern other than "*" includes it (`vocabulary`), None for most.
         unpaired: which operator picks its input rows by computed values, so that rows of two networks cannot be
             paired; None for most.
-        feeders: the layers that compute the hidden units that the last slot reads; () for most.
+        feeders: the layers that compute what the last slot reads, hidden units or values of heads; () for most.
+        heads: of attention, whose outputs the last slot reads; None for most.
         extra_params: parameters that a parametrisation holds beyond the weight and bias that it yields.
     """
 
@@ -90,6 +117,7 @@ class Site:
     unless_named: str | None = None
     unpaired: str | None = None
     feeders: tuple[Feeder, ...] = ()
+    heads: Heads | None = None
     extra_params: int = 0
 
     @property
@@ -163,9 +191,9 @@ class Site:
         return own + sum(self.fed(self.in_features))
 
     def fed(self, units: int) -> tuple[int, int]:
-        """Numbers in the weights, and in the biases, of the layers that compute so many hidden units."""
-        weights = sum(units * feeder.rows * feeder.inputs for feeder in self.feeders)
-        return weights, sum(units * feeder.rows for feeder in self.feeders if feeder.bias)
+        """Numbers in the weights, and in the biases, of the layers that compute so many of the units it reads."""
+        weights = sum(feeder.left(units) * feeder.inputs for feeder in self.feeders)
+        return weights, sum(feeder.left(units) for feeder in self.feeders if feeder.bias)
 
     @cached_property
     def rows(self) -> int:

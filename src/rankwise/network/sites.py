@@ -37,9 +37,9 @@ class Sites(Mapping[str, Site]):
     example: Any = None
 
     @property
-    def joint(self) -> bool:
-        """Whether layers that belong together are one site."""
-        return any(site.feeders for site in self.by_name.values())
+    def joint(self) -> tuple[str, ...]:
+        """Names of the kinds of which layers that belong together are one site; () if they are found one by one."""
+        return tuple(sorted({site.kind for site in self.by_name.values() if site.feeders}))
 
     @property
     def total_macs(self) -> int:

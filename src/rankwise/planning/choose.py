@@ -44,8 +44,8 @@ def choose(model: nn.Module, source: Statistics | Sites, **wishes: Unpack[Wishes
             those of `planning.defaults.formats_for(engine, site)`: svd, spatial_svd, tucker2, and for engines where
             depthwise layers are quick cp3 in narrow layers.
         metric: "input" (error of each site's output), "diagonal" (the same without covariances of the input), "fisher"
-            (the same with outputs weighted by the gradients of the loss; needs statistics with gradients), "without_bias"
-            (as input, and layers without a bias are given none) or "weight"; or an object of
+            (the same with outputs weighted by the gradients of the loss; needs statistics with gradients),
+            "without_bias" (as input, and layers without a bias are given none) or "weight"; or another one of
             `rankwise.metrics.METRICS`.
         shrink: share of the weight metric, 0 to 1, for statistics of other data; `choose_shrinkage` finds it, and the
             plan keeps it for `factorise`. Given curves must be made with the same share.

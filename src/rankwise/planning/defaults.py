@@ -15,8 +15,8 @@ from ..network.site import Site
 DEFAULT_FORMATS = ("svd", "spatial_svd", "tucker2")
 # The format of three layers whose middle one is depthwise.
 DEPTHWISE = "cp3"
-# The format of hidden layers.
-NARROWER = "nystrom"
+# The formats of layers joined with those that compute what they read.
+JOINED = {Role.HIDDEN: "nystrom", Role.HEADS: "head_svd"}
 # By engine, the widest layers (by their smaller side) that try it too. In wider ones it needs so many terms for the
 # same error that Tucker-2 and pairs of layers are as fast.
 DEPTHWISE_UP_TO = {"onnxruntime": 64, "executorch": 64, "compile": 64}
@@ -30,8 +30,8 @@ def formats_for(engine: Engine | str | None, site: Site) -> tuple[str, ...]:
         >>> formats_for("torch", site), formats_for("onnxruntime", site)
         (('svd', 'spatial_svd', 'tucker2'), ('svd', 'spatial_svd', 'tucker2', 'cp3'))
     """
-    if site.role is Role.HIDDEN:
-        return (NARROWER,)
+    if site.role in JOINED:
+        return (JOINED[site.role],)
     name = engine if engine is None or isinstance(engine, str) else engine.name
     narrow = min(site.out_features // site.groups, site.weight_shape[1])
     return (*DEFAULT_FORMATS, DEPTHWISE) if narrow <= DEPTHWISE_UP_TO.get(name or "", 0) else DEFAULT_FORMATS

@@ -131,7 +131,9 @@ class Planner:
             return {
                 (each, ranks): loss
                 for each in sorted(names)
-                for ranks, loss in get_format(each, formats).predicted(weight, inputs, gradients.second_GTT[0]).items()
+                for ranks, loss in get_format(each, formats)
+                .predicted(site, weight, inputs, gradients.second_GTT[0])
+                .items()
             }
 
         def slopes(name: str) -> list[float]:

@@ -28,7 +28,7 @@ from ..plan import Curve, Option, dense_option
 from ..running.guards import unwrap
 from ..running.verbs import verb
 from ..statistics import Statistics
-from .defaults import DEFAULT_FORMATS, DEPTHWISE, NARROWER, formats_for
+from .defaults import DEFAULT_FORMATS, DEPTHWISE, JOINED, formats_for
 
 if TYPE_CHECKING:
     from ..plan import Done
@@ -107,7 +107,9 @@ def profile(
     sites.check_structure(model)
     runs_in = None if engine is None else get_engine(at_hand(model) if engine == AT_HAND else engine, threads)
     check_step(round_to)
-    candidates = in_order(get_formats((*DEFAULT_FORMATS, DEPTHWISE, NARROWER) if formats is None else formats).values())
+    candidates = in_order(
+        get_formats((*DEFAULT_FORMATS, DEPTHWISE, *JOINED.values()) if formats is None else formats).values()
+    )
     if not candidates:
         raise ValueError(f"no format given; name at least one of {', '.join(DEFAULT_FORMATS)}")
     wanted = set(sites) if only is None else {only} if isinstance(only, str) else set(only)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..network.find import find
+from ..network.forward import Joined
 from ..network.kinds import Reads, kind_of
 from ..network.site import Site
 from ..running.batches import Batches
@@ -56,7 +57,7 @@ def collect(
     seed: int = 0,
     mask: Mask | None = None,
     progress: Callable[[Iterable[Any], str], Iterable[Any]] | None = None,
-    joint: bool = False,
+    joint: Joined = False,
 ) -> Statistics:
     """Collect mean and second moment of the (unfolded) input of every site.
 
@@ -84,7 +85,7 @@ def collect(
         mask: the padding to leave out: the name of an argument of the network, or a function of a batch; either gives
             [samples, positions], 0 for padding. By default `attention_mask` of a mapping.
         progress: wraps the batches, for a progress bar: `progress(batches, description)`.
-        joint: whether layers that belong together are one site, as for `find`.
+        joint: whether layers that belong together are one site, or which kinds, as for `find`.
 
     Returns:
         Moments by site name. Sites that stay dense have none.

@@ -9,9 +9,18 @@ from torch import nn
 from ..formats import Format, LowRank, Ranks
 from ..layers.kinds import Role
 from ..network.replacing import module_at, put
+from ..network.site import Feeder
 
 
-def rebuild(model: nn.Module, role: Role, names: Sequence[str], format: Format, ranks: Ranks, bias: bool) -> LowRank:
+def rebuild(
+    model: nn.Module,
+    role: Role,
+    names: Sequence[str],
+    format: Format,
+    ranks: Ranks,
+    bias: bool,
+    feeders: Sequence[Feeder] = (),
+) -> LowRank:
     """Replace a site's layers by new, uninitialised chains.
 
     An embedding and the linear head that shares its weight get a chain each, and both hold the same Parameters. Layers
@@ -21,6 +30,7 @@ def rebuild(model: nn.Module, role: Role, names: Sequence[str], format: Format, 
         model: the network, changed in place.
         names: qualified names of its layers, its own first.
         format, ranks, bias: of the chains.
+        feeders: of the site.
 
     Returns:
         The chain to fill, which holds the values of all; for a tied embedding the head's.
@@ -33,6 +43,6 @@ def rebuild(model: nn.Module, role: Role, names: Sequence[str], format: Format, 
         >>> model[1][1].weight is model[0][0].weight, model[1][0].weight is model[0][1].weight
         (True, True)
     """
-    built = format.build_site(role, {name: module_at(model, name) for name in names}, ranks, bias)
+    built = format.build_site(role, {name: module_at(model, name) for name in names}, ranks, bias, feeders)
     put(model, built.chains)
     return built.whole

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..formats import FORMATS, Ranks, get_format
 from ..formats.weights import read, write
-from ..layers.kinds import Role
+from ..layers.kinds import FED, Role
 from ..network.replacing import module_at
 from ..network.site import Site
 from ..network.sites import Sites
@@ -27,7 +27,7 @@ from ..ranks import Pick, Problem, Rule
 # Why sites of several slots stay as they are.
 SHARED = {
     Role.TIED: "its weight is shared by an embedding and a linear layer",
-    Role.HIDDEN: "it is one with the layers that compute its inputs",
+    **dict.fromkeys(FED, "it is one with the layers that compute its inputs"),
     Role.JOINT: "it is fitted as one with other layers",
 }
 

@@ -7,24 +7,21 @@ will do, and any class; a normalisation over the units, heads of attention, or a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...layers.kinds import is_convolution, site_kind
-from ...running.calling import tensor_leaves
-from ...running.exclusive import own_thread
+from ...layers.kinds import Role
 from ..forward import Forward
-from ..site import Feeder, Role, Site
-from ..weights import WeightSource
-from .base import Reads, SiteKind, stored_weight
+from .base import stored_weight
+from .fed import Fed, feeder
+from .probing import Hook, is_free, same
 
-# The share of the units that is left out in the check, and how much results may differ, relative to the largest.
-LEFT, CLOSE = 0.5, 1e-3
+# The share of the units that is left out in the check.
+LEFT = 0.5
 SEED = 0
 
 
@@ -36,64 +33,30 @@ class _Found:
     reader: str
 
 
-class Hidden(SiteKind):
+class Hidden(Fed[_Found]):
     """The MLP of a transformer: `W act(W_1 x)`, or `W (act(W_g x) * W_u x)`, the two apart or in one layer.
 
-    The site is described as its last layer, whose inputs are the hidden units. It is found only if sites are asked for
-    jointly.
+    The site is described as its last layer, whose inputs are the hidden units.
     """
 
     name = "hidden"
     role = Role.HIDDEN
 
-    def find(self, forward: Forward) -> Iterator[Site]:
-        if not forward.joint:
-            return
-        found = list(_candidates(forward))
-        if found and not _works(forward, found):
-            found = [each for each in found if _works(forward, [each])]
-        for each in found:
-            layers = [forward.model.get_submodule(name) for name in (*each.feeders, each.reader)]
-            groups = [group for name in (*each.feeders, each.reader) if (group := forward.group_of(name)) is not None]
-            units = stored_weight(layers[-1]).shape[1]
-            yield forward.site(
-                self,
-                groups,
-                layers[-1],
-                slots=tuple((name,) for name in (*each.feeders, each.reader)),
-                calls=forward.calls(layers[-1:]),
-                feeders=tuple(_feeder(layer, units) for layer in layers[:-1]),
-            )
+    def candidates(self, forward: Forward) -> Iterator[_Found]:
+        return _candidates(forward)
 
-    def reads(self, model: nn.Module, site: Site) -> dict[nn.Module, Reads]:
-        return {_reader(model, site): Reads.ROWS}
+    def works(self, forward: Forward, found: Sequence[_Found]) -> bool:
+        return _works(forward, found)
 
-    def outputs(self, model: nn.Module, site: Site) -> dict[nn.Module, int | None]:
-        return {_reader(model, site): 0}
-
-    def place(self, site: Site) -> str | None:
-        return site.slots[-1][0]
-
-    def weight(self, source: WeightSource, site: Site) -> Tensor:
-        return stored_weight(_reader(source, site))
-
-    def bias(self, source: WeightSource, site: Site) -> Tensor | None:
-        bias: Tensor | None = getattr(_reader(source, site), "bias", None)
-        return bias
-
-
-def _reader(source: WeightSource, site: Site) -> Any:
-    return source.get_submodule(site.slots[-1][0])
-
-
-def _feeder(layer: nn.Module, units: int) -> Feeder:
-    outputs, inputs = stored_weight(layer).shape
-    return Feeder(rows=outputs // units, inputs=inputs, bias=getattr(layer, "bias", None) is not None)
+    def fields(self, forward: Forward, found: _Found) -> dict[str, Any]:
+        units = stored_weight(forward.model.get_submodule(found.reader)).shape[1]
+        layers = map(forward.model.get_submodule, found.feeders)
+        return {"feeders": tuple(feeder(layer, len(stored_weight(layer)) // units) for layer in layers)}
 
 
 def _candidates(forward: Forward) -> Iterator[_Found]:
     """Layers called one after the other whose sizes fit, each at most once; the last one gives back the width."""
-    names = [name for name in forward.order if _is_free(forward, name)]
+    names = [name for name in forward.order if is_free(forward, name)]
     place = 0
     while place < len(names):
         found = next(filter(None, (_fitting(forward, names[place : place + size]) for size in (3, 2))), None)
@@ -102,21 +65,6 @@ def _candidates(forward: Forward) -> Iterator[_Found]:
             continue
         yield found
         place += len(found.feeders) + 1
-
-
-def _is_free(forward: Forward, name: str) -> bool:
-    """A linear layer that is called once, shares its weight with none and can be replaced."""
-    layer: Any = forward.model.get_submodule(name)
-    group = forward.group_of(name)
-    return (
-        site_kind(layer) not in (None, "embedding")
-        and not is_convolution(site_kind(layer))
-        and group is not None
-        and len(group) == 1
-        and len(forward.record.calls.get(name, ())) == 1
-        and id(layer) not in forward.unfit
-        and layer.weight.is_floating_point()
-    )
 
 
 def _fitting(forward: Forward, names: Sequence[str]) -> _Found | None:
@@ -135,11 +83,8 @@ def _fitting(forward: Forward, names: Sequence[str]) -> _Found | None:
 
 
 def _works(forward: Forward, found: Sequence[_Found]) -> bool:
-    """Whether the network gives the same with units left out as with zeros where they are read.
-
-    The units themselves are compared, too: what a block adds to a network may be too little to be seen in its outputs.
-    """
-    generator, zeroed, narrow = torch.Generator().manual_seed(SEED), list[_Hook](), list[_Hook]()
+    """Whether the network gives the same with units left out as with zeros where they are read."""
+    generator, zeroed, narrow = torch.Generator().manual_seed(SEED), list[Hook](), list[Hook]()
     wanted, given = list[Tensor](), list[Tensor]()  # the kept units, as they reach the layers that read them
     for each in found:
         reader = forward.model.get_submodule(each.reader)
@@ -157,31 +102,7 @@ def _works(forward: Forward, found: Sequence[_Found]) -> bool:
 
         zeroed.append((reader.register_forward_pre_hook, zero))
         narrow.append((reader.register_forward_pre_hook, spread))
-        for feeder in map(forward.model.get_submodule, each.feeders):
-            places = torch.cat([kept + part for part in range(0, len(stored_weight(feeder)), units)])
-            narrow.append((feeder.register_forward_hook, lambda layer, args, y, k=places: y[..., k]))
-    wanted += _run(forward, zeroed)
-    try:
-        given += _run(forward, narrow)
-    except Exception:  # whatever a foreign forward says about other sizes: it does not work
-        return False
-    return len(wanted) == len(given) and all(map(_close, wanted, given))
-
-
-# A method that registers a hook, and the hook.
-_Hook = tuple[Callable[..., Any], Callable[..., Any]]
-
-
-def _run(forward: Forward, hooks: Sequence[_Hook]) -> list[Tensor]:
-    """The outputs of the network on its example, with hooks."""
-    with ExitStack() as stack, torch.no_grad():
-        for register, hook in hooks:
-            stack.callback(register(own_thread(hook)).remove)
-        return tensor_leaves(forward.again())
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    one, other = one.double(), other.double()
-    return bool((one - other).abs().max() <= CLOSE * one.abs().max()) if one.numel() else True
+        for layer in map(forward.model.get_submodule, each.feeders):
+            places = torch.cat([kept + part for part in range(0, len(stored_weight(layer)), units)])
+            narrow.append((layer.register_forward_hook, lambda layer, args, y, k=places: y[..., k]))
+    return same(forward, zeroed, narrow, wanted, given)
