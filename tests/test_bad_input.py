@@ -124,8 +124,8 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
     "format": ({"formats": ("svd", "magic")}, "unknown format 'magic'; the formats are .*svd"),
     "no format": ({"formats": ()}, "no format given"),
     "metric": (
-        {"metric": "entropy"},
-        "unknown metric 'entropy'; the metrics are input, diagonal, fisher, weight, ",
+        {"metric": "zebra"},
+        "unknown metric 'zebra'; the metrics are input, diagonal, fisher, weight, ",
     ),
     "ignored pattern": ({"ignore": ["secnd"]}, "pattern 'secnd' matches no site; near names are: second"),
     "included pattern": ({"include": ["layer*"]}, r"pattern 'layer\*' matches no site"),
