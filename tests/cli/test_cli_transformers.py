@@ -95,7 +95,7 @@ def test_the_same_plan_is_edited_and_applied(model: str, run: Run) -> None:
     run("verify", "out")
 
 
-MORE = ("--length", "16", "--batch", "2", "--samples", "8", "--keep", "linear=0.7")
+MORE = ("--length", "16", "--batch", "16", "--samples", "8", "--keep", "linear=0.7")
 
 
 def test_last_layers_are_refitted_on_further_rows(model: str, run: Run) -> None:
