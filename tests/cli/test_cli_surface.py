@@ -12,7 +12,8 @@ import typer.main
 
 from rankwise.cli.app import app
 
-SHARED = {"--json", "--seed", "--debug", "--help"}
+TELLING = {"--json", "--debug", "--quiet", "--verbose", "--log", "--config", "--help"}
+SHARED = {*TELLING, "--seed"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
@@ -69,9 +70,10 @@ OPTIONS = {
         "--threads",
         "--dynamic-axes",
     },
-    "formats": {"[NAME]", "--conv", "--linear", "--for", "--threads", "--json", "--debug", "--help"},
-    "verify": {"PATH", "--json", "--debug", "--help"},
-    "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
+    "formats": {"[NAME]", "--conv", "--linear", "--for", "--threads", *TELLING},
+    "verify": {"PATH", *TELLING},
+    "roofline": {"--out", "--engine", "--threads", *TELLING},
+    "doctor": TELLING,
     "demo": SHARED | {"--out", "--threads"},
 }
 
@@ -116,3 +118,21 @@ def test_module_and_entry_point_are_the_same() -> None:
 def test_an_unknown_option_is_a_usage_error(cli: Callable[..., Any]) -> None:
     assert cli("compress", "nets.py:build", "data.npz", "--keeep", "macs=0.5").exit_code == 2
     assert cli("shrink").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("compress",), "error: Missing argument 'MODEL' ("),
+        (("inspect", "nets.py:build", "--seeed", "1"), "error: No such option: --seeed"),
+        (("inspect", "nets.py:build", "--seed", "x"), "error: Invalid value for '--seed'"),
+        (("comp",), "error: No such command 'comp'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(
+    cli: Callable[..., Any], words: tuple[str, ...], message: str
+) -> None:
+    result = cli(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1

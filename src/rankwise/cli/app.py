@@ -1,7 +1,7 @@
 """The command line.
 
 `rankwise inspect | collect | compress | plan | pareto | apply | heal | train | evaluate | export | verify |
-formats | roofline | demo`.
+formats | roofline | demo | doctor`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
@@ -15,7 +15,9 @@ import typer
 from .apply import apply
 from .collect import collect
 from .compress import compress
+from .config import Commands, Configured
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .formats import formats
@@ -43,7 +45,7 @@ app = typer.Typer(
     "SIGTERM, 1 anything else.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    add_completion=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
 )
 
@@ -69,9 +71,25 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 for command in (
-    *(inspect, collect, compress, plan, pareto, apply, heal, train, evaluate, export, verify, formats, roofline, demo),
+    *(
+        inspect,
+        collect,
+        compress,
+        plan,
+        pareto,
+        apply,
+        heal,
+        train,
+        evaluate,
+        export,
+        verify,
+        formats,
+        roofline,
+        demo,
+        doctor,
+    ),
 ):
-    app.command(help=_paragraphs(command.__doc__))(command)
+    app.command(cls=Configured, help=_paragraphs(command.__doc__))(command)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
+    from ..describe.environment import Extra, Ready
     from ..evaluate import Measure, Roofline, Storage
     from ..network.sites import Sites
     from ..plan import Plan
@@ -123,6 +124,22 @@ def exports_table(rows: Sequence[Mapping[str, Any]], threads: int) -> Table:
     return table
 
 
+def doctor_tables(versions: Mapping[str, str], extras: Sequence[Extra], engines: Sequence[Ready]) -> Iterator[Table]:
+    """Versions, extras and engines of this machine, with what to do about those that are missing."""
+    table = _table("package", "version")
+    for name, number in versions.items():
+        table.add_row(name, number)
+    yield table
+    table = _table("extra", "for", "here", wide="install")
+    for extra in extras:
+        table.add_row(extra.name, extra.use, f"needs {', '.join(extra.missing)}" if extra.missing else "yes", extra.fix)
+    yield table
+    table = _table("engine", "runs", wide="here")
+    for engine in engines:
+        table.add_row(engine.name, engine.summary, Text(engine.problem or "yes"))
+    yield table
+
+
 # The figure that is compared by its ratio.
 PERPLEXITY = "perplexity"
 # Figure -> (title, how to print it, what the last column says).
@@ -207,7 +224,7 @@ def _speed(speedup: Mapping[str, float] | None) -> str:
     return "" if speedup is None else str(Ratio(**speedup))
 
 
-def _table(*left: str, right: tuple[str, ...], wide: str | None = None) -> Table:
+def _table(*left: str, right: tuple[str, ...] = (), wide: str | None = None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
     for title in left:
         table.add_column(title, overflow="fold")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ..latency import Latency, Ratio
 from ..running.outputs import Outputs
+from .changes import Changes, changes
 from .comparisons import agreement, cosine, divergence, relative_error
+from .layer_errors import layer_errors
 from .limits import Limits, machine_limits
 from .measures import MEASURES, Measure, compared, measure, measure_of_plans, measures_for, shown
 from .next_token import perplexity, predicts_next
@@ -17,6 +19,7 @@ from .trials import Trials
 
 __all__ = [
     "MEASURES",
+    "Changes",
     "Latency",
     "LayerRoofline",
     "LayerStorage",
@@ -30,10 +33,12 @@ __all__ = [
     "Trials",
     "accuracy",
     "agreement",
+    "changes",
     "compared",
     "cosine",
     "divergence",
     "latency",
+    "layer_errors",
     "machine_limits",
     "measure",
     "measure_of_plans",
