@@ -55,7 +55,7 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-torch pyproject.toml
 # torchvision without its dependencies: its registry wheels ask for a torch of their own. Rankwise uses its model definitions,
 # data sets and transforms, and these work beside any torch (see rankwise/inputs/torchvision_shim.py).
 $(VENV)/.stamp-dev: $(VENV)/.stamp-demo
-	$(PIP) -e ".[dev,demo,onnx,executorch,bench]"
+	$(PIP) -e ".[dev,demo,onnx,executorch,bench,report]"
 	$(PIP) --no-deps torchvision
 	$(PIP) transformers peft
 	@touch $@

@@ -15,7 +15,7 @@ from rankwise._moved import MOVED
 # From the ground up: a room imports from those in the lines before it, and from none of its own line.
 FLOORS = (
     ("_moved", "demo", "files", "layers", "linalg", "names", "timing"),
-    ("metrics", "running"),
+    ("drawing", "metrics", "running"),
     ("network",),
     ("formats", "plan", "statistics"),
     ("importance", "ranks", "surgery"),
@@ -24,6 +24,7 @@ FLOORS = (
     ("artifact", "evaluate", "planning"),
     ("describe", "inputs", "kernels", "session", "training"),
     ("figures", "verification"),
+    ("report",),
     ("cli",),
     ("__main__",),
 )

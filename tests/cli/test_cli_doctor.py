@@ -40,7 +40,7 @@ def test_everything_is_told(few_engines: None, cli: Callable[..., Any], monkeypa
 def test_a_self_test_that_fails_is_an_error(
     few_engines: None, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "load", lambda model, folder: model)  # untrained by the compression
+    monkeypatch.setattr("rankwise.cli.self_test.load", lambda model, folder: model)  # untrained by the compression
     result = cli("doctor")
     assert result.exit_code == 1
     assert "a network that was saved and loaded gives other outputs" in result.stderr

@@ -14,6 +14,7 @@ from rankwise.cli.app import app
 
 TELLING = {"--json", "--debug", "--quiet", "--verbose", "--log", "--config", "--help"}
 SHARED = {*TELLING, "--seed"}
+LONG = {*SHARED, "--dry-run"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
@@ -22,7 +23,8 @@ BUDGET = {
 JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
 TIMED = {"--engine", "--threads", "--latency-batch"}
-WORK = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
+EVERY = SHARED | DATA | {"MODEL", "--weights", "--batch", "--samples"}
+WORK = EVERY | LONG
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
@@ -32,7 +34,15 @@ OPTIONS = {
     | TIMING
     | TIMED
     | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance"}
-    | {"--fold", "--storage", "--checkpoint", "--resume"},
+    | {"--fold", "--storage", "--checkpoint", "--resume", "--report"},
+    "scan": WORK
+    | JUDGE
+    | TIMING
+    | TIMED
+    | (BUDGET - {"--keep", "--target-drop", "--minimise"})
+    | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--within", "--resume"},
+    "report": SHARED | {"ARTIFACT", "--out", "--picture", "--stored"},
+    "compare": TELLING | {"ARTIFACT", "OTHER", "--out"},
     "plan": WORK | JUDGE | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
     | JUDGE
@@ -55,7 +65,7 @@ OPTIONS = {
     | {"DATA", "--out", "--test", "--expand", "--orthogonal", "--schedule", "--rule", "--keep", "--ignore", "--include"}
     | {"--epochs", "--minutes", "--tune", "--calibration", "--augment", "--rate", "--optimiser", "--patience"}
     | {"--checkpoint", "--resume", "--device", "--tune-rate"},
-    "evaluate": WORK | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
+    "evaluate": EVERY | JUDGE | TIMING | {"DATA", "--artifact", "--stored", "--roofline"},
     "export": SHARED
     | DATA
     | {"MODEL", "--weights", "--artifact", "--data", "--input-shape", "--out", "--absorb"}

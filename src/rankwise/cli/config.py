@@ -20,6 +20,8 @@ from ..names import check_name
 NAME = "run.yaml"
 # How a command reports does not change its result.
 APART = ("config", "json", "debug", "quiet", "verbose", "log", "dry-run", "resume", "report", "help")
+# Arguments of commands that are given by place, in that order.
+PLACES = ("model", "plan", "data", "path")
 Group = TypeVar("Group")
 
 
@@ -65,7 +67,11 @@ class Given:
             content = parse_yaml(read_text(file))
             if not isinstance(content, dict) or not isinstance(content.get("command"), str):
                 raise ValueError("it must hold `command: compress` and its options, a line each")
-            return cls(command=content.pop("command"), options={str(key): value for key, value in content.items()})
+            command = content.pop("command")
+            places = [name for name in PLACES if name in content]
+            return cls(
+                command=command, options={str(key): each for key, each in content.items()}, arguments=tuple(places)
+            )
 
     def group(self, kind: type[Group], **others: Any) -> Group:
         """A group of options with what the run says of them; `others` are set beside it."""

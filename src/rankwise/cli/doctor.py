@@ -21,6 +21,7 @@ def doctor(tell: Telling) -> None:
     with tell.output() as out:
         with out.step("looking around"):
             from ..describe import environment
+            from .self_test import self_test
             from .tables import doctor_tables
 
             versions, extras, engines = environment.versions(), environment.extras(), environment.engines()
@@ -31,7 +32,7 @@ def doctor(tell: Telling) -> None:
         for device in devices:
             out.say(device)
         tests = []
-        for done, seconds in environment.self_test():
+        for done, seconds in self_test():
             out.say(f"self-test: {done}: ok ({seconds:.1f} s)")
             tests.append({"done": done, "seconds": seconds})
         out.result(

@@ -101,11 +101,11 @@ class Output:
         logger.setLevel(logging.NOTSET)
         RUNNING.set(None)
         with self._signals, self._log:
+            self._write_run()
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self._write_run()
             with suppress(OSError):  # the terminal may be gone
                 self._log.write(self._kept.told(error))
                 self.errors.print(self._kept.told(error), markup=False, highlight=False, soft_wrap=True)
@@ -117,7 +117,6 @@ class Output:
             self._fail(error)
         if error is None:
             try:
-                self._write_run()
                 self._write()
             except OSError as problem:
                 self._end(problem)
@@ -195,9 +194,13 @@ class Output:
             new.write_text(self._text(), encoding="utf-8")
 
     def _write_run(self) -> None:
-        """Write the run beside its result, if that was written."""
-        if self.run is not None and self._result is not None and self._kept.changed(self._result):
+        """Write the run beside its result, if that was written, whatever happened afterwards."""
+        if self.run is None or self._result is None or not self._kept.changed(self._result):
+            return
+        try:
             self.run.write(self._result)
+        except OSError as error:
+            self.note(f"the file that repeats this run was not written: {error}")
 
     def _write(self) -> None:
         if self._document is None:

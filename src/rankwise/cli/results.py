@@ -54,7 +54,7 @@ class Result:
 
         networks = {"dense": dense, "compressed": as_stored(small, self.storage)}
         figures = measure(self.out, networks, self.data, timing=self.timing, judging=self.judging)
-        kept = {**figures_of(figures, self.data), **(told or {})}
+        kept = {**figures_of(figures, self.data), "timing": self.timing.document(), **(told or {})}
         save(small, self.folder, plan=self.plan, figures=kept, storage=self.storage, seen=self.seen)
         figures["compressed"]["bytes"] = stored_bytes(self.folder)
         return figures

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..latency import Latency, Ratio
 from ..running.outputs import Outputs
-from .changes import Changes, changes
+from .answers import Changes, changes
+from .by_layer import layer_errors
 from .comparisons import agreement, cosine, divergence, relative_error
-from .layer_errors import layer_errors
 from .limits import Limits, machine_limits
 from .measures import MEASURES, Measure, compared, measure, measure_of_plans, measures_for, shown
 from .next_token import perplexity, predicts_next

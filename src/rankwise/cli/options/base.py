@@ -63,3 +63,16 @@ class Run(Telling):
     """How a command reports, and its random seed."""
 
     seed: Annotated[int, output("--seed N", "Random seed.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRun(Run):
+    """A run that may take long, and so can be asked what it will take."""
+
+    dry_run: Annotated[
+        bool,
+        output(
+            "--dry-run",
+            "Only say what it will take: layers, memory, disk, and time by a short measured probe. Nothing is written.",
+        ),
+    ] = False
