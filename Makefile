@@ -63,7 +63,7 @@ $(VENV)/.stamp-site: $(VENV)/.stamp-demo
 # torchvision and timm without their dependencies: torchvision's registry wheels ask for a torch of their own. Rankwise uses
 # model definitions, data sets and transforms, and these work beside any torch (see rankwise/inputs/torchvision_shim.py).
 $(VENV)/.stamp-dev: $(VENV)/.stamp-demo
-	$(PIP) -e ".[dev,demo,onnx,executorch,bench]"
+	$(PIP) -e ".[dev,demo,onnx,executorch,bench,report]"
 	$(PIP) --no-deps torchvision timm
 	$(PIP) transformers peft
 	@touch $@

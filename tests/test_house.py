@@ -15,7 +15,7 @@ from rankwise._moved import MOVED
 # From the ground up: a room imports from those in the lines before it, and from none of its own line.
 FLOORS = (
     ("_moved", "demo", "files", "layers", "linalg", "names", "timing"),
-    ("metrics", "running"),
+    ("drawing", "metrics", "running"),
     ("network",),
     ("formats", "plan", "statistics"),
     ("importance", "ranks", "surgery"),
@@ -27,7 +27,7 @@ FLOORS = (
         *("figures", "integrations", "ordered", "penalties", "preset", "projections", "subspace", "unified"),
         "verification",
     ),
-    ("spectral",),
+    ("report", "spectral"),
     ("techniques",),
     ("cli",),
     ("__main__",),

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from .drawing import WHITE, Bar, bars_figure
 from .evaluate import Size, size
 from .evaluate.measures import measure_of_plans
 from .factorisation import factorise
@@ -21,6 +22,7 @@ from .factorisation.further import Further
 from .factorisation.refitting import last_layers, refit, tell_rows
 from .factorisation.shrinkage import choose_shrinkage
 from .files import digest
+from .files.tables import html_table
 from .formats import Format
 from .network.find import find
 from .network.forward import Joined
@@ -28,6 +30,7 @@ from .network.sites import Sites, fingerprint
 from .plan import Plan
 from .planning.choose import choose
 from .planning.pareto import pareto
+from .planning.planner import Planner
 from .planning.unmet import check_budgets
 from .planning.wishes import Asked
 from .running.batches import Batches
@@ -149,6 +152,12 @@ class Session:
         source, done = self.source(wishes), self.work.of(CURVES, share)
         with self.clock("choose"):
             return choose(self.model, source, shrink=share, done=done, progress=self.progress, **wishes)
+
+    def planner(self, wishes: Mapping[str, Any]) -> Planner:
+        """What makes a plan for any budget; `wishes` as for `plan`, with the share of the weight metric in `shrink`."""
+        source, done = self.source(wishes), self.work.of(CURVES, wishes.get("shrink", 0.0))
+        with self.clock("choose"):
+            return Planner.of(self.model, source, done=done, progress=self.progress, **wishes)
 
     def plans(self, wishes: Mapping[str, Any], keeps: Sequence[Mapping[str, float]], nested: bool) -> list[Plan]:
         """One plan per budget of `keeps`, each inside the one before if `nested`; `wishes` as for `plan`."""
@@ -304,13 +313,33 @@ class CompressReport:
         lines.append(f"{factorised} of {len(self.plan)} sites factorised in {sum(self.seconds.values()):.1f} s")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """The sizes and the plan as tables, in notebooks."""
+        rows = [
+            [name, f"{before:,}", f"{after:,}", f"{after / before:.3f}"]
+            for name in ("params", "macs", "bytes")
+            if (before := getattr(self.dense, name)) and (after := getattr(self.compressed, name)) is not None
+        ]
+        sizes = html_table(["", "dense", "compressed", "compressed / dense"], rows, right=(1, 2, 3))
+        return sizes + self.plan._repr_html_()
+
+    def plot(self) -> Any:
+        """What is kept of parameters, MACs and bytes as bars, a figure of matplotlib.
+
+        Raises:
+            ImportError: without matplotlib, with the command that installs it.
+        """
+        names = ("params", "macs", "bytes")
+        shares = [(name, getattr(self.compressed, name) / getattr(self.dense, name)) for name in names]
+        return bars_figure([Bar(name, 100 * share) for name, share in shares], "% of dense", colours=WHITE)
+
 
 @verb
 def compress(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    keep: Mapping[str, float | str] | None = None,
+    keep: Mapping[str, float | str] | float | None = None,
     method: str = "sequential",
     refit: Iterable[Any] | None = None,
     stats: Statistics | None = None,
@@ -328,7 +357,7 @@ def compress(
     Args:
         model: the dense network; it is not changed.
         data: a few hundred samples without labels, in any iterable of batches that can be iterated again.
-        keep: the budgets, for instance {"macs": 0.5}; see `choose`.
+        keep: the budgets, for instance {"macs": 0.5}; see `choose`. A number alone is a share of the MACs.
         method: "sequential" (each site is fitted on what the compressed network really feeds it) or "one-shot". "auto"
             is sequential; for sites found with `joint` it is one-shot, or with `refit` and enough of it (40 rows for
             each input of the widest layer) whichever is nearer to the dense network on every eighth batch of `refit`.
@@ -368,7 +397,7 @@ def compress(
     chosen = {name: options.pop(name) for name in vars(Sampling()) if name in options}
     joint: Joined = options.pop("joint", options.get("uniform", False))
     sampling, constraints = Sampling(**chosen), options
-    asked = Asked.of(keep=keep, **constraints)
+    asked = Asked.of(keep={"macs": keep} if isinstance(keep, float) else keep, **constraints)
     keep = asked.keep
     replace(asked, example=data if asked.measures else None).check(model)
     check_shrink(shrink or 0.0)

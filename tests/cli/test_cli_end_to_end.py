@@ -61,7 +61,8 @@ def test_inspect_reads_the_shape_from_data(project: Path, cli: Callable[..., Any
 
 
 def test_compress_writes_an_artifact_a_plan_and_figures(compressed: Path) -> None:
-    assert {file.name for file in compressed.iterdir()} == {"rankwise.json", "model.safetensors", "plan.yaml"}
+    written = {file.name for file in compressed.iterdir()}
+    assert written == {"rankwise.json", "model.safetensors", "plan.yaml", "run.yaml"}
     document = read("c.json")
     dense, small = document["figures"]["dense"], document["figures"]["compressed"]
     assert small["macs"] <= 0.5 * dense["macs"]

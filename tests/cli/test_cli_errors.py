@@ -145,7 +145,8 @@ def test_a_failure_while_measuring_costs_no_work(
 
     monkeypatch.setattr("rankwise.cli.results.measure", broken)
     assert_refused(cli(*COMPRESS, *BUDGET), "no test data")
-    assert {file.name for file in Path("out").iterdir()} == {"rankwise.json", "model.safetensors", "plan.yaml"}
+    written = {file.name for file in Path("out").iterdir()}
+    assert written == {"rankwise.json", "model.safetensors", "plan.yaml", "run.yaml"}
 
 
 def test_a_network_that_rejects_the_data(project: Path, cli: Callable[..., Any]) -> None:

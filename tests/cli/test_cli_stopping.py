@@ -156,7 +156,12 @@ def test_what_was_written_before_is_told(
     result = cli("compress", "nets.py:build", "data.npz", "--weights", "net.pt", "--keep", "macs=0.5", "-o", "out")
     assert result.exit_code == 143
     assert "stopped by SIGTERM: out was written before that and can be used" in result.stderr
-    assert {file.name for file in Path("out").iterdir()} == {"rankwise.json", "model.safetensors", "plan.yaml"}
+    assert {file.name for file in Path("out").iterdir()} == {
+        "rankwise.json",
+        "model.safetensors",
+        "plan.yaml",
+        "run.yaml",
+    }
 
 
 def test_training_without_a_checkpoint_is_told_of_it(

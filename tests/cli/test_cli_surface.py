@@ -12,7 +12,9 @@ import typer.main
 
 from rankwise.cli.app import app
 
-SHARED = {"--json", "--seed", "--debug", "--help"}
+TELLING = {"--json", "--debug", "--quiet", "--verbose", "--log", "--config", "--help"}
+SHARED = {*TELLING, "--seed"}
+LONG = {*SHARED, "--dry-run"}
 DATA = {"--transform", "--size", "--normalise", "--root", "--split", "--batches", "--example-batch", "--length"}
 BUDGET = {
     "--keep", "--rule", "--floor-rule", "--target-drop", "--minimise", "--formats", "--metric", "--ignore", "--include",
@@ -21,7 +23,8 @@ BUDGET = {
 JUDGE = {"--metric", "--classes-dim"}
 TIMING = {"--threads", "--engines", "--latency-batch"}
 TIMED = {"--engine", "--threads", "--latency-batch"}
-WORK = SHARED | DATA | {"MODEL", "--weights", "--random-weights", "--batch", "--samples"}
+EVERY = SHARED | DATA | {"MODEL", "--weights", "--random-weights", "--batch", "--samples"}
+WORK = EVERY | LONG
 OPTIONS = {
     "inspect": SHARED | DATA | {"MODEL", "--weights", "--random-weights", "--data", "--input-shape"},
     "collect": WORK | {"DATA", "--out", "--ignore", "--rows", "--gradients"},
@@ -31,7 +34,15 @@ OPTIONS = {
     | TIMING
     | TIMED
     | {"[DATA]", "--out", "--test", "--method", "--input-shape", "--importance", "--refit-samples"}
-    | {"--fold", "--storage", "--checkpoint", "--resume"},
+    | {"--fold", "--storage", "--checkpoint", "--resume", "--report"},
+    "scan": WORK
+    | JUDGE
+    | TIMING
+    | TIMED
+    | (BUDGET - {"--keep", "--target-drop", "--minimise"})
+    | {"[DATA]", "--out", "--input-shape", "--test", "--along", "--at", "--within", "--resume"},
+    "report": SHARED | {"ARTIFACT", "--out", "--picture", "--stored"},
+    "compare": TELLING | {"ARTIFACT", "OTHER", "--out"},
     "plan": WORK | JUDGE | BUDGET | TIMED | {"[DATA]", "--out", "--input-shape", "--test"},
     "pareto": WORK
     | JUDGE
@@ -59,7 +70,7 @@ OPTIONS = {
     | TIMING
     | {"DATA", "--out", "--test", "--keep", "--formats", "--learn", "--aim", "--rounds", "--candidates", "--search"}
     | {"--dissimilarity", "--labels", "--epochs", "--minutes", "--augment", "--rate", "--checkpoint", "--resume"},
-    "evaluate": WORK
+    "evaluate": EVERY
     | JUDGE
     | TIMING
     | {"DATA", "--artifact", "--stored", "--roofline"}
@@ -88,9 +99,10 @@ OPTIONS = {
         "--threads",
         "--dynamic-axes",
     },
-    "formats": {"[NAME]", "--conv", "--linear", "--for", "--threads", "--json", "--debug", "--help"},
-    "verify": {"PATH", "--json", "--debug", "--help"},
-    "roofline": {"--out", "--engine", "--threads", "--json", "--debug", "--help"},
+    "formats": {"[NAME]", "--conv", "--linear", "--for", "--threads", *TELLING},
+    "verify": {"PATH", *TELLING},
+    "roofline": {"--out", "--engine", "--threads", *TELLING},
+    "doctor": TELLING,
     "demo": SHARED | {"--out", "--threads"},
 }
 
@@ -135,3 +147,21 @@ def test_module_and_entry_point_are_the_same() -> None:
 def test_an_unknown_option_is_a_usage_error(cli: Callable[..., Any]) -> None:
     assert cli("compress", "nets.py:build", "data.npz", "--keeep", "macs=0.5").exit_code == 2
     assert cli("shrink").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("compress",), "error: Missing argument 'MODEL' ("),
+        (("inspect", "nets.py:build", "--seeed", "1"), "error: No such option: --seeed"),
+        (("inspect", "nets.py:build", "--seed", "x"), "error: Invalid value for '--seed'"),
+        (("comp",), "error: No such command 'comp'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(
+    cli: Callable[..., Any], words: tuple[str, ...], message: str
+) -> None:
+    result = cli(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1

@@ -1,7 +1,7 @@
 """The command line.
 
-`rankwise inspect | collect | compress | plan | pareto | apply | heal | train | unified | evaluate | export | verify |
-formats | roofline | demo`.
+`rankwise scan | doctor | inspect | collect | compress | plan | pareto | apply | heal | train | unified | evaluate |
+report | compare | export | verify | formats | roofline | demo`.
 
 A command module imports torch inside its function, so that `--help` answers at once.
 """
@@ -14,8 +14,11 @@ import typer
 
 from .apply import apply
 from .collect import collect
+from .compare import compare
 from .compress import compress
+from .config import Commands, Configured
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .formats import formats
@@ -23,7 +26,9 @@ from .heal import heal
 from .inspect import inspect
 from .pareto import pareto
 from .plan import plan
+from .report import report
 from .roofline import roofline
+from .scan import scan
 from .train import train
 from .unified import unified
 from .verify import verify
@@ -36,15 +41,17 @@ app = typer.Typer(
     help="Make a trained PyTorch network smaller and faster by low-rank factorisation.\n\n"
     "MODEL is [bold]torchvision:resnet18[/bold] or [bold]nets.py:build[/bold] (a function that returns the network), "
     "with [bold]--weights FILE[/bold]. No labels and no training are needed.\n\n"
-    "[bold]rankwise inspect[/bold] nets.py:build --input-shape 3,32,32\n\n"
+    "What can I save? [bold]rankwise scan[/bold] nets.py:build pictures/ --size 32 --test test.npz\n\n"
+    "Is everything here? [bold]rankwise doctor[/bold]\n\n"
+    "What will it take? [bold]--dry-run[/bold] on any long command\n\n"
     "[bold]rankwise compress[/bold] nets.py:build pictures/ --size 32 --keep macs=0.5 -o out/\n\n"
-    "[bold]rankwise evaluate[/bold] nets.py:build test.npz --artifact out/\n\n"
+    "[bold]rankwise report[/bold] out/   one page to show\n\n"
     "[bold]rankwise export[/bold] nets.py:build --artifact out/ -o model.onnx\n\n"
     "Exit codes: 0 fine, 2 something to correct in the command or its files, 130 and 143 stopped by Ctrl-C or "
     "SIGTERM, 1 anything else.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    add_completion=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
 )
 
@@ -70,25 +77,10 @@ def _paragraphs(docstring: str | None) -> str:
 
 
 for command in (
-    *(
-        inspect,
-        collect,
-        compress,
-        plan,
-        pareto,
-        apply,
-        heal,
-        train,
-        unified,
-        evaluate,
-        export,
-        verify,
-        formats,
-        roofline,
-        demo,
-    ),
+    *(scan, doctor, inspect, collect, compress, plan, pareto, apply, heal, train, unified, evaluate, report, compare),
+    *(export, verify, formats, roofline, demo),
 ):
-    app.command(help=_paragraphs(command.__doc__))(command)
+    app.command(cls=Configured, help=_paragraphs(command.__doc__))(command)
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from .command import command
-from .options.base import Out, Run, argument
+from .forecast import only_forecast
+from .options.base import LongRun, Out, argument
 from .options.choosing import Factorising, Shrink
 from .options.data import Calibration, Network
 from .options.measuring import Figured, Judged
@@ -24,7 +25,7 @@ def apply(
     way: Factorising,
     judged: Judged,
     timing: Figured,
-    run: Run,
+    run: LongRun,
     shrink: Shrink = None,
 ) -> None:
     """Factorise a network by a plan file, without choosing anything.
@@ -47,6 +48,8 @@ def apply(
 
         needed = wanted.fit_metric.needs_gradients
         job = Job.start(out, network, data, run.seed, judging=judging, folder=out_folder, way=way, gradients=needed)
+        if only_forecast(run, job, engines=len(figured.engines)):
+            return
         wanted = job.shrunk(recount(job.session.model, wanted, job.session.sites), share)
         job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
         small = job.factorise(wanted, selection)

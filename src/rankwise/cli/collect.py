@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .command import command
-from .options.base import Run, plain
+from .forecast import only_forecast
+from .options.base import LongRun, plain
 from .options.choosing import Ignore
 from .options.data import Calibration, Collected, Network
 
@@ -32,7 +33,7 @@ def collect(
     network: Network,
     stats_file: StatsOut,
     data: Collected,
-    run: Run,
+    run: LongRun,
     ignore: Ignore = None,
     rows: Rows = False,
     gradients: Gradients = False,
@@ -52,6 +53,8 @@ def collect(
             raise ValueError(f"-o {stats_file} is a folder; name a file")
         named, wishes = Calibration(**vars(data)), {"ignore": ignore or ()}
         job = Job.start(out, network, named, run.seed, judging=Judging(), wishes=wishes, gradients=gradients)
+        if only_forecast(run, job, builds=0):
+            return
         session = job.session
         session.only = _wanted(session.sites, ignore or (), rows)
         stats = session.statistics if rows else session.statistics.without_rows()

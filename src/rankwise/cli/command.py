@@ -21,7 +21,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         []
         >>> def show(name: str, tell: Telling) -> None: ...
         >>> list(signature(command(show)).parameters)
-        ['name', 'json', 'debug']
+        ['name', 'json', 'quiet', 'verbose', 'log', 'config', 'debug']
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}

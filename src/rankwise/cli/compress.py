@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import Out, Run, output
+from .forecast import only_forecast
+from .options.base import LongRun, Out, output
 from .options.choosing import Budget, Factorising
 from .options.data import Calibration, Network
 from .options.measuring import TimedAndFigured
 from .output import Output
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..work import Work
     from .job import Job
+
+
+Report = Annotated[
+    bool, output("--report", "Also write report.html into the artifact, as rankwise report does; needs matplotlib.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +66,8 @@ def compress(
     way: Factorising,
     timing: TimedAndFigured,
     checkpoint: Checkpoint,
-    run: Run,
+    run: LongRun,
+    report: Report = False,
 ) -> None:
     """Compress a network to a budget and measure what that did.
 
@@ -80,6 +89,10 @@ def compress(
         way.check()
         way = way if budget.named is None else way.one_shot()
         timing.check()
+        if report:
+            from ..export.extras import require
+
+            require("--report", "report", "matplotlib")
         figured, share, judging = timing.timing(), budget.share(), budget.judging()
         wishes = budget.wishes(judging.fit, network.rule)
         from ..planning.wishes import Asked  # imports torch: what is spelled wrong is reported before
@@ -91,11 +104,24 @@ def compress(
         start = partial(Job.start, judging=judging, wishes=wishes, folder=out_folder, way=way, work=work)
         job = start(out, network, data, run.seed, joint=budget.joint)
         job.measured_on.example(timing.latency_batch)  # batches too small for the timing fail here, before the work
+        if only_forecast(run, job, engines=len(figured.engines)):
+            return
         job.begin(_identity(job, wishes, budget, way, timing if where["timed"] else None))
         plan = job.plan(wishes, share, where, timing.latency_batch)
         small = job.factorise(plan, selection)
         finish(job, small, plan, out_folder, command="compress", timing=figured, storage=way.storage)
         work.remove()
+        if report:
+            _report(job, small, wishes, out_folder)
+
+
+def _report(job: Job, small: nn.Module, wishes: dict[str, Any], folder: Path) -> None:
+    """Write the page, while the networks and the statistics are at hand."""
+    from ..report import write_page
+    from .report import PAGE, findings
+
+    write_page(findings(job, folder, small, wishes, job.out.run), folder / PAGE)
+    job.out.say(f"report: {folder / PAGE}")
 
 
 def _identity(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import Out, Run, plain, training
+from .forecast import only_training_forecast
+from .options.base import LongRun, Out, plain, training
 from .options.data import LearnedFrom, Network
 from .options.measuring import Figured, Judged
 from .output import Output
@@ -55,11 +56,16 @@ class Healing:
     checkpoint: Checkpoint = None
     resume: Annotated[bool, training("--resume", "Resume from --checkpoint.")] = False
 
+    @property
+    def limit(self) -> float | None:
+        """Minutes, unless only passes limit the training."""
+        return MINUTES if self.minutes is None and self.epochs is None else self.minutes
+
     def arguments(self, data: Data, dense: nn.Module) -> dict[str, Any]:
         """Keyword arguments of `rankwise.heal`."""
         options = {**vars(self), "logits": False if self.regression else None}
         del options["regression"]
-        options["minutes"] = MINUTES if self.minutes is None and self.epochs is None else self.minutes
+        options["minutes"] = self.limit
         if self.labels and not data.labelled:
             raise ValueError(
                 f"--labels: {data.name} has no labels; leave the option out, the dense network teaches alone"
@@ -77,7 +83,7 @@ def heal(
     how: Healing,
     judged: Judged,
     timing: Figured,
-    run: Run,
+    run: LongRun,
 ) -> None:
     """Train a compressed network to answer as the dense one does, without labels.
 
@@ -102,6 +108,8 @@ def heal(
         network.warn(out)
         check_loaded(dense, small, measured_on.example(figured.batch))
         judging.check(dense, measured_on)
+        if only_training_forecast(run, out, dense, source, how.epochs, how.limit, data.batch):
+            return
         judge = judging.judged(out, dense, measured_on).measures[0] if judging.own or judging.name else None
         healed, healing = train_network(
             small,
@@ -114,15 +122,10 @@ def heal(
             batch=data.batch,
             seed=run.seed,
         )
-        result = Result(
-            out=out,
-            folder=out_folder,
-            plan=read(artifact).plan,
-            seen={**read(artifact).seen, "training": Seen.of(source.inputs)},
-            data=measured_on,
-            timing=figured,
-            judging=judging,
-        )
+        made = read(artifact)
+        seen = {**made.seen, "training": Seen.of(source.inputs)}
+        result = Result(out=out, folder=out_folder, seen=seen, data=measured_on, timing=figured, judging=judging)
+        result = replace(result, plan=made.plan)
         result.save(healed)
         before = result.untimed({"dense": dense, "compressed": small})["compressed"]
         told = _told(healing, before)

@@ -21,7 +21,8 @@ def inspect(network: Network, data: OneInput, run: Run) -> None:
 
     [dim]break-even[/dim] is the rank below which two thin layers are cheaper than the layer. [dim]stable rank[/dim]
     ‖W‖²/σ₁² and [dim]effective rank[/dim] exp(entropy of σ) say how many directions the weight uses: a layer far
-    below break-even compresses well.
+    below break-even compresses well. Layers that differ only in a number of their names, as those of repeated blocks,
+    share a row.
     """
     with run.output() as out:
         import torch
@@ -46,9 +47,11 @@ def inspect(network: Network, data: OneInput, run: Run) -> None:
 
 def _remarks(out: Output, sites: Sites) -> None:
     """What the table does not show: layers that stay dense, and what no count covers."""
-    for site_name, site in sites.items():
-        if site.stays_dense:
-            out.say(f"stays dense: {site_name}: {site.stays_dense}")
+    from ..network.repeats import folded
+
+    held = [(name, site.stays_dense) for name, site in sites.items() if site.stays_dense]
+    for group in folded(held):
+        out.say(f"stays dense: {group.title}: {sites[group.names[0]].stays_dense}")
     for name, macs in sites.other_macs.items():
         out.say(f"counted, cannot be factorised: {name}: {macs:,} MACs")
     for why in dict.fromkeys(sites.not_counted.values()):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
-from .options.base import Run, plain
+from .forecast import only_forecast
+from .options.base import LongRun, plain
 from .options.choosing import Choosing
 from .options.data import Calibration, Network
 from .options.measuring import Timed
@@ -31,7 +32,7 @@ def pareto(
     data: Calibration,
     choosing: Choosing,
     timing: Timed,
-    run: Run,
+    run: LongRun,
     out_folder: PlansOut = Path("pareto"),
     along: Along = "macs",
     at: At = "0.9,0.8,0.7,0.6,0.5,0.4,0.3",
@@ -58,6 +59,8 @@ def pareto(
         wishes = choosing.wishes(judging.fit, network.rule)
         where = timing.wishes(along == "latency", wanted=False)
         job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes, joint=choosing.joint)
+        if only_forecast(run, job, builds=len(keeps) if measure else 0):
+            return
         plans = job.plans({**wishes, "shrink": share or 0.0}, keeps, where, timing.latency_batch, nested=not own)
         rows = [_row(plan, along) for plan in plans]
         judge = _judge(job, plans, rows) if measure else None

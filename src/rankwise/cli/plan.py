@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from .command import command
-from .options.base import Run, plain
+from .forecast import only_forecast
+from .options.base import LongRun, plain
 from .options.choosing import Budget
 from .options.data import Calibration, Network
 from .options.measuring import Timed
@@ -16,7 +17,12 @@ PlanOut = Annotated[Path, plain("-o --out FILE", "The plan file to write.")]
 
 @command
 def plan(
-    network: Network, budget: Budget, data: Calibration, timing: Timed, run: Run, plan_file: PlanOut = Path("plan.yaml")
+    network: Network,
+    budget: Budget,
+    data: Calibration,
+    timing: Timed,
+    run: LongRun,
+    plan_file: PlanOut = Path("plan.yaml"),
 ) -> None:
     """Choose formats and ranks for a budget and write them as YAML; the network is not changed.
 
@@ -42,6 +48,8 @@ def plan(
 
         where = timing.wishes(Asked.of(**wishes).needs_times, wanted=not network.is_transformer)
         job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes, joint=budget.joint)
+        if only_forecast(run, job, builds=0):
+            return
         chosen = job.plan(wishes, share, where, timing.latency_batch)
         chosen.save(plan_file)
         out.show(plan_table(chosen, job.session.sites, out.console.width))

@@ -52,7 +52,7 @@ class Result:
 
         networks = {"dense": dense, "compressed": as_stored(small, self.storage)}
         figures = measure(self.out, networks, self.data, timing=self.timing, judging=self.judging)
-        kept = {**figures_of(figures, self.data), **(told or {})}
+        kept = {**figures_of(figures, self.data), "timing": self.timing.document(), **(told or {})}
         self._write(small, figures=kept, storage=self.storage)
         figures["compressed"]["bytes"] = stored_bytes(self.folder)
         return figures

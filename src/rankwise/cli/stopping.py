@@ -57,10 +57,14 @@ class Kept:
         self._before = {target: _stamps(target) for target in targets if target is not None}
         self.further: Callable[[], str | None] = lambda: None
 
+    def changed(self, target: Path) -> bool:
+        """Whether a target is there and not what it was."""
+        return (now := _stamps(target)) != self._before[target] and bool(now)
+
     def told(self, error: KeyboardInterrupt) -> str:
         """The line for a person."""
         by = signal.Signals(error.number).name if isinstance(error, Stopped) else "Ctrl-C"
-        written = [str(target) for target, stamps in self._before.items() if _stamps(target) != stamps]
+        written = [str(target) for target in self._before if self.changed(target)]
         if written:
             kept = f"{', '.join(written)} was written before that and can be used; later results are missing"
         else:

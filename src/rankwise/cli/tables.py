@@ -11,41 +11,52 @@ from rich.text import Text
 WIDTH_FOR_REASONS = 110
 
 if TYPE_CHECKING:
+    from ..describe.environment import Extra, Ready
+    from ..describe.forecast import Forecast
     from ..evaluate import Measure, Roofline, Storage
     from ..figures.language import Line
     from ..network.sites import Sites
     from ..plan import Plan
+    from ..report.scanning import Scanned
 
 
 def sites_table(sites: Sites, ranks: Mapping[str, tuple[float, float]]) -> Table:
-    """Every site, what it costs, and how much of its rank it uses; `ranks` holds stable and effective rank."""
-    table = _table("layer", "kind", "weight", right=("params", "MACs", "share", "break-even", "stable", "effective"))
-    for name, site in sites.items():
-        share = site.macs / sites.total_macs if sites.total_macs else 0.0
+    """What layers cost and how much of their rank they use, repeated ones folded; `ranks`: stable and effective rank.
+
+    The ranks of a row of several layers are the smallest and the largest of them.
+    """
+    from ..network.repeats import folded
+
+    counts = ("layers", "params", "MACs", "of all MACs", "break-even", "stable", "effective")
+    table = _table("layer", "kind", "weight", right=counts)
+    signs = [(name, (each.kind, each.weight_shape, each.groups, each.macs)) for name, each in sites.items()]
+    for group in folded((name, (*sign, sites[name].stays_dense)) for name, sign in signs):
+        site, count = sites[group.names[0]], len(group)
+        share = count * site.macs / sites.total_macs if sites.total_macs else 0.0
         table.add_row(
-            Text(name, style="dim" if site.stays_dense else ""),
+            Text(group.title, style="dim" if site.stays_dense else ""),
             site.kind,
             "x".join(map(str, site.weight_shape)) + (f" /{site.groups}" if site.groups > 1 else ""),
-            f"{site.params:,}",
-            f"{site.macs:,}",
+            f"{count}",
+            f"{count * site.params:,}",
+            f"{count * site.macs:,}",
             f"{share:.1%}",
             "dense" if site.stays_dense else f"{site.break_even:.4g}",
-            f"{ranks[name][0]:.1f}",
-            f"{ranks[name][1]:.1f}",
+            *(_range([ranks[name][at] for name in group.names]) for at in (0, 1)),
         )
     table.add_section()
-    table.add_row("whole network", "", "", f"{sites.total_params:,}", f"{sites.total_macs:,}", "100.0%", "", "", "")
+    table.add_row("whole network", "", "", "", f"{sites.total_params:,}", f"{sites.total_macs:,}", "100.0%", "", "", "")
     return table
 
 
 def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
     """Every row of a plan beside what the layer costs today, with reasons if `width` columns have room for them."""
+    from ..plan.plan import TITLES
     from ..planning.units import UNITS
 
     reasons = width >= WIDTH_FOR_REASONS
-    table = _table(
-        "layer", "format", right=("ranks", "params", "MACs", "of dense", "error"), wide="why" if reasons else None
-    )
+    titles = ("ranks", "params", "MACs", "MACs of dense", "error")
+    table = _table("layer", "format", right=titles, wide="why" if reasons else None)
     for row in plan.rows:
         dense = sites[row.site].macs if row.site in sites else 0
         table.add_row(
@@ -55,13 +66,15 @@ def plan_table(plan: Plan, sites: Sites, width: int) -> Table:
             f"{row.params:,}",
             f"{row.macs:,}",
             f"{row.macs / dense:.0%}" if dense else "",
-            "" if row.format == "dense" or row.error is None else f"{row.error:.2%}",
+            "" if row.format == "dense" or row.error is None else _error(row.error),
             *([Text(row.why)] if reasons else []),
         )
     table.add_section()
     for name in plan.dense:
         share = plan.planned[name] / plan.dense[name] if plan.dense[name] else 1.0
-        table.add_row(f"all {name}", "", "", "", UNITS[name].shown(plan.planned[name]), f"{share:.1%}", "")
+        table.add_row(
+            f"all {TITLES.get(name, name)}", "", "", "", UNITS[name].shown(plan.planned[name]), f"{share:.1%}", ""
+        )
     return table
 
 
@@ -77,6 +90,34 @@ def pareto_table(rows: Sequence[Mapping[str, Any]], judge: Measure | None = None
         ratios = (f"{row[f'{unit}_ratio']:.1%}" for unit in counted)
         judged = [] if judge is None else [shown(row[judge.key], judge.unit)]
         table.add_row(f"{row['keep']:g}", *ratios, f"{row['factorised']}", f"{row['error']:.3f}", *judged)
+    return table
+
+
+def scan_table(scanned: Scanned) -> Table:
+    """A row for every budget: sizes, what judges the network with its interval, speed, and which one is recommended."""
+    from ..evaluate import shown
+    from ..figures.rows import ENGINES, speed
+
+    rows = scanned.rows
+    engines = [name for name in ENGINES if any(f"speedup_{name}" in row["compressed"] for row in rows.values())]
+    speeds = [f"speed in {ENGINES[name]}" for name in engines]
+    table = _table(right=("keep", "params", "MACs", scanned.judge.title, "lost", *speeds), wide="")
+    dense = shown(scanned.reference, scanned.judge.unit)
+    table.add_row("dense", "100.0%", "100.0%", dense, "", *[""] * len(engines), "")
+    for share, row in rows.items():
+        whole, small = row["dense"], row["compressed"]
+        interval = scanned.interval(share)
+        value = shown(scanned.value(share), scanned.judge.unit)
+        table.add_row(
+            f"{share:.0%}",
+            f"{small['params'] / whole['params']:.1%}",
+            f"{small['macs'] / whole['macs']:.1%}",
+            value + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else ""),
+            f"{scanned.lost(share):+.2f}",
+            *(speed(small.get(f"speedup_{name}")) for name in engines),
+            "<- recommended" if share == scanned.recommended else "",
+            style="bold" if share == scanned.recommended else "",
+        )
     return table
 
 
@@ -116,57 +157,68 @@ def roofline_table(roofline: Roofline) -> Table:
 
 def exports_table(rows: Sequence[Mapping[str, Any]], threads: int) -> Table:
     """Size and time of exported files, from the rows that `rankwise export --json` writes, dense first."""
+    from ..figures.rows import cell, compared, speed
+
     table = _table("", right=("bytes", "share", f"ms, threads {threads}", ""))
     for row in rows:
-        share = "" if row is rows[0] else _compared(rows[0]["bytes"], row["bytes"], "share")
-        time = _cell(row, "milliseconds", "{:.3f}")
-        table.add_row(row["network"], f"{row['bytes']:,}", share, time, _speed(row.get("speedup")))
+        share = "" if row is rows[0] else compared(rows[0]["bytes"], row["bytes"], "share")
+        time = cell(row, "milliseconds", "{:.3f}")
+        table.add_row(row["network"], f"{row['bytes']:,}", share, time, speed(row.get("speedup")))
     return table
 
 
-# The figure that is compared by its ratio.
-PERPLEXITY = "perplexity"
-# Figure -> (title, how to print it, what the last column says).
-_FIGURES: dict[str, tuple[str, str, str]] = {
-    "params": ("parameters", "{:,.0f}", "share"),
-    "macs": ("MACs per input", "{:,.0f}", "share"),
-    "bytes": ("bytes on disk", "{:,.0f}", "share"),
-    **{
-        f"latency_{engine}_ms": (f"ms in {name}, batch {{batch}}", "{:.3f}", f"speedup_{engine}")
-        for engine, name in (
-            ("torch", "torch"),
-            ("compile", "torch.compile"),
-            ("onnxruntime", "onnxruntime"),
-            ("executorch", "ExecuTorch"),
-            ("cuda", "torch on CUDA"),
-        )
-    },
-    "top1": ("top-1 accuracy", "{:.2f} %", "points"),
-    "top5": ("top-5 accuracy", "{:.2f} %", "points"),
-}
+def beside_tables(
+    names: tuple[str, str], figures: Sequence[tuple[str, ...]], layers: Sequence[tuple[Any, ...]]
+) -> Iterator[Table]:
+    """Two artifacts: their figures, and formats, ranks and MACs of every layer."""
+    a, b = names
+    table = _table("", right=(a, b, f"{b} / {a}"))
+    for title, *cells in figures:
+        table.add_row(Text(title), *cells)
+    yield table
+    table = _table("layer", a, b, right=(f"MACs, {a}", f"MACs, {b}"))
+    for name, one, two, *macs in layers:
+        table.add_row(Text(name), one, two, *("" if each is None else f"{each:,}" for each in macs))
+    yield table
+
+
+def forecast_table(forecast: Forecast) -> Table:
+    """Layers, memory, disk, and the time of every step."""
+    from .progress import duration
+
+    table = _table("what it takes", right=("",))
+    table.add_row("layers that can be factorised", f"{forecast.free} of {forecast.sites}")
+    table.add_row("memory beside two copies of the network", f"up to {forecast.memory / 1e9:,.2f} GB")
+    table.add_row("disk", f"up to {forecast.disk / 1e6:,.1f} MB")
+    for step, seconds in forecast.seconds.items():
+        table.add_row(f"time to {step}", f"about {duration(seconds)}")
+    return table
+
+
+def doctor_tables(versions: Mapping[str, str], extras: Sequence[Extra], engines: Sequence[Ready]) -> Iterator[Table]:
+    """Versions, extras and engines of this machine, with what to do about those that are missing."""
+    table = _table("package", "version")
+    for name, number in versions.items():
+        table.add_row(name, number)
+    yield table
+    table = _table("extra", "for", "here", wide="install")
+    for extra in extras:
+        table.add_row(extra.name, extra.use, f"needs {', '.join(extra.missing)}" if extra.missing else "yes", extra.fix)
+    yield table
+    table = _table("engine", "runs", wide="here")
+    for engine in engines:
+        table.add_row(engine.name, engine.summary, Text(engine.problem or "yes"))
+    yield table
 
 
 def figures_table(figures: Mapping[str, Mapping[str, Any]], batch: int) -> Table:
     """Figures of one network, or of a dense and a compressed one side by side; `batch` is the latency's."""
-    from ..evaluate import shown
+    from ..figures.rows import figure_rows
 
-    names = [name for name in ("dense", "compressed") if name in figures]
+    names = tuple(name for name in ("dense", "compressed") if name in figures)
     table = _table("", right=(*names, *(("compressed / dense",) if len(names) == 2 else ())))
-    for key, (title, form, compare) in _FIGURES.items():
-        values = [figures[name].get(key) for name in names]
-        if all(value is None for value in values):
-            continue
-        cells = [_cell(figures[name], key, form) for name in names]
-        if len(names) == 2 and compare.startswith("speedup"):
-            cells.append(_speed(figures[names[1]].get(compare)))
-        elif len(names) == 2:
-            cells.append(_compared(values[0], values[1], compare))
-        table.add_row(Text(_title(figures[names[-1]], key, title.format(batch=batch))), *cells)
-    for title, unit, key in _judged(figures[names[-1]]):
-        cells = [shown(figures[name][key], unit) if key in figures[name] else "" for name in names]
-        both = len(names) == 2 and all(key in figures[name] for name in names)
-        ratio = f"{figures[names[1]][key] / figures[names[0]][key]:.3f} times" if both and key == PERPLEXITY else ""
-        table.add_row(Text(title), *cells, *([ratio] if len(names) == 2 else []))
+    for title, *cells in figure_rows(figures, batch, names):
+        table.add_row(Text(title), *cells)
     return table
 
 
@@ -180,45 +232,20 @@ def language_table(lines: Sequence[Line], networks: int) -> Table:
     return table
 
 
-def _title(judged: Mapping[str, Any], key: str, title: str) -> str:
-    """The title of a row; an accuracy's includes the dimension of the classes."""
-    accuracy = judged.get("measures", {}).get("accuracy")
-    return f"{key.replace('top', 'top-')} {accuracy['title']}" if accuracy and key.startswith("top") else title
+def _error(error: float) -> Text:
+    """An error, marked if it is large."""
+    from ..report.verdict import LARGE
+
+    return Text(f"{error:.2%} !", style="yellow") if error > LARGE else Text(f"{error:.2%}")
 
 
-def _judged(judged: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Title, unit and key of every figure but accuracy that judges networks, with those of single outputs."""
-    for key, measure in judged.get("measures", {}).items():
-        if key in judged:
-            yield measure["title"], measure["unit"], key
-        for part in (each for each in judged if each.startswith(f"{key}.")):
-            yield f"  of output {part.removeprefix(f'{key}.')}", measure["unit"], part
+def _range(values: Sequence[float]) -> str:
+    """A number, or the smallest and the largest of several."""
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
-def _compared(dense: float | None, small: float | None, compare: str) -> str:
-    if dense is None or small is None or not compare:
-        return ""
-    if compare == "points":
-        return f"{small - dense:+.2f} points"
-    return f"{small / dense:.1%}" if dense and small else ""
-
-
-def _cell(figures: Mapping[str, Any], key: str, form: str) -> str:
-    """A figure, with its interval if it has one."""
-    value, interval = figures.get(key), figures.get(f"{key}_interval")
-    if value is None:
-        return ""
-    return form.format(value) + ("" if interval is None else f" ({' to '.join(map(form.format, interval))})")
-
-
-def _speed(speedup: Mapping[str, float] | None) -> str:
-    """A speed-up in words."""
-    from ..evaluate import Ratio
-
-    return "" if speedup is None else str(Ratio(**speedup))
-
-
-def _table(*left: str, right: tuple[str, ...], wide: str | None = None) -> Table:
+def _table(*left: str, right: tuple[str, ...] = (), wide: str | None = None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
     for title in left:
         table.add_column(title, overflow="fold")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
+from .forecast import only_training_forecast
 from .heal import Checkpoint, Epochs, progress_of
-from .options.base import Out, Run, training
+from .options.base import LongRun, Out, training
 from .options.choosing import Ignore, Include, Keep, Rule
 from .options.data import LearnedFrom, Network
 from .options.measuring import Figured, Judged
@@ -110,7 +111,7 @@ def train(
     ranks: Ranks,
     judged: Judged,
     timing: Figured,
-    run: Run,
+    run: LongRun,
     technique: TechniqueName = None,
     resume: Resume = False,
     device: Device = "auto",
@@ -141,6 +142,8 @@ def train(
         judging.check(model, measured_on)
         if not source.labelled:
             raise ValueError(f"{source.name} has no labels, which training needs; rankwise heal learns without")
+        if only_training_forecast(run, out, model, source, how.epochs, how.minutes, data.batch):
+            return
         inputs, labels = list(source.inputs), source.label_numbers(model)
         with together(next(model.parameters()).device):
             small, report = _trained(technique)(

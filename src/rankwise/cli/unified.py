@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .command import command
+from .forecast import only_training_forecast
 from .heal import Epochs, progress_of
-from .options.base import Out, Run, training
+from .options.base import LongRun, Out, training
 from .options.choosing import Keep
 from .options.data import LearnedFrom, Network
 from .options.measuring import Figured, Judged
@@ -70,7 +71,7 @@ def unified(
     how: Searching,
     judged: Judged,
     timing: Figured,
-    run: Run,
+    run: LongRun,
 ) -> None:
     """Search formats and ranks by gradient descent on a trained network, factorise it, and train near the dense layers.
 
@@ -91,6 +92,8 @@ def unified(
         network.warn(out)
         measured_on.example(figured.batch)
         judging.check(model, measured_on)
+        if only_training_forecast(run, out, model, source, how.epochs, how.minutes, data.batch):
+            return
         small, report = search_and_train(
             model,
             source.inputs,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ..latency import Latency, Ratio
 from ..running.outputs import Outputs
+from .answers import Changes, changes
 from .bootstrap import Interval, mean_interval, perplexity_ratio
+from .by_layer import layer_errors
 from .choices import Answers, Question, multiple_choice
 from .comparisons import agreement, cosine, divergence, relative_error
 from .limits import Limits, machine_limits
@@ -23,6 +25,7 @@ from .trials import Trials
 __all__ = [
     "MEASURES",
     "Answers",
+    "Changes",
     "Generation",
     "Interval",
     "Latency",
@@ -43,12 +46,14 @@ __all__ = [
     "accuracy",
     "agreement",
     "cache_bytes",
+    "changes",
     "compared",
     "cosine",
     "divergence",
     "embedded",
     "generation",
     "latency",
+    "layer_errors",
     "machine_limits",
     "mean_interval",
     "measure",

@@ -9,10 +9,16 @@ from typing import Any
 
 from torch import nn
 
+from ..drawing import WHITE, Bar, bars_figure
 from ..files import built
+from ..files.tables import html_table, text_table
 from ..running.guards import unwrap
 from .patterns import matching, near
+from .repeats import folded
 from .site import Site
+
+_RIGHT = (3, 4, 5, 6)
+LARGEST = 30  # layers of a picture
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -58,6 +64,39 @@ class Sites(Mapping[str, Site]):
     def __repr__(self) -> str:
         free = sum(site.stays_dense is None for site in self.values())
         return f"Sites({free} of {len(self)} to factorise, {self.total_params:,} params, {self.total_macs:,} MACs)"
+
+    def __str__(self) -> str:
+        titles, rows = self._table()
+        return text_table(titles, rows, right=_RIGHT)
+
+    def _repr_html_(self) -> str:
+        """A table, in notebooks."""
+        titles, rows = self._table()
+        return html_table(titles, rows, right=_RIGHT)
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """A row for every layer; repeated ones are folded into one."""
+        signs = [(name, (site.kind, site.weight_shape, site.macs, site.stays_dense)) for name, site in self.items()]
+        rows = []
+        for group in folded(signs):
+            site, count = self[group.names[0]], len(group)
+            share = f"{count * site.macs / self.total_macs:.1%}" if self.total_macs else ""
+            shape = "x".join(map(str, site.weight_shape))
+            amounts = [f"{count}", f"{count * site.params:,}", f"{count * site.macs:,}", share]
+            rows.append([group.title, site.kind, shape, *amounts, site.stays_dense or ""])
+        total = ["whole network", "", "", "", f"{self.total_params:,}", f"{self.total_macs:,}", "100.0%", ""]
+        titles = ["layer", "kind", "weight", "layers", "params", "MACs", "of all MACs", "stays dense"]
+        return titles, [*rows, total]
+
+    def plot(self) -> Any:
+        """The layers with the most MACs as bars, a figure of matplotlib.
+
+        Raises:
+            ImportError: without matplotlib, with the command that installs it.
+        """
+        largest = sorted(self.values(), key=lambda site: -site.macs)[:LARGEST]
+        bars = [Bar(site.name, site.macs / 1e6, dense=bool(site.stays_dense)) for site in largest]
+        return bars_figure(bars, "million MACs", colours=WHITE)
 
     def select(self, patterns: str | Iterable[str]) -> list[Site]:
         """The sites that any pattern matches, in execution order, each once.

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..drawing import WHITE, Bar, bars_figure
 from ..files import digest, is_finite, parse_yaml, read_text, replacing, shown, told
+from ..files.tables import html_table, text_table
 from ..metrics import FitMetric, get_metric
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # First line of a plan's file, a YAML comment: its digest shows whether a person edited the file.
 _WRITTEN = "# written by Rankwise, what follows has sha256 "
 DENSE = "dense"
+TITLES = {"macs": "MACs"}  # of counts whose name is not their title
+_RIGHT = (2, 3, 4, 5, 6)
 LARGEST = 8 << 20  # bytes of a file; a thousand layers take 200 kB
 
 logger = logging.getLogger("rankwise")
@@ -164,6 +168,40 @@ class Plan(Mapping[str, PlanRow]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __str__(self) -> str:
+        titles, rows = self._table()
+        return text_table(titles, rows, right=_RIGHT)
+
+    def _repr_html_(self) -> str:
+        """A table, in notebooks."""
+        titles, rows = self._table()
+        return html_table(titles, rows, right=_RIGHT)
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """A row for every site, and one for every count of the whole network."""
+        rows = []
+        for row in self.rows:
+            error = "" if row.format == DENSE or row.error is None else f"{row.error:.2%}"
+            ranks = ",".join(map(str, row.ranks))
+            rows.append([row.site, row.format, ranks, f"{row.params:,}", f"{row.macs:,}", "", error, row.why])
+        for name, dense in self.dense.items():
+            share = f"{self.planned[name] / dense:.1%}" if dense and name in self.planned else ""
+            rows.append(
+                [f"all {TITLES.get(name, name)}", "", "", "", f"{self.planned.get(name, dense):,.0f}", share, "", ""]
+            )
+        return ["site", "format", "ranks", "params", "MACs", "of dense", "error", "why"], rows
+
+    def plot(self) -> Any:
+        """The predicted error of every factorised site as bars, a figure of matplotlib.
+
+        Raises:
+            ImportError: without matplotlib, with the command that installs it.
+        """
+        bars = [Bar(row.site, 100 * (row.error or 0.0)) for row in self.factorised]
+        if not bars:
+            raise ValueError("the plan factorises nothing, so there is nothing to draw")
+        return bars_figure(bars, "% error", colours=WHITE)
 
     @property
     def factorised(self) -> tuple[PlanRow, ...]:

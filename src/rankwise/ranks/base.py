@@ -124,12 +124,16 @@ class Rule(ABC):
 
 
 def described(site: Candidates, index: int) -> str:
-    """A reason for any rule: the option's error and cost."""
-    option = site.options[index]
-    if option.format == DENSE:
-        if len(site.options) == 1:
-            return site.idle
-        return "dense: within the budget no factorisation is worth its error"
-    dense = site.dense
-    share, unit = (option.macs / dense.macs, "MACs") if dense.macs else (option.params / dense.params, "parameters")
-    return f"error {option.error:.2%} at {share:.0%} of its {unit}"
+    """A reason for any rule, which the plan's columns do not hold: what the best cheaper option would cost in error."""
+    option, dense = site.options[index], site.dense
+    unit, title = ("macs", "MACs") if dense.macs else ("params", "parameters")
+    if len(site.options) == 1 and option.format == DENSE:
+        return site.idle
+    cheaper = [each for each in site.options if getattr(each, unit) < getattr(option, unit)]
+    if not cheaper:
+        return "the cheapest option"
+    best = min(cheaper, key=lambda each: (each.error, getattr(each, unit)))
+    how = f"{best.format} {','.join(map(str, best.ranks))}".strip()
+    share = getattr(best, unit) / getattr(dense, unit)
+    told = f"{how} at {share:.0%} of its {title} would have error {best.error:.2%}"
+    return f"dense: {told}" if option.format == DENSE else f"cheaper: {told}"

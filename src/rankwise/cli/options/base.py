@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..output import Output
+from ..output import Output, Saying
 
 
 def option(panel: str | None, spec: str, help: str, shown: bool = True) -> Any:
@@ -39,11 +39,23 @@ class Telling:
     """How a command reports."""
 
     json: Annotated[str | None, output("--json FILE", "Also write all figures as JSON; - for standard output.")] = None
+    quiet: Annotated[bool, output("-q --quiet", "Print only notes and errors.")] = False
+    verbose: Annotated[bool, output("-v --verbose", "Also print what each step took.")] = False
+    log: Annotated[Path | None, output("--log FILE", "Append all of it to a file, with times and tracebacks.")] = None
+    config: Annotated[
+        Path | None,
+        output(
+            "--config FILE",
+            "Options and arguments from a file, such as the run.yaml that every run writes beside its result; those "
+            "on the command line win.",
+        ),
+    ] = None
     debug: Annotated[bool, output("--debug", "Show the traceback of an error.")] = False
 
     def output(self, writes: Iterable[Path | None] = ()) -> Output:
         """The command's output, as a context; `writes` are the files and folders that it writes."""
-        return Output(self.json, debug=self.debug, writes=writes)
+        how = Saying(debug=self.debug, quiet=self.quiet, verbose=self.verbose, log=self.log)
+        return Output(self.json, how=how, writes=writes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +63,16 @@ class Run(Telling):
     """How a command reports, and its random seed."""
 
     seed: Annotated[int, output("--seed N", "Random seed.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRun(Run):
+    """A run that may take long, and so can be asked what it will take."""
+
+    dry_run: Annotated[
+        bool,
+        output(
+            "--dry-run",
+            "Only say what it will take: layers, memory, disk, and time by a short measured probe. Nothing is written.",
+        ),
+    ] = False
