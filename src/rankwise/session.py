@@ -409,7 +409,7 @@ def compress(
     if joint and not sites.joint and find(model, example, joint=joint).joint:
         raise ValueError(f"joint={joint!r} has no effect on these statistics; collect them with it, or leave out stats")
     check_budgets(model, sites, keep, asked.constraints)
-    method = method_for(method, joint=sites.joint, judged=refit is not None)
+    method = method_for(method, joint=bool(sites.joint), judged=refit is not None)
     further = None if refit is None else Further(refit, judges=method == "auto")
     settings = {
         "keep": keep,

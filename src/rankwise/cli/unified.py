@@ -98,7 +98,7 @@ def unified(
             model,
             source.inputs,
             **how.arguments(source, model),
-            keep=budgets,
+            keep=budgets or {},
             progress=progress_of(out, "loss"),
             batch=data.batch,
             seed=run.seed,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import LowRank
+from ..formats.weights import read
 from ..network.replacing import module_at
 from ..running.calling import call, tensors_in
 from ..running.guards import unwrap
@@ -57,8 +58,7 @@ class Dissimilarity:
             outputs = call(self.small, inputs)
         weights, answers = [], []
         for name in self.names:
-            W = module_at(self.dense, name).weight.detach()
-            V = module_at(self.small, name).weight
+            W, V = read(module_at(self.dense, name)).detach(), read(module_at(self.small, name))
             weights.append((W - V).square().mean())
             pairs = zip(tensors_in(list(got[name])), tensors_in(list(wanted[name])), strict=True)
             answers += [(ours - theirs).square().mean() for ours, theirs in pairs]
