@@ -95,27 +95,6 @@ def test_the_same_plan_is_edited_and_applied(model: str, run: Run) -> None:
     run("verify", "out")
 
 
-MORE = ("--length", "16", "--batch", "16", "--samples", "8", "--keep", "linear=0.7")
-
-
-def test_last_layers_are_refitted_on_further_rows(model: str, run: Run) -> None:
-    def weights(*options: str) -> tuple[str, dict[str, torch.Tensor]]:
-        done = run("compress", model, "words.txt", *MORE, *options, "-o", "out")
-        return done.output, rw.load(load_model(model), "out").state_dict()
-
-    (told, default), (_, plain) = weights(), weights("--refit-samples", "0")
-    assert "the last layers were refitted on" in told
-    differ = {name for name, value in plain.items() if not torch.equal(value, default[name])}
-    assert differ
-    assert all("mlp.down_proj.1." in name or "self_attn" in name for name in differ)
-
-
-def test_sequential_if_it_is_nearer_on_rows_held_out(model: str, run: Run) -> None:
-    Path("words.txt").write_text(TEXT * 8)
-    done = run("compress", model, "words.txt", *MORE, "--refit-samples", "200", "-o", "out")
-    assert "is taken: nearest on the held-out batches" in done.output.replace("\n", " ")
-
-
 @pytest.mark.parametrize(
     "arguments, words",
     [
