@@ -73,7 +73,7 @@ def soft_threshold_(model: nn.Module, sites: Sites, threshold: float, only: str 
 class SoftThreshold(Technique):
     """`min loss + weight sum_i ||W_i||_*` by proximal steps; the plan has the ranks that are left.
 
-    In our measurement (docs/training.md) it never beat compressing a dense network.
+    In our measurement (docs/training.md) it is as good as compressing a dense network, not better.
 
     Args:
         sites: of the network that is trained.
