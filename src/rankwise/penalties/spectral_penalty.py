@@ -140,6 +140,8 @@ class SpectralPenalty:
 class Penalised(Technique):
     """`SpectralPenalty` as a technique of `Loop`, evaluated every few steps; the held-out loss includes it.
 
+    In our measurement (docs/training.md) no measure beat compressing a network trained without it by more than noise.
+
     Args:
         source, measure, weight, decay, only: as for `SpectralPenalty`.
         every: steps from one evaluation to the next; each counts for all of them.
