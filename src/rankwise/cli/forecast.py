@@ -44,7 +44,8 @@ def only_forecast(run: LongRun, job: Job, *, builds: int = 1, engines: int = 0) 
             engines=engines,
         )
     job.out.show(forecast_table(found))
-    job.out.say(f"nothing was written; it may take about {duration(found.total)}, by a short probe on this machine")
+    told = f"it may take about {duration(found.total)} by a short, rough probe, longer while others use the machine"
+    job.out.say(f"nothing was written; {told}")
     job.out.result("forecast", {**asdict(found), "total_seconds": found.total})
     return True
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..drawing import FONT, PAGE, Colours, figure
-from .findings import Front, Layer
+from .findings import Front, Layer, Point
 
 
 def front_figure(front: Front, width: float = 7.6, height: float = 4.2, colours: Colours = PAGE) -> Any:
     """Networks for a list of budgets with their labels, intervals and the dense reference."""
     with figure(width, height, colours) as (made, axes):
-        points = [each for each in front.points if not each.chosen]
+        # The chosen network is one of the front, unless another one stands for its budget.
+        points = [each for each in front.points if not each.chosen or not _beside(each, front.points)]
         axes.plot(
             [each.share for each in points], [each.value for each in points], color=colours.small, marker="o", ms=5
         )
@@ -25,7 +26,7 @@ def front_figure(front: Front, width: float = 7.6, height: float = 4.2, colours:
                 )
             if each.chosen:
                 axes.plot([each.share], [each.value], color=colours.warn, marker="D", ms=9, ls="none")
-            if not each.chosen and any(abs(each.share - own.share) < 0.02 for own in front.points if own.chosen):
+            if not each.chosen and any(own.chosen for own in _beside(each, front.points)):
                 continue  # its label would lie on that of the chosen one
             # Errors fall to the right, so there is room above; accuracies rise, and there is room below.
             down = -1 if front.higher else 1
@@ -116,6 +117,11 @@ def errors_figure(layers: Sequence[Layer], width: float = 4.6, height: float = 4
         _round_ticks(axes.xaxis, (low, high))
         _round_ticks(axes.yaxis, (low, high))
         return made
+
+
+def _beside(point: Point, points: Sequence[Point]) -> list[Point]:
+    """The other networks of about the same cost."""
+    return [each for each in points if each is not point and abs(each.share - point.share) < 0.02]
 
 
 def _front_of(options: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
