@@ -130,7 +130,6 @@ def train(
         figured, judging = timing.timing(), judged.judging()
         check_technique(technique, how)
         from ..planning.wishes import Asked, check_wishes
-        from ..running.seen import Seen
         from ..training.together import rank, together
         from .loading import load_networks, load_samples
         from .results import Result
@@ -161,10 +160,16 @@ def train(
             )
             first = rank() == 0
         if first:
-            # Calibration takes samples of the training.
-            seen = {"calibration": Seen.of([]), "training": Seen.of(inputs)}
+            seen = _seen(inputs)
             result = Result(out=out, folder=out_folder, seen=seen, data=measured_on, timing=figured, judging=judging)
             _finish(result, small.cpu(), report, run.seed)
+
+
+def _seen(inputs: list[Any]) -> dict[str, Any]:
+    """What the network has seen; calibration takes samples of the training."""
+    from ..running.seen import Seen
+
+    return {"calibration": Seen.of([]), "training": Seen.of(inputs)}
 
 
 def check_technique(technique: str | None, how: Training) -> None:

@@ -309,7 +309,9 @@ class _Visitor:
         moments = self.weighted(site, fitted if held is None else merge([fitted, held]))
         factors, bias = fit_site(described, weight, row.format, row.ranks, moments, beta, self.metric, self.formats)
         format = get_format(row.format, self.formats)
-        chain = rebuild(self.compressed, described.role, described.names, format, row.ranks, bias=with_bias)
+        chain = rebuild(
+            self.compressed, described.role, described.names, format, row.ranks, with_bias, described.feeders
+        )
         fill(format, chain, factors, bias if with_bias else None, moments)
         self.changed += described.names
         note_done(chain, described, self.done)

@@ -97,7 +97,7 @@ class Meter:
         network = copied(self._network)
         for row in plan.factorised:
             site, bias = self.table.sites[row.site], self.table.bias[row.site]
-            randomised(rebuild(network, site.role, site.names, get_format(row.format), row.ranks, bias))
+            randomised(rebuild(network, site.role, site.names, get_format(row.format), row.ranks, bias, site.feeders))
         return network.eval().requires_grad_(False)
 
     def _ratio(self, network: nn.Module) -> Ratio:
