@@ -7,11 +7,11 @@ import math
 
 import pytest
 from benchmarks.heal_language import COLUMNS, LOOKS, measured
-from benchmarks.language import Task
+from benchmarks.language_tasks import Task
 from support.stacks import Stack, stack_of, words
 from torch import nn
 
-from rankwise.evaluate import divergence
+from rankwise.evaluate import Interval, divergence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +23,14 @@ def test_steps_and_states_on_the_way(blocks: float) -> None:
     def judge(network: nn.Module) -> tuple[float, float]:
         return math.exp(divergence(model, network, held_out)), math.nan
 
-    task = Task(model=model, data=lambda seed: words(1), more=lambda seed, count: words(2, seed=5), judge=judge)
+    task = Task(
+        model=model,
+        data=lambda seed: words(1),
+        more=lambda seed, count: words(2, seed=5),
+        judge=judge,
+        beside=lambda own, other: Interval(value=own / other, low=own / other, high=own / other),
+        value=float,
+    )
     arguments = argparse.Namespace(
         seed=0, rows=32, keep=0.5, minutes=0.02, blocks=blocks, rate=1e-3, batch=8, temperature=1.0, every=2,
         artifact=None, method="sequential",

@@ -10,7 +10,7 @@ from rankwise.techniques import RECIPES, get_recipe
 
 def test_every_technique_takes_part_with_as_many_settings() -> None:
     names = {get_recipe(setting).name for settings in TRIED.values() for setting in settings}
-    assert names == set(RECIPES)
+    assert names == set(RECIPES) - {"subspace"}  # see benchmarks.subspace
     assert {len(settings) for settings in TRIED.values()} == {3}
     assert set(TRAINED) <= set(TRIED)
     for formats in PRESET.values():

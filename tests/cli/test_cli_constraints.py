@@ -115,6 +115,7 @@ def test_everything_becomes_keyword_arguments_of_choose() -> None:
         "floor": {},
         "cap": {"c*": 8},
         "tie": (),
+        "uniform": False,
         "round_to": "auto",
     }
     with pytest.raises(ValueError, match="--formats names nothing"):

@@ -82,7 +82,7 @@ def test_a_budget_of_parameters_may_factorise_it_and_one_of_macs_does_not(model:
     assert sum(p.numel() for p in small.parameters()) == by_params.planned["params"]
     assert rw.find(small, tokens()[0][:1]).total_macs == by_params.planned["macs"]
     (row,) = [row for row in by_params.rows if row.site == "words"]
-    assert row.why.endswith("of its parameters")
+    assert "of its parameters" in row.why
     by_macs = rw.choose(model, stats, keep={"macs": 0.55}, include=["*", "words", "head"])
     assert {row.site for row in by_macs.factorised} <= {"hidden", "head"}
 

@@ -219,8 +219,6 @@ def test_transformers(name: str, tmp_path: Path) -> None:
         network.tie_weights()
         assert_tied(network, table, "lm_head")
         assert torch.equal(outputs_of(network, ids), before)
-        with pytest.raises(ValueError, match="from_pretrained builds the dense layers again"):
-            network.save_pretrained(tmp_path / "host")
         generated = network.generate(ids[:1, :4], max_new_tokens=3, do_sample=False)
         expected = outputs_of(network, generated[:, :-1])[0, 3:].argmax(-1)
         assert generated[0, 4:].tolist() == expected.tolist()[: generated.shape[1] - 4]

@@ -28,8 +28,7 @@ def network() -> nn.Module:
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"keep": 0.5}, r'write keep=\{"macs": 0.5\}'),
-    ({"keep": 0.25}, r'write keep=\{"macs": 0.25\}'),
+    ({"keep": 5}, "keep"),
     ({"keep": {}}, "needs a budget"),
     ({"keep": {"macs": 50}}, r'write keep=\{"macs": 0.5\} for 50 %'),
     ({"keep": {"params": 1}}, r'or keep=\{"params": 1.0\} for all of it'),

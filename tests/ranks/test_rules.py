@@ -323,7 +323,7 @@ def test_fisher_weighs_errors_by_the_energy_of_each_site(power: float) -> None:
     unweighted = loss(tuple(pick.option for pick in get_rule("knapsack").choose(asked)))
     assert unweighted > best if power else unweighted >= best * (1 - 1e-12)
     steep = asked.sites[0].options[picks[0].option]
-    assert picks[0].why.startswith(f"fisher: predicted loss {WEIGHTS['steep'] * steep.error:.2g}, error")
+    assert picks[0].why.startswith(f"fisher: predicted loss {WEIGHTS['steep'] * steep.error:.2g}, ")
 
 
 @pytest.mark.parametrize("power", [-0.1, 1.5, float("nan")])

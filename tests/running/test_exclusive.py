@@ -422,6 +422,7 @@ def test_the_child_of_a_fork_is_free() -> None:
 FREE = {
     *("get_rule", "inputs_only", "augmentation", "low_rank_linear", "trainable", "verify"),
     *("measure", "predicts_next", "measure_of_plans", "measures_for", "shown", "sparse_bytes"),
+    *("mean_interval", "perplexity_ratio", "windows", "method_set", "similarity", "regularised_perplexity"),
 }
 
 

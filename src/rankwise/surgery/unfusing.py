@@ -154,7 +154,7 @@ def _fused_in(model: nn.Module) -> list[str]:
     owners: dict[int, set[int]] = defaultdict(set)  # block of memory -> ids of the modules with a parameter there
     for module in model.modules():
         for parameter in module._parameters.values():
-            if parameter is not None:
+            if parameter is not None and not nn.parameter.is_lazy(parameter):
                 owners[storage_of(parameter)].add(id(module))
     return [
         name

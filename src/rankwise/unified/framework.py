@@ -141,6 +141,7 @@ def unified(
             diverges, or a checkpoint of another run.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(256, 16)
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
         >>> small, report = unified(model, x, keep={"params": 0.7}, formats="svd", epochs=4)
