@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ...layers.kinds import Role
 from ..forward import Forward
 from ..site import Heads as Layout
+from ..site import Site
 from .base import stored_weight
 from .fed import Fed, feeder
 from .probing import Hook, is_free, run, same
@@ -76,6 +77,10 @@ class Heads(Fed[_Found]):
 
     def works(self, forward: Forward, found: Sequence[_Found]) -> bool:
         return _works(forward, found)
+
+    def place(self, site: Site) -> str | None:
+        """Values get other axes, and those that the attention has computed by then would be in the old ones."""
+        return None
 
     def fields(self, forward: Forward, found: _Found) -> dict[str, Any]:
         units = stored_weight(forward.model.get_submodule(found.reader)).shape[1]
