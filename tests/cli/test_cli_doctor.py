@@ -37,6 +37,13 @@ def test_everything_is_told(few_engines: None, cli: Callable[..., Any], monkeypa
     assert "a reason" in result.stderr
 
 
+def test_what_to_install_is_shown_as_it_is_typed(
+    few_engines: None, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "requires", lambda name: ['no-such-package>=1; extra == "onnx"'])
+    assert "pip install 'rankwise[onnx]'" in cli("doctor").stdout
+
+
 def test_a_self_test_that_fails_is_an_error(
     few_engines: None, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

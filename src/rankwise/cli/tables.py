@@ -203,7 +203,8 @@ def doctor_tables(versions: Mapping[str, str], extras: Sequence[Extra], engines:
     yield table
     table = _table("extra", "for", "here", wide="install")
     for extra in extras:
-        table.add_row(extra.name, extra.use, f"needs {', '.join(extra.missing)}" if extra.missing else "yes", extra.fix)
+        here = f"needs {', '.join(extra.missing)}" if extra.missing else "yes"
+        table.add_row(extra.name, extra.use, here, Text(extra.fix))  # not markup: it has brackets
     yield table
     table = _table("engine", "runs", wide="here")
     for engine in engines:

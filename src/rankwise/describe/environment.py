@@ -16,6 +16,7 @@ from ..latency import ENGINES, get_engine
 # Extra -> what a user needs it for; `all` and those for people who work on Rankwise itself are left out.
 USES = {
     "vision": "pictures as data, torchvision models and data sets",
+    "timm": "networks of timm (timm:NAME)",
     "transformers": "language models and other transformers (hf:NAME)",
     "onnx": "export to .onnx, times in onnxruntime",
     "executorch": "export to .pte for phones, times in ExecuTorch",
