@@ -16,6 +16,7 @@ from .options.choosing import Choosing
 from .options.data import Calibration, Network
 from .options.measuring import TimedAndFigured
 from .output import Output
+from .pareto import Along, At
 from .parsing import parse_shares
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .job import Job
 
 ScanOut = Annotated[Path, plain("-o --out DIR", "Folder for the plans, front.json, front.svg and front.png.")]
-Along = Annotated[str, plain("--along WHAT", "Unit of the budgets: macs, params, bytes or latency.")]
-At = Annotated[str, plain("--at SHARE,SHARE", "Shares of the dense count, or time, to keep.")]
 Within = Annotated[float, plain("--within POINTS", "Recommend the fastest network that loses no more points.")]
 Resume = Annotated[bool, plain("--resume", "Resume a scan that was stopped, with otherwise the same options.")]
 KEPT, FRONT = "work", "front.json"
@@ -95,7 +94,7 @@ def scan(
         figured, wishes = timing.timing(), choosing.wishes(judging.fit, network.rule)
         where = timing.wishes(along == "latency", wanted=False)
         work = _work(out, out_folder / KEPT, resume)
-        job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes, work=work)
+        job = Job.start(out, network, data, run.seed, judging=judging, wishes=wishes, work=work, joint=choosing.joint)
         if only_forecast(run, job, builds=len(keeps), engines=len(figured.engines)):
             return
         if not job.measured_on.real:
