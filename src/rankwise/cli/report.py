@@ -149,7 +149,8 @@ def _job(out: Output, given: Given, seed: int) -> tuple[Job, dict[str, Any]]:
     wishes = choosing.wishes(judging.fit, network.rule)
     way = Factorising(fold=bool(given.options.get("fold", False)))
     seed = int(given.options.get("seed", seed))
-    return Job.start(out, network, data, seed, judging=judging, wishes=wishes, way=way), wishes
+    job = Job.start(out, network, data, seed, judging=judging, wishes=wishes, way=way, joint=choosing.joint)
+    return job, wishes
 
 
 def _write_picture(found: Findings, picture: Path | None) -> None:
